@@ -1,0 +1,314 @@
+//! What travels through a shard: changes in, records out, and the positions that tell them apart.
+//!
+//! A [`Batch`] keeps its changes in one buffer, in the very encoding that plugins read
+//! ([`penstock_plugin_encoding`]): a row is decoded from CQL once, never boxed, and handed to a guest by
+//! copying bytes. A [`RecordBatch`] points into that buffer and into the guest's output.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use penstock_plugin_encoding::Rows;
+use uuid::Uuid;
+
+/// A CDC stream: 16 opaque bytes, the partition key of the log table.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId(pub [u8; 16]);
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Where a change stands: unique in the log, ordered within its stream.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Position {
+    /// `cdc$stream_id`.
+    pub stream: StreamId,
+    /// `cdc$time`, a version 1 UUID.
+    pub time: Uuid,
+    /// `cdc$batch_seq_no`.
+    pub seq: i32,
+}
+
+/// 100 ns ticks between the UUID epoch (1582-10-15) and the Unix epoch.
+const UUID_EPOCH_TICKS: u64 = 0x01b2_1dd2_1381_4000;
+
+impl Position {
+    /// The write timestamp: microseconds since the Unix epoch.
+    pub fn timestamp_us(&self) -> i64 {
+        timeuuid_us(&self.time)
+    }
+}
+
+/// The time of a version 1 UUID in microseconds since the Unix epoch.
+pub fn timeuuid_us(id: &Uuid) -> i64 {
+    let (ticks, _) = id
+        .get_timestamp()
+        .map_or((UUID_EPOCH_TICKS, 0), |t| t.to_gregorian());
+    (ticks as i64 - UUID_EPOCH_TICKS as i64) / 10
+}
+
+/// Orders two timeuuids as ScyllaDB does: by time, then by the low eight bytes taken as signed bytes.
+pub fn timeuuid_cmp(a: &Uuid, b: &Uuid) -> Ordering {
+    let ticks = |u: &Uuid| u.get_timestamp().map_or(0, |t| t.to_gregorian().0);
+    ticks(a).cmp(&ticks(b)).then_with(|| {
+        let low = |u: &Uuid| -> [i8; 8] { std::array::from_fn(|i| u.as_bytes()[8 + i] as i8) };
+        low(a).cmp(&low(b))
+    })
+}
+
+impl PartialOrd for Position {
+    /// `None` for positions of different streams: they have no order.
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        (self.stream == other.stream)
+            .then(|| timeuuid_cmp(&self.time, &other.time).then(self.seq.cmp(&other.seq)))
+    }
+}
+
+/// `<stream, hex>:<cdc$time, uuid>:<cdc$batch_seq_no>`, the form of the `penstock-position` header.
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.stream, self.time, self.seq)
+    }
+}
+
+/// The text is not `<32 hex digits>:<uuid>:<integer>`.
+#[derive(Debug, thiserror::Error)]
+#[error("not a position: {0:?} (expected <stream in hex>:<cdc$time>:<cdc$batch_seq_no>)")]
+pub struct InvalidPosition(String);
+
+impl FromStr for Position {
+    type Err = InvalidPosition;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let bad = || InvalidPosition(s.to_owned());
+        let mut parts = s.splitn(3, ':');
+        let mut next = || parts.next().ok_or_else(bad);
+        let mut stream = [0; 16];
+        hex::decode_to_slice(next()?, &mut stream).map_err(|_| bad())?;
+        let time = next()?.parse().map_err(|_| bad())?;
+        let seq = next()?.parse().map_err(|_| bad())?;
+        Ok(Position {
+            stream: StreamId(stream),
+            time,
+            seq,
+        })
+    }
+}
+
+/// What a column is in its base table.
+pub use penstock_plugin_encoding::ColumnKind;
+
+/// A column of a base table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// As in `system_schema.columns`.
+    pub name: String,
+    /// In CQL notation, a UDT written out as `udt<keyspace.name, field: type, …>`.
+    pub cql_type: String,
+    /// Its part in the primary key.
+    pub kind: ColumnKind,
+}
+
+/// One version of a base table's shape. A schema change makes a new one with a new `id`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TableSchema {
+    /// Unique in the process; what the encoded rows carry.
+    pub id: u32,
+    /// The keyspace.
+    pub keyspace: String,
+    /// The base table, not its log.
+    pub name: String,
+    /// In the order in which the encoded rows carry them.
+    pub columns: Vec<Column>,
+}
+
+/// The streams read together, of one table: what a checkpoint belongs to.
+///
+/// `keyspace.table/generation/first-stream`: stable over restarts and over a change of `shards`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct GroupKey(pub Arc<str>);
+
+impl GroupKey {
+    /// The slot out of `shards` that this group belongs to, the same in every process.
+    pub fn shard(&self, shards: u32) -> u32 {
+        use sha2::Digest;
+        let digest = sha2::Sha256::digest(self.0.as_bytes());
+        let head: [u8; 8] = std::array::from_fn(|i| digest[i]);
+        (u64::from_be_bytes(head) % u64::from(shards)) as u32
+    }
+}
+
+/// How far a batch brings one stream group once all of the batch is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The stream group.
+    pub group: GroupKey,
+    /// All changes written before this time (µs since the Unix epoch, exclusive) are in this batch or
+    /// an earlier one. `None`: the window is not finished.
+    pub complete_until_us: Option<i64>,
+    /// The last position of each stream that the batch touches.
+    pub streams: Vec<Position>,
+    /// The group's stream are closed and read to their end: its checkpoint may be forgotten.
+    pub finished: bool,
+}
+
+/// A row that could not be decoded: goes to the dead letters, with what is known of it.
+#[derive(Clone, Debug)]
+pub struct Undecodable {
+    /// Where it stands in the log.
+    pub position: Position,
+    /// `keyspace.table`.
+    pub table: String,
+    /// What is wrong with it.
+    pub error: String,
+    /// The raw row, as JSON of column name → hex of its bytes.
+    pub raw: Bytes,
+}
+
+/// Consecutive changes of one shard, handed on together. May be empty and carry progress only.
+#[derive(Debug)]
+pub struct Batch {
+    /// The slot it belongs to.
+    pub shard: u32,
+    /// Counts the rewinds of the shard; batches of an earlier epoch are let go of.
+    pub epoch: u64,
+    /// The changes in the plugins' encoding, with all columns.
+    pub rows: Rows,
+    /// The position of each row.
+    pub positions: Vec<Position>,
+    /// Every table version that the rows refer to.
+    pub tables: Vec<Arc<TableSchema>>,
+    /// Rows that could not be decoded, in the log's order.
+    pub undecodable: Vec<Undecodable>,
+    /// What may be checkpointed once everything above is done.
+    pub progress: Vec<Progress>,
+    /// When the source had it: for the stages' latencies.
+    pub read_at: std::time::Instant,
+}
+
+impl Batch {
+    /// The table version that a row's `table` field names.
+    pub fn table(&self, id: u32) -> Option<&Arc<TableSchema>> {
+        self.tables.iter().find(|t| t.id == id)
+    }
+}
+
+/// Bytes of a record: in the guest's output or in the batch that it came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slice {
+    /// A null key, or a tombstone value.
+    Null,
+    /// In [`RecordBatch::output`].
+    Output {
+        /// First byte.
+        start: u32,
+        /// One past the last byte.
+        end: u32,
+    },
+    /// In the buffer of [`RecordBatch::source`]'s rows.
+    Source {
+        /// First byte.
+        start: u32,
+        /// One past the last byte.
+        end: u32,
+    },
+}
+
+/// What goes to Redpanda.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Index of the change in the source batch.
+    pub source: u32,
+    /// Index into [`RecordBatch::topics`].
+    pub topic: u32,
+    /// The key.
+    pub key: Slice,
+    /// The value.
+    pub value: Slice,
+    /// The headers that the transform set: a range of [`RecordBatch::headers`].
+    pub headers: std::ops::Range<u32>,
+}
+
+/// A change that a stage gave up on, on its way to the dead letters.
+#[derive(Clone, Debug)]
+pub struct Rejected {
+    /// Index of the change in the source batch.
+    pub source: u32,
+    /// The stage's name, e.g. `transform.outbox-router`.
+    pub stage: Arc<str>,
+    /// What went wrong.
+    pub error: String,
+    /// How often it was tried.
+    pub attempts: u32,
+}
+
+/// What the transforms made of a batch.
+#[derive(Debug)]
+pub struct RecordBatch {
+    /// The changes that the records came from.
+    pub source: Batch,
+    /// The bytes that the guests wrote.
+    pub output: Vec<u8>,
+    /// The topics that the records name.
+    pub topics: Vec<Arc<str>>,
+    /// Header name and value.
+    pub headers: Vec<(Slice, Slice)>,
+    /// In the order in which they are to be produced.
+    pub records: Vec<Record>,
+    /// Changes that go to the dead letters instead.
+    pub rejected: Vec<Rejected>,
+    /// Changes that the transforms dropped on purpose or by `on_error = "drop"`.
+    pub dropped: u32,
+}
+
+impl RecordBatch {
+    /// The bytes that a slice stands for; `None` for null.
+    pub fn bytes(&self, slice: Slice) -> Option<&[u8]> {
+        match slice {
+            Slice::Null => None,
+            Slice::Output { start, end } => self.output.get(start as usize..end as usize),
+            Slice::Source { start, end } => self
+                .source
+                .rows
+                .as_bytes()
+                .get(start as usize..end as usize),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_survives_its_text_form() {
+        let position = Position {
+            stream: StreamId([7; 16]),
+            time: Uuid::parse_str("8e3d2f00-e86c-11f0-9d3d-0242ac120002").unwrap(),
+            seq: 3,
+        };
+        assert_eq!(position.to_string().parse::<Position>().unwrap(), position);
+        assert!("07:x:1".parse::<Position>().is_err());
+    }
+
+    #[test]
+    fn timeuuids_order_by_time_then_by_signed_low_bytes() {
+        let id = |s: &str| Uuid::parse_str(s).unwrap();
+        let early = id("00000000-0000-1000-8080-808080808080");
+        let late = id("00000001-0000-1000-8080-808080808080");
+        let late_high = id("00000001-0000-1000-8080-80808080807f");
+        assert_eq!(timeuuid_cmp(&early, &late), Ordering::Less);
+        assert_eq!(timeuuid_cmp(&late, &late_high), Ordering::Less);
+    }
+}

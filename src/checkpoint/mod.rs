@@ -1,0 +1,49 @@
+//! How far each stream group is done, kept in Redpanda.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use crate::change::{GroupKey, Position, Progress, StreamId, timeuuid_cmp};
+
+/// Everything up to here is acknowledged or dead-lettered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupCheckpoint {
+    /// All changes written before this time (µs since the Unix epoch) are done.
+    pub complete_until_us: i64,
+    /// Past `complete_until_us`: per stream, the last position that is done.
+    pub streams: BTreeMap<StreamId, (Uuid, i32)>,
+}
+
+impl GroupCheckpoint {
+    /// Whether a change is already done.
+    pub fn covers(&self, position: &Position) -> bool {
+        position.timestamp_us() < self.complete_until_us
+            || self
+                .streams
+                .get(&position.stream)
+                .is_some_and(|(time, seq)| {
+                    timeuuid_cmp(&position.time, time)
+                        .then(position.seq.cmp(seq))
+                        .is_le()
+                })
+    }
+
+    /// Moves on by what a finished batch says; never backwards.
+    pub fn apply(&mut self, progress: &Progress) {
+        for p in &progress.streams {
+            if !self.covers(p) {
+                self.streams.insert(p.stream, (p.time, p.seq));
+            }
+        }
+        if let Some(until) = progress.complete_until_us {
+            self.complete_until_us = self.complete_until_us.max(until);
+            let until = self.complete_until_us;
+            self.streams
+                .retain(|_, (time, _)| crate::change::timeuuid_us(time) >= until);
+        }
+    }
+}
+
+/// The checkpoints of a shard.
+pub type Checkpoints = BTreeMap<GroupKey, GroupCheckpoint>;

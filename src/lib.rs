@@ -1,0 +1,6 @@
+//! Penstock carries changes from ScyllaDB's change log to Redpanda through WASM transforms, without loss.
+
+pub mod change;
+pub mod checkpoint;
+pub mod config;
+pub mod policy;
