@@ -1,14 +1,35 @@
 //! The bytes between Penstock and its plugins, read and written by the host and by the SDK alike.
 //!
 //! - [`rows`]: the input of `process`, a batch of changes with O(1) access to every column.
-//! - `output`: the output of `process`.
-//! - `cql`: CQL types and values, and their JSON form.
+//! - [`output`]: the output of `process`.
+//! - [`cql`]: CQL types and values, and their JSON form.
 //!
 //! Everything here is bounds-checked: neither side trusts the other's lengths.
 
+pub mod cql;
+pub mod output;
 pub mod rows;
 
+pub use cql::{CqlType, CqlValue};
+pub use output::{ColumnRef, Field, OutputReader, OutputWriter};
 pub use rows::{ColumnKind, ColumnTag, Operation, Row, RowMeta, Rows, RowsBuilder};
 
 /// The version of the encoding, as `info.encoding` of the contract names it.
 pub const ENCODING_VERSION: u16 = 1;
+
+/// The pseudo-table in which a transform sees the records of the transform before it.
+pub mod record_table {
+    /// Its keyspace.
+    pub const KEYSPACE: &str = "penstock";
+    /// Its name.
+    pub const NAME: &str = "record";
+    /// The id that its rows carry.
+    pub const ID: u32 = u32::MAX;
+    /// Its columns and their types, in order. Rows of it are inserts.
+    pub const COLUMNS: [(&str, &str); 4] = [
+        ("topic", "text"),
+        ("key", "blob"),
+        ("value", "blob"),
+        ("headers", "frozen<map<text, blob>>"),
+    ];
+}

@@ -228,6 +228,43 @@ impl RowsBuilder {
         );
     }
 
+    /// Copies a whole row without its links. Columns that `keep` does not have at their index become
+    /// [`ColumnTag::Unsent`]; `None` keeps all. Returns the row's index.
+    pub fn copy_row(&mut self, row: &Row<'_>, keep: Option<&[bool]>) -> u32 {
+        debug_assert_eq!(self.column, self.ncols, "the row before is not finished");
+        self.finish_row();
+        let index = self.starts.len() as u32;
+        self.starts.push(self.buf.len() as u32);
+        self.buf.extend_from_slice(&[0; 4]);
+        let start = self.buf.len();
+        match keep {
+            None => self.buf.extend_from_slice(row.bytes),
+            Some(keep) => {
+                let ncols = row.columns();
+                let data = HEADER + ncols * 5;
+                self.buf.extend_from_slice(&row.bytes[..data]);
+                let (mut from, mut to) = (0, 0);
+                for column in 0..ncols {
+                    let ends = HEADER + column * 4;
+                    let end = le_u32(&row.bytes[ends..]);
+                    if keep.get(column).copied().unwrap_or(false) {
+                        let bytes = &row.bytes[data + from as usize..data + end as usize];
+                        self.buf.extend_from_slice(bytes);
+                        to += end - from;
+                    } else {
+                        self.buf[start + HEADER + ncols * 4 + column] = ColumnTag::Unsent as u8;
+                    }
+                    self.buf[start + ends..][..4].copy_from_slice(&to.to_le_bytes());
+                    from = end;
+                }
+            }
+        }
+        self.buf[start + 20..start + 28].fill(0);
+        self.column = 0;
+        self.ncols = 0;
+        index
+    }
+
     /// Takes the last row back, finished or not.
     pub fn undo_row(&mut self) {
         if let Some(start) = self.starts.pop() {
@@ -513,6 +550,33 @@ mod tests {
             &rows.as_bytes()[span.start as usize..span.end as usize],
             b"abc"
         );
+    }
+
+    #[test]
+    fn a_copied_row_keeps_only_what_is_asked_for() {
+        let mut b = RowsBuilder::new();
+        let pre = b.row(meta(Operation::PreImage), 0);
+        let row = b.row(meta(Operation::Update), 4);
+        b.column(ColumnTag::Value, &[b"one"]);
+        b.column(ColumnTag::Null, &[]);
+        b.column(ColumnTag::Value, &[b"three"]);
+        b.column(ColumnTag::Replaced, &[b"four"]);
+        b.link_preimage(row, pre);
+        let rows = b.finish();
+
+        let mut b = RowsBuilder::new();
+        b.copy_row(&rows.get(1).unwrap(), None);
+        b.copy_row(&rows.get(1).unwrap(), Some(&[false, true, true]));
+        let copy = Rows::parse(b.finish().as_bytes().to_vec()).unwrap();
+        let all = copy.get(0).unwrap();
+        assert_eq!(all.preimage(), None, "links are the new batch's business");
+        assert_eq!(all.meta(), meta(Operation::Update));
+        assert_eq!(all.column(3), Some((ColumnTag::Replaced, &b"four"[..])));
+        let some = copy.get(1).unwrap();
+        assert_eq!(some.column(0), Some((ColumnTag::Unsent, &b""[..])));
+        assert_eq!(some.column(1), Some((ColumnTag::Null, &b""[..])));
+        assert_eq!(some.column(2), Some((ColumnTag::Value, &b"three"[..])));
+        assert_eq!(some.column(3), Some((ColumnTag::Unsent, &b""[..])));
     }
 
     #[test]
