@@ -335,8 +335,9 @@ pub struct Embedded {
     pub shards_per_vnode: NonZeroU32,
 }
 
-/// The four policy tables of a stage.
-#[derive(Clone, Debug, PartialEq)]
+/// The four policy tables of a stage. The default is what applies where `[policies]` says nothing: no rate
+/// limit, and each other table's own default.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Policies {
     /// When to stop calling.
     pub breaker: crate::policy::breaker::Settings,

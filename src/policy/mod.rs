@@ -1,12 +1,66 @@
 //! The policies that pipeline.toml sets per stage.
 //!
-//! The state machines are pure in `now`: no I/O, no clock of their own. [`stage::StagePolicies`] binds them
-//! to a stage and to the live settings.
+//! | module | question it answers |
+//! |---|---|
+//! | [`breaker`] | may I call at all? |
+//! | [`backoff`] | how long do I wait before I try again? |
+//! | [`rate`] | how fast may I go? |
+//! | [`restart`] | a stage crashed: start it again, or give up on it? |
+//! | [`health`] | what do the observations add up to? |
+//! | [`stage`] | the four of them bound to one stage, its live settings and tokio's clock |
+//!
+//! All but [`stage`] are pure state machines in `now`: no I/O, no clock, no random source of their own. What
+//! they are told is all that they know, so a test replays a day of outages in a millisecond. What is absent
+//! here is the point: no driver, no socket, no file, no task.
+//!
+//! How they nest around a call, from the outside in: rate limit, retry, breaker, the call. Retry is *outside*
+//! the breaker and a refusal is a wait, not an attempt; so an outage cannot use up `max_attempts`.
+//!
+//! Every settings type is checked by its constructor, so an illegal threshold cannot exist; [`Invalid`] names
+//! the key. Every state machine has a `retune` that keeps its state and its counts.
 
 pub mod backoff;
 pub mod breaker;
 pub mod rate;
 pub mod restart;
+
+use std::time::Duration;
+
+/// The longest time that any policy setting may be. A day is the default time to live of ScyllaDB's change
+/// log: waiting longer than that loses changes. It also keeps all sums with an `Instant` in range.
+pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A setting that cannot be: which key of its table, and what would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key} {expected}")]
+pub struct Invalid {
+    /// The key in its table, e.g. `open_for`.
+    pub key: &'static str,
+    /// What it has to be, e.g. `must be longer than zero`.
+    pub expected: &'static str,
+}
+
+/// Collects what is wrong with a table, so that all of it is reported at once.
+#[derive(Default)]
+pub(crate) struct Checks(Vec<Invalid>);
+
+impl Checks {
+    /// Notes `key` as invalid unless `holds`.
+    pub(crate) fn require(&mut self, holds: bool, key: &'static str, expected: &'static str) {
+        if !holds {
+            self.0.push(Invalid { key, expected });
+        }
+    }
+
+    /// The value, if nothing was noted.
+    pub(crate) fn pass<T>(self, value: T) -> Result<T, Vec<Invalid>> {
+        if self.0.is_empty() {
+            Ok(value)
+        } else {
+            Err(self.0)
+        }
+    }
+}
 
 /// What a failure means for the work that met it. Each driver classifies its errors in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
