@@ -1,1 +1,234 @@
-//! penstock-plugin
+//! Write a Penstock transform.
+//!
+//! ```
+//! use penstock_plugin::{Change, Error, Interest, Output, Settings, Table, Transform};
+//!
+//! struct Payloads {
+//!     topic: String,
+//! }
+//!
+//! impl Transform for Payloads {
+//!     fn configure(settings: &Settings) -> Result<Self, Error> {
+//!         settings.only(&["topic"])?;
+//!         Ok(Self { topic: settings.get("topic").unwrap_or("payloads").to_owned() })
+//!     }
+//!
+//!     fn interest(&mut self, table: &Table) -> Result<Interest, Error> {
+//!         table.columns(&["id", "payload"])
+//!     }
+//!
+//!     fn process(&mut self, change: &Change<'_>, out: &mut Output) -> Result<(), Error> {
+//!         out.record(&self.topic)
+//!             .key(change.get::<&str>("id")?)
+//!             .value(change.column_ref("payload")?);
+//!         Ok(())
+//!     }
+//! }
+//!
+//! penstock_plugin::export_plugin!(Payloads);
+//! ```
+//!
+//! Build it as a `cdylib` for `wasm32-unknown-unknown` (or as a component for `wasm32-wasip2`) and name the
+//! file in pipeline.toml. One instance serves one shard, one batch at a time. After a panic, a missed deadline
+//! or a memory overrun a new instance is made, so state in `self` is a cache, never a record.
+//!
+//! [`testing`] runs a transform natively, in a unit test.
+
+mod change;
+mod log;
+mod output;
+mod settings;
+mod table;
+pub mod testing;
+
+use penstock_plugin_encoding::{Operation as Op, OutputWriter, Rows};
+
+pub use change::{Change, Elements, FromCql, Timestamp};
+pub use log::{Level, write_log};
+pub use output::{Output, RecordOutput};
+pub use penstock_plugin_encoding as encoding;
+pub use penstock_plugin_encoding::{
+    ColumnKind, ColumnRef, ColumnTag, CqlType, CqlValue, Field, Operation, record_table,
+};
+pub use settings::Settings;
+pub use table::{Column, Interest, Table};
+pub use uuid::Uuid;
+
+/// The raw contract, for a plugin that speaks it without this SDK's help.
+#[allow(missing_docs, unsafe_code, unreachable_pub, clippy::all)]
+pub mod bindings {
+    wit_bindgen::generate!({
+        path: "../../plugins/wit",
+        world: "plugin",
+        pub_export_macro: true,
+        export_macro_name: "export_bindings",
+        default_bindings_module: "penstock_plugin::bindings",
+    });
+}
+
+/// Why something failed: settings that are refused, or a change that can never succeed.
+///
+/// Any error turns into it with `?`; [`Error::new`] and [`bail!`] make one from text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error(String);
+
+impl Error {
+    /// An error with this message.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+
+    /// The message.
+    pub fn message(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// `Error` itself does not implement `std::error::Error`, which would forbid this.
+impl<E: std::error::Error> From<E> for Error {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Returns an [`Error`] made of a format string.
+#[macro_export]
+macro_rules! bail {
+    ($($arg:tt)+) => {
+        return Err($crate::Error::new(format!($($arg)+)))
+    };
+}
+
+/// A transform.
+pub trait Transform: Sized + 'static {
+    /// Makes an instance from `[transform.settings]`. An error refuses the settings: nothing is run with them.
+    fn configure(settings: &Settings) -> Result<Self, Error>;
+
+    /// Says which columns of a table are wanted; the fewer, the faster. Called before the first change of each
+    /// version of a table. By default all of them.
+    fn interest(&mut self, table: &Table) -> Result<Interest, Error> {
+        let _ = table;
+        Ok(Interest::All)
+    }
+
+    /// Makes what it wants of a change, which is never an image or the end of a range: those are reached
+    /// through it. Writing nothing drops the change. An error dead-letters it (or what `on_error` says), takes
+    /// back what was written for it, and leaves the other changes alone.
+    fn process(&mut self, change: &Change<'_>, out: &mut Output) -> Result<(), Error>;
+}
+
+/// Drives a [`Transform`]: what [`export_plugin!`] and [`testing`] share.
+#[derive(Debug)]
+pub struct Runtime<T> {
+    transform: T,
+    tables: Vec<Table>,
+}
+
+impl<T: Transform> Runtime<T> {
+    /// Configures the transform.
+    pub fn new(settings: &Settings) -> Result<Self, Error> {
+        Ok(Self {
+            transform: T::configure(settings)?,
+            tables: Vec::new(),
+        })
+    }
+
+    /// Asks the transform for its interest and remembers the table.
+    pub fn open_table(&mut self, table: Table) -> Result<Interest, Error> {
+        let interest = self.transform.interest(&table)?;
+        self.tables.retain(|t| t.id != table.id);
+        self.tables.push(table);
+        Ok(interest)
+    }
+
+    /// Processes an encoded batch into an encoded output.
+    pub fn process(&mut self, batch: Vec<u8>) -> Result<Vec<u8>, Error> {
+        let rows = Rows::parse(batch)?;
+        let mut out = Output::new(OutputWriter::with_capacity(64 * rows.len()));
+        for (index, row) in (0..).zip(rows.iter()) {
+            let meta = row.meta();
+            let image = matches!(
+                meta.operation,
+                Op::PreImage
+                    | Op::PostImage
+                    | Op::RangeDeleteEndInclusive
+                    | Op::RangeDeleteEndExclusive
+            );
+            if meta.context || image {
+                continue;
+            }
+            out.start(index);
+            let processed = match Change::new(&rows, &self.tables, index) {
+                Some(change) => self.transform.process(&change, &mut out),
+                None => Err(Error::new("its table was never opened")),
+            };
+            if let Err(error) = processed {
+                out.refuse(error.message());
+            }
+        }
+        Ok(out.finish())
+    }
+}
+
+/// Makes a [`Transform`] the plugin of this crate. Its name and version are the crate's.
+#[macro_export]
+macro_rules! export_plugin {
+    ($transform:ty) => {
+        #[cfg(target_arch = "wasm32")]
+        const _: () = {
+            use $crate::bindings::exports::penstock::plugin::transform as contract;
+
+            ::std::thread_local! {
+                static RUNTIME: ::std::cell::RefCell<Option<$crate::Runtime<$transform>>> =
+                    const { ::std::cell::RefCell::new(None) };
+            }
+
+            struct Plugin;
+
+            impl contract::Guest for Plugin {
+                fn configure(settings: Vec<contract::Setting>) -> Result<contract::Info, String> {
+                    $crate::log_panics();
+                    let settings = settings.into_iter().map(|s| (s.key, s.value)).collect();
+                    let runtime = $crate::Runtime::new(&settings).map_err(|e| e.to_string())?;
+                    RUNTIME.set(Some(runtime));
+                    Ok(contract::Info {
+                        name: env!("CARGO_PKG_NAME").to_owned(),
+                        version: env!("CARGO_PKG_VERSION").to_owned(),
+                        encoding: $crate::encoding::ENCODING_VERSION,
+                    })
+                }
+
+                fn open_table(table: contract::Table) -> Result<contract::Interest, String> {
+                    RUNTIME.with_borrow_mut(|runtime| {
+                        let runtime = runtime.as_mut().ok_or("not configured")?;
+                        let table = $crate::Table::try_from(table).map_err(|e| e.to_string())?;
+                        let interest = runtime.open_table(table).map_err(|e| e.to_string())?;
+                        Ok(interest.into())
+                    })
+                }
+
+                fn process(batch: Vec<u8>) -> Result<Vec<u8>, String> {
+                    RUNTIME.with_borrow_mut(|runtime| {
+                        let runtime = runtime.as_mut().ok_or("not configured")?;
+                        runtime.process(batch).map_err(|e| e.to_string())
+                    })
+                }
+            }
+
+    $crate::bindings::export_bindings!(Plugin with_types_in $crate::bindings);
+        };
+    };
+}
+
+/// Sends panics, with their place, to the host's log. [`export_plugin!`] calls it.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        write_log(Level::Error, format_args!("{info}"));
+    }));
+}

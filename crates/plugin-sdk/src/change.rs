@@ -1,0 +1,330 @@
+//! A change, as a transform sees it.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use penstock_plugin_encoding::{
+    ColumnRef, ColumnTag, CqlType, CqlValue, Operation, Row, RowMeta, Rows,
+};
+use uuid::Uuid;
+
+use crate::table::Column;
+use crate::{Error, Table};
+
+/// One row of a CDC log: a change, its image, or the end of its range.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    rows: &'a Rows,
+    tables: &'a [Table],
+    row: Row<'a>,
+    table: &'a Table,
+    index: u32,
+}
+
+/// What happened to the elements of a non-frozen collection or UDT.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Elements<'a> {
+    /// The old elements are gone: `added` is all there is.
+    pub replaced: bool,
+    /// Elements that were set; of a list a map by timeuuid.
+    pub added: Option<CqlValue<'a>>,
+    /// Elements, keys, a list's timeuuids or a UDT's field numbers that were removed.
+    pub removed: Option<CqlValue<'a>>,
+}
+
+impl<'a> Change<'a> {
+    /// `None` if there is no such row, or if its table was never opened, which the host does not do.
+    pub(crate) fn new(rows: &'a Rows, tables: &'a [Table], index: u32) -> Option<Self> {
+        let row = rows.get(index as usize)?;
+        let id = row.table();
+        Some(Self {
+            rows,
+            tables,
+            row,
+            table: tables.iter().find(|t| t.id == id)?,
+            index,
+        })
+    }
+
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+
+    pub(crate) fn meta(&self) -> RowMeta {
+        self.row.meta()
+    }
+
+    /// What was done.
+    pub fn operation(&self) -> Operation {
+        self.row.operation()
+    }
+
+    /// Its table.
+    pub fn table(&self) -> &'a Table {
+        self.table
+    }
+
+    /// When it was written: microseconds since the Unix epoch.
+    pub fn time_us(&self) -> i64 {
+        self.meta().time_us
+    }
+
+    /// When it was written, in the milliseconds of CQL timestamps.
+    pub fn time(&self) -> Timestamp {
+        Timestamp(self.time_us().div_euclid(1000))
+    }
+
+    /// Its time to live in seconds.
+    pub fn ttl(&self) -> Option<u32> {
+        Some(self.meta().ttl).filter(|ttl| *ttl > 0)
+    }
+
+    /// Whether this is the last row of its write (`cdc$end_of_batch`).
+    pub fn is_end_of_batch(&self) -> bool {
+        self.meta().end_of_batch
+    }
+
+    /// The row before the change, where the table logs preimages.
+    pub fn preimage(&self) -> Option<Change<'a>> {
+        Change::new(self.rows, self.tables, self.row.preimage()?)
+    }
+
+    /// The row after the change, where the table logs postimages.
+    pub fn postimage(&self) -> Option<Change<'a>> {
+        let end = Change::new(self.rows, self.tables, self.row.end()?)?;
+        (end.operation() == Operation::PostImage).then_some(end)
+    }
+
+    /// The end of a range delete, this being its start.
+    pub fn range_end(&self) -> Option<Change<'a>> {
+        let end = Change::new(self.rows, self.tables, self.row.end()?)?;
+        (end.operation() != Operation::PostImage).then_some(end)
+    }
+
+    fn fail(&self, name: &str, what: impl std::fmt::Display) -> Error {
+        let Table {
+            keyspace,
+            name: table,
+            ..
+        } = self.table;
+        Error::new(format!("column `{name}` of {keyspace}.{table} {what}"))
+    }
+
+    fn column(&self, name: &str) -> Result<(u16, &'a Column, ColumnTag, &'a [u8]), Error> {
+        let index = self
+            .table
+            .column(name)
+            .ok_or_else(|| self.fail(name, "does not exist"))?;
+        let (tag, bytes) = self
+            .row
+            .column(usize::from(index))
+            .ok_or_else(|| self.fail(name, "is not in this row"))?;
+        if tag == ColumnTag::Unsent {
+            return Err(self.fail(name, "was not declared in the transform's interest"));
+        }
+        Ok((index, &self.table.columns[usize::from(index)], tag, bytes))
+    }
+
+    /// The value of a column, which must have one.
+    ///
+    /// # Errors
+    /// The column does not exist, was not declared, has no value in this change, or is of another type.
+    pub fn get<T: FromCql<'a>>(&self, name: &str) -> Result<T, Error> {
+        let (_, column, tag, bytes) = self.column(name)?;
+        match tag {
+            ColumnTag::Value | ColumnTag::Replaced => self.decode(column, bytes),
+            ColumnTag::Null => Err(self.fail(name, "is null")),
+            ColumnTag::Merged | ColumnTag::Removed => {
+                Err(self.fail(name, "lost elements: use `elements`"))
+            }
+            ColumnTag::Unchanged | ColumnTag::Unsent => Err(self.fail(name, "is not set")),
+        }
+    }
+
+    /// The value of a column; `None` if the table has no such column, or if it is null or not set.
+    ///
+    /// # Errors
+    /// The column was not declared, or is of another type.
+    pub fn find<T: FromCql<'a>>(&self, name: &str) -> Result<Option<T>, Error> {
+        if self.table.column(name).is_none() {
+            return Ok(None);
+        }
+        let (_, column, tag, bytes) = self.column(name)?;
+        match tag {
+            ColumnTag::Value | ColumnTag::Replaced => self.decode(column, bytes).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn decode<T: FromCql<'a>>(&self, column: &'a Column, bytes: &'a [u8]) -> Result<T, Error> {
+        T::from_cql(&column.cql_type, bytes)
+            .map_err(|e| self.fail(&column.name, format_args!("({}): {e}", column.cql_type)))
+    }
+
+    /// The text form of a value of any type: text as it is, everything else as in JSON, without quotes.
+    pub fn text(&self, name: &str) -> Result<Cow<'a, str>, Error> {
+        match self.get::<CqlValue<'a>>(name)? {
+            CqlValue::Text(text) => Ok(Cow::Borrowed(text)),
+            value => {
+                let json = value.to_json()?;
+                Ok(Cow::Owned(json.trim_matches('"').to_owned()))
+            }
+        }
+    }
+
+    /// The JSON form of a value of any type; see [`mod@penstock_plugin_encoding::cql`].
+    pub fn json(&self, name: &str) -> Result<String, Error> {
+        Ok(self.get::<CqlValue<'a>>(name)?.to_json()?)
+    }
+
+    /// What happened to the elements of a non-frozen collection or UDT; `None` if nothing did.
+    pub fn elements(&self, name: &str) -> Result<Option<Elements<'a>>, Error> {
+        let (_, column, tag, bytes) = self.column(name)?;
+        let added = |bytes| CqlValue::decode(&column.cql_type.log_type(), bytes).map(Some);
+        let removed = |bytes| match column.cql_type.removed_type() {
+            Some(t) => Ok(CqlValue::decode(&t, bytes).map(Some)?),
+            None => Err(self.fail(name, "is not a non-frozen collection or UDT")),
+        };
+        let none = || Elements {
+            replaced: false,
+            added: None,
+            removed: None,
+        };
+        Ok(Some(match tag {
+            ColumnTag::Unchanged | ColumnTag::Unsent => return Ok(None),
+            ColumnTag::Null => Elements {
+                replaced: true,
+                ..none()
+            },
+            ColumnTag::Value => Elements {
+                added: added(bytes)?,
+                ..none()
+            },
+            ColumnTag::Replaced => Elements {
+                replaced: true,
+                added: added(bytes)?,
+                removed: None,
+            },
+            ColumnTag::Removed => Elements {
+                removed: removed(bytes)?,
+                ..none()
+            },
+            ColumnTag::Merged => {
+                let (len, rest) = bytes
+                    .split_first_chunk::<4>()
+                    .ok_or_else(|| self.fail(name, "is truncated"))?;
+                let (head, tail) = rest
+                    .split_at_checked(u32::from_le_bytes(*len) as usize)
+                    .ok_or_else(|| self.fail(name, "is truncated"))?;
+                Elements {
+                    replaced: false,
+                    added: added(head)?,
+                    removed: removed(tail)?,
+                }
+            }
+        }))
+    }
+
+    /// What the change says of a column.
+    pub fn state(&self, name: &str) -> Result<ColumnTag, Error> {
+        self.column(name).map(|(_, _, tag, _)| tag)
+    }
+
+    /// Whether the column has a value in this change.
+    pub fn is_set(&self, name: &str) -> bool {
+        matches!(
+            self.state(name),
+            Ok(ColumnTag::Value | ColumnTag::Replaced | ColumnTag::Merged)
+        )
+    }
+
+    /// Whether the column was set to null.
+    pub fn is_null(&self, name: &str) -> bool {
+        matches!(self.state(name), Ok(ColumnTag::Null))
+    }
+
+    /// Names a column's bytes for a record, so that they are not copied: a null column is a null field.
+    ///
+    /// # Errors
+    /// The column does not exist, was not declared, or was not set by this change.
+    pub fn column_ref(&self, name: &str) -> Result<ColumnRef, Error> {
+        let (column, _, tag, _) = self.column(name)?;
+        match tag {
+            ColumnTag::Value | ColumnTag::Replaced | ColumnTag::Null => Ok(ColumnRef {
+                row: self.index,
+                column,
+            }),
+            _ => Err(self.fail(name, "has no value")),
+        }
+    }
+}
+
+/// Milliseconds since the Unix epoch, as CQL's `timestamp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(pub i64);
+
+/// A type that a column can be read as.
+pub trait FromCql<'a>: Sized {
+    /// Reads the bytes of a value of this type.
+    fn from_cql(cql_type: &CqlType, bytes: &'a [u8]) -> Result<Self, Error>;
+}
+
+/// The bytes as they are, whatever the type.
+impl<'a> FromCql<'a> for &'a [u8] {
+    fn from_cql(_: &CqlType, bytes: &'a [u8]) -> Result<Self, Error> {
+        Ok(bytes)
+    }
+}
+
+impl<'a> FromCql<'a> for CqlValue<'a> {
+    fn from_cql(cql_type: &CqlType, bytes: &'a [u8]) -> Result<Self, Error> {
+        Ok(CqlValue::decode(&cql_type.log_type(), bytes)?)
+    }
+}
+
+impl<'a> FromCql<'a> for &'a str {
+    fn from_cql(cql_type: &CqlType, bytes: &'a [u8]) -> Result<Self, Error> {
+        match cql_type.thawed() {
+            CqlType::Text | CqlType::Ascii => Ok(std::str::from_utf8(bytes)?),
+            _ => Err(Error::new("is not text")),
+        }
+    }
+}
+
+impl<'a> FromCql<'a> for Cow<'a, str> {
+    fn from_cql(cql_type: &CqlType, bytes: &'a [u8]) -> Result<Self, Error> {
+        <&str>::from_cql(cql_type, bytes).map(Cow::Borrowed)
+    }
+}
+
+impl FromCql<'_> for String {
+    fn from_cql(cql_type: &CqlType, bytes: &[u8]) -> Result<Self, Error> {
+        <&str>::from_cql(cql_type, bytes).map(str::to_owned)
+    }
+}
+
+macro_rules! scalar {
+    ($($type:ty, $what:literal: $($value:pat => $read:expr),+;)+) => {$(
+        impl FromCql<'_> for $type {
+            fn from_cql(cql_type: &CqlType, bytes: &[u8]) -> Result<Self, Error> {
+                match CqlValue::decode(cql_type, bytes)? {
+                    $($value => $read,)+
+                    _ => Err(Error::new(concat!("is not ", $what))),
+                }
+            }
+        }
+    )+};
+}
+
+scalar! {
+    bool, "a boolean": CqlValue::Boolean(b) => Ok(b);
+    i8, "an integer": CqlValue::Int(n) => Ok(n.try_into()?);
+    i16, "an integer": CqlValue::Int(n) => Ok(n.try_into()?);
+    i32, "an integer": CqlValue::Int(n) => Ok(n.try_into()?);
+    i64, "an integer": CqlValue::Int(n) => Ok(n);
+    f32, "a float": CqlValue::Float(x) => Ok(x);
+    f64, "a float": CqlValue::Double(x) => Ok(x), CqlValue::Float(x) => Ok(x.into());
+    Uuid, "a uuid": CqlValue::Uuid(id) => Ok(id);
+    IpAddr, "an address": CqlValue::Inet(ip) => Ok(ip);
+    Timestamp, "a timestamp": CqlValue::Timestamp(ms) => Ok(Timestamp(ms));
+}
