@@ -23,6 +23,7 @@ pub mod backoff;
 pub mod breaker;
 pub mod rate;
 pub mod restart;
+pub mod stage;
 
 use std::time::Duration;
 

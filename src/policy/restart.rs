@@ -1,6 +1,8 @@
 //! Restart intensity and strategy of a supervised stage.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::{Checks, Invalid, LONGEST};
 
@@ -104,4 +106,132 @@ pub enum OnFailed {
     Isolate,
     /// The process drains and exits with 1.
     Shutdown,
+}
+
+/// What to do about a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Start it again after a pause.
+    Restart {
+        /// The pause.
+        after: Duration,
+    },
+    /// It crashed too often: leave it down and do what `on_failed` says.
+    Failed,
+}
+
+/// A crash worth remembering.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// When it happened.
+    pub at: Instant,
+    /// The error, or the panic's message.
+    pub error: Arc<str>,
+}
+
+/// The crashes of one stage, as Erlang's supervisors count them (`intensity` in `period`; OTP, supervisor(3)):
+/// pure in `now`.
+///
+/// The first fault of a run of crashes is kept: later ones are often only its consequences. A run ends when a
+/// whole window passes without a crash.
+#[derive(Debug)]
+pub struct RestartWindow {
+    settings: Settings,
+    /// The latest crashes, oldest first; bounded by [`MOST_RESTARTS`], not by the window, so that a retune to a
+    /// longer window counts rightly at once.
+    crashes: VecDeque<Instant>,
+    first: Option<Fault>,
+    last: Option<Fault>,
+    failed: bool,
+    restarts: u64,
+}
+
+impl RestartWindow {
+    /// No crash yet.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            crashes: VecDeque::new(),
+            first: None,
+            last: None,
+            failed: false,
+            restarts: 0,
+        }
+    }
+
+    /// Takes new settings; the crashes stay counted, a failed stage stays failed until [`RestartWindow::reset`].
+    pub fn retune(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
+    /// The stage crashed. With this one more than `max_restarts` crashes younger than `within`: it failed.
+    ///
+    /// The pause doubles with each crash in the window, but never so far that the pauses alone would spread
+    /// `max_restarts + 1` crashes over more than the window: a stage that crashes at every start is always
+    /// found out.
+    pub fn on_crash(&mut self, now: Instant, error: impl Into<Arc<str>>) -> Decision {
+        let fault = Fault {
+            at: now,
+            error: error.into(),
+        };
+        let before = self.recent(now);
+        if before == 0 && !self.failed {
+            self.first = Some(fault.clone());
+        }
+        self.last = Some(fault);
+        if self.crashes.len() > MOST_RESTARTS as usize {
+            self.crashes.pop_front();
+        }
+        self.crashes.push_back(now);
+        if self.failed || before >= self.settings.max_restarts {
+            self.failed = true;
+            return Decision::Failed;
+        }
+        self.restarts += 1;
+        let doubled = self
+            .settings
+            .backoff
+            .saturating_mul(2_u32.saturating_pow(before));
+        let most = self.settings.within / (self.settings.max_restarts + 1);
+        Decision::Restart {
+            after: doubled.min(most),
+        }
+    }
+
+    /// Crashes that count at `now`: younger than `within`.
+    pub fn recent(&self, now: Instant) -> u32 {
+        let young = |at: &&Instant| now.saturating_duration_since(**at) < self.settings.within;
+        self.crashes.iter().rev().take_while(young).count() as u32
+    }
+
+    /// Whether it was given up on.
+    pub fn is_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Restarts granted since it was made; never reset.
+    pub fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
+    /// The first fault of the latest run of crashes: the root cause.
+    pub fn first_fault(&self) -> Option<&Fault> {
+        self.first.as_ref()
+    }
+
+    /// The latest fault.
+    pub fn last_fault(&self) -> Option<&Fault> {
+        self.last.as_ref()
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Starts over by hand: a failed stage may be started again. The first fault stays until the next crash.
+    pub fn reset(&mut self) {
+        self.crashes.clear();
+        self.failed = false;
+    }
 }
