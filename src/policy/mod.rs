@@ -21,6 +21,7 @@
 
 pub mod backoff;
 pub mod breaker;
+pub mod health;
 pub mod rate;
 pub mod restart;
 pub mod stage;
