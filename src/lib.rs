@@ -4,3 +4,4 @@ pub mod change;
 pub mod checkpoint;
 pub mod config;
 pub mod policy;
+pub mod sink;

@@ -1,5 +1,7 @@
 //! How far each stream group is done, kept in Redpanda.
 
+pub mod topic;
+
 use std::collections::BTreeMap;
 
 use uuid::Uuid;

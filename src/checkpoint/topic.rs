@@ -1,0 +1,314 @@
+//! Checkpoints as records of the compacted topic `penstock.<pipeline>.checkpoints`.
+//!
+//! The topic has one partition a shard. A record's key is the group's key
+//! (`keyspace.table/generation/first-stream`), its value JSON:
+//!
+//! ```json
+//! {"v": 1, "complete_until_us": 1764000000000000, "streams": {"<stream in hex>": ["<cdc$time>", 0]}}
+//! ```
+//!
+//! `v` is the version of the format; a higher one is refused rather than misread. A null value is a tombstone:
+//! the group is finished and forgotten. Within a partition a later record replaces an earlier one.
+//!
+//! **When `shards` changes**, a group belongs to another shard, and its checkpoint is still in the partition of
+//! the old one. So a shard reads all partitions and keeps the groups that hash to it; of a group found in
+//! several it takes what is furthest along in each stream, because a checkpoint only ever tells of work that
+//! is done. What it found elsewhere it writes to its own partition first and then clears where it was
+//! ([`Loaded::strays`]).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Checkpoints, GroupCheckpoint};
+use crate::change::{GroupKey, Position, StreamId, timeuuid_cmp};
+
+/// The version that this build writes, and the highest that it reads.
+pub const VERSION: u32 = 1;
+
+/// `penstock.<pipeline>.checkpoints`
+pub fn topic_name(pipeline: &str) -> String {
+    format!("penstock.{pipeline}.checkpoints")
+}
+
+/// The bytes are not a checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidCheckpoint {
+    /// The record has no key, or one that is not UTF-8.
+    #[error("its key is not a stream group")]
+    Key,
+    /// Not the JSON that this module documents.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// Written by a later Penstock.
+    #[error("it has version {0}, this build reads up to {VERSION}: upgrade penstock")]
+    Version(u32),
+    /// A stream id that is not 32 hex digits, or its time not a UUID.
+    #[error("the position of stream {0:?} cannot be read")]
+    Stream(String),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    v: u32,
+    complete_until_us: i64,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    streams: BTreeMap<String, (String, i32)>,
+}
+
+#[derive(Deserialize)]
+struct WireVersion {
+    v: u32,
+}
+
+/// The value of a group's record.
+pub fn encode(checkpoint: &GroupCheckpoint) -> Vec<u8> {
+    let wire = Wire {
+        v: VERSION,
+        complete_until_us: checkpoint.complete_until_us,
+        streams: checkpoint
+            .streams
+            .iter()
+            .map(|(stream, (time, seq))| (stream.to_string(), (time.to_string(), *seq)))
+            .collect(),
+    };
+    serde_json::to_vec(&wire).expect("a map with string keys is JSON")
+}
+
+/// A record's key and value read back; `None`: a tombstone.
+pub fn decode(
+    key: Option<&[u8]>,
+    value: Option<&[u8]>,
+) -> Result<(GroupKey, Option<GroupCheckpoint>), InvalidCheckpoint> {
+    let key = key
+        .and_then(|k| std::str::from_utf8(k).ok())
+        .filter(|k| !k.is_empty())
+        .ok_or(InvalidCheckpoint::Key)?;
+    let group = GroupKey(key.into());
+    let Some(value) = value else {
+        return Ok((group, None));
+    };
+    let version = serde_json::from_slice::<WireVersion>(value)?.v;
+    if version > VERSION {
+        return Err(InvalidCheckpoint::Version(version));
+    }
+    let wire: Wire = serde_json::from_slice(value)?;
+    let mut streams = BTreeMap::new();
+    for (text, (time, seq)) in wire.streams {
+        let mut stream = [0; 16];
+        let time = time.parse();
+        match (hex::decode_to_slice(&text, &mut stream), time) {
+            (Ok(()), Ok(time)) => streams.insert(StreamId(stream), (time, seq)),
+            _ => return Err(InvalidCheckpoint::Stream(text)),
+        };
+    }
+    let checkpoint = GroupCheckpoint {
+        complete_until_us: wire.complete_until_us,
+        streams,
+    };
+    Ok((group, Some(checkpoint)))
+}
+
+/// What a shard found in the topic.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// The checkpoints of the shard's groups.
+    pub checkpoints: Checkpoints,
+    /// Where checkpoints of this shard stand that belong into another partition.
+    pub strays: Vec<(i32, GroupKey)>,
+}
+
+/// Folds the records of all partitions into the checkpoints of one shard.
+#[derive(Debug)]
+pub struct Fold {
+    shard: u32,
+    shards: u32,
+    found: BTreeMap<GroupKey, BTreeMap<i32, GroupCheckpoint>>,
+}
+
+impl Fold {
+    /// Nothing read yet.
+    pub fn new(shard: u32, shards: u32) -> Self {
+        Self {
+            shard,
+            shards,
+            found: BTreeMap::new(),
+        }
+    }
+
+    /// The next record of a partition, in the partition's order.
+    pub fn record(
+        &mut self,
+        partition: i32,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) -> Result<(), InvalidCheckpoint> {
+        let (group, checkpoint) = decode(key, value)?;
+        if group.shard(self.shards) != self.shard {
+            return Ok(());
+        }
+        let places = self.found.entry(group).or_default();
+        match checkpoint {
+            Some(checkpoint) => places.insert(partition, checkpoint),
+            None => places.remove(&partition),
+        };
+        Ok(())
+    }
+
+    /// What they come to; `own` is the shard's partition.
+    pub fn finish(self, own: i32) -> Loaded {
+        let mut loaded = Loaded::default();
+        for (group, places) in self.found {
+            let mut joined: Option<GroupCheckpoint> = None;
+            for (partition, checkpoint) in places {
+                if partition != own {
+                    loaded.strays.push((partition, group.clone()));
+                }
+                joined = Some(match joined {
+                    None => checkpoint,
+                    Some(other) => furthest(other, checkpoint),
+                });
+            }
+            if let Some(checkpoint) = joined {
+                loaded.checkpoints.insert(group, checkpoint);
+            }
+        }
+        loaded
+    }
+}
+
+/// What is done according to one of two checkpoints of a group.
+fn furthest(mut a: GroupCheckpoint, b: GroupCheckpoint) -> GroupCheckpoint {
+    a.complete_until_us = a.complete_until_us.max(b.complete_until_us);
+    for (stream, at) in b.streams {
+        let ahead = a
+            .streams
+            .get(&stream)
+            .is_none_or(|have| timeuuid_cmp(&at.0, &have.0).then(at.1.cmp(&have.1)).is_gt());
+        if ahead {
+            a.streams.insert(stream, at);
+        }
+    }
+    let until = a.complete_until_us;
+    a.streams.retain(|stream, (time, seq)| {
+        let position = Position {
+            stream: *stream,
+            time: *time,
+            seq: *seq,
+        };
+        position.timestamp_us() >= until
+    });
+    a
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn group(n: u32) -> GroupKey {
+        GroupKey(format!("ks.t/1764000000000/{n:032x}").into())
+    }
+
+    fn at(ms: u64, seq: i32) -> (Uuid, i32) {
+        let time =
+            uuid::Timestamp::from_unix(uuid::NoContext, ms / 1000, (ms % 1000) as u32 * 1_000_000);
+        (Uuid::new_v1(time, &[1; 6]), seq)
+    }
+
+    fn checkpoint(until_ms: i64, streams: &[(u8, (Uuid, i32))]) -> GroupCheckpoint {
+        GroupCheckpoint {
+            complete_until_us: until_ms * 1000,
+            streams: streams
+                .iter()
+                .map(|(s, at)| (StreamId([*s; 16]), *at))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_survives_its_record() {
+        let c = checkpoint(5_000, &[(1, at(6_000, 3)), (2, at(7_000, 0))]);
+        let key = group(1);
+        let (k, back) = decode(Some(key.0.as_bytes()), Some(&encode(&c))).unwrap();
+        assert_eq!((k, back), (key.clone(), Some(c)));
+        assert_eq!(decode(Some(key.0.as_bytes()), None).unwrap(), (key, None));
+    }
+
+    #[test]
+    fn what_is_not_a_checkpoint_is_told_apart() {
+        let bad = |key: Option<&[u8]>, value: &str| {
+            decode(key, Some(value.as_bytes())).unwrap_err().to_string()
+        };
+        assert!(bad(None, "{}").contains("key"));
+        assert!(bad(Some(b"g"), "{").contains("EOF"));
+        assert!(bad(Some(b"g"), r#"{"v":2,"other":1}"#).contains("upgrade"));
+        assert!(
+            bad(Some(b"g"), r#"{"v":1,"complete_until_us":0,"streams":{"zz":["8e3d2f00-e86c-11f0-9d3d-0242ac120002",0]}}"#)
+                .contains("zz")
+        );
+    }
+
+    #[test]
+    fn a_changed_number_of_shards_loses_no_group() {
+        // Written by four shards, each to its own partition …
+        let groups: Vec<_> = (0..100).map(group).collect();
+        let records: Vec<_> = groups
+            .iter()
+            .enumerate()
+            .map(|(i, g)| (g.shard(4) as i32, g, encode(&checkpoint(i as i64 + 1, &[]))))
+            .collect();
+        // … and read by six, then by three.
+        for shards in [6, 3] {
+            let mut seen = Checkpoints::new();
+            for shard in 0..shards {
+                let mut fold = Fold::new(shard, shards);
+                for (partition, key, value) in &records {
+                    fold.record(*partition, Some(key.0.as_bytes()), Some(value))
+                        .unwrap();
+                }
+                let loaded = fold.finish(shard as i32);
+                for (partition, group) in &loaded.strays {
+                    assert_eq!(group.shard(4) as i32, *partition);
+                    assert_ne!(*partition, shard as i32);
+                }
+                seen.extend(loaded.checkpoints);
+            }
+            assert_eq!(seen.keys().cloned().collect::<Vec<_>>(), {
+                let mut all = groups.clone();
+                all.sort();
+                all
+            });
+        }
+    }
+
+    #[test]
+    fn the_last_record_of_a_partition_counts_and_the_furthest_of_several() {
+        let key = group(1);
+        let (shard, k) = (key.shard(1), Some(key.0.as_bytes()));
+        let mut fold = Fold::new(shard, 1);
+        let old = checkpoint(1_000, &[(1, at(9_000, 0)), (2, at(1_500, 0))]);
+        let new = checkpoint(2_000, &[(1, at(8_000, 0)), (3, at(2_500, 1))]);
+        fold.record(0, k, Some(&encode(&checkpoint(9_999, &[]))))
+            .unwrap();
+        fold.record(0, k, Some(&encode(&new))).unwrap();
+        fold.record(5, k, Some(&encode(&old))).unwrap();
+        let loaded = fold.finish(0);
+        assert_eq!(
+            loaded.checkpoints[&key],
+            checkpoint(2_000, &[(1, at(9_000, 0)), (3, at(2_500, 1))])
+        );
+        assert_eq!(loaded.strays, [(5, key)]);
+    }
+
+    #[test]
+    fn a_tombstone_forgets() {
+        let key = group(1);
+        let mut fold = Fold::new(0, 1);
+        let k = Some(key.0.as_bytes());
+        fold.record(0, k, Some(&encode(&checkpoint(1, &[]))))
+            .unwrap();
+        fold.record(0, k, None).unwrap();
+        assert_eq!(fold.finish(0), Loaded::default());
+    }
+}

@@ -1,0 +1,631 @@
+//! What of a shard is under way to the broker: one counter a batch, no future a record.
+//!
+//! A [`Window`] belongs to one producer. Each record carries a [`Tag`]; its delivery report comes back with
+//! the tag and counts down its batch. The first failure breaks the window: every batch in it fails at once,
+//! because the shard is going to be rewound and all of them are produced again. A producer that replaces the
+//! broken one gets a new window, so a late report cannot reach the wrong batch.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::{Delivered, SinkError, Ticket};
+use crate::change::{Position, RecordBatch};
+use crate::policy::stage::Permit;
+
+const _: () = assert!(
+    usize::BITS == 64,
+    "a tag fills the pointer that librdkafka hands back"
+);
+
+/// Names a record in a window: 32 bits of its batch's number, 32 bits of its index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag(u64);
+
+impl Tag {
+    /// The record `index` of a batch.
+    pub fn new(batch: BatchId, index: u32) -> Self {
+        Self(batch.0 << 32 | u64::from(index))
+    }
+
+    /// As librdkafka carries it.
+    pub fn to_usize(self) -> usize {
+        self.0 as usize
+    }
+
+    /// As librdkafka hands it back.
+    pub fn from_usize(raw: usize) -> Self {
+        Self(raw as u64)
+    }
+}
+
+/// Counts the batches of a window from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BatchId(u64);
+
+/// What became of a record.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// The broker has it.
+    Acked,
+    /// The broker, or librdkafka for it, will never take this one.
+    Poison(String),
+    /// The content of this record or of one sent with it was refused.
+    Suspect(String),
+    /// It was given up on.
+    Failed(SinkError),
+}
+
+/// Upper bounds of the buckets of [`Snapshot::ack_latency`], in seconds; the last bucket is above them all.
+pub const LATENCY_BUCKETS: [f64; 13] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0,
+];
+
+/// What a shard has done since the process started; survives its producers.
+#[derive(Debug, Default)]
+pub struct Counters {
+    records: AtomicU64,
+    bytes: AtomicU64,
+    acked: AtomicU64,
+    batches: AtomicU64,
+    poison: AtomicU64,
+    failed: AtomicU64,
+    waits: AtomicU64,
+    resets: AtomicU64,
+    latency_sum_us: AtomicU64,
+    latency: [AtomicU64; LATENCY_BUCKETS.len() + 1],
+}
+
+/// The counters of a shard, or of all, at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Records handed to librdkafka.
+    pub records: u64,
+    /// Bytes of their keys and values.
+    pub bytes: u64,
+    /// Records acknowledged.
+    pub acked: u64,
+    /// Batches of which every record was acknowledged or refused.
+    pub batches: u64,
+    /// Records refused for their content.
+    pub poison: u64,
+    /// Windows broken by a delivery error.
+    pub failed: u64,
+    /// Times that a full queue made a batch wait.
+    pub waits: u64,
+    /// Producers replaced.
+    pub resets: u64,
+    /// Seconds from submission to the last acknowledgement, summed over `batches`.
+    pub ack_latency_sum: f64,
+    /// Batches by that time: one count a bucket of [`LATENCY_BUCKETS`], and one for the rest. Not cumulative.
+    pub ack_latency: [u64; LATENCY_BUCKETS.len() + 1],
+    /// Records handed over and not yet reported on.
+    pub queued: u64,
+    /// The longest that a batch has been waiting for its acknowledgement.
+    pub oldest: Option<Duration>,
+}
+
+impl Counters {
+    pub(super) fn produced(&self, records: u64, bytes: u64) {
+        self.records.fetch_add(records, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub(super) fn waited(&self) {
+        self.waits.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn reset(&self) {
+        self.resets.fetch_add(1, Relaxed);
+    }
+
+    fn completed(&self, took: Duration) {
+        self.batches.fetch_add(1, Relaxed);
+        self.latency_sum_us
+            .fetch_add(took.as_micros() as u64, Relaxed);
+        let bucket = LATENCY_BUCKETS.partition_point(|&b| b < took.as_secs_f64());
+        self.latency[bucket].fetch_add(1, Relaxed);
+    }
+
+    /// Reads them; `window` is the one in use.
+    pub fn snapshot(&self, window: &Window) -> Snapshot {
+        Snapshot {
+            records: self.records.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+            acked: self.acked.load(Relaxed),
+            batches: self.batches.load(Relaxed),
+            poison: self.poison.load(Relaxed),
+            failed: self.failed.load(Relaxed),
+            waits: self.waits.load(Relaxed),
+            resets: self.resets.load(Relaxed),
+            ack_latency_sum: self.latency_sum_us.load(Relaxed) as f64 / 1e6,
+            ack_latency: std::array::from_fn(|i| self.latency[i].load(Relaxed)),
+            queued: window.messages() as u64,
+            oldest: window
+                .oldest()
+                .map(|o| Instant::now().saturating_duration_since(o.submitted)),
+        }
+    }
+}
+
+impl std::ops::AddAssign for Snapshot {
+    /// Sums the counts, keeps the longer wait.
+    fn add_assign(&mut self, o: Self) {
+        self.records += o.records;
+        self.bytes += o.bytes;
+        self.acked += o.acked;
+        self.batches += o.batches;
+        self.poison += o.poison;
+        self.failed += o.failed;
+        self.waits += o.waits;
+        self.resets += o.resets;
+        self.ack_latency_sum += o.ack_latency_sum;
+        for (a, b) in self.ack_latency.iter_mut().zip(o.ack_latency) {
+            *a += b;
+        }
+        self.queued += o.queued;
+        self.oldest = self.oldest.max(o.oldest);
+    }
+}
+
+/// The batch that has been waiting longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Oldest {
+    /// The window's number, unique in the process.
+    pub window: u64,
+    /// Which it is in its window.
+    pub batch: BatchId,
+    /// When it was submitted.
+    pub submitted: Instant,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    submitted: Instant,
+    /// Reports still to come, and one for the submission itself.
+    remaining: u32,
+    source: Option<Arc<RecordBatch>>,
+    poison: Vec<(u32, String)>,
+    suspects: Vec<u32>,
+    done: Option<oneshot::Sender<Result<Delivered, SinkError>>>,
+    permit: Option<Permit>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The number of the first batch in `batches`.
+    first: u64,
+    batches: VecDeque<InFlight>,
+    /// Records handed over and not reported on.
+    messages: usize,
+    /// A waiter wants to know when there are no more than this many.
+    wake_at: Option<usize>,
+    /// One record is out alone, so a refusal is about it.
+    alone: bool,
+    broken: Option<SinkError>,
+}
+
+/// The batches of one producer that are not acknowledged.
+#[derive(Debug)]
+pub struct Window {
+    state: Mutex<State>,
+    /// Unique in the process.
+    number: u64,
+    room: Notify,
+    counters: Arc<Counters>,
+    acks: AtomicU64,
+}
+
+/// Ends a submission: the batch cannot complete before, and fails if it is dropped.
+#[derive(Debug)]
+pub struct Submission<'a> {
+    window: &'a Window,
+    /// The batch's number.
+    pub id: BatchId,
+    sealed: bool,
+}
+
+impl Submission<'_> {
+    /// Every record of the batch is handed over.
+    pub fn seal(mut self) {
+        self.sealed = true;
+        let state = self.window.state.lock();
+        self.window.count_down(state, self.id);
+    }
+}
+
+impl Drop for Submission<'_> {
+    /// A batch that was cut short cannot be completed: records of it are under way and others are not.
+    fn drop(&mut self) {
+        if !self.sealed {
+            self.window.fail(SinkError::Reset);
+        }
+    }
+}
+
+impl Window {
+    /// An empty window.
+    pub fn new(counters: Arc<Counters>) -> Self {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        Self {
+            state: Mutex::default(),
+            number: NUMBERS.fetch_add(1, Relaxed),
+            room: Notify::new(),
+            counters,
+            acks: AtomicU64::new(0),
+        }
+    }
+
+    /// Registers a batch. Fails with the window's first failure once it is broken.
+    pub fn open(
+        &self,
+        source: Option<Arc<RecordBatch>>,
+        permit: Option<Permit>,
+    ) -> Result<(Submission<'_>, Ticket), SinkError> {
+        let (done, ticket) = Ticket::new();
+        let mut state = self.state.lock();
+        if let Some(broken) = &state.broken {
+            return Err(broken.clone());
+        }
+        let id = BatchId(state.first + state.batches.len() as u64);
+        state.batches.push_back(InFlight {
+            submitted: Instant::now(),
+            remaining: 1,
+            source,
+            poison: Vec::new(),
+            suspects: Vec::new(),
+            done: Some(done),
+            permit,
+        });
+        let submission = Submission {
+            window: self,
+            id,
+            sealed: false,
+        };
+        Ok((submission, ticket))
+    }
+
+    /// A record is about to be handed over: call it before the producer may report on it.
+    pub fn expect(&self, id: BatchId, records: u32) {
+        let mut state = self.state.lock();
+        state.messages += records as usize;
+        if let Some(batch) = state.batch(id.0) {
+            batch.remaining += records;
+        }
+    }
+
+    /// Takes back what [`Self::expect`] announced and the producer did not take.
+    pub fn unexpect(&self, id: BatchId, records: u32) {
+        let mut state = self.state.lock();
+        state.messages -= records as usize;
+        if let Some(batch) = state.batch(id.0) {
+            batch.remaining -= records;
+        }
+    }
+
+    /// A delivery report.
+    pub fn report(&self, tag: Tag, report: Report) {
+        let mut state = self.state.lock();
+        state.messages = state.messages.saturating_sub(1);
+        if state.wake_at.is_some_and(|at| state.messages <= at) {
+            state.wake_at = None;
+            self.room.notify_waiters();
+        }
+        let id = state.number(tag);
+        let alone = state.alone;
+        let Some(batch) = state.batch(id) else { return };
+        let index = tag.0 as u32;
+        let failure = match report {
+            Report::Acked => {
+                self.counters.acked.fetch_add(1, Relaxed);
+                None
+            }
+            Report::Poison(reason) => {
+                self.counters.poison.fetch_add(1, Relaxed);
+                batch.poison.push((index, reason));
+                None
+            }
+            Report::Suspect(reason) if alone => {
+                self.counters.poison.fetch_add(1, Relaxed);
+                batch.poison.push((index, reason));
+                None
+            }
+            Report::Suspect(reason) => {
+                batch.suspects.push(index);
+                Some(SinkError::Suspect { records: 1, reason })
+            }
+            Report::Failed(error) => Some(error),
+        };
+        match failure {
+            None => self.count_down(state, BatchId(id)),
+            Some(error) => {
+                drop(state);
+                self.fail(error);
+            }
+        }
+    }
+
+    /// Counts one record, or the submission, of a batch as done.
+    fn count_down(&self, mut state: MutexGuard<'_, State>, id: BatchId) {
+        if state.broken.is_some() {
+            return;
+        }
+        let Some(batch) = state.batch(id.0) else {
+            return;
+        };
+        batch.remaining -= 1;
+        if batch.remaining > 0 {
+            return;
+        }
+        let done = batch.done.take();
+        let permit = batch.permit.take();
+        let source = batch.source.take();
+        let mut poison = std::mem::take(&mut batch.poison);
+        let took = Instant::now().saturating_duration_since(batch.submitted);
+        while state.batches.front().is_some_and(|b| b.remaining == 0) {
+            state.batches.pop_front();
+            state.first += 1;
+        }
+        self.acks.fetch_add(1, Relaxed);
+        drop(state);
+        self.counters.completed(took);
+        // A refusal is an answer: the broker is well.
+        if let Some(permit) = permit {
+            permit.success();
+        }
+        poison.sort_unstable_by_key(|p| p.0);
+        if let Some(done) = done {
+            // Nobody waits: the lane let go of the ticket, which changes nothing about the delivery.
+            done.send(Ok(Delivered { poison })).ok();
+        }
+        drop(source);
+    }
+
+    /// Fails every batch in the window, for the first failure only.
+    pub fn fail(&self, error: SinkError) {
+        let mut state = self.state.lock();
+        if state.broken.is_some() {
+            return;
+        }
+        state.broken = Some(error.clone());
+        let mut permits = Vec::new();
+        let mut waiting = Vec::new();
+        for batch in &mut state.batches {
+            permits.extend(batch.permit.take());
+            waiting.extend(batch.done.take());
+        }
+        drop(state);
+        self.room.notify_waiters();
+        let counts = matches!(&error, SinkError::Delivery { .. });
+        if counts {
+            self.counters.failed.fetch_add(1, Relaxed);
+        }
+        // One incident is one failure however many batches it takes along; the other permits go back unused.
+        // Suspicion is an answer of the broker, a reset is ours: neither counts against it.
+        if counts && let Some(permit) = permits.pop() {
+            permit.failure(&error);
+        }
+        for done in waiting {
+            done.send(Err(error.clone())).ok();
+        }
+    }
+
+    /// The positions of the records refused together.
+    pub fn suspects(&self) -> Vec<Position> {
+        let state = self.state.lock();
+        let mut positions = Vec::new();
+        for batch in &state.batches {
+            let Some(source) = &batch.source else {
+                continue;
+            };
+            positions.extend(batch.suspects.iter().filter_map(|&i| {
+                let record = source.records.get(i as usize)?;
+                source.source.positions.get(record.source as usize).copied()
+            }));
+        }
+        positions
+    }
+
+    /// Why the window takes no more batches.
+    pub fn broken(&self) -> Option<SinkError> {
+        self.state.lock().broken.clone()
+    }
+
+    /// The batch that has been waiting longest; `None` once broken, because nobody waits any more.
+    pub fn oldest(&self) -> Option<Oldest> {
+        let state = self.state.lock();
+        if state.broken.is_some() {
+            return None;
+        }
+        state.batches.front().map(|b| Oldest {
+            window: self.number,
+            batch: BatchId(state.first),
+            submitted: b.submitted,
+        })
+    }
+
+    /// Takes the permit out of a batch that is still waiting.
+    pub fn take_permit(&self, id: BatchId) -> Option<Permit> {
+        self.state.lock().batch(id.0)?.permit.take()
+    }
+
+    /// Batches completed so far.
+    pub fn acks(&self) -> u64 {
+        self.acks.load(Relaxed)
+    }
+
+    /// Records handed over and not reported on.
+    pub fn messages(&self) -> usize {
+        self.state.lock().messages
+    }
+
+    /// What the next reports are about: one record that was sent alone, or many.
+    pub fn set_alone(&self, alone: bool) {
+        self.state.lock().alone = alone;
+    }
+
+    /// Waits until no more than `most` records are under way, or the window breaks.
+    pub async fn room(&self, most: usize) -> Result<(), SinkError> {
+        loop {
+            let notified = self.room.notified();
+            {
+                let mut state = self.state.lock();
+                if let Some(broken) = &state.broken {
+                    return Err(broken.clone());
+                }
+                if state.messages <= most {
+                    return Ok(());
+                }
+                state.wake_at = Some(most);
+            }
+            notified.await;
+        }
+    }
+}
+
+impl State {
+    fn batch(&mut self, number: u64) -> Option<&mut InFlight> {
+        let index = number.checked_sub(self.first)?;
+        self.batches.get_mut(usize::try_from(index).ok()?)
+    }
+
+    /// The full number of a batch of which the tag has the lower half: less than 2³² are in flight.
+    fn number(&self, tag: Tag) -> u64 {
+        let low = (tag.0 >> 32) as u32;
+        self.first + u64::from(low.wrapping_sub(self.first as u32))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    fn window() -> Window {
+        Window::new(Arc::default())
+    }
+
+    fn submit(window: &Window, records: u32) -> (BatchId, Ticket) {
+        let (submission, ticket) = window.open(None, None).unwrap();
+        let id = submission.id;
+        window.expect(id, records);
+        submission.seal();
+        (id, ticket)
+    }
+
+    fn down() -> SinkError {
+        SinkError::Delivery {
+            topic: "t".into(),
+            reason: "gone".into(),
+            class: crate::policy::Class::Retryable,
+        }
+    }
+
+    #[test]
+    fn a_batch_is_delivered_when_its_last_record_is() {
+        let w = window();
+        let (a, mut ta) = submit(&w, 2);
+        let (b, mut tb) = submit(&w, 1);
+        w.report(Tag::new(b, 0), Report::Acked);
+        assert_eq!(
+            (&mut tb).now_or_never().unwrap().unwrap(),
+            Delivered::default()
+        );
+        assert_eq!(
+            w.oldest().unwrap().batch,
+            a,
+            "a later batch does not hide an earlier one"
+        );
+        w.report(Tag::new(a, 1), Report::Poison("too large".into()));
+        assert!((&mut ta).now_or_never().is_none());
+        w.report(Tag::new(a, 0), Report::Acked);
+        let delivered = ta.now_or_never().unwrap().unwrap();
+        assert_eq!(delivered.poison, [(1, "too large".to_owned())]);
+        assert_eq!((w.oldest(), w.messages(), w.acks()), (None, 0, 2));
+    }
+
+    #[test]
+    fn reports_during_the_submission_do_not_complete_the_batch() {
+        let w = window();
+        let (submission, mut ticket) = w.open(None, None).unwrap();
+        w.expect(submission.id, 1);
+        w.report(Tag::new(submission.id, 0), Report::Acked);
+        assert!((&mut ticket).now_or_never().is_none());
+        submission.seal();
+        assert!(ticket.now_or_never().unwrap().is_ok());
+    }
+
+    #[test]
+    fn the_first_failure_fails_all_and_refuses_more() {
+        let w = window();
+        let (_, ta) = submit(&w, 1);
+        let (b, tb) = submit(&w, 2);
+        w.report(Tag::new(b, 1), Report::Failed(down()));
+        for ticket in [ta, tb] {
+            assert!(matches!(
+                ticket.now_or_never(),
+                Some(Err(SinkError::Delivery { .. }))
+            ));
+        }
+        assert!(matches!(
+            w.open(None, None),
+            Err(SinkError::Delivery { .. })
+        ));
+        assert_eq!(w.oldest(), None);
+        w.report(Tag::new(b, 0), Report::Acked);
+    }
+
+    #[test]
+    fn a_submission_cut_short_fails_the_window() {
+        let w = window();
+        let (submission, ticket) = w.open(None, None).unwrap();
+        w.expect(submission.id, 1);
+        drop(submission);
+        assert!(matches!(ticket.now_or_never(), Some(Err(SinkError::Reset))));
+    }
+
+    #[test]
+    fn only_a_record_sent_alone_is_condemned() {
+        let w = window();
+        let (a, ticket) = submit(&w, 1);
+        w.set_alone(true);
+        w.report(Tag::new(a, 0), Report::Suspect("too large".into()));
+        assert_eq!(ticket.now_or_never().unwrap().unwrap().poison.len(), 1);
+        w.set_alone(false);
+        let (b, ticket) = submit(&w, 2);
+        w.report(Tag::new(b, 0), Report::Suspect("too large".into()));
+        assert!(matches!(
+            ticket.now_or_never(),
+            Some(Err(SinkError::Suspect { .. }))
+        ));
+    }
+
+    #[tokio::test]
+    async fn room_comes_with_the_reports() {
+        let w = window();
+        let (a, _ticket) = submit(&w, 3);
+        let mut room = Box::pin(w.room(1));
+        assert!((&mut room).now_or_never().is_none());
+        w.report(Tag::new(a, 0), Report::Acked);
+        assert!((&mut room).now_or_never().is_none());
+        w.report(Tag::new(a, 1), Report::Acked);
+        room.await.unwrap();
+    }
+
+    #[test]
+    fn numbers_survive_the_wrap_of_the_tag() {
+        let w = window();
+        w.state.lock().first = u64::from(u32::MAX);
+        let (a, ta) = submit(&w, 1);
+        let (b, tb) = submit(&w, 1);
+        assert_eq!(b.0, 1 << 32);
+        w.report(Tag::new(b, 0), Report::Acked);
+        w.report(Tag::new(a, 0), Report::Acked);
+        assert!(ta.now_or_never().unwrap().is_ok() && tb.now_or_never().unwrap().is_ok());
+    }
+}

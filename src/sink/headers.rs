@@ -1,0 +1,111 @@
+//! The headers that every record carries beside the transform's own.
+
+use twox_hash::XxHash3_128;
+
+use crate::change::Position;
+
+/// Where the change stands in the log: `<stream>:<cdc$time>:<cdc$batch_seq_no>`.
+pub const POSITION: &str = "penstock-position";
+/// `keyspace.table` of the base table.
+pub const TABLE: &str = "penstock-table";
+/// [`penstock_plugin_encoding::Operation::name`].
+pub const OPERATION: &str = "penstock-operation";
+/// W3C trace context, <https://www.w3.org/TR/trace-context/#traceparent-header>.
+pub const TRACEPARENT: &str = "traceparent";
+
+/// Whether only the sink may set a header of this name.
+pub fn is_reserved(name: &[u8]) -> bool {
+    name.starts_with(b"penstock-")
+}
+
+/// The text of a [`Position`] without an allocation: 32 + 1 + 36 + 1 + at most 11 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct PositionText {
+    bytes: [u8; 81],
+    len: u8,
+}
+
+impl PositionText {
+    /// Writes it out.
+    pub fn new(position: &Position) -> Self {
+        let mut bytes = [b':'; 81];
+        hex_into(&position.stream.0, &mut bytes[..32]);
+        position.time.hyphenated().encode_lower(&mut bytes[33..69]);
+        let mut digits = itoa::Buffer::new();
+        let seq = digits.format(position.seq).as_bytes();
+        bytes[70..70 + seq.len()].copy_from_slice(seq);
+        Self {
+            bytes,
+            len: 70 + seq.len() as u8,
+        }
+    }
+
+    /// The text.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+/// `00-<trace id>-<span id>-01`: the same for a position whoever makes it and however often, so that a
+/// repeated record joins the trace of the first.
+///
+/// The trace id is the XXH3 hash (128 bits, seed 0) of the position's bytes: stream, time, big-endian sequence
+/// number. The span id is its lower half made odd: the standard forbids zero.
+pub fn traceparent(position: &Position) -> [u8; 55] {
+    let mut key = [0; 36];
+    key[..16].copy_from_slice(&position.stream.0);
+    key[16..32].copy_from_slice(position.time.as_bytes());
+    key[32..].copy_from_slice(&position.seq.to_be_bytes());
+    let trace = XxHash3_128::oneshot(&key).max(1);
+    let span = trace as u64 | 1;
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
+    hex_into(&trace.to_be_bytes(), &mut text[3..35]);
+    hex_into(&span.to_be_bytes(), &mut text[36..52]);
+    text
+}
+
+fn hex_into(bytes: &[u8], text: &mut [u8]) {
+    hex::encode_to_slice(bytes, text).expect("the text is twice as long as the bytes");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::StreamId;
+
+    fn position(seq: i32) -> Position {
+        Position {
+            stream: StreamId([0xab; 16]),
+            time: "8e3d2f00-e86c-11f0-9d3d-0242ac120002".parse().unwrap(),
+            seq,
+        }
+    }
+
+    #[test]
+    fn the_text_is_the_one_that_display_writes() {
+        for seq in [0, 7, i32::MAX, i32::MIN] {
+            let p = position(seq);
+            assert_eq!(PositionText::new(&p).as_bytes(), p.to_string().as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_traceparent_is_stable_and_differs_by_position() {
+        let one = traceparent(&position(1));
+        let text = std::str::from_utf8(&one).unwrap();
+        let parts: Vec<_> = text.split('-').collect();
+        assert_eq!(
+            parts.iter().map(|p| p.len()).collect::<Vec<_>>(),
+            [2, 32, 16, 2]
+        );
+        assert!(
+            parts
+                .iter()
+                .all(|p| p.bytes().all(|b| b.is_ascii_hexdigit()))
+        );
+        assert_eq!((parts[0], parts[3]), ("00", "01"));
+        // Written down: records already in Redpanda carry it, so the derivation must not change.
+        assert_eq!(one, traceparent(&position(1)));
+        assert_ne!(one, traceparent(&position(2)));
+    }
+}

@@ -1,0 +1,164 @@
+//! Records to Redpanda, acknowledgements back.
+//!
+//! [`redpanda`] is the only place that knows the driver. What a batch in flight is ([`flight`]), which headers
+//! a record carries ([`headers`]) and when silence is a failure ([`watch`]) are told apart from it, so that
+//! they are tested without a broker.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::sync::oneshot;
+
+use crate::policy::Class;
+
+pub mod flight;
+pub mod headers;
+pub mod redpanda;
+pub mod watch;
+
+/// What goes wrong between a batch and its acknowledgement. Each message is one line.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SinkError {
+    /// Nothing that speaks Kafka's protocol answered.
+    #[error("no Redpanda or Kafka broker answers at {brokers}: {reason}")]
+    Unreachable {
+        /// As configured, separated by commas.
+        brokers: String,
+        /// Per address, what the connection attempt met.
+        reason: String,
+    },
+    /// A property under `[sink] properties` that the sink sets itself, or that librdkafka does not take.
+    #[error("sink.properties: {name}: {reason}")]
+    Property {
+        /// librdkafka's name of it.
+        name: String,
+        /// Why it is refused.
+        reason: String,
+    },
+    /// librdkafka could not make a client of the settings.
+    #[error("the Kafka client could not be created: {0}")]
+    Client(String),
+    /// A topic is missing, or could not be created or looked up.
+    #[error("topic {topic}: {reason}")]
+    Topic {
+        /// Its name.
+        topic: String,
+        /// What the broker said.
+        reason: String,
+        /// From the broker's error code.
+        class: Class,
+    },
+    /// librdkafka gave up on a record. The batch is not resent: the shard goes back to its checkpoint.
+    #[error("delivery to {topic} failed: {reason}")]
+    Delivery {
+        /// The record's topic.
+        topic: String,
+        /// What the broker or librdkafka said.
+        reason: String,
+        /// From the error code.
+        class: Class,
+    },
+    /// The broker refused a whole request for the content of one of its records, and did not say which. After
+    /// the rewind each suspect is sent alone, so that the refusal names its record.
+    #[error("the broker refused {records} records together for the content of one: {reason}")]
+    Suspect {
+        /// How many are under suspicion.
+        records: usize,
+        /// What the broker said.
+        reason: String,
+    },
+    /// The shard was reset, or its producer closed, while the batch was in flight.
+    #[error("let go of unacknowledged: the shard's producer was reset")]
+    Reset,
+    /// A topic could not be read to its end.
+    #[error("topic {topic} could not be read to its end: {reason}")]
+    Read {
+        /// Its name.
+        topic: String,
+        /// What was met last.
+        reason: String,
+        /// From the error code.
+        class: Class,
+    },
+    /// A record that Penstock wrote itself cannot be understood.
+    #[error("topic {topic}, partition {partition}, offset {offset}: not a {what}: {reason}")]
+    Corrupt {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// The record's offset.
+        offset: i64,
+        /// What it should be: `checkpoint`, `dead letter`.
+        what: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// `delivery = "exactly-once"` reached the sink.
+    #[error("delivery = \"exactly-once\" is not built yet: use \"at-least-once\"")]
+    ExactlyOnce,
+}
+
+impl SinkError {
+    /// What the failure means for the work that met it.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Unreachable { .. } | Self::Suspect { .. } | Self::Reset => Class::Retryable,
+            Self::Topic { class, .. } | Self::Delivery { class, .. } | Self::Read { class, .. } => {
+                *class
+            }
+            Self::Property { .. } | Self::Client(_) | Self::Corrupt { .. } | Self::ExactlyOnce => {
+                Class::Fatal
+            }
+        }
+    }
+}
+
+/// A batch of which every record is acknowledged, but for those named.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delivered {
+    /// Records that the broker will never take, by index, with its reason: for the dead letters.
+    pub poison: Vec<(u32, String)>,
+}
+
+/// Resolves once every record of a batch is acknowledged or refused for good, or the batch failed.
+///
+/// Dropping it changes nothing about the delivery.
+#[derive(Debug)]
+#[must_use = "a batch is not delivered before its ticket says so"]
+pub struct Ticket(oneshot::Receiver<Result<Delivered, SinkError>>);
+
+impl Ticket {
+    pub(crate) fn new() -> (oneshot::Sender<Result<Delivered, SinkError>>, Self) {
+        let (tx, rx) = oneshot::channel();
+        (tx, Self(rx))
+    }
+}
+
+impl Future for Ticket {
+    type Output = Result<Delivered, SinkError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0)
+            .poll(cx)
+            .map(|r| r.unwrap_or(Err(SinkError::Reset)))
+    }
+}
+
+/// A topic name that Kafka takes: 1 to 249 of `[a-zA-Z0-9._-]`, not `.` or `..`
+/// (`org.apache.kafka.common.internals.Topic`).
+pub fn is_topic_name(name: &str) -> bool {
+    (1..=249).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+/// Where the embedded or configured brokers are, as librdkafka wants it.
+pub(crate) fn join_brokers(brokers: &[String]) -> Arc<str> {
+    brokers.join(",").into()
+}

@@ -1,0 +1,221 @@
+//! Settings for librdkafka's clients, and where their noise goes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rdkafka::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+
+use crate::sink::SinkError;
+
+/// Messages a producer holds at most: enough for several full requests to each broker, little enough that an
+/// outage costs no memory.
+pub(super) const QUEUE_MESSAGES: usize = 10_000;
+/// KiB that the producers of all shards hold at most, together.
+const QUEUE_KBYTES: usize = 64 * 1024;
+/// … but never less than this each: a full request must fit.
+const LEAST_QUEUE_KBYTES: usize = 4 * 1024;
+
+/// Properties that the sink's guarantees rest on, and why nobody may set them.
+const RESERVED: &[(&str, &str)] = &[
+    ("bootstrap.servers", "set by sink.brokers"),
+    ("metadata.broker.list", "set by sink.brokers"),
+    (
+        "enable.idempotence",
+        "always on: without it a resend may repeat or reorder records",
+    ),
+    (
+        "enable.gapless.guarantee",
+        "always on: records must not overtake one that failed",
+    ),
+    (
+        "acks",
+        "always all: an acknowledgement must mean that the record is kept",
+    ),
+    (
+        "request.required.acks",
+        "always all: an acknowledgement must mean that the record is kept",
+    ),
+    (
+        "message.timeout.ms",
+        "always 0: an outage must not fail records",
+    ),
+    (
+        "delivery.timeout.ms",
+        "always 0: an outage must not fail records",
+    ),
+    (
+        "retries",
+        "always unlimited: an outage must not fail records",
+    ),
+    (
+        "message.send.max.retries",
+        "always unlimited: an outage must not fail records",
+    ),
+    (
+        "delivery.report.only.error",
+        "always off: acknowledgements are what checkpoints follow",
+    ),
+    ("transactional.id", "set by pipeline.delivery"),
+    ("group.id", "set by pipeline.name"),
+    ("isolation.level", "always read_committed"),
+    ("enable.auto.commit", "always off"),
+    ("enable.partition.eof", "always on"),
+    ("test.mock.num.brokers", "use brokers = \"embedded\""),
+];
+
+/// Why a librdkafka property cannot be set under `[sink] properties`; `None` if it can.
+pub fn reserved_property(name: &str) -> Option<&'static str> {
+    RESERVED
+        .iter()
+        .find(|(n, _)| *n == name)
+        .map(|(_, why)| *why)
+}
+
+/// What every client of the pipeline starts from.
+pub(super) fn base(
+    brokers: &str,
+    client_id: &str,
+    properties: &BTreeMap<String, String>,
+) -> Result<ClientConfig, SinkError> {
+    if let Some((name, why)) = properties
+        .keys()
+        .find_map(|k| Some((k, reserved_property(k)?)))
+    {
+        return Err(SinkError::Property {
+            name: name.clone(),
+            reason: why.to_owned(),
+        });
+    }
+    let mut config = ClientConfig::new();
+    config
+        .set("client.id", client_id)
+        // A broker that is back is noticed within a second of its return.
+        .set("reconnect.backoff.max.ms", "1000")
+        .set("socket.keepalive.enable", "true")
+        .set_log_level(RDKafkaLogLevel::Info);
+    for (name, value) in properties {
+        config.set(name, value);
+    }
+    config.set("bootstrap.servers", brokers);
+    Ok(config)
+}
+
+/// A shard's producer.
+pub(super) fn producer(base: &ClientConfig, shards: u32) -> ClientConfig {
+    let mut config = base.clone();
+    let kbytes = (QUEUE_KBYTES / shards.max(1) as usize).max(LEAST_QUEUE_KBYTES);
+    let defaults = [
+        ("queue.buffering.max.messages", &*QUEUE_MESSAGES.to_string()),
+        ("queue.buffering.max.kbytes", &kbytes.to_string()),
+        // As Java's producers do, so that topics written by both agree on where a key lives.
+        ("partitioner", "murmur2_random"),
+    ];
+    for (name, value) in defaults {
+        if config.get(name).is_none() {
+            config.set(name, value);
+        }
+    }
+    config
+        .set("enable.idempotence", "true")
+        .set("enable.gapless.guarantee", "true")
+        .set("acks", "all")
+        .set("message.timeout.ms", "0");
+    config
+}
+
+/// A consumer that reads partitions from their start to their end and belongs to no group.
+pub(super) fn reader(base: &ClientConfig, group: &str) -> ClientConfig {
+    let mut config = base.clone();
+    config
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "earliest")
+        .set("allow.auto.create.topics", "false")
+        .set("isolation.level", "read_committed")
+        // The default of 500 ms is how long an empty partition would otherwise keep a reader waiting.
+        .set("fetch.wait.max.ms", "50");
+    config
+}
+
+/// Turns a failure to make a client into one about the property that caused it.
+pub(super) fn creation(error: KafkaError) -> SinkError {
+    match error {
+        KafkaError::ClientConfig(_, reason, name, _) => SinkError::Property { name, reason },
+        other => SinkError::Client(other.to_string()),
+    }
+}
+
+/// Sends librdkafka's log to `tracing` at debug, and remembers the last error for messages. No policy listens.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Quiet {
+    last: Arc<Mutex<Option<String>>>,
+}
+
+impl Quiet {
+    /// What the client complained about last.
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.last.lock().clone()
+    }
+
+    pub(super) fn note(&self, error: &KafkaError, reason: &str) {
+        tracing::debug!(target: "penstock::librdkafka", %error, reason, "client error");
+        *self.last.lock() = Some(reason.to_owned());
+    }
+}
+
+pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    tracing::debug!(target: "penstock::librdkafka", ?level, facility, message, "client log");
+}
+
+impl ClientContext for Quiet {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.note(&error, reason);
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_property_that_a_guarantee_rests_on_is_refused_by_name() {
+        let properties = BTreeMap::from([("acks".to_owned(), "1".to_owned())]);
+        let error = base("b:9092", "c", &properties).unwrap_err().to_string();
+        assert!(
+            error.starts_with("sink.properties: acks: always all"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_queue_is_shared_out_among_the_shards() {
+        let base = base("b:9092", "c", &BTreeMap::new()).unwrap();
+        let kbytes = |shards| {
+            let config = producer(&base, shards);
+            config.get("queue.buffering.max.kbytes").unwrap().to_owned()
+        };
+        assert_eq!(
+            [kbytes(1), kbytes(4), kbytes(1000)],
+            ["65536", "16384", "4096"]
+        );
+    }
+
+    #[test]
+    fn a_property_may_tune_what_no_guarantee_rests_on() {
+        let properties = BTreeMap::from([("partitioner".to_owned(), "random".to_owned())]);
+        let config = producer(&base("b:9092", "c", &properties).unwrap(), 1);
+        assert_eq!(config.get("partitioner"), Some("random"));
+        assert_eq!(config.get("message.timeout.ms"), Some("0"));
+    }
+}

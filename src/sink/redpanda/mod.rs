@@ -1,0 +1,362 @@
+//! The Redpanda sink, on librdkafka: everything that imports `rdkafka` is below here.
+//!
+//! Each shard has a producer of its own ([`ShardSink`]), idempotent and gapless: records of a shard are never
+//! reordered, not even around one that fails. librdkafka alone resends, without a limit in time; its queue is
+//! small, and a full queue makes [`ShardSink::submit`] wait. What it gives up on nevertheless fails the whole
+//! window of the shard, which is then rewound to its checkpoint and produced again by a new producer: no
+//! second resend on top.
+
+use std::collections::BTreeMap;
+use std::net::ToSocketAddrs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rdkafka::admin::AdminClient;
+use rdkafka::config::ClientConfig;
+use tokio::time::Instant;
+
+use crate::config::settings::{self, LiveSettings, Nodes};
+use crate::policy::breaker::State as Breaker;
+use crate::policy::stage::{Permit, StagePolicies};
+use crate::sink::flight::{Oldest, Snapshot, Window};
+use crate::sink::watch::{Act, Sight, Watch};
+use crate::sink::{SinkError, join_brokers};
+
+mod classify;
+mod client;
+mod outlet;
+mod reader;
+mod shard;
+mod topics;
+
+pub use client::reserved_property;
+pub use shard::ShardSink;
+
+use client::Quiet;
+use outlet::Lane;
+
+/// Connecting to one address takes no longer.
+const TCP_CONNECT: Duration = Duration::from_secs(3);
+/// How often the guard looks, as a share of `sink.attempt_timeout`, within these bounds.
+const LOOKS: u32 = 20;
+const LOOK_BOUNDS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+
+/// The brokers, as all shards share them.
+pub struct RedpandaSink {
+    live: LiveSettings,
+    policies: StagePolicies,
+    base: ClientConfig,
+    topics: topics::Topics,
+    /// By shard; a lane stays when its shard is given up, so that counters never fall.
+    lanes: Mutex<BTreeMap<u32, Arc<Lane>>>,
+}
+
+impl RedpandaSink {
+    /// Connects to `sink.brokers`, or says in one line why that fails, within about 13 s.
+    pub async fn connect(
+        live: LiveSettings,
+        policies: StagePolicies,
+    ) -> Result<Arc<Self>, SinkError> {
+        let brokers = match &live.borrow().sink.brokers {
+            Nodes::At(brokers) => join_brokers(brokers),
+            Nodes::Embedded => {
+                return Err(SinkError::Unreachable {
+                    brokers: "embedded".into(),
+                    reason: "the embedded broker was not started".into(),
+                });
+            }
+        };
+        Self::connect_at(&brokers, live, policies).await
+    }
+
+    /// As [`Self::connect`], but to the brokers named here: `host:port`, separated by commas.
+    pub async fn connect_at(
+        brokers: &str,
+        live: LiveSettings,
+        policies: StagePolicies,
+    ) -> Result<Arc<Self>, SinkError> {
+        let (base, admin) = {
+            let settings = live.borrow();
+            let id = format!("penstock.{}", settings.pipeline.name);
+            let base = client::base(brokers, &id, &settings.sink.properties)?;
+            let quiet = Quiet::default();
+            let admin: AdminClient<Quiet> =
+                base.create_with_context(quiet).map_err(client::creation)?;
+            // Made once to find properties that librdkafka refuses for a producer.
+            client::producer(&base, 1)
+                .create_native_config()
+                .map_err(client::creation)?;
+            (base, admin)
+        };
+        let sink = Self {
+            live,
+            policies,
+            base,
+            topics: topics::Topics::new(admin),
+            lanes: Mutex::default(),
+        };
+        sink.reach(brokers).await?;
+        Ok(Arc::new(sink))
+    }
+
+    /// Whether anything there speaks Kafka's protocol.
+    async fn reach(&self, brokers: &str) -> Result<(), SinkError> {
+        let addresses: Vec<String> = brokers.split(',').map(|b| b.trim().to_owned()).collect();
+        let unreachable = |reason| SinkError::Unreachable {
+            brokers: addresses.join(", "),
+            reason,
+        };
+        // librdkafka only says that nobody answered in time; a plain connection tells why, and at once.
+        let attempts = addresses.iter().map(|address| async move {
+            match tcp(address.clone()).await {
+                Ok(()) => Ok(()),
+                Err(reason) => Err(format!("{address}: {reason}")),
+            }
+        });
+        let failures: Vec<String> = futures::future::join_all(attempts)
+            .await
+            .into_iter()
+            .filter_map(Result::err)
+            .collect();
+        if failures.len() == addresses.len() {
+            return Err(unreachable(failures.join("; ")));
+        }
+        let metadata = self.topics.metadata(None).await.map_err(|e| {
+            unreachable(format!(
+                "connected, but got no metadata: {e} (is this a Kafka listener, and do TLS and SASL fit?)"
+            ))
+        })?;
+        tracing::info!(
+            brokers,
+            nodes = metadata.brokers().len(),
+            topics = metadata.topics().len(),
+            "connected to the brokers"
+        );
+        Ok(())
+    }
+
+    /// Opens a shard's producer. A shard is open at most once at a time.
+    pub fn open_shard(self: &Arc<Self>, shard: u32) -> Result<ShardSink, SinkError> {
+        let lane = Arc::clone(self.lanes.lock().entry(shard).or_default());
+        ShardSink::open(Arc::clone(self), shard, lane)
+    }
+
+    /// Waits for the breaker's permission for a new batch.
+    async fn gate(&self) -> Permit {
+        // While the breaker is not closed, what is out already is the probe.
+        while !self.is_closed() && self.oldest().is_some() {
+            tokio::time::sleep(self.look_every()).await;
+        }
+        self.policies.admit().await
+    }
+
+    fn is_closed(&self) -> bool {
+        matches!(self.policies.snapshot().breaker, Breaker::Closed)
+    }
+
+    fn look_every(&self) -> Duration {
+        let timeout = self.live.borrow().sink.attempt_timeout;
+        (timeout / LOOKS).clamp(LOOK_BOUNDS.0, LOOK_BOUNDS.1)
+    }
+
+    fn windows(&self) -> Vec<Arc<Window>> {
+        self.lanes.lock().values().map(|l| l.window()).collect()
+    }
+
+    /// The batch of any shard that has been waiting longest.
+    pub fn oldest(&self) -> Option<Oldest> {
+        self.windows()
+            .iter()
+            .filter_map(|w| w.oldest())
+            .min_by_key(|o| o.submitted)
+    }
+
+    /// When the batch was submitted that has been waiting longest, of all shards.
+    pub fn oldest_unacked(&self) -> Option<Instant> {
+        self.oldest().map(|o| o.submitted)
+    }
+
+    /// Counts, queue fill and age: of each shard that was ever open here.
+    pub fn snapshots(&self) -> BTreeMap<u32, Snapshot> {
+        let lanes = self.lanes.lock();
+        lanes.iter().map(|(s, l)| (*s, l.snapshot())).collect()
+    }
+
+    /// … and of all shards together.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut sum = Snapshot::default();
+        for snapshot in self.snapshots().into_values() {
+            sum += snapshot;
+        }
+        sum
+    }
+
+    /// Turns the age of the oldest unacknowledged batch into the breaker's successes and failures; see
+    /// [`crate::sink::watch`]. Never returns: the coordinator drives it beside the shards. Without it an
+    /// outage opens no breaker.
+    pub async fn guard(&self) {
+        let mut watch = Watch::default();
+        let mut probe: Option<Permit> = None;
+        loop {
+            tokio::time::sleep(self.look_every()).await;
+            self.look(&mut watch, &mut probe);
+        }
+    }
+
+    fn look(&self, watch: &mut Watch, probe: &mut Option<Permit>) {
+        let windows = self.windows();
+        let oldest = windows
+            .iter()
+            .filter_map(|w| Some((w.oldest()?, w)))
+            .min_by_key(|(o, _)| o.submitted);
+        let breaker = self.policies.snapshot();
+        let sight = Sight {
+            now: Instant::now(),
+            oldest: oldest.map(|(o, _)| o),
+            acks: self
+                .lanes
+                .lock()
+                .values()
+                .map(|l| l.snapshot().batches)
+                .sum(),
+            timeout: self.live.borrow().sink.attempt_timeout,
+            half_open: (breaker.breaker == Breaker::HalfOpen).then_some(breaker.since),
+        };
+        let silence = |age: Duration| {
+            let oldest = humantime::format_duration(Duration::from_millis(age.as_millis() as u64));
+            format!("no acknowledgement: the oldest batch has been waiting for {oldest}")
+        };
+        match watch.look(sight) {
+            Act::Rest => {}
+            Act::Strike(batch, age) => {
+                // A closed breaker counts every attempt, a half-open one only its probe's: the permit tells.
+                let permit = oldest.and_then(|(_, w)| w.take_permit(batch.batch));
+                match permit {
+                    Some(permit) if breaker.breaker != Breaker::Closed => {
+                        permit.failure(silence(age))
+                    }
+                    _ => self.policies.record_failure(silence(age)),
+                }
+            }
+            Act::Probe => {
+                if let Ok(permit) = self.policies.try_admit() {
+                    *probe = Some(permit);
+                    watch.probing(sight.now, sight.acks);
+                }
+            }
+            Act::ProbePassed => {
+                if let Some(permit) = probe.take() {
+                    permit.success();
+                }
+            }
+            Act::ProbeFailed => {
+                if let Some(permit) = probe.take() {
+                    permit.failure(silence(sight.timeout));
+                }
+            }
+        }
+        if !watch.is_probing() {
+            // Nothing is out any more: the place in half-open goes to a new batch.
+            drop(probe.take());
+        }
+    }
+
+    /// What the sink would make a topic with, for changes.
+    fn topic_settings(&self) -> settings::Topics {
+        self.live.borrow().sink.topics.clone()
+    }
+
+    fn checkpoint_topic(&self) -> String {
+        crate::checkpoint::topic::topic_name(&self.live.borrow().pipeline.name)
+    }
+
+    /// Makes the checkpoint topic where it is missing; returns how many partitions it has, at least one.
+    async fn ensure_checkpoint_topic(&self) -> Result<u32, SinkError> {
+        let topic = self.checkpoint_topic();
+        let (settings, shards) = {
+            let live = self.live.borrow();
+            let shards = live.pipeline.shards;
+            let topics = settings::Topics {
+                create: live.sink.topics.create,
+                partitions: shards,
+                replication_factor: live.sink.topics.replication_factor,
+                properties: BTreeMap::from([
+                    ("cleanup.policy".to_owned(), "compact".to_owned()),
+                    // Compaction spares the newest segment, which is read whole on every start: keep it small.
+                    ("segment.bytes".to_owned(), (16 << 20).to_string()),
+                ]),
+            };
+            (topics, shards.get())
+        };
+        self.topics.ensure(&topic, &settings).await?;
+        // A topic that was just made, or is made by this very question, takes a moment to show.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match self.topics.widen(&topic, shards).await {
+                Ok(0) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Ok(0) => {
+                    return Err(SinkError::Topic {
+                        topic,
+                        reason: "it was created and is not there".into(),
+                        class: crate::policy::Class::Retryable,
+                    });
+                }
+                Ok(partitions) => return Ok(partitions),
+                Err(e) if e.class() != crate::policy::Class::Retryable => return Err(e),
+                Err(e) if Instant::now() >= deadline => return Err(e),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    fn producer_config(&self, who: &str) -> ClientConfig {
+        let live = self.live.borrow();
+        let mut config = client::producer(&self.base, live.pipeline.shards.get());
+        config.set(
+            "client.id",
+            format!("penstock.{}.{who}", live.pipeline.name),
+        );
+        config
+    }
+
+    fn reader_config(&self) -> ClientConfig {
+        let group = format!("penstock.{}.reader", self.live.borrow().pipeline.name);
+        client::reader(&self.base, &group)
+    }
+}
+
+/// Connects once, to say what is wrong where librdkafka would only wait.
+async fn tcp(address: String) -> Result<(), String> {
+    let resolved = {
+        let address = address.clone();
+        blocking(move || address.to_socket_addrs().map(Iterator::collect::<Vec<_>>)).await
+    };
+    let addresses = match resolved {
+        Some(Ok(addresses)) if !addresses.is_empty() => addresses,
+        Some(Err(e)) => return Err(format!("cannot be resolved: {e}")),
+        _ => return Err("cannot be resolved".into()),
+    };
+    match tokio::time::timeout(TCP_CONNECT, tokio::net::TcpStream::connect(&*addresses)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(e)) => Err(e.to_string()),
+        Err(_) => Err(format!(
+            "no connection within {}",
+            humantime::format_duration(TCP_CONNECT)
+        )),
+    }
+}
+
+/// Runs what blocks off the runtime's threads, and waits for it: nothing is detached. `None`: it panicked, or
+/// the runtime is going down.
+async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    match tokio::task::spawn_blocking(f).await {
+        Ok(value) => Some(value),
+        Err(error) => {
+            tracing::error!(%error, "blocking work did not finish");
+            None
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! A producer and the window of what it has under way; both are replaced together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rdkafka::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
+use rdkafka::producer::{
+    BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer,
+};
+
+use super::classify::{self, Refusal};
+use super::client::{self, Quiet};
+use crate::sink::SinkError;
+use crate::sink::flight::{BatchId, Counters, Report, Snapshot, Tag, Window};
+
+/// Delivery reports come in here, on librdkafka's polling thread.
+struct Reports {
+    window: Arc<Window>,
+    quiet: Quiet,
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.quiet.note(&error, reason);
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        let report = match result {
+            Ok(_) => Report::Acked,
+            Err((error, message)) => match classify::delivery(error) {
+                Refusal::Content => Report::Suspect(error.to_string()),
+                Refusal::Other(class) => Report::Failed(SinkError::Delivery {
+                    topic: message.topic().to_owned(),
+                    reason: match self.quiet.last_error() {
+                        Some(last) => format!("{error} ({last})"),
+                        None => error.to_string(),
+                    },
+                    class,
+                }),
+            },
+        };
+        self.window.report(Tag::from_usize(opaque), report);
+    }
+}
+
+/// What of a shard outlives its producers: the counters, and the window in use for whoever looks on.
+#[derive(Debug)]
+pub(super) struct Lane {
+    counters: Arc<Counters>,
+    window: Mutex<Arc<Window>>,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        let counters = Arc::<Counters>::default();
+        let window = Mutex::new(Arc::new(Window::new(Arc::clone(&counters))));
+        Self { counters, window }
+    }
+}
+
+impl Lane {
+    pub(super) fn window(&self) -> Arc<Window> {
+        Arc::clone(&self.window.lock())
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.counters.snapshot(&self.window())
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn renew(&self) -> Arc<Window> {
+        let window = Arc::new(Window::new(Arc::clone(&self.counters)));
+        *self.window.lock() = Arc::clone(&window);
+        window
+    }
+}
+
+/// One record on its way to librdkafka.
+pub(super) struct Outgoing<'a> {
+    pub(super) topic: &'a str,
+    pub(super) partition: Option<i32>,
+    pub(super) key: Option<&'a [u8]>,
+    pub(super) value: Option<&'a [u8]>,
+    pub(super) headers: Option<OwnedHeaders>,
+}
+
+/// How librdkafka took a record.
+pub(super) enum Handed {
+    Taken,
+    /// The queue is full; the headers come back.
+    Full(Option<OwnedHeaders>),
+    /// A report about it was made: it is poison, or it broke the window.
+    Reported,
+}
+
+pub(super) struct Outlet {
+    config: ClientConfig,
+    lane: Arc<Lane>,
+    window: Arc<Window>,
+    /// Always there but while it is being replaced.
+    producer: Option<ThreadedProducer<Reports>>,
+}
+
+impl Outlet {
+    pub(super) fn new(config: ClientConfig, lane: Arc<Lane>) -> Result<Self, SinkError> {
+        let window = lane.renew();
+        let producer = Some(create(&config, &window)?);
+        Ok(Self {
+            config,
+            lane,
+            window,
+            producer,
+        })
+    }
+
+    pub(super) fn window(&self) -> &Arc<Window> {
+        &self.window
+    }
+
+    pub(super) fn lane(&self) -> &Lane {
+        &self.lane
+    }
+
+    fn producer(&self) -> Result<&ThreadedProducer<Reports>, SinkError> {
+        self.producer.as_ref().ok_or(SinkError::Reset)
+    }
+
+    /// Hands one record over; [`Window::expect`] was called for it.
+    pub(super) fn hand(&self, tag: Tag, out: Outgoing<'_>) -> Result<Handed, SinkError> {
+        let topic = out.topic;
+        let record = BaseRecord::<[u8], [u8], usize> {
+            topic,
+            partition: out.partition,
+            payload: out.value,
+            key: out.key,
+            timestamp: None,
+            headers: out.headers,
+            delivery_opaque: tag.to_usize(),
+        };
+        let Err((error, record)) = self.producer()?.send(record) else {
+            return Ok(Handed::Taken);
+        };
+        if let KafkaError::MessageProduction(Code::QueueFull) = error {
+            return Ok(Handed::Full(record.headers));
+        }
+        // librdkafka looked at this record alone, so what it refuses for its content is refused for good.
+        let report = match classify::delivery(&error) {
+            Refusal::Content => Report::Poison(error.to_string()),
+            Refusal::Other(class) => Report::Failed(SinkError::Delivery {
+                topic: topic.to_owned(),
+                reason: error.to_string(),
+                class,
+            }),
+        };
+        self.window.report(tag, report);
+        Ok(Handed::Reported)
+    }
+
+    /// Waits until a full queue has room again.
+    pub(super) async fn room(&self) -> Result<(), SinkError> {
+        self.lane.counters().waited();
+        match self.window.messages() {
+            // All are reported on, and librdkafka has yet to free them.
+            0 => tokio::time::sleep(Duration::from_millis(1)).await,
+            // Waking at every report would be one wake-up a record.
+            out => self.window.room(out * 3 / 4).await?,
+        }
+        Ok(())
+    }
+
+    /// Hands one record over, waiting while the queue is full.
+    pub(super) async fn send(
+        &self,
+        id: BatchId,
+        index: u32,
+        out: Outgoing<'_>,
+    ) -> Result<(), SinkError> {
+        let tag = Tag::new(id, index);
+        let Outgoing {
+            topic,
+            partition,
+            key,
+            value,
+            mut headers,
+        } = out;
+        loop {
+            self.window.expect(id, 1);
+            let out = Outgoing {
+                topic,
+                partition,
+                key,
+                value,
+                headers,
+            };
+            match self.hand(tag, out)? {
+                Handed::Taken | Handed::Reported => return Ok(()),
+                Handed::Full(back) => {
+                    self.window.unexpect(id, 1);
+                    headers = back;
+                    self.room().await?;
+                }
+            }
+        }
+    }
+
+    /// Whether librdkafka says that this producer is of no more use.
+    pub(super) fn is_finished(&self) -> bool {
+        self.producer
+            .as_ref()
+            .is_none_or(|p| p.client().fatal_error().is_some())
+    }
+
+    /// A new producer with the same window: nothing is under way.
+    pub(super) async fn replace_producer(&mut self) -> Result<(), SinkError> {
+        self.close().await;
+        self.lane.counters().reset();
+        self.producer = Some(create(&self.config, &self.window)?);
+        Ok(())
+    }
+
+    /// Lets go of everything under way and starts over with a new producer.
+    pub(super) async fn reset(&mut self) -> Result<(), SinkError> {
+        self.window.fail(SinkError::Reset);
+        self.window = self.lane.renew();
+        self.replace_producer().await
+    }
+
+    /// Ends the producer. librdkafka's threads take up to half a second to end, so not on a runtime thread.
+    pub(super) async fn close(&mut self) {
+        if let Some(producer) = self.producer.take() {
+            super::blocking(move || {
+                producer.purge(PurgeConfig::default().queue().inflight());
+                drop(producer);
+            })
+            .await;
+        }
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        self.window.fail(SinkError::Reset);
+    }
+}
+
+fn create(
+    config: &ClientConfig,
+    window: &Arc<Window>,
+) -> Result<ThreadedProducer<Reports>, SinkError> {
+    let reports = Reports {
+        window: Arc::clone(window),
+        quiet: Quiet::default(),
+    };
+    config
+        .create_with_context(reports)
+        .map_err(client::creation)
+}

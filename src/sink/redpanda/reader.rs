@@ -1,0 +1,118 @@
+//! Reads partitions from their start to their end, as committed, in no group.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::{classify, client, client::Quiet};
+use crate::policy::Class;
+use crate::sink::SinkError;
+
+/// Without a record or an end of partition for this long, reading is given up.
+const STALLED: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(100);
+
+/// What to do after a record.
+pub(super) enum Next {
+    More,
+    Enough,
+}
+
+/// Hands every record of a topic to `each`, per partition in order. Blocks; a topic that does not exist is
+/// empty. The end is the broker's end-of-partition, not the high watermark less one: behind the last record
+/// there may be the markers of a transaction.
+pub(super) fn read(
+    config: &ClientConfig,
+    topic: &str,
+    each: impl FnMut(&BorrowedMessage<'_>) -> Result<Next, SinkError>,
+) -> Result<(), SinkError> {
+    read_within(config, topic, STALLED, each)
+}
+
+pub(super) fn read_within(
+    config: &ClientConfig,
+    topic: &str,
+    stalled: Duration,
+    mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<Next, SinkError>,
+) -> Result<(), SinkError> {
+    let quiet = Quiet::default();
+    let consumer: BaseConsumer<Quiet> = config
+        .create_with_context(quiet.clone())
+        .map_err(client::creation)?;
+    let failed = |error: &KafkaError| SinkError::Read {
+        topic: topic.to_owned(),
+        reason: match quiet.last_error() {
+            Some(last) => format!("{error} ({last})"),
+            None => error.to_string(),
+        },
+        class: classify::class(error),
+    };
+
+    // Knowing the leaders first saves the half second that an assignment to unknown ones waits.
+    let deadline = Instant::now() + stalled;
+    let partitions = loop {
+        match partitions(&consumer, topic) {
+            Ok(Some(partitions)) => break partitions,
+            Ok(None) => return Ok(()),
+            Err(e) if classify::class(&e) == Class::Retryable && Instant::now() < deadline => {
+                std::thread::sleep(POLL);
+            }
+            Err(e) => return Err(failed(&e)),
+        }
+    };
+    let mut assignment = TopicPartitionList::with_capacity(partitions.len());
+    for &partition in &partitions {
+        assignment
+            .add_partition_offset(topic, partition, Offset::Beginning)
+            .map_err(|e| failed(&e))?;
+    }
+    consumer.assign(&assignment).map_err(|e| failed(&e))?;
+
+    let mut open: HashSet<i32> = partitions.into_iter().collect();
+    let mut progress = Instant::now();
+    let mut last = KafkaError::NoMessageReceived;
+    while !open.is_empty() {
+        match consumer.poll(POLL) {
+            Some(Ok(message)) => {
+                progress = Instant::now();
+                if let Next::Enough = each(&message)? {
+                    return Ok(());
+                }
+            }
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                progress = Instant::now();
+                open.remove(&partition);
+            }
+            Some(Err(error)) if classify::class(&error) == Class::Retryable => last = error,
+            Some(Err(error)) => return Err(failed(&error)),
+            None => {}
+        }
+        if progress.elapsed() >= stalled {
+            return Err(failed(&last));
+        }
+    }
+    Ok(())
+}
+
+/// A topic's partitions once each has a leader; `None`: no such topic.
+fn partitions(consumer: &BaseConsumer<Quiet>, topic: &str) -> Result<Option<Vec<i32>>, KafkaError> {
+    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5))?;
+    let Some(found) = metadata.topics().iter().find(|t| t.name() == topic) else {
+        return Ok(None);
+    };
+    if let Some(error) = found.error() {
+        return match Code::from(error) {
+            Code::UnknownTopicOrPartition | Code::UnknownTopic => Ok(None),
+            code => Err(KafkaError::MetadataFetch(code)),
+        };
+    }
+    if found.partitions().is_empty() || found.partitions().iter().any(|p| p.leader() < 0) {
+        return Err(KafkaError::MetadataFetch(Code::LeaderNotAvailable));
+    }
+    Ok(Some(found.partitions().iter().map(|p| p.id()).collect()))
+}

@@ -1,0 +1,163 @@
+//! Topics, looked up or made on first use.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::metadata::Metadata;
+
+use super::{classify, client::Quiet};
+use crate::config::settings::Topics as Settings;
+use crate::policy::Class;
+use crate::sink::SinkError;
+
+/// One request about topics takes no longer.
+const REQUEST: Duration = Duration::from_secs(10);
+
+/// Looks topics up, creates them, and remembers which exist.
+pub(super) struct Topics {
+    admin: Arc<AdminClient<Quiet>>,
+    known: RwLock<HashSet<Arc<str>>>,
+    /// The broker has no CreateTopics (librdkafka's mock): producing creates topics there.
+    auto: AtomicBool,
+}
+
+impl Topics {
+    pub(super) fn new(admin: AdminClient<Quiet>) -> Self {
+        Self {
+            admin: Arc::new(admin),
+            known: RwLock::default(),
+            auto: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether [`Self::ensure`] has nothing to do.
+    pub(super) fn knows(&self, topic: &str) -> bool {
+        self.known.read().contains(topic)
+    }
+
+    /// Forgets what exists: a topic may have been deleted.
+    pub(super) fn forget(&self) {
+        self.known.write().clear();
+    }
+
+    /// Makes sure that a topic exists.
+    pub(super) async fn ensure(&self, topic: &str, settings: &Settings) -> Result<(), SinkError> {
+        if self.knows(topic) {
+            return Ok(());
+        }
+        if settings.create && !self.auto.load(Relaxed) {
+            self.create(topic, settings).await?;
+        } else if !settings.create {
+            let all = self.metadata(None).await.map_err(|e| failed(topic, &e))?;
+            if !all.topics().iter().any(|t| t.name() == topic) {
+                return Err(SinkError::Topic {
+                    topic: topic.to_owned(),
+                    reason: "it does not exist, and sink.topics.create is false: create it".into(),
+                    class: Class::Fatal,
+                });
+            }
+        }
+        self.known.write().insert(topic.into());
+        Ok(())
+    }
+
+    async fn create(&self, topic: &str, settings: &Settings) -> Result<(), SinkError> {
+        let replicas = settings.replication_factor.map_or(-1, |n| n.get() as i32);
+        let mut new = NewTopic::new(
+            topic,
+            settings.partitions.get() as i32,
+            TopicReplication::Fixed(replicas),
+        );
+        for (name, value) in &settings.properties {
+            new = new.set(name, value);
+        }
+        let options = AdminOptions::new()
+            .request_timeout(Some(REQUEST))
+            .operation_timeout(Some(REQUEST));
+        let outcome = match self.admin.create_topics([&new], &options).await {
+            Ok(results) => results.into_iter().next().map(|r| r.map_err(|(_, c)| c)),
+            Err(KafkaError::AdminOp(code)) => Some(Err(code)),
+            Err(error) => return Err(failed(topic, &error)),
+        };
+        match outcome {
+            Some(Ok(_)) => {
+                tracing::info!(topic, partitions = settings.partitions, "topic created");
+                Ok(())
+            }
+            Some(Err(Code::TopicAlreadyExists)) | None => Ok(()),
+            Some(Err(Code::UnsupportedFeature | Code::UnsupportedVersion)) => {
+                self.auto.store(true, Relaxed);
+                tracing::info!(
+                    "the broker has no request to create topics; they are made by producing to them"
+                );
+                Ok(())
+            }
+            Some(Err(code)) => Err(failed(topic, &KafkaError::AdminOp(code))),
+        }
+    }
+
+    /// Gives a topic at least this many partitions; returns how many it has.
+    pub(super) async fn widen(&self, topic: &str, partitions: u32) -> Result<u32, SinkError> {
+        let have = self.partitions(topic).await?;
+        if have == 0 || have >= partitions || self.auto.load(Relaxed) {
+            return Ok(have);
+        }
+        let more = NewPartitions::new(topic, partitions as usize);
+        let options = AdminOptions::new()
+            .request_timeout(Some(REQUEST))
+            .operation_timeout(Some(REQUEST));
+        let results = self
+            .admin
+            .create_partitions([&more], &options)
+            .await
+            .map_err(|e| failed(topic, &e))?;
+        if let Some(Err((_, code))) = results.into_iter().next() {
+            // Another instance may have been quicker: what counts is what there is.
+            let have = self.partitions(topic).await?;
+            if have < partitions {
+                return Err(failed(topic, &KafkaError::AdminOp(code)));
+            }
+            return Ok(have);
+        }
+        tracing::info!(topic, from = have, to = partitions, "partitions added");
+        Ok(partitions)
+    }
+
+    /// How many partitions a topic has; 0 if there is no such topic.
+    pub(super) async fn partitions(&self, topic: &str) -> Result<u32, SinkError> {
+        let metadata = self
+            .metadata(Some(topic.to_owned()))
+            .await
+            .map_err(|e| failed(topic, &e))?;
+        Ok(metadata
+            .topics()
+            .iter()
+            .find(|t| t.name() == topic)
+            .map_or(0, |t| t.partitions().len() as u32))
+    }
+
+    /// The cluster's metadata, or one topic's. librdkafka blocks for it, at most for [`REQUEST`].
+    pub(super) async fn metadata(&self, topic: Option<String>) -> Result<Metadata, KafkaError> {
+        let admin = Arc::clone(&self.admin);
+        super::blocking(move || admin.inner().fetch_metadata(topic.as_deref(), REQUEST))
+            .await
+            .unwrap_or(Err(KafkaError::Canceled))
+    }
+
+    pub(super) fn admin(&self) -> &AdminClient<Quiet> {
+        &self.admin
+    }
+}
+
+fn failed(topic: &str, error: &KafkaError) -> SinkError {
+    SinkError::Topic {
+        topic: topic.to_owned(),
+        reason: error.to_string(),
+        class: classify::class(error),
+    }
+}
