@@ -370,3 +370,98 @@ impl std::fmt::Debug for Secret {
         f.write_str("***")
     }
 }
+
+#[cfg(test)]
+impl Settings {
+    /// Settings for tests that need some: stand-ins on both ends, no transform, `policies` for every stage.
+    pub(crate) fn for_tests(policies: Policies) -> Self {
+        let some = |n| NonZeroU32::new(n).unwrap();
+        let second = Duration::from_secs(1);
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            pipeline: Pipeline {
+                name: "test".into(),
+                delivery: Delivery::AtLeastOnce,
+                shards: some(1),
+                max_in_flight: some(1024),
+                batch_size: some(64),
+            },
+            source: Source {
+                nodes: Nodes::Embedded,
+                keyspace: "orders_ks".into(),
+                tables: vec!["outbox_messages".into()],
+                start_from: StartFrom::Earliest,
+                poll_interval: second / 10,
+                window: 10 * second,
+                safety_interval: second,
+                read_timeout: 10 * second,
+                page_size: some(1000),
+                concurrency: some(8),
+                consistency: Consistency::LocalQuorum,
+                username: None,
+                password: None,
+                policies: policies.clone(),
+            },
+            transforms: Vec::new(),
+            sink: Sink {
+                brokers: Nodes::Embedded,
+                properties: BTreeMap::new(),
+                attempt_timeout: 10 * second,
+                topic: "{keyspace}.{table}".into(),
+                topics: Topics {
+                    create: true,
+                    partitions: some(1),
+                    replication_factor: None,
+                    properties: BTreeMap::new(),
+                },
+                checkpoint_interval: second,
+                policies: policies.clone(),
+            },
+            dead_letter: DeadLetter {
+                topic: "test.dead-letters".into(),
+                max: some(100),
+                within: 60 * second,
+                policies: policies.clone(),
+            },
+            orders: Orders {
+                enabled: false,
+                listen: loopback,
+                keyspace: "orders_ks".into(),
+                outbox_ttl: 86_400 * second,
+                request_timeout: 5 * second,
+                policies,
+            },
+            admin: Admin {
+                enabled: false,
+                listen: loopback,
+                token: None,
+            },
+            health: Health {
+                check_interval: 10 * second,
+                report_interval: 30 * second,
+                stalled_after: 60 * second,
+                critical: vec!["source".into(), "sink".into(), "transform".into()],
+                headroom_degraded: 0.5,
+                headroom_unhealthy: 0.2,
+                open_breaker: OpenBreaker::Unhealthy,
+            },
+            shutdown: Shutdown {
+                timeout: 30 * second,
+            },
+            log: Log {
+                filter: "info".into(),
+                format: LogFormat::Text,
+            },
+            reload: Reload {
+                watch: false,
+                poll_interval: 5 * second,
+                debounce: second / 10,
+            },
+            embedded: Embedded {
+                scylla_listen: loopback,
+                vnodes: some(4),
+                shards_per_vnode: some(2),
+            },
+        }
+    }
+}

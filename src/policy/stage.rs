@@ -461,3 +461,6 @@ async fn changed<T>(receiver: &mut watch::Receiver<T>) {
         std::future::pending::<()>().await;
     }
 }
+
+#[cfg(test)]
+mod tests;
