@@ -5,3 +5,4 @@ pub mod checkpoint;
 pub mod config;
 pub mod policy;
 pub mod sink;
+pub mod transform;

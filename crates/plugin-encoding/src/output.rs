@@ -14,7 +14,8 @@
 //!
 //! field      u8 0                       null
 //!            u8 1, u32 len, bytes
-//!            u8 2, u32 row, u16 column  the bytes of a column of the input, copied by nobody
+//!            u8 2, u32 row, u16 column  the bytes of a column of the input, copied by nobody; it need not
+//!                                       have been sent, but must have a value (or null: a null field)
 //! ```
 //!
 //! `source` is the index of a row of the input that is a change (no image, no range end, no context), and

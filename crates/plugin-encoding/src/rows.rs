@@ -376,6 +376,11 @@ impl Rows {
         &self.buf
     }
 
+    /// The encoded batch, taken.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.buf
+    }
+
     /// The number of rows.
     pub fn len(&self) -> usize {
         self.starts.len()

@@ -245,16 +245,21 @@ impl<'a> Change<'a> {
 
     /// Names a column's bytes for a record, so that they are not copied: a null column is a null field.
     ///
+    /// The column need not be declared: one that is only named so is never sent at all. If it turns out to have
+    /// no value, the host refuses the change.
+    ///
     /// # Errors
-    /// The column does not exist, was not declared, or was not set by this change.
+    /// The column does not exist, or this change did not set it.
     pub fn column_ref(&self, name: &str) -> Result<ColumnRef, Error> {
-        let (column, _, tag, _) = self.column(name)?;
-        match tag {
-            ColumnTag::Value | ColumnTag::Replaced | ColumnTag::Null => Ok(ColumnRef {
-                row: self.index,
-                column,
-            }),
-            _ => Err(self.fail(name, "has no value")),
+        let column = self.table.column(name);
+        let column = column.ok_or_else(|| self.fail(name, "does not exist"))?;
+        match self.row.column(usize::from(column)) {
+            Some((ColumnTag::Unchanged, _)) => Err(self.fail(name, "is not set")),
+            Some((ColumnTag::Merged | ColumnTag::Removed, _)) => {
+                Err(self.fail(name, "lost elements: use `elements`"))
+            }
+            Some(_) => Ok(ColumnRef { row: self.index, column }),
+            None => Err(self.fail(name, "is not in this row")),
         }
     }
 }

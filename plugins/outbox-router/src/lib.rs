@@ -40,13 +40,13 @@ struct Columns {
 }
 
 impl Columns {
-    fn all(&self) -> [&str; 6] {
+    /// All that is looked at; the payload is only named.
+    fn wanted(&self) -> [&str; 5] {
         [
             &self.aggregate_type,
             &self.aggregate_id,
             &self.event_id,
             &self.event_type,
-            &self.payload,
             &self.trace,
         ]
     }
@@ -109,7 +109,7 @@ impl Transform for OutboxRouter {
             None => !table.is_record_table(),
         };
         if ours {
-            Ok(table.columns_of(self.columns.all()))
+            Ok(table.columns_of(self.columns.wanted()))
         } else {
             Ok(Interest::Ignore)
         }

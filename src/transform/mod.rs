@@ -1,0 +1,222 @@
+//! Transforms: what makes records of changes.
+//!
+//! A [`Chain`] belongs to one shard and is driven by it, one batch at a time, on a thread that may block. The
+//! first transform sees changes; a later one sees the records of the one before, as rows of the pseudo-table
+//! `penstock.record`, and the changes that were forwarded. A change that no transform routed is rendered as JSON.
+//!
+//! Invariants:
+//! - Order is kept: what is made of a change stands where the change stood.
+//! - A fault costs only the change that is to blame; `stage` finds it.
+//! - Every change is accounted for: it has records, or is rejected, or counts as dropped.
+//! - A guest reaches nothing but its own memory and our log, and none of its numbers is believed.
+
+mod render;
+mod stage;
+pub mod wasm;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use stage::StageReport;
+pub use wasm::{Engine, EngineError, Plugin, PluginError, Prepared, TICK, Ticker};
+
+use crate::change::{Batch, Position, RecordBatch, Rejected, TableSchema};
+use crate::config::settings::LiveSettings;
+use crate::policy::Class;
+use render::Renderer;
+use stage::Stage;
+use wasm::encoding::{Draft, Item};
+
+/// A batch could not be processed. Nothing of it counts as done.
+#[derive(Debug, thiserror::Error)]
+pub enum TransformError {
+    /// A change was refused and `on_error = "stop"`.
+    #[error(
+        "{stage} stops at {}: {error}",
+        .position.map_or_else(|| "an unknown position".to_owned(), |p| p.to_string())
+    )]
+    Stopped {
+        /// The stage.
+        stage: Arc<str>,
+        /// The change.
+        position: Option<Position>,
+        /// Why it was refused.
+        error: String,
+    },
+    /// After a fault no new instance could be made.
+    #[error("{stage} has no instance: {source}")]
+    Instance {
+        /// The stage.
+        stage: Arc<str>,
+        /// Why.
+        source: PluginError,
+    },
+    /// [`AbortHandle::abort`] was called.
+    #[error("{stage} was aborted")]
+    Aborted {
+        /// The stage.
+        stage: Arc<str>,
+    },
+}
+
+impl TransformError {
+    /// What it means for the shard.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Stopped { .. } => Class::Fatal,
+            Self::Instance { .. } | Self::Aborted { .. } => Class::Retryable,
+        }
+    }
+
+    /// The stage that failed.
+    pub fn stage(&self) -> &Arc<str> {
+        match self {
+            Self::Stopped { stage, .. }
+            | Self::Instance { stage, .. }
+            | Self::Aborted { stage } => stage,
+        }
+    }
+}
+
+/// There is no transform of this name in the chain.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no transform {0:?} to replace")]
+pub struct NoSuchTransform(pub String);
+
+/// Ends a [`Chain::process`] that another thread is in, between two calls of a guest: within a deadline.
+#[derive(Clone, Debug, Default)]
+pub struct AbortHandle(Arc<AtomicBool>);
+
+impl AbortHandle {
+    /// From now on [`Chain::process`] fails with [`TransformError::Aborted`].
+    pub fn abort(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The transforms of one shard.
+#[derive(Debug)]
+pub struct Chain {
+    stages: Vec<Stage>,
+    live: LiveSettings,
+    renderer: Renderer,
+    tables: Vec<Arc<TableSchema>>,
+    abort: AbortHandle,
+    reports: Vec<StageReport>,
+}
+
+/// Table versions that are remembered for [`Chain::tables`]: a warm start for those that are in use.
+const MAX_TABLES: usize = 256;
+
+impl Chain {
+    /// A chain of these transforms, in the order of the file. With none, every change is rendered.
+    pub fn new(transforms: Vec<Prepared>, live: LiveSettings) -> Self {
+        Self {
+            stages: transforms.into_iter().map(Stage::new).collect(),
+            live,
+            renderer: Renderer::default(),
+            tables: Vec::new(),
+            abort: AbortHandle::default(),
+            reports: Vec::new(),
+        }
+    }
+
+    /// Makes records of a batch. Blocks: at most some deadlines for each change that a plugin fails on.
+    ///
+    /// # Errors
+    /// See [`TransformError`]; the shard goes back to its checkpoint then.
+    pub fn process(&mut self, batch: Batch) -> Result<RecordBatch, TransformError> {
+        self.reports.clear();
+        let settings = self.live.borrow().clone();
+        for table in &batch.tables {
+            if self.tables.iter().all(|known| known.id != table.id) {
+                if self.tables.len() == MAX_TABLES {
+                    self.tables.remove(0);
+                }
+                self.tables.push(table.clone());
+            }
+        }
+        let mut items: Vec<Item> = stage::changes(&batch).map(Item::Change).collect();
+        let changes = items.len();
+        let mut rejected: Vec<Rejected> = Vec::new();
+        let mut draft = Draft::new(RecordBatch {
+            source: batch,
+            output: Vec::new(),
+            topics: Vec::new(),
+            headers: Vec::new(),
+            records: Vec::new(),
+            rejected: Vec::new(),
+            dropped: 0,
+        });
+        for stage in &mut self.stages {
+            let outcome = stage.run(&mut draft, items, &settings, &self.abort.0);
+            self.reports.push(stage.report.clone());
+            let outcome = outcome?;
+            items = outcome.items;
+            rejected.extend(outcome.rejected);
+        }
+        let mut records = Vec::with_capacity(items.len());
+        for item in items {
+            match item {
+                Item::Record(record) => records.push(record),
+                Item::Change(change) => {
+                    let (topic, pipeline) = (&settings.sink.topic, &settings.pipeline.name);
+                    match self.renderer.render(&mut draft, change, topic, pipeline) {
+                        Ok(record) => records.push(record),
+                        Err(error) => rejected.push(Rejected {
+                            source: change,
+                            stage: "sink".into(),
+                            error,
+                            attempts: 1,
+                        }),
+                    }
+                }
+            }
+        }
+        rejected.sort_by_key(|r| r.source);
+        let rejections = |source: u32| rejected.binary_search_by_key(&source, |r| r.source).is_ok();
+        records.retain(|record| !rejections(record.source));
+        let mut done: Vec<u32> = records.iter().map(|r| r.source).collect();
+        done.extend(rejected.iter().map(|r| r.source));
+        done.sort_unstable();
+        done.dedup();
+        let mut made = draft.batch;
+        made.dropped = (changes - done.len()) as u32;
+        made.records = records;
+        made.rejected = rejected;
+        Ok(made)
+    }
+
+    /// Lets a prepared instance take over from the transform of its name. To be called between two batches.
+    pub fn swap(&mut self, prepared: Prepared) -> Result<(), NoSuchTransform> {
+        let slot = self.stages.iter_mut().find(|s| s.name() == prepared.name());
+        match slot {
+            Some(slot) => {
+                *slot = Stage::new(prepared);
+                Ok(())
+            }
+            None => Err(NoSuchTransform(prepared.name().to_owned())),
+        }
+    }
+
+    /// What each transform did with the last batch, in order: complete up to the one that failed, if one did.
+    pub fn reports(&self) -> &[StageReport] {
+        &self.reports
+    }
+
+    /// The table versions seen, for [`Prepared::new`] of a successor.
+    pub fn tables(&self) -> &[Arc<TableSchema>] {
+        &self.tables
+    }
+
+    /// The plugin that serves a transform.
+    pub fn plugin(&self, transform: &str) -> Option<&Arc<Plugin>> {
+        let stage = self.stages.iter().find(|s| s.name() == transform)?;
+        Some(stage.plugin())
+    }
+
+    /// A handle that ends [`Self::process`] from outside.
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.abort.clone()
+    }
+}

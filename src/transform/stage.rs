@@ -1,0 +1,410 @@
+//! One transform of a chain: what it is sent, and how the one bad change is found when it fails.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use penstock_plugin_encoding::record_table;
+
+use super::TransformError;
+use super::wasm::encoding::{Draft, Input, Item, Made};
+use super::wasm::instance::{Fault, Instance, Interest};
+use super::wasm::plugin::Plugin;
+use super::wasm::swap::{Prepared, records, stage_name};
+use crate::change::{Batch, Rejected, TableSchema};
+use crate::config::settings::{Limits, OnError, Settings};
+
+/// What a stage did with the last batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StageReport {
+    /// `transform.<name>`
+    pub stage: Arc<str>,
+    /// Changes and records that it was handed.
+    pub items: u32,
+    /// Traps, missed deadlines, memory overruns and malformed outputs, one for each change that is to blame,
+    /// however often it was tried; and one for a batch that failed although none of its changes does. These are
+    /// what the stage's breaker counts.
+    pub faults: Vec<String>,
+    /// Changes that go to the dead letters.
+    pub rejected: u32,
+    /// Changes that `on_error = "drop"` let go of.
+    pub dropped_on_error: u32,
+    /// New instances that had to be made.
+    pub renewed: u32,
+    /// Time spent in it.
+    pub elapsed: Duration,
+}
+
+/// A transform at work in one shard.
+#[derive(Debug)]
+pub(super) struct Stage {
+    name: String,
+    stage: Arc<str>,
+    plugin: Arc<Plugin>,
+    settings: BTreeMap<String, String>,
+    limits: Limits,
+    on_error: OnError,
+    /// `None` after a fault, until the next call.
+    instance: Option<Instance>,
+    records: Arc<TableSchema>,
+    pub(super) report: StageReport,
+}
+
+/// What the stage made of a batch.
+pub(super) struct Outcome {
+    pub(super) items: Vec<Item>,
+    pub(super) rejected: Vec<Rejected>,
+}
+
+impl Stage {
+    pub(super) fn new(prepared: Prepared) -> Self {
+        let stage = stage_name(&prepared.name);
+        Self {
+            stage: stage.clone(),
+            name: prepared.name,
+            plugin: prepared.plugin,
+            settings: prepared.settings,
+            limits: prepared.limits,
+            on_error: OnError::DeadLetter,
+            instance: Some(prepared.instance),
+            records: records(),
+            report: StageReport {
+                stage,
+                ..StageReport::default()
+            },
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn plugin(&self) -> &Arc<Plugin> {
+        &self.plugin
+    }
+
+    /// Runs the items through the plugin.
+    pub(super) fn run(
+        &mut self,
+        draft: &mut Draft,
+        items: Vec<Item>,
+        live: &Settings,
+        abort: &AtomicBool,
+    ) -> Result<Outcome, TransformError> {
+        let started = Instant::now();
+        // Read at use, so that a retune needs nothing of us; a transform that the file no longer has keeps
+        // what it had until the shard is rebuilt.
+        if let Some(now) = live.transforms.iter().find(|t| t.name == self.name) {
+            self.limits = now.limits;
+            self.on_error = now.on_error;
+        }
+        self.report = StageReport {
+            stage: self.stage.clone(),
+            items: items.len() as u32,
+            ..StageReport::default()
+        };
+        let mut made = Vec::with_capacity(items.len());
+        let mut attempts = BTreeMap::new();
+        let wanted = self.wanted(draft, &items, &mut made)?;
+        self.isolate(draft, &items, &wanted, &mut made, &mut attempts, abort)?;
+        let outcome = self.settle(draft, items, made, &attempts)?;
+        self.report.elapsed = started.elapsed();
+        Ok(outcome)
+    }
+
+    /// The instance, made anew if the last one had a fault.
+    fn instance(&mut self) -> Result<&mut Instance, TransformError> {
+        if self.instance.is_none() {
+            let (plugin, stage, limits) = (&self.plugin, &self.stage, self.limits);
+            let renewed = Instance::new(plugin, stage.clone(), &self.settings, limits);
+            self.instance = Some(renewed.map_err(|source| TransformError::Instance {
+                stage: stage.clone(),
+                source,
+            })?);
+            self.report.renewed += 1;
+        }
+        Ok(self.instance.as_mut().expect("made above"))
+    }
+
+    /// Opens the tables of the items and says which items the plugin is to see; what is to become of the
+    /// others goes to `made`.
+    fn wanted(
+        &mut self,
+        draft: &Draft,
+        items: &[Item],
+        made: &mut Vec<(u32, Made)>,
+    ) -> Result<Vec<u32>, TransformError> {
+        let mut wanted = Vec::with_capacity(items.len());
+        let mut last: Option<(u32, Interest)> = None;
+        for (item, index) in items.iter().zip(0..) {
+            let table = table_of(&draft.batch.source, item);
+            if last.as_ref().is_none_or(|(id, _)| *id != table) {
+                let interest = self.open(&draft.batch.source, table)?;
+                last = Some((table, interest));
+            }
+            match last.as_ref().map(|(_, interest)| interest) {
+                Some(Interest::Ignore) => made.push((index, Made::Forward)),
+                Some(Interest::Refused(message)) => {
+                    made.push((index, Made::Refused(message.clone())));
+                }
+                _ => wanted.push(index),
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn open(&mut self, batch: &Batch, table: u32) -> Result<Interest, TransformError> {
+        if let Some(known) = self.instance()?.interest(table) {
+            return Ok(known.clone());
+        }
+        let schema = match table {
+            record_table::ID => Some(self.records.clone()),
+            id => batch.table(id).cloned(),
+        };
+        let Some(schema) = schema else {
+            return Ok(Interest::Refused(format!(
+                "table version {table} is not in the batch"
+            )));
+        };
+        let limits = self.limits;
+        // Twice: a deadline may be missed because the machine was busy.
+        for _ in 0..2 {
+            match self.instance()?.open_table(&schema, limits) {
+                Ok(()) => break,
+                Err(fault) => {
+                    tracing::warn!(stage = &*self.stage, %fault, "plugin failed to open a table");
+                    self.report.faults.push(format!("open-table: {fault}"));
+                    self.instance = None;
+                }
+            }
+        }
+        let instance = self.instance()?;
+        if instance.interest(table).is_none() {
+            let reason = self.report.faults.last().cloned().unwrap_or_default();
+            self.instance()?.refuse_table(table, reason);
+        }
+        let interest = self.instance()?.interest(table).cloned();
+        Ok(interest.unwrap_or(Interest::All))
+    }
+
+    /// Calls the plugin with all wanted items. When it fails, halves from the left until the one bad item is
+    /// found, then goes on with parts that double. A bad item so costs at most log2(items) + 2 failed calls,
+    /// and a run of bad ones one each.
+    fn isolate(
+        &mut self,
+        draft: &mut Draft,
+        items: &[Item],
+        wanted: &[u32],
+        made: &mut Vec<(u32, Made)>,
+        attempts: &mut BTreeMap<u32, u32>,
+        abort: &AtomicBool,
+    ) -> Result<(), TransformError> {
+        let (mut at, mut size) = (0, wanted.len());
+        // The ends of parts that failed as a whole and begin before `at`.
+        let mut failed: Vec<usize> = Vec::new();
+        let mut unexplained = None;
+        while at < wanted.len() {
+            if abort.load(Ordering::Relaxed) {
+                return Err(TransformError::Aborted {
+                    stage: self.stage.clone(),
+                });
+            }
+            while failed.last().is_some_and(|end| *end <= at) {
+                failed.pop();
+            }
+            let limit = failed.last().copied().unwrap_or(wanted.len());
+            let end = cut(draft, items, wanted, at, size, limit);
+            match self.call(draft, items, &wanted[at..end], made)? {
+                Ok(()) => {
+                    at = end;
+                    size = size.saturating_mul(2);
+                }
+                Err(fault) if end - at == 1 => {
+                    attempts.insert(wanted[at], failed.len() as u32 + 1);
+                    made.push((wanted[at], Made::Refused(fault.to_string())));
+                    if fault.counts() {
+                        self.report.faults.push(fault.to_string());
+                    }
+                    // The failures around it are explained.
+                    failed.clear();
+                    unexplained = None;
+                    at = end;
+                    size = 1;
+                }
+                Err(fault) => {
+                    tracing::debug!(
+                        stage = &*self.stage,
+                        changes = end - at,
+                        %fault,
+                        "plugin failed, looking for the change to blame"
+                    );
+                    if fault.counts() && unexplained.is_none() {
+                        unexplained = Some(fault.to_string());
+                    }
+                    failed.push(end);
+                    size = (end - at) / 2;
+                }
+            }
+        }
+        self.report.faults.extend(unexplained);
+        Ok(())
+    }
+
+    /// One call of the guest.
+    fn call(
+        &mut self,
+        draft: &mut Draft,
+        items: &[Item],
+        chunk: &[u32],
+        made: &mut Vec<(u32, Made)>,
+    ) -> Result<Result<(), Fault>, TransformError> {
+        if self.instance.is_none() {
+            // A new guest knows no tables.
+            let tables: Vec<u32> = {
+                let tables = chunk.iter().map(|i| &items[*i as usize]);
+                let mut ids: Vec<_> = tables.map(|i| table_of(&draft.batch.source, i)).collect();
+                ids.dedup();
+                ids
+            };
+            for table in tables {
+                self.open(&draft.batch.source, table)?;
+            }
+        }
+        let limits = self.limits;
+        let instance = self.instance()?;
+        let whole = chunk.len() == items.len()
+            && items.len() == changes(&draft.batch.source).count()
+            && items.iter().all(|item| {
+                let table = table_of(&draft.batch.source, item);
+                matches!(item, Item::Change(_)) && instance.interest(table) == Some(&Interest::All)
+            });
+        let input = if whole {
+            Input::whole(&draft.batch, items)
+        } else {
+            Input::of_chunk(draft, items, chunk, |table| instance.interest(table))
+        };
+        let output = instance.process(input.bytes(), limits);
+        let sent = input.sent();
+        let result = output.and_then(|output| {
+            let decoded = sent.decode(output, draft, items, made);
+            decoded.map_err(Fault::Output)
+        });
+        if result.as_ref().is_err_and(Fault::counts) {
+            // A trap leaves a guest in no known state, and one that lies is not to be trusted with more.
+            self.instance = None;
+        }
+        Ok(result)
+    }
+
+    /// Puts what was made in order and applies `on_error`.
+    fn settle(
+        &mut self,
+        draft: &Draft,
+        items: Vec<Item>,
+        mut made: Vec<(u32, Made)>,
+        attempts: &BTreeMap<u32, u32>,
+    ) -> Result<Outcome, TransformError> {
+        made.sort_by_key(|(item, _)| *item);
+        let mut outcome = Outcome {
+            items: Vec::with_capacity(made.len()),
+            rejected: Vec::new(),
+        };
+        let mut refused: Vec<u32> = Vec::new();
+        for (index, made) in made {
+            let item = &items[index as usize];
+            match made {
+                Made::Record(record) => outcome.items.push(Item::Record(record)),
+                Made::Forward => outcome.items.push(item.clone()),
+                Made::Refused(error) => {
+                    let source = item.source();
+                    if refused.last() == Some(&source) {
+                        continue;
+                    }
+                    refused.push(source);
+                    match self.on_error {
+                        OnError::DeadLetter => {
+                            self.report.rejected += 1;
+                            outcome.rejected.push(Rejected {
+                                source,
+                                stage: self.stage.clone(),
+                                error,
+                                attempts: attempts.get(&index).copied().unwrap_or(1),
+                            });
+                        }
+                        OnError::Drop => self.report.dropped_on_error += 1,
+                        OnError::Stop => {
+                            return Err(TransformError::Stopped {
+                                stage: self.stage.clone(),
+                                position: draft
+                                    .batch
+                                    .source
+                                    .positions
+                                    .get(source as usize)
+                                    .copied(),
+                                error,
+                            });
+                        }
+                    }
+                }
+            }
+        }
+        if !refused.is_empty() {
+            // A change that is refused makes nothing at all, or its replay would make some of it twice.
+            outcome
+                .items
+                .retain(|item| refused.binary_search(&item.source()).is_err());
+        }
+        Ok(outcome)
+    }
+}
+
+/// The rows of a batch that are changes: no images, no ends of ranges, no context.
+pub(super) fn changes(batch: &Batch) -> impl Iterator<Item = u32> + '_ {
+    use penstock_plugin_encoding::Operation as Op;
+    batch.rows.iter().zip(0..).filter_map(|(row, index)| {
+        let meta = row.meta();
+        let image = matches!(
+            meta.operation,
+            Op::PreImage
+                | Op::PostImage
+                | Op::RangeDeleteEndInclusive
+                | Op::RangeDeleteEndExclusive
+        );
+        (!meta.context && !image).then_some(index)
+    })
+}
+
+fn table_of(batch: &Batch, item: &Item) -> u32 {
+    match item {
+        Item::Record(_) => record_table::ID,
+        Item::Change(row) => batch.rows.get(*row as usize).map_or(0, |row| row.table()),
+    }
+}
+
+/// Where a part of at most `size` items from `at` on ends: between two writes (one stream and time) if it can.
+fn cut(
+    draft: &Draft,
+    items: &[Item],
+    wanted: &[u32],
+    at: usize,
+    size: usize,
+    limit: usize,
+) -> usize {
+    let want = at + size.max(1);
+    if want >= limit {
+        return limit;
+    }
+    let positions = &draft.batch.source.positions;
+    let write = |i: usize| {
+        let source = items[wanted[i] as usize].source();
+        let position = positions.get(source as usize);
+        position.map(|p| (p.stream, p.time))
+    };
+    let boundary = |&i: &usize| write(i - 1) != write(i);
+    (at + 1..=want)
+        .rev()
+        .find(boundary)
+        .or_else(|| (want + 1..limit).find(boundary))
+        .unwrap_or(want)
+}

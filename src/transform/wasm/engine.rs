@@ -1,0 +1,238 @@
+//! One wasmtime engine a process, its clock, and the cache of compiled code.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use wasmtime::component::Component;
+use wasmtime::{Config, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+/// How often [`Ticker::tick`] is to be called. A deadline is kept to within two ticks.
+pub const TICK: Duration = Duration::from_millis(5);
+
+/// The engine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// wasmtime refuses this machine.
+    #[error("the WebAssembly engine cannot start: {0}")]
+    Start(String),
+    /// The cache's directory cannot be used.
+    #[error("the cache of compiled plugins {path} cannot be used: {reason}", path = .path.display())]
+    Cache {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// Compiles plugins and holds their instances' memory. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    inner: wasmtime::Engine,
+    cache: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("cache", &self.cache)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Moves the engine's clock, without which a guest that loops is never stopped. The coordinator drives it from
+/// a thread of its own: a busy runtime must not stop the clock.
+#[derive(Clone)]
+pub struct Ticker(EngineWeak);
+
+impl Ticker {
+    /// To be called every [`TICK`]; `false` once the engine is gone.
+    pub fn tick(&self) -> bool {
+        self.0.upgrade().map(|e| e.increment_epoch()).is_some()
+    }
+}
+
+impl std::fmt::Debug for Ticker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ticker")
+    }
+}
+
+impl Engine {
+    /// An engine for up to `instances` instances at a time (shards × transforms, and twice that while swapping).
+    /// With `cache`, a directory that only this user may write to, compiled code is kept there.
+    pub fn new(cache: Option<&Path>, instances: u32) -> Result<Self, EngineError> {
+        let cache = cache.map(prepare_cache).transpose()?;
+        let mut config = Config::new();
+        config.concurrency_support(false);
+        config.epoch_interruption(true);
+        // The guest's text is in its log; a trap's backtrace would cost a table of every instruction.
+        config.wasm_backtrace_max_frames(None);
+        config.generate_address_map(false);
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances)));
+        let inner = match wasmtime::Engine::new(&config) {
+            Ok(inner) => inner,
+            Err(error) => {
+                // The pool reserves address space, which some containers ration.
+                tracing::warn!(%error, "no pool for plugin instances, they are allocated one by one");
+                config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+                wasmtime::Engine::new(&config).map_err(|e| EngineError::Start(format!("{e:#}")))?
+            }
+        };
+        Ok(Self { inner, cache })
+    }
+
+    /// The clock's handle. It does not keep the engine alive.
+    pub fn ticker(&self) -> Ticker {
+        Ticker(self.inner.weak())
+    }
+
+    pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
+        &self.inner
+    }
+
+    /// Compiles a component, or takes it from the cache.
+    pub(super) fn compile(&self, component: &[u8]) -> wasmtime::Result<Component> {
+        let Some(cache) = &self.cache else {
+            return Component::from_binary(&self.inner, component);
+        };
+        let mut config = DefaultHasher::new();
+        self.inner.precompile_compatibility_hash().hash(&mut config);
+        let (wasm, config) = (Sha256::digest(component), config.finish());
+        let path = cache.join(format!("{}-{config:016x}.bin", hex::encode(wasm)));
+        if let Some(compiled) = read_cached(&path) {
+            match deserialize(&self.inner, &compiled) {
+                Ok(component) => return Ok(component),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "cached plugin code is not usable")
+                }
+            }
+        }
+        let compiled = Component::from_binary(&self.inner, component)?;
+        if let Err(error) = write_cached(&path, &compiled.serialize()?) {
+            tracing::warn!(path = %path.display(), %error, "plugin code was not cached");
+        }
+        Ok(compiled)
+    }
+}
+
+fn pool(instances: u32) -> PoolingAllocationConfig {
+    let mut pool = PoolingAllocationConfig::new();
+    // A Rust guest is a few core instances; those of Python and JavaScript link some dozens.
+    pool.total_component_instances(instances)
+        .max_core_instances_per_component(64)
+        .total_core_instances(instances.saturating_mul(16))
+        .max_memories_per_component(2)
+        .total_memories(instances.saturating_mul(2))
+        .max_tables_per_component(16)
+        .total_tables(instances.saturating_mul(8))
+        .table_elements(super::limits::MAX_TABLE_ELEMENTS)
+        .max_component_instance_size(4 << 20)
+        .max_core_instance_size(4 << 20)
+        .linear_memory_keep_resident(256 << 10);
+    pool
+}
+
+fn prepare_cache(path: &Path) -> Result<PathBuf, EngineError> {
+    let bad = |reason: String| EngineError::Cache {
+        path: path.to_owned(),
+        reason,
+    };
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path).map_err(|e| bad(e.to_string()))?;
+    #[cfg(unix)]
+    {
+        // Machine code is run as it is found there, so nobody else may put it there.
+        let metadata = std::fs::metadata(path).map_err(|e| bad(e.to_string()))?;
+        let mode = std::os::unix::fs::MetadataExt::mode(&metadata);
+        if mode & 0o022 != 0 {
+            return Err(bad("others may write to it; chmod go-w it".to_owned()));
+        }
+    }
+    Ok(path.to_owned())
+}
+
+/// A cache file is the SHA-256 of the code, then the code.
+fn read_cached(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = std::fs::read(path).ok()?;
+    let code = bytes.split_off_checked(32)?;
+    (Sha256::digest(&code)[..] == bytes[..]).then_some(code)
+}
+
+/// [`Vec::split_off`] that does not panic.
+trait SplitOff {
+    fn split_off_checked(&mut self, at: usize) -> Option<Vec<u8>>;
+}
+
+impl SplitOff for Vec<u8> {
+    fn split_off_checked(&mut self, at: usize) -> Option<Vec<u8>> {
+        (self.len() >= at).then(|| self.split_off(at))
+    }
+}
+
+fn write_cached(path: &Path, code: &[u8]) -> std::io::Result<()> {
+    // Two processes may write at once: each its own file, and the last rename wins.
+    let temporary = path.with_extension(format!("{}.tmp", uuid::Uuid::new_v4().simple()));
+    let written = std::fs::File::create_new(&temporary).and_then(|mut file| {
+        file.write_all(&Sha256::digest(code))?;
+        file.write_all(code)?;
+        std::fs::rename(&temporary, path)
+    });
+    if written.is_err() {
+        // Best effort: the first error is the one that is reported.
+        std::fs::remove_file(&temporary).ok();
+    }
+    written
+}
+
+/// Loads compiled code of our own cache.
+#[allow(unsafe_code)]
+fn deserialize(engine: &wasmtime::Engine, compiled: &[u8]) -> wasmtime::Result<Component> {
+    // SAFETY: `Component::deserialize` asks for bytes that `Component::serialize` of this wasmtime made.
+    // They come from a file in our own cache, a directory that nobody else may write to, under a name that is
+    // the hash of the plugin and of the engine's version and settings, and their own checksum held.
+    unsafe { Component::deserialize(engine, compiled) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_cache_file_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.bin");
+        write_cached(&path, b"code").unwrap();
+        assert_eq!(read_cached(&path).as_deref(), Some(&b"code"[..]));
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 0..whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert_eq!(read_cached(&path), None, "cut at {cut}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_cache_that_others_may_write_to_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        let error = Engine::new(Some(dir.path()), 1).unwrap_err();
+        assert!(matches!(error, EngineError::Cache { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_ticker_ends_with_its_engine() {
+        let engine = Engine::new(None, 1).unwrap();
+        let ticker = engine.ticker();
+        assert!(ticker.tick());
+        drop(engine);
+        assert!(!ticker.tick());
+    }
+}

@@ -1,0 +1,288 @@
+//! A plugin at work in one shard: a store of its own, reused from batch to batch.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use penstock_plugin_encoding::{ENCODING_VERSION, record_table};
+use wasmtime::{Store, Trap};
+
+use super::contract;
+use super::contract::exports::penstock::plugin::transform as guest;
+use super::contract::penstock::plugin::{host, types};
+use super::engine::TICK;
+use super::limits::Limiter;
+use super::plugin::{Plugin, PluginError};
+use crate::change::{ColumnKind, TableSchema};
+use crate::config::settings::Limits;
+
+/// A guest's line in our log is cut there.
+const MAX_LOG_LINE: usize = 4 << 10;
+
+/// Lines a call; what is more is counted.
+const MAX_LOG_LINES: u32 = 64;
+
+/// What of a table an instance wants to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Interest {
+    /// Nothing: its changes pass by.
+    Ignore,
+    /// Every column.
+    All,
+    /// These columns.
+    Columns(Vec<bool>),
+    /// The plugin cannot work with the table: each of its changes is refused so.
+    Refused(String),
+}
+
+/// What went wrong in a call.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Fault {
+    /// The guest trapped.
+    #[error("trapped: {0}")]
+    Trap(String),
+    /// It took too long.
+    #[error("deadline of {0:?} exceeded")]
+    Deadline(std::time::Duration),
+    /// It wanted too much memory.
+    #[error("memory limit of {0} bytes exceeded")]
+    Memory(u64),
+    /// Its output is not well-formed.
+    #[error("invalid output: {0}")]
+    Output(String),
+    /// It returned an error for the whole batch.
+    #[error("{0}")]
+    Error(String),
+}
+
+impl Fault {
+    /// Whether the stage's breaker counts it: an error that a guest returns in good order is an answer.
+    pub(crate) fn counts(&self) -> bool {
+        !matches!(self, Self::Error(_))
+    }
+}
+
+/// What the host keeps for a guest.
+pub(super) struct HostState {
+    limiter: Limiter,
+    stage: Arc<str>,
+    /// The last line that the guest logged as an error in this call: a panic's text.
+    last_error: Option<String>,
+    lines: u32,
+}
+
+impl host::Host for HostState {
+    fn log(&mut self, level: host::Level, mut message: String) {
+        self.lines += 1;
+        message.truncate(message.floor_char_boundary(MAX_LOG_LINE));
+        if self.lines <= MAX_LOG_LINES {
+            let stage = &*self.stage;
+            match level {
+                host::Level::Error => tracing::error!(stage, "plugin: {message}"),
+                host::Level::Warn => tracing::warn!(stage, "plugin: {message}"),
+                host::Level::Info => tracing::info!(stage, "plugin: {message}"),
+                host::Level::Debug => tracing::debug!(stage, "plugin: {message}"),
+            }
+        }
+        if level == host::Level::Error {
+            self.last_error = Some(message);
+        }
+    }
+}
+
+impl types::Host for HostState {}
+
+/// A configured guest.
+pub(crate) struct Instance {
+    store: Store<HostState>,
+    guest: contract::Plugin,
+    /// Few: a table a version.
+    interests: Vec<(u32, Interest)>,
+}
+
+impl std::fmt::Debug for Instance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Instance").finish_non_exhaustive()
+    }
+}
+
+impl Instance {
+    /// Instantiates and configures a guest, within the deadline of a batch each.
+    pub(crate) fn new(
+        plugin: &Plugin,
+        stage: Arc<str>,
+        settings: &BTreeMap<String, String>,
+        limits: Limits,
+    ) -> Result<Self, PluginError> {
+        let path = || plugin.path().to_owned();
+        let start = |fault: Fault| PluginError::Start {
+            path: path(),
+            reason: fault.to_string(),
+        };
+        let state = HostState {
+            limiter: Limiter::new(limits.memory),
+            stage,
+            last_error: None,
+            lines: 0,
+        };
+        let mut store = Store::new(plugin.engine.wasmtime(), state);
+        store.limiter(|state| &mut state.limiter);
+        arm(&mut store, limits);
+        let instantiated = plugin.pre.instantiate(&mut store);
+        let guest = instantiated.map_err(|e| start(fault(&mut store, limits, &e)))?;
+        let setting = |(key, value): (&String, &String)| guest::Setting {
+            key: key.clone(),
+            value: value.clone(),
+        };
+        let settings: Vec<_> = settings.iter().map(setting).collect();
+        arm(&mut store, limits);
+        let answer = guest
+            .penstock_plugin_transform()
+            .call_configure(&mut store, &settings);
+        let info = answer
+            .map_err(|e| start(fault(&mut store, limits, &e)))?
+            .map_err(|message| PluginError::Configure {
+                path: path(),
+                message,
+            })?;
+        if info.encoding != ENCODING_VERSION {
+            return Err(PluginError::Encoding {
+                path: path(),
+                found: info.encoding,
+                expected: ENCODING_VERSION,
+            });
+        }
+        Ok(Self {
+            store,
+            guest,
+            interests: Vec::new(),
+        })
+    }
+
+    /// What was said of a table that was opened.
+    pub(crate) fn interest(&self, table: u32) -> Option<&Interest> {
+        let (_, interest) = self.interests.iter().find(|(id, _)| *id == table)?;
+        Some(interest)
+    }
+
+    /// Opens a table unless it is open.
+    pub(crate) fn open_table(&mut self, table: &TableSchema, limits: Limits) -> Result<(), Fault> {
+        if self.interest(table.id).is_some() {
+            return Ok(());
+        }
+        let column = |(name, cql_type, kind): (&str, &str, ColumnKind)| types::Column {
+            name: name.to_owned(),
+            cql_type: cql_type.to_owned(),
+            kind: match kind {
+                ColumnKind::PartitionKey => types::ColumnKind::PartitionKey,
+                ColumnKind::ClusteringKey => types::ColumnKind::ClusteringKey,
+                ColumnKind::Static => types::ColumnKind::StaticColumn,
+                ColumnKind::Regular => types::ColumnKind::Regular,
+            },
+        };
+        let columns = table.columns.iter();
+        let columns = columns.map(|c| column((&c.name, &c.cql_type, c.kind)));
+        let described = guest::Table {
+            id: table.id,
+            keyspace: table.keyspace.clone(),
+            name: table.name.clone(),
+            columns: columns.collect(),
+        };
+        arm(&mut self.store, limits);
+        let answer = self
+            .guest
+            .penstock_plugin_transform()
+            .call_open_table(&mut self.store, &described);
+        let interest = match answer {
+            Err(e) => return Err(fault(&mut self.store, limits, &e)),
+            Ok(Ok(guest::Interest::Ignore)) => Interest::Ignore,
+            Ok(Ok(guest::Interest::All)) => Interest::All,
+            Ok(Ok(guest::Interest::Columns(columns))) => {
+                let mut mask = vec![false; table.columns.len()];
+                let unknown = columns.iter().find(|c| usize::from(**c) >= mask.len());
+                if let Some(unknown) = unknown {
+                    Interest::Refused(format!(
+                        "open-table asked for column {unknown} of {}.{}, which has {}",
+                        table.keyspace,
+                        table.name,
+                        mask.len()
+                    ))
+                } else {
+                    columns.iter().for_each(|c| mask[usize::from(*c)] = true);
+                    Interest::Columns(mask)
+                }
+            }
+            Ok(Err(message)) => Interest::Refused(message),
+        };
+        self.interests.push((table.id, interest));
+        Ok(())
+    }
+
+    /// Gives up on a table: its changes are refused with this message.
+    pub(crate) fn refuse_table(&mut self, table: u32, message: String) {
+        self.interests.push((table, Interest::Refused(message)));
+    }
+
+    /// Processes an encoded batch. After any fault but [`Fault::Error`] the instance must not be used again.
+    pub(crate) fn process(&mut self, batch: &[u8], limits: Limits) -> Result<Vec<u8>, Fault> {
+        arm(&mut self.store, limits);
+        let answer = self
+            .guest
+            .penstock_plugin_transform()
+            .call_process(&mut self.store, batch);
+        match answer {
+            Ok(Ok(output)) => Ok(output),
+            Ok(Err(message)) => Err(Fault::Error(message)),
+            Err(e) => Err(fault(&mut self.store, limits, &e)),
+        }
+    }
+}
+
+/// Makes the store ready for a call under these limits.
+fn arm(store: &mut Store<HostState>, limits: Limits) {
+    let ticks = limits.deadline.as_nanos().div_ceil(TICK.as_nanos());
+    // The first tick may come at once.
+    store.set_epoch_deadline(
+        u64::try_from(ticks)
+            .unwrap_or(u64::MAX / 2)
+            .saturating_add(1),
+    );
+    let state = store.data_mut();
+    if state.lines > MAX_LOG_LINES {
+        let (stage, lines) = (&*state.stage, state.lines - MAX_LOG_LINES);
+        tracing::warn!(stage, lines, "plugin logs too much, lines were left out");
+    }
+    state.lines = 0;
+    state.last_error = None;
+    state.limiter.memory = limits.memory;
+}
+
+fn fault(store: &mut Store<HostState>, limits: Limits, error: &wasmtime::Error) -> Fault {
+    let state = store.data_mut();
+    let trap = error.downcast_ref::<Trap>();
+    if state.limiter.overrun {
+        Fault::Memory(limits.memory)
+    } else if trap == Some(&Trap::Interrupt) {
+        Fault::Deadline(limits.deadline)
+    } else {
+        let reason = trap.map_or_else(|| error.root_cause().to_string(), Trap::to_string);
+        match state.last_error.take() {
+            Some(said) => Fault::Trap(format!("{reason}: {said}")),
+            None => Fault::Trap(reason),
+        }
+    }
+}
+
+/// The schema of the pseudo-table of records.
+pub(crate) fn record_schema() -> TableSchema {
+    let column = |(name, cql_type): (&str, &str)| crate::change::Column {
+        name: name.to_owned(),
+        cql_type: cql_type.to_owned(),
+        kind: ColumnKind::Regular,
+    };
+    TableSchema {
+        id: record_table::ID,
+        keyspace: record_table::KEYSPACE.to_owned(),
+        name: record_table::NAME.to_owned(),
+        columns: record_table::COLUMNS.map(column).to_vec(),
+    }
+}

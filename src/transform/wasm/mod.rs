@@ -1,0 +1,25 @@
+//! Transforms in WebAssembly: the only module that knows wasmtime.
+//!
+//! - [`engine`]: one engine a process, its clock, and the cache of compiled code.
+//! - [`plugin`]: a compiled file, shared by all shards.
+//! - [`instance`]: a plugin at work in one shard: a store of its own, reused.
+//! - [`limits`]: what a guest may use.
+//! - [`encoding`]: batches in, outputs out; no index of a guest is believed.
+//! - [`swap`]: a configured, warmed instance, ready to take over.
+
+pub(super) mod encoding;
+pub mod engine;
+pub mod instance;
+pub mod limits;
+pub mod plugin;
+pub mod swap;
+
+pub use engine::{Engine, EngineError, TICK, Ticker};
+pub use plugin::{Plugin, PluginError};
+pub use swap::Prepared;
+
+/// The world of plugins/wit/penstock.wit.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+mod contract {
+    wasmtime::component::bindgen!({ path: "plugins/wit", world: "plugin" });
+}

@@ -1,0 +1,173 @@
+//! A compiled plugin file, shared by all shards.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use wasmtime::component::{HasSelf, Linker};
+
+use super::contract;
+use super::engine::Engine;
+use super::instance::HostState;
+
+/// A plugin file larger than this is a mistake; the JavaScript engine takes 12 MiB.
+const MAX_FILE: u64 = 256 << 20;
+
+/// Why a plugin cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PluginError {
+    /// The file cannot be read.
+    #[error("plugin {path} cannot be read: {reason}", path = .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The file is something else.
+    #[error("plugin {path} is not WebAssembly: {reason}", path = .path.display())]
+    NotWasm {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// It is WebAssembly, but not of the contract.
+    #[error(
+        "plugin {path} does not speak penstock:plugin@0.1.0 (plugins/wit/penstock.wit): {reason}",
+        path = .path.display()
+    )]
+    World {
+        /// The file.
+        path: PathBuf,
+        /// What is missing or different.
+        reason: String,
+    },
+    /// It speaks another version of the batches' encoding.
+    #[error(
+        "plugin {path} speaks encoding {found}, this penstock {expected}: rebuild it with its SDK",
+        path = .path.display()
+    )]
+    Encoding {
+        /// The file.
+        path: PathBuf,
+        /// The plugin's.
+        found: u16,
+        /// Ours.
+        expected: u16,
+    },
+    /// `configure` refused the settings.
+    #[error("plugin {path} refused its settings: {message}", path = .path.display())]
+    Configure {
+        /// The file.
+        path: PathBuf,
+        /// What the plugin says.
+        message: String,
+    },
+    /// It failed before its first batch.
+    #[error("plugin {path} failed to start: {reason}", path = .path.display())]
+    Start {
+        /// The file.
+        path: PathBuf,
+        /// The trap, deadline or memory overrun.
+        reason: String,
+    },
+}
+
+/// A compiled plugin.
+pub struct Plugin {
+    pub(super) engine: Engine,
+    pub(super) pre: contract::PluginPre<HostState>,
+    path: PathBuf,
+    digest: [u8; 32],
+}
+
+impl std::fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plugin")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Plugin {
+    /// Reads and compiles a file: a component, or a core module with the contract embedded. Blocks, for some
+    /// 100 ms if the code is not cached.
+    pub fn load(engine: &Engine, path: impl Into<PathBuf>) -> Result<Arc<Self>, PluginError> {
+        let path = path.into();
+        let read_error = |reason: String| PluginError::Read {
+            path: path.clone(),
+            reason,
+        };
+        let metadata = std::fs::metadata(&path).map_err(|e| read_error(e.to_string()))?;
+        if metadata.len() > MAX_FILE {
+            return Err(read_error(format!("it is larger than {MAX_FILE} bytes")));
+        }
+        let bytes = std::fs::read(&path).map_err(|e| read_error(e.to_string()))?;
+        Self::from_bytes(engine, path, &bytes)
+    }
+
+    /// As [`Self::load`], of bytes that were read from `path`.
+    pub fn from_bytes(
+        engine: &Engine,
+        path: PathBuf,
+        bytes: &[u8],
+    ) -> Result<Arc<Self>, PluginError> {
+        let world = |reason: String| PluginError::World {
+            path: path.clone(),
+            reason,
+        };
+        let not_wasm = |reason: String| PluginError::NotWasm {
+            path: path.clone(),
+            reason,
+        };
+        let component = match bytes {
+            // The magic number, then a version and a layer: 0 for a core module, 1 for a component.
+            [0, b'a', b's', b'm', _, _, 0, 0, ..] => wit_component::ComponentEncoder::default()
+                .module(bytes)
+                .and_then(|encoder| encoder.validate(true).encode())
+                .map_err(|e| world(format!("{e:#}")))?,
+            [0, b'a', b's', b'm', _, _, 1, 0, ..] => bytes.to_vec(),
+            [] => return Err(not_wasm("it is empty".to_owned())),
+            _ => return Err(not_wasm("it does not begin with \"\\0asm\"".to_owned())),
+        };
+        let component = engine
+            .compile(&component)
+            .map_err(|e| not_wasm(format!("{e:#}")))?;
+        let mut linker = Linker::new(engine.wasmtime());
+        contract::Plugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
+            .map_err(|e| world(format!("{e:#}")))?;
+        // Guests of wasm32-wasip2 import WASI even where they do not use it. There is none.
+        linker
+            .define_unknown_imports_as_traps(&component)
+            .map_err(|e| world(format!("{e:#}")))?;
+        let pre = linker
+            .instantiate_pre(&component)
+            .and_then(contract::PluginPre::new)
+            .map_err(|e| {
+                let kind = component.component_type();
+                let exports: Vec<_> = kind.exports(engine.wasmtime()).map(|(n, _)| n).collect();
+                let exports = match exports.is_empty() {
+                    true => "nothing".to_owned(),
+                    false => exports.join(", "),
+                };
+                world(format!("{e:#}; it exports {exports}"))
+            })?;
+        Ok(Arc::new(Self {
+            engine: engine.clone(),
+            pre,
+            digest: Sha256::digest(bytes).into(),
+            path,
+        }))
+    }
+
+    /// The file it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// SHA-256 of the file: tells a rebuilt plugin from the old one.
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+}

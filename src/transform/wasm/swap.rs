@@ -1,0 +1,69 @@
+//! A configured, warmed instance, made aside and ready to take over between two batches.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use penstock_plugin_encoding::RowsBuilder;
+
+use super::instance::{Instance, record_schema};
+use super::plugin::{Plugin, PluginError};
+use crate::change::TableSchema;
+use crate::config::settings::{Limits, Transform};
+
+/// A plugin with its settings and a first instance, for one shard.
+#[derive(Debug)]
+pub struct Prepared {
+    pub(crate) name: String,
+    pub(crate) plugin: Arc<Plugin>,
+    pub(crate) settings: BTreeMap<String, String>,
+    pub(crate) limits: Limits,
+    pub(crate) instance: Instance,
+}
+
+impl Prepared {
+    /// Instantiates and configures the plugin, opens the tables that are known, and runs an empty batch, so
+    /// that the first real one finds everything warm. Blocks for a few milliseconds; may be called anywhere.
+    ///
+    /// # Errors
+    /// The settings are refused, or the plugin fails on start. Nothing has changed then.
+    pub fn new(
+        transform: &Transform,
+        plugin: Arc<Plugin>,
+        tables: &[Arc<TableSchema>],
+    ) -> Result<Self, PluginError> {
+        let limits = transform.limits;
+        let stage: Arc<str> = stage_name(&transform.name);
+        let mut instance = Instance::new(&plugin, stage, &transform.settings, limits)?;
+        let start = |fault: super::instance::Fault| PluginError::Start {
+            path: plugin.path().to_owned(),
+            reason: fault.to_string(),
+        };
+        for table in tables {
+            instance.open_table(table, limits).map_err(start)?;
+        }
+        let output = instance.process(RowsBuilder::new().finish().as_bytes(), limits);
+        output.map_err(start)?;
+        Ok(Self {
+            name: transform.name.clone(),
+            plugin,
+            settings: transform.settings.clone(),
+            limits,
+            instance,
+        })
+    }
+
+    /// The transform that it is for.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// The name of a transform's stage.
+pub(crate) fn stage_name(transform: &str) -> Arc<str> {
+    format!("transform.{transform}").into()
+}
+
+/// The pseudo-table, for a stage that may see records.
+pub(crate) fn records() -> Arc<TableSchema> {
+    Arc::new(record_schema())
+}
