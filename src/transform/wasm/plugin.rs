@@ -123,10 +123,15 @@ impl Plugin {
         };
         let component = match bytes {
             // The magic number, then a version and a layer: 0 for a core module, 1 for a component.
-            [0, b'a', b's', b'm', _, _, 0, 0, ..] => wit_component::ComponentEncoder::default()
-                .module(bytes)
-                .and_then(|encoder| encoder.validate(true).encode())
-                .map_err(|e| world(format!("{e:#}")))?,
+            [0, b'a', b's', b'm', _, _, 0, 0, ..] => {
+                // The encoder panics on a file that is not all there yet.
+                wasmtime::Module::validate(engine.wasmtime(), bytes)
+                    .map_err(|e| not_wasm(format!("{e:#}")))?;
+                wit_component::ComponentEncoder::default()
+                    .module(bytes)
+                    .and_then(|encoder| encoder.validate(true).encode())
+                    .map_err(|e| world(format!("{e:#}")))?
+            }
             [0, b'a', b's', b'm', _, _, 1, 0, ..] => bytes.to_vec(),
             [] => return Err(not_wasm("it is empty".to_owned())),
             _ => return Err(not_wasm("it does not begin with \"\\0asm\"".to_owned())),

@@ -1,0 +1,698 @@
+//! Transforms on real WebAssembly: what a plugin is sent, what it makes, and what its faults cost.
+
+// Each test file takes of the support what it needs.
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/plugins.rs"]
+mod plugins;
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/transforms.rs"]
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use penstock::change::{Batch, RecordBatch, TableSchema};
+use penstock::config::settings::{OnError, Settings, Transform};
+use penstock::transform::{Chain, Engine, Plugin, PluginError, Prepared, TransformError};
+use penstock_plugin_encoding::{ColumnTag, Operation};
+use support::{BatchBuilder, Cell, engine, headers, settings, table, text, transform, values};
+use tokio::sync::watch;
+
+/// Keeps the sender, whose end would end the settings.
+struct Rig {
+    engine: Engine,
+    chain: Chain,
+    live: watch::Sender<Arc<Settings>>,
+}
+
+fn rig(transforms: &[(&str, Transform)]) -> Rig {
+    let engine = engine();
+    let prepared = transforms.iter().map(|(package, transform)| {
+        let plugin = Plugin::load(&engine, plugins::plugin(package)).unwrap();
+        Prepared::new(transform, plugin, &[]).unwrap()
+    });
+    let prepared = prepared.collect();
+    let all = transforms.iter().map(|(_, t)| t.clone()).collect();
+    let (live, receiver) = watch::channel(Arc::new(settings(all)));
+    Rig {
+        chain: Chain::new(prepared, receiver),
+        engine,
+        live,
+    }
+}
+
+fn faulty(name: &str) -> (&'static str, Transform) {
+    ("test-faults", transform(name, OnError::DeadLetter, &[]))
+}
+
+fn faults_table() -> Arc<TableSchema> {
+    table(3, "t", &["id text primary", "fault text", "secret text"])
+}
+
+/// A change for each fault, ids counting from 0.
+fn batch_of(faults: &[&str]) -> Batch {
+    let table = faults_table();
+    let mut b = BatchBuilder::new(&[&table]);
+    for (i, fault) in faults.iter().enumerate() {
+        let id = i.to_string();
+        let cells = [
+            Cell::Set(id.as_bytes()),
+            Cell::Set(fault.as_bytes()),
+            Cell::Set(b"secret"),
+        ];
+        b.insert(&table, &cells);
+    }
+    b.finish()
+}
+
+/// 40 changes, one of which does something.
+fn with_one(at: usize, fault: &str) -> Batch {
+    let mut faults = vec![""; 40];
+    faults[at] = fault;
+    batch_of(&faults)
+}
+
+fn ids(range: impl Iterator<Item = usize>) -> Vec<String> {
+    range.map(|i| i.to_string()).collect()
+}
+
+fn outbox_table() -> Arc<TableSchema> {
+    table(
+        1,
+        "outbox_messages",
+        &[
+            "aggregate_id text primary",
+            "event_id timeuuid clustering",
+            "aggregate_type text",
+            "event_type text",
+            "payload text",
+            "created_at timestamp",
+            "traceparent text",
+        ],
+    )
+}
+
+fn outbox_batch(payload: &[u8], n: usize) -> Batch {
+    let table = outbox_table();
+    let mut b = BatchBuilder::new(&[&table]);
+    for i in 0..n {
+        let id = format!("order-{i}");
+        let cells = [
+            Cell::Set(id.as_bytes()),
+            Cell::Set(&[0x11; 16]),
+            Cell::Set(b"order"),
+            Cell::Set(b"created"),
+            Cell::Set(payload),
+            Cell::Set(&[0; 8]),
+            Cell::Unchanged,
+        ];
+        b.insert(&table, &cells);
+    }
+    b.finish()
+}
+
+fn router() -> (&'static str, Transform) {
+    let settings = [("topic_prefix", "events.")];
+    (
+        "outbox-router",
+        transform("router", OnError::DeadLetter, &settings),
+    )
+}
+
+#[test]
+fn the_outbox_router_routes_and_points_at_the_payload() {
+    let mut rig = rig(&[router()]);
+    let made = rig.chain.process(outbox_batch(b"{\"n\":1}", 3)).unwrap();
+    assert_eq!(made.records.len(), 3);
+    assert_eq!(
+        &*made.topics[made.records[2].topic as usize],
+        "events.order"
+    );
+    assert_eq!(text(&made, made.records[2].key), "order-2");
+    assert_eq!(values(&made), ["{\"n\":1}"; 3]);
+    let in_source = |slice| matches!(slice, penstock::change::Slice::Source { .. });
+    assert!(
+        in_source(made.records[0].value),
+        "the payload is not copied"
+    );
+    let expected = [
+        ("event-id", "11111111-1111-1111-1111-111111111111"),
+        ("event-type", "created"),
+    ];
+    assert_eq!(
+        headers(&made, 2),
+        expected.map(|(n, v)| (n.to_owned(), v.to_owned()))
+    );
+    assert_eq!((made.rejected.len(), made.dropped), (0, 0));
+}
+
+#[test]
+fn a_missing_payload_refuses_its_change_only() {
+    let mut rig = rig(&[router()]);
+    let table = outbox_table();
+    let mut b = BatchBuilder::new(&[&table]);
+    for payload in [Cell::Set(b"a"), Cell::Unchanged, Cell::Null] {
+        let cells = [
+            Cell::Set(b"id"),
+            Cell::Set(&[0x11; 16]),
+            Cell::Set(b"order"),
+            Cell::Set(b"created"),
+            payload,
+            Cell::Unchanged,
+            Cell::Unchanged,
+        ];
+        b.insert(&table, &cells);
+    }
+    let made = rig.chain.process(b.finish()).unwrap();
+    assert_eq!(values(&made), ["a", "<null>"]);
+    assert_eq!(made.rejected.len(), 1);
+    assert_eq!(made.rejected[0].source, 1);
+    assert_eq!(made.rejected[0].error, "column 4 has no value");
+    assert!(
+        rig.chain.reports()[0].faults.is_empty(),
+        "poison is no fault"
+    );
+}
+
+/// Every kind of fault costs its own change and no other, at either end and in the middle.
+#[test]
+fn a_fault_costs_only_its_own_change() {
+    let mut rig = rig(&[faulty("faults")]);
+    for (fault, said) in [
+        ("panic", "asked to panic"),
+        ("trap", "trapped: "),
+        ("loop", "deadline of 100ms exceeded"),
+        ("memory", "memory limit of 8388608 bytes exceeded"),
+        ("stack", "trapped: "),
+        ("batch-error", "asked to fail the batch"),
+        ("garbage", "invalid output: "),
+        ("lying-count", "invalid output: "),
+        ("lying-source", "invalid output: "),
+        ("lying-row", "invalid output: "),
+        ("lying-column", "invalid output: "),
+        ("backwards", "invalid output: "),
+        ("bad-topic", "is not a topic's name"),
+        ("error", "asked to refuse"),
+    ] {
+        // A single row cannot go backwards.
+        for at in if fault == "backwards" {
+            vec![]
+        } else {
+            vec![0, 17, 39]
+        } {
+            let made = rig.chain.process(with_one(at, fault)).unwrap();
+            let others = ids((0..40).filter(|i| *i != at));
+            assert_eq!(values(&made), others, "{fault} at {at}");
+            assert_eq!(made.rejected.len(), 1, "{fault} at {at}");
+            let rejected = &made.rejected[0];
+            assert_eq!(rejected.source as usize, at);
+            assert_eq!(&*rejected.stage, "transform.faults");
+            assert!(rejected.error.contains(said), "{fault}: {}", rejected.error);
+            assert_eq!(made.dropped, 0);
+            let report = &rig.chain.reports()[0];
+            let answers = ["batch-error", "bad-topic", "error"];
+            let faults = usize::from(!answers.contains(&fault));
+            assert_eq!(report.faults.len(), faults, "{fault}: {:?}", report.faults);
+            assert_eq!(report.rejected, 1);
+        }
+    }
+}
+
+#[test]
+fn a_panic_says_where_it_was() {
+    let mut rig = rig(&[faulty("faults")]);
+    let made = rig.chain.process(batch_of(&["panic"])).unwrap();
+    let error = &made.rejected[0].error;
+    assert!(error.contains("plugins/test-faults/src/lib.rs:"), "{error}");
+}
+
+#[test]
+fn a_fault_of_the_whole_that_is_nobodys_rejects_nobody() {
+    // Rows that go backwards only do so in company.
+    let mut rig = rig(&[faulty("faults")]);
+    let made = rig.chain.process(with_one(5, "backwards")).unwrap();
+    assert!(made.rejected.is_empty(), "{:?}", made.rejected);
+    assert_eq!(made.records.len(), 40 + 1, "it is forwarded, once or twice");
+    assert_eq!(rig.chain.reports()[0].faults.len(), 1);
+}
+
+#[test]
+fn several_bad_changes_are_each_found() {
+    let mut rig = rig(&[faulty("faults")]);
+    let mut faults = vec![""; 64];
+    for at in [0, 1, 2, 20, 33, 34, 63] {
+        faults[at] = if at % 2 == 0 { "trap" } else { "error" };
+    }
+    let made = rig.chain.process(batch_of(&faults)).unwrap();
+    let bad: Vec<_> = made.rejected.iter().map(|r| r.source).collect();
+    assert_eq!(bad, [0, 1, 2, 20, 33, 34, 63]);
+    assert_eq!(
+        values(&made),
+        ids((0..64).filter(|i| faults[*i].is_empty()))
+    );
+    assert_eq!(
+        rig.chain.reports()[0].faults.len(),
+        4,
+        "one each, not one a try"
+    );
+}
+
+#[test]
+fn a_loop_costs_few_deadlines() {
+    let mut rig = rig(&[faulty("faults")]);
+    let mut faults = vec![""; 512];
+    faults[511] = "loop";
+    let batch = batch_of(&faults);
+    let started = Instant::now();
+    let made = rig.chain.process(batch).unwrap();
+    // log2(512) + 2 = 11 deadlines of 100 ms, and as much again for a busy machine.
+    let took = started.elapsed();
+    assert!(took < Duration::from_millis(2200), "{took:?}");
+    assert_eq!((made.records.len(), made.rejected.len()), (511, 1));
+    assert!(
+        made.rejected[0].attempts <= 11,
+        "{}",
+        made.rejected[0].attempts
+    );
+}
+
+#[test]
+fn on_error_says_what_becomes_of_a_bad_change() {
+    let mut drops = transform("faults", OnError::Drop, &[]);
+    let mut rig = rig(&[("test-faults", drops.clone())]);
+    let made = rig.chain.process(with_one(3, "trap")).unwrap();
+    assert_eq!((made.rejected.len(), made.dropped), (0, 1));
+    assert_eq!(made.records.len(), 39);
+    assert_eq!(rig.chain.reports()[0].dropped_on_error, 1);
+    assert_eq!(rig.chain.reports()[0].faults.len(), 1);
+
+    // It is live: the next batch sees it.
+    drops.on_error = OnError::Stop;
+    rig.live.send(Arc::new(settings(vec![drops]))).unwrap();
+    let error = rig.chain.process(with_one(3, "error")).unwrap_err();
+    let TransformError::Stopped {
+        position, error, ..
+    } = error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!(position.unwrap().seq, 3);
+    assert_eq!(error, "asked to refuse");
+}
+
+#[test]
+fn limits_are_live() {
+    let (package, mut limited) = faulty("faults");
+    let mut rig = rig(&[(package, limited.clone())]);
+    let slow = |rig: &mut Rig| {
+        let started = Instant::now();
+        let made = rig.chain.process(batch_of(&["loop"])).unwrap();
+        (made.rejected[0].error.clone(), started.elapsed())
+    };
+    assert_eq!(slow(&mut rig).0, "deadline of 100ms exceeded");
+    limited.limits.deadline = Duration::from_millis(400);
+    limited.limits.memory = 4 << 20;
+    rig.live.send(Arc::new(settings(vec![limited]))).unwrap();
+    let (error, took) = slow(&mut rig);
+    assert_eq!(error, "deadline of 400ms exceeded");
+    assert!(took >= Duration::from_millis(390), "{took:?}");
+    let made = rig.chain.process(batch_of(&["memory"])).unwrap();
+    assert_eq!(
+        made.rejected[0].error,
+        "memory limit of 4194304 bytes exceeded"
+    );
+}
+
+#[test]
+fn the_store_is_kept_until_a_fault() {
+    let mut rig = rig(&[faulty("faults")]);
+    let changes = |made: &RecordBatch| headers(made, made.records.len() - 1)[1].1.clone();
+    assert_eq!(
+        changes(&rig.chain.process(batch_of(&["", ""])).unwrap()),
+        "2"
+    );
+    assert_eq!(
+        changes(&rig.chain.process(batch_of(&["", ""])).unwrap()),
+        "4"
+    );
+    rig.chain.process(batch_of(&["trap"])).unwrap();
+    assert_eq!(
+        changes(&rig.chain.process(batch_of(&["", ""])).unwrap()),
+        "2"
+    );
+}
+
+#[test]
+fn what_a_plugin_forwards_drops_and_ignores_is_accounted_for() {
+    let mut rig = rig(&[faulty("faults")]);
+    let faults = faults_table();
+    let ignored = table(4, "ignored", &["key int primary"]);
+    let mut b = BatchBuilder::new(&[&faults, &ignored]);
+    let mut add = |id: &str, fault: &str| {
+        let cells = [
+            Cell::Set(id.as_bytes()),
+            Cell::Set(fault.as_bytes()),
+            Cell::Unchanged,
+        ];
+        b.insert(&faults, &cells);
+    };
+    add("a", "twice");
+    add("b", "drop");
+    add("c", "forward");
+    b.insert(&ignored, &[Cell::Set(&7i32.to_be_bytes())]);
+    let made = rig.chain.process(b.finish()).unwrap();
+    let topics: Vec<_> = made
+        .records
+        .iter()
+        .map(|r| &*made.topics[r.topic as usize])
+        .collect();
+    assert_eq!(topics, ["ok", "ok", "test.ks.t", "test.ks.ignored"]);
+    assert_eq!(made.dropped, 1);
+    assert_eq!(text(&made, made.records[3].key), "{\"key\":7}");
+    let value: serde_json::Value =
+        serde_json::from_str(&text(&made, made.records[3].value)).unwrap();
+    assert_eq!(value["table"], "ks.ignored");
+    assert_eq!(value["operation"], "insert");
+    assert_eq!(value["columns"]["key"], 7);
+}
+
+#[test]
+fn tables_that_a_plugin_refuses_have_their_changes_refused() {
+    let mut rig = rig(&[faulty("faults")]);
+    let odd = table(5, "odd", &["id text primary"]);
+    let wild = table(6, "wild", &["id text primary", "fault text"]);
+    let good = faults_table();
+    let mut b = BatchBuilder::new(&[&odd, &wild, &good]);
+    b.insert(&odd, &[Cell::Set(b"x")]);
+    b.insert(&wild, &[Cell::Set(b"x"), Cell::Null]);
+    b.insert(&good, &[Cell::Set(b"y"), Cell::Unchanged, Cell::Unchanged]);
+    let made = rig.chain.process(b.finish()).unwrap();
+    assert_eq!(values(&made), ["y"]);
+    assert_eq!(made.rejected[0].error, "no column fault in odd");
+    let error = &made.rejected[1].error;
+    assert!(
+        error.contains("asked for column 999 of ks.wild, which has 2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn images_go_with_their_change_and_are_nobodys_own() {
+    let mut rig = rig(&[faulty("faults")]);
+    let t = faults_table();
+    let mut b = BatchBuilder::new(&[&t]);
+    for (id, fault) in [("0", "trap"), ("1", "forward"), ("2", "")] {
+        b.write += 1;
+        let cells = |fault: &'static str| {
+            let fault = Cell::Set(fault.as_bytes());
+            [Cell::Set(id.as_bytes()), fault, Cell::Unchanged]
+        };
+        let pre = b.row(&t, Operation::PreImage, &cells("trap"));
+        let row = b.row(&t, Operation::Update, &cells(fault));
+        let post = b.row(&t, Operation::PostImage, &cells("loop"));
+        b.links().link_preimage(row, pre);
+        b.links().link_end(row, post);
+    }
+    let made = rig.chain.process(b.finish()).unwrap();
+    assert_eq!(made.rejected.len(), 1);
+    assert_eq!(
+        made.rejected[0].source, 1,
+        "the row of the change, not of its image"
+    );
+    assert_eq!(made.records.len(), 2);
+    assert_eq!(text(&made, made.records[1].value), "2");
+    assert_eq!(made.dropped, 0, "images are not changes");
+    let value: serde_json::Value =
+        serde_json::from_str(&text(&made, made.records[0].value)).unwrap();
+    assert_eq!(
+        value["columns"],
+        serde_json::json!({"id": "1", "fault": "forward"})
+    );
+    assert_eq!(value["preimage"]["fault"], "trap");
+    assert_eq!(value["postimage"]["fault"], "loop");
+}
+
+/// The second of two transforms sees the first one's records; `outbox-router` reads them by setting.
+#[test]
+fn a_second_transform_sees_the_records_of_the_first() {
+    let again = transform(
+        "again",
+        OnError::DeadLetter,
+        &[
+            ("topic_prefix", "again."),
+            ("tables", "penstock.record"),
+            ("aggregate_type_column", "topic"),
+            ("aggregate_id_column", "key"),
+            ("event_id_column", "key"),
+            ("event_type_column", "topic"),
+            ("payload_column", "value"),
+        ],
+    );
+    let mut rig = rig(&[faulty("first"), ("outbox-router", again)]);
+    let made = rig
+        .chain
+        .process(batch_of(&["", "forward", "error", "twice", ""]))
+        .unwrap();
+    let topics: Vec<_> = made
+        .records
+        .iter()
+        .map(|r| &*made.topics[r.topic as usize])
+        .collect();
+    // "twice" writes records without a key, which the second transform refuses: the whole change is.
+    assert_eq!(topics, ["again.ok", "test.ks.t", "again.ok"]);
+    assert_eq!(text(&made, made.records[0].value), "0");
+    assert_eq!(text(&made, made.records[2].value), "4");
+    assert_eq!(
+        text(&made, made.records[0].key),
+        "0x6b6579",
+        "a blob's text form"
+    );
+    let rejected: Vec<_> = made
+        .rejected
+        .iter()
+        .map(|r| (r.source, &*r.stage))
+        .collect();
+    assert_eq!(rejected, [(2, "transform.first"), (3, "transform.again")]);
+    assert_eq!(made.dropped, 0);
+    assert_eq!(rig.chain.reports().len(), 2);
+}
+
+#[test]
+fn without_a_transform_every_change_is_rendered() {
+    let mut rig = rig(&[]);
+    let t = table(
+        9,
+        "all",
+        &[
+            "p text primary",
+            "c int clustering",
+            "tags set<text>",
+            "items list<int>",
+            "note text",
+            "gone text",
+        ],
+    );
+    let set = |items: &[&[u8]]| {
+        let mut bytes = (items.len() as i32).to_be_bytes().to_vec();
+        for item in items {
+            bytes.extend((item.len() as i32).to_be_bytes());
+            bytes.extend_from_slice(item);
+        }
+        bytes
+    };
+    let list = [
+        1i32.to_be_bytes().to_vec(),
+        set(&[&[0x11; 16], &5i32.to_be_bytes()])[4..].to_vec(),
+    ];
+    let (tags, list) = (set(&[b"new"]), list.concat());
+    let merged = [
+        &(tags.len() as u32).to_le_bytes()[..],
+        &tags,
+        &set(&[b"old"]),
+    ]
+    .concat();
+    let mut b = BatchBuilder::new(&[&t]);
+    b.insert(
+        &t,
+        &[
+            Cell::Set(b"part"),
+            Cell::Set(&3i32.to_be_bytes()),
+            Cell::Tagged(ColumnTag::Merged, &merged),
+            Cell::Tagged(ColumnTag::Replaced, &list),
+            Cell::Null,
+            Cell::Unchanged,
+        ],
+    );
+    b.insert(
+        &t,
+        &[
+            Cell::Set(b"part"),
+            Cell::Set(b"not four bytes"),
+            Cell::Unchanged,
+            Cell::Unchanged,
+            Cell::Unchanged,
+            Cell::Unchanged,
+        ],
+    );
+    let made = rig.chain.process(b.finish()).unwrap();
+    assert_eq!(text(&made, made.records[0].key), "{\"p\":\"part\"}");
+    let value: serde_json::Value =
+        serde_json::from_str(&text(&made, made.records[0].value)).unwrap();
+    let expected = serde_json::json!({
+        "operation": "insert",
+        "time": "2026-01-31T12:00:00.000001Z",
+        "table": "ks.all",
+        "columns": {
+            "p": "part", "c": 3, "tags": {"added": ["new"], "removed": ["old"]},
+            "items": [5], "note": null
+        }
+    });
+    assert_eq!(value, expected);
+    assert_eq!(made.rejected.len(), 1);
+    assert_eq!(
+        made.rejected[0].error,
+        "column c: not a value of type int: wrong length"
+    );
+}
+
+#[test]
+fn a_swap_takes_over_between_batches_and_a_bad_one_changes_nothing() {
+    let (package, mut next) = faulty("faults");
+    let mut rig = rig(&[(package, next.clone())]);
+    let version = |rig: &mut Rig| {
+        let made = rig.chain.process(batch_of(&[""])).unwrap();
+        headers(&made, 0)[0].1.clone()
+    };
+    assert_eq!(version(&mut rig), "1");
+
+    next.settings
+        .insert("refuse".to_owned(), "no such colour".to_owned());
+    let plugin = rig.chain.plugin("faults").unwrap().clone();
+    let error = Prepared::new(&next, plugin.clone(), rig.chain.tables()).unwrap_err();
+    assert!(
+        matches!(&error, PluginError::Configure { message, .. } if message == "no such colour")
+    );
+    assert_eq!(version(&mut rig), "1");
+
+    next.settings = [("version".to_owned(), "2".to_owned())].into();
+    let prepared = Prepared::new(&next, plugin.clone(), rig.chain.tables()).unwrap();
+    assert_eq!(version(&mut rig), "1", "made aside");
+    rig.chain.swap(prepared).unwrap();
+    assert_eq!(version(&mut rig), "2");
+    rig.chain.process(batch_of(&["trap"])).unwrap();
+    assert_eq!(
+        version(&mut rig),
+        "2",
+        "a new instance has the new settings"
+    );
+
+    next.name = "other".to_owned();
+    let stranger = Prepared::new(&next, plugin, &[]).unwrap();
+    assert!(rig.chain.swap(stranger).is_err());
+}
+
+#[test]
+fn a_plugin_that_fails_on_start_is_refused_with_its_reason() {
+    let rig = rig(&[]);
+    let plugin = Plugin::load(&rig.engine, plugins::plugin("test-faults")).unwrap();
+    let refused = |key: &str, value: &str| {
+        let transform = transform("faults", OnError::DeadLetter, &[(key, value)]);
+        Prepared::new(&transform, plugin.clone(), &[])
+            .unwrap_err()
+            .to_string()
+    };
+    let panics = refused("refuse", "panic");
+    assert!(
+        panics.contains("failed to start: trapped: ") && panics.contains("in configure"),
+        "{panics}"
+    );
+    assert!(refused("refuse", "loop").contains("deadline of 100ms exceeded"));
+    assert!(refused("encoding", "7").contains("speaks encoding 7, this penstock 1"));
+
+    let mut small = transform("faults", OnError::DeadLetter, &[]);
+    small.limits.memory = 64 << 10;
+    let error = Prepared::new(&small, plugin, &[]).unwrap_err().to_string();
+    assert!(
+        error.contains("memory limit of 65536 bytes exceeded"),
+        "{error}"
+    );
+}
+
+#[test]
+fn files_that_are_no_plugins_are_refused_with_what_they_are() {
+    let engine = engine();
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let error = Plugin::load(&engine, &path).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+        error
+    };
+    let missing = Plugin::load(&engine, dir.path().join("missing.wasm")).unwrap_err();
+    assert!(matches!(missing, PluginError::Read { .. }), "{missing}");
+    let directory = Plugin::load(&engine, dir.path()).unwrap_err();
+    assert!(matches!(directory, PluginError::Read { .. }), "{directory}");
+
+    assert!(matches!(refused("empty", b""), PluginError::NotWasm { .. }));
+    assert!(matches!(
+        refused("text", b"#!/bin/sh\n"),
+        PluginError::NotWasm { .. }
+    ));
+    let real = std::fs::read(plugins::plugin("test-faults")).unwrap();
+    let cut = refused("cut", &real[..real.len() / 2]);
+    assert!(
+        matches!(cut, PluginError::World { .. } | PluginError::NotWasm { .. }),
+        "{cut}"
+    );
+    let empty_module = refused("module", b"\0asm\x01\0\0\0");
+    assert!(
+        matches!(empty_module, PluginError::World { .. }),
+        "{empty_module}"
+    );
+    let empty_component = refused("component", b"\0asm\x0d\0\x01\0");
+    assert!(
+        empty_component.to_string().contains("it exports nothing"),
+        "{empty_component}"
+    );
+}
+
+#[test]
+fn compiled_code_is_cached_and_a_spoilt_cache_does_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("code");
+    let engine = Engine::new(Some(&cache), 4).unwrap();
+    let load = || {
+        let plugin = Plugin::load(&engine, plugins::plugin("test-faults")).unwrap();
+        Prepared::new(&faulty("faults").1, plugin, &[]).unwrap();
+    };
+    load();
+    let files: Vec<_> = std::fs::read_dir(&cache)
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    let written = std::fs::metadata(&files[0]).unwrap().modified().unwrap();
+    load();
+    let again = std::fs::metadata(&files[0]).unwrap().modified().unwrap();
+    assert_eq!(written, again, "the second load takes what is there");
+
+    let good = std::fs::read(&files[0]).unwrap();
+    let mut spoilt = good.clone();
+    spoilt[good.len() / 2] ^= 0xff;
+    std::fs::write(&files[0], &spoilt).unwrap();
+    load();
+    assert_eq!(
+        std::fs::read(&files[0]).unwrap(),
+        good,
+        "it is compiled and written anew"
+    );
+}
+
+#[test]
+fn an_abort_ends_the_search() {
+    let mut rig = rig(&[faulty("faults")]);
+    rig.chain.abort_handle().abort();
+    let error = rig.chain.process(batch_of(&["loop"])).unwrap_err();
+    assert!(matches!(error, TransformError::Aborted { .. }), "{error}");
+}

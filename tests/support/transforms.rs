@@ -1,0 +1,267 @@
+//! Batches, settings and a running clock for tests of transforms.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use penstock::change::{
+    Batch, Column, ColumnKind, Position, RecordBatch, Slice, StreamId, TableSchema,
+};
+use penstock::config::settings::*;
+use penstock::transform::{Engine, TICK};
+use penstock_plugin_encoding::{ColumnTag, Operation, RowMeta, RowsBuilder};
+use uuid::Uuid;
+
+/// Default policies.
+pub fn policies() -> Policies {
+    Policies {
+        breaker: Default::default(),
+        retry: Default::default(),
+        rate_limit: None,
+        supervision: Default::default(),
+    }
+}
+
+/// A transform of these settings.
+pub fn transform(name: &str, on_error: OnError, settings: &[(&str, &str)]) -> Transform {
+    let owned = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
+    Transform {
+        name: name.to_owned(),
+        plugin: PathBuf::new(),
+        on_error,
+        limits: Limits {
+            memory: 8 << 20,
+            deadline: Duration::from_millis(100),
+        },
+        settings: settings.iter().map(owned).collect(),
+        policies: policies(),
+    }
+}
+
+/// Settings with these transforms; everything else is of no matter here.
+pub fn settings(transforms: Vec<Transform>) -> Settings {
+    let one = std::num::NonZeroU32::MIN;
+    let second = Duration::from_secs(1);
+    let any = "127.0.0.1:0".parse().unwrap();
+    Settings {
+        pipeline: Pipeline {
+            name: "test".to_owned(),
+            delivery: Delivery::AtLeastOnce,
+            shards: one,
+            max_in_flight: one,
+            batch_size: one,
+        },
+        source: Source {
+            nodes: Nodes::Embedded,
+            keyspace: "ks".to_owned(),
+            tables: vec!["t".to_owned()],
+            start_from: StartFrom::Earliest,
+            poll_interval: second,
+            window: second,
+            safety_interval: second,
+            read_timeout: second,
+            page_size: one,
+            concurrency: one,
+            consistency: Consistency::LocalQuorum,
+            username: None,
+            password: None,
+            policies: policies(),
+        },
+        transforms,
+        sink: Sink {
+            brokers: Nodes::Embedded,
+            properties: BTreeMap::new(),
+            attempt_timeout: second,
+            topic: "{pipeline}.{keyspace}.{table}".to_owned(),
+            topics: Topics {
+                create: true,
+                partitions: one,
+                replication_factor: None,
+                properties: BTreeMap::new(),
+            },
+            checkpoint_interval: second,
+            policies: policies(),
+        },
+        dead_letter: DeadLetter {
+            topic: "test.dead-letters".to_owned(),
+            max: one,
+            within: second,
+            policies: policies(),
+        },
+        orders: Orders {
+            enabled: false,
+            listen: any,
+            keyspace: "ks".to_owned(),
+            outbox_ttl: second,
+            request_timeout: second,
+            policies: policies(),
+        },
+        admin: Admin {
+            enabled: false,
+            listen: any,
+            token: None,
+        },
+        health: Health {
+            check_interval: second,
+            report_interval: second,
+            stalled_after: second,
+            critical: Vec::new(),
+            headroom_degraded: 0.5,
+            headroom_unhealthy: 0.2,
+            open_breaker: OpenBreaker::Degraded,
+        },
+        shutdown: Shutdown { timeout: second },
+        log: Log {
+            filter: "info".to_owned(),
+            format: LogFormat::Text,
+        },
+        reload: Reload {
+            watch: false,
+            poll_interval: second,
+            debounce: second,
+        },
+        embedded: Embedded {
+            scylla_listen: any,
+            vnodes: one,
+            shards_per_vnode: one,
+        },
+    }
+}
+
+/// An engine whose clock runs until the engine is dropped. Code is compiled once for all tests.
+pub fn engine() -> Engine {
+    let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("plugin-code");
+    let engine = Engine::new(Some(&cache), 64).expect("an engine");
+    let ticker = engine.ticker();
+    std::thread::spawn(move || {
+        while ticker.tick() {
+            std::thread::sleep(TICK);
+        }
+    });
+    engine
+}
+
+/// A table of `name type [primary|clustering|static]` columns.
+pub fn table(id: u32, name: &str, columns: &[&str]) -> Arc<TableSchema> {
+    let column = |text: &&str| {
+        let (name, rest) = text.split_once(' ').expect("name type");
+        let (cql_type, kind) = match rest.rsplit_once(' ') {
+            Some((t, "primary")) => (t, ColumnKind::PartitionKey),
+            Some((t, "clustering")) => (t, ColumnKind::ClusteringKey),
+            Some((t, "static")) => (t, ColumnKind::Static),
+            _ => (rest, ColumnKind::Regular),
+        };
+        Column {
+            name: name.to_owned(),
+            cql_type: cql_type.to_owned(),
+            kind,
+        }
+    };
+    Arc::new(TableSchema {
+        id,
+        keyspace: "ks".to_owned(),
+        name: name.to_owned(),
+        columns: columns.iter().map(column).collect(),
+    })
+}
+
+/// A cell of a row.
+pub enum Cell<'a> {
+    Set(&'a [u8]),
+    Tagged(ColumnTag, &'a [u8]),
+    Null,
+    Unchanged,
+}
+
+/// Builds a batch.
+pub struct BatchBuilder {
+    rows: RowsBuilder,
+    positions: Vec<Position>,
+    tables: Vec<Arc<TableSchema>>,
+    /// The write that the next rows belong to.
+    pub write: u32,
+}
+
+impl BatchBuilder {
+    pub fn new(tables: &[&Arc<TableSchema>]) -> Self {
+        Self {
+            rows: RowsBuilder::new(),
+            positions: Vec::new(),
+            tables: tables.iter().map(|t| Arc::clone(t)).collect(),
+            write: 0,
+        }
+    }
+
+    /// Adds a row to the current write.
+    pub fn row(&mut self, table: &TableSchema, operation: Operation, cells: &[Cell<'_>]) -> u32 {
+        let meta = RowMeta {
+            operation,
+            context: false,
+            end_of_batch: true,
+            table: table.id,
+            time_us: 1_769_860_800_000_000 + i64::from(self.write),
+            ttl: 0,
+        };
+        let row = self.rows.row(meta, cells.len() as u16);
+        for cell in cells {
+            match cell {
+                Cell::Set(bytes) => self.rows.column(ColumnTag::Value, &[bytes]),
+                Cell::Tagged(tag, bytes) => self.rows.column(*tag, &[bytes]),
+                Cell::Null => self.rows.column(ColumnTag::Null, &[]),
+                Cell::Unchanged => self.rows.column(ColumnTag::Unchanged, &[]),
+            }
+        }
+        self.positions.push(Position {
+            stream: StreamId([7; 16]),
+            time: Uuid::from_u128(0x1000 << 64 | 8 << 60 | u128::from(self.write)),
+            seq: row as i32,
+        });
+        row
+    }
+
+    /// Adds an insert as a write of its own.
+    pub fn insert(&mut self, table: &TableSchema, cells: &[Cell<'_>]) -> u32 {
+        self.write += 1;
+        self.row(table, Operation::Insert, cells)
+    }
+
+    pub fn links(&mut self) -> &mut RowsBuilder {
+        &mut self.rows
+    }
+
+    pub fn finish(self) -> Batch {
+        Batch {
+            shard: 0,
+            epoch: 0,
+            rows: self.rows.finish(),
+            positions: self.positions,
+            tables: self.tables,
+            undecodable: Vec::new(),
+            progress: Vec::new(),
+            read_at: Instant::now(),
+        }
+    }
+}
+
+/// The text of a slice; `<null>` for null.
+pub fn text(batch: &RecordBatch, slice: Slice) -> String {
+    match batch.bytes(slice) {
+        Some(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        None => "<null>".to_owned(),
+    }
+}
+
+/// The values of all records, in order.
+pub fn values(batch: &RecordBatch) -> Vec<String> {
+    batch.records.iter().map(|r| text(batch, r.value)).collect()
+}
+
+/// The headers of a record.
+pub fn headers(batch: &RecordBatch, record: usize) -> Vec<(String, String)> {
+    let range = batch.records[record].headers.clone();
+    batch.headers[range.start as usize..range.end as usize]
+        .iter()
+        .map(|(name, value)| (text(batch, *name), text(batch, *value)))
+        .collect()
+}
