@@ -127,6 +127,7 @@ impl RedpandaSink {
                 "connected, but got no metadata: {e} (is this a Kafka listener, and do TLS and SASL fit?)"
             ))
         })?;
+        self.topics.look_at_cluster().await;
         tracing::info!(
             brokers,
             nodes = metadata.brokers().len(),

@@ -233,9 +233,14 @@ impl Outlet {
         Ok(())
     }
 
-    /// Lets go of everything under way and starts over with a new producer.
-    pub(super) async fn reset(&mut self) -> Result<(), SinkError> {
+    /// Lets go of everything under way. After it no report comes in any more.
+    pub(super) async fn stop(&mut self) {
         self.window.fail(SinkError::Reset);
+        self.close().await;
+    }
+
+    /// Starts over after [`Self::stop`], with a new window.
+    pub(super) async fn restart(&mut self) -> Result<(), SinkError> {
         self.window = self.lane.renew();
         self.replace_producer().await
     }

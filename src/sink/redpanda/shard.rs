@@ -157,6 +157,11 @@ impl ShardSink {
                 }
             }
         }
+        if !self.suspects.is_empty() {
+            for position in &batch.source.positions {
+                self.suspects.remove(position);
+            }
+        }
         self.outlet
             .lane()
             .counters()
@@ -196,6 +201,7 @@ impl ShardSink {
     /// Lets go of everything under way, its tickets resolving as [`SinkError::Reset`], and starts over with a
     /// new producer. The shard then goes on from its checkpoint.
     pub async fn reset(&mut self) -> Result<(), SinkError> {
+        self.outlet.stop().await;
         let suspects = self.outlet.window().suspects();
         if !suspects.is_empty() {
             tracing::warn!(
@@ -206,7 +212,7 @@ impl ShardSink {
         }
         self.suspects.extend(suspects);
         self.sink.topics.forget();
-        self.outlet.reset().await
+        self.outlet.restart().await
     }
 
     /// Writes the checkpoints that changed, and forgets the groups that are finished; back once acknowledged.
@@ -321,8 +327,7 @@ impl ShardSink {
 
     /// Ends the producer without waiting for what is under way: await the tickets first.
     pub async fn close(mut self) {
-        self.outlet.window().fail(SinkError::Reset);
-        self.outlet.close().await;
+        self.outlet.stop().await;
     }
 }
 

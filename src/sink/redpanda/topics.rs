@@ -22,7 +22,7 @@ const REQUEST: Duration = Duration::from_secs(10);
 pub(super) struct Topics {
     admin: Arc<AdminClient<Quiet>>,
     known: RwLock<HashSet<Arc<str>>>,
-    /// The broker has no CreateTopics (librdkafka's mock): producing creates topics there.
+    /// The broker has no CreateTopics: producing creates topics there.
     auto: AtomicBool,
 }
 
@@ -32,6 +32,16 @@ impl Topics {
             admin: Arc::new(admin),
             known: RwLock::default(),
             auto: AtomicBool::new(false),
+        }
+    }
+
+    /// Finds out whether the broker is librdkafka's mock, which answers no CreateTopics, not even with an
+    /// error: it is known by its cluster id (`rd_kafka_mock_cluster_new`).
+    pub(super) async fn look_at_cluster(&self) {
+        let admin = Arc::clone(&self.admin);
+        let id = super::blocking(move || admin.inner().fetch_cluster_id(REQUEST)).await;
+        if id.flatten().is_some_and(|id| id.starts_with("mockCluster")) {
+            self.auto.store(true, Relaxed);
         }
     }
 
@@ -50,17 +60,23 @@ impl Topics {
         if self.knows(topic) {
             return Ok(());
         }
-        if settings.create && !self.auto.load(Relaxed) {
+        // Asking for all names creates none, and finds those that this client has no right to create.
+        let all = self.metadata(None).await.map_err(|e| failed(topic, &e))?;
+        self.known
+            .write()
+            .extend(all.topics().iter().map(|t| t.name().into()));
+        if self.knows(topic) {
+            return Ok(());
+        }
+        if !settings.create {
+            return Err(SinkError::Topic {
+                topic: topic.to_owned(),
+                reason: "it does not exist, and sink.topics.create is false: create it".into(),
+                class: Class::Fatal,
+            });
+        }
+        if !self.auto.load(Relaxed) {
             self.create(topic, settings).await?;
-        } else if !settings.create {
-            let all = self.metadata(None).await.map_err(|e| failed(topic, &e))?;
-            if !all.topics().iter().any(|t| t.name() == topic) {
-                return Err(SinkError::Topic {
-                    topic: topic.to_owned(),
-                    reason: "it does not exist, and sink.topics.create is false: create it".into(),
-                    class: Class::Fatal,
-                });
-            }
         }
         self.known.write().insert(topic.into());
         Ok(())
@@ -90,13 +106,6 @@ impl Topics {
                 Ok(())
             }
             Some(Err(Code::TopicAlreadyExists)) | None => Ok(()),
-            Some(Err(Code::UnsupportedFeature | Code::UnsupportedVersion)) => {
-                self.auto.store(true, Relaxed);
-                tracing::info!(
-                    "the broker has no request to create topics; they are made by producing to them"
-                );
-                Ok(())
-            }
             Some(Err(code)) => Err(failed(topic, &KafkaError::AdminOp(code))),
         }
     }

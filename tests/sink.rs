@@ -1,0 +1,545 @@
+//! The sink against brokers: what arrives, what is refused, what an outage does, where checkpoints are.
+
+#[path = "support/batches.rs"]
+mod batches;
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "support/settings.rs"]
+mod settings;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use batches::{Maker, numbered, position};
+use broker::{Cluster, Faulty, read_all, unique};
+use penstock::change::{GroupKey, RecordBatch, StreamId};
+use penstock::checkpoint::{Checkpoints, GroupCheckpoint};
+use penstock::config::settings::{LiveSettings, Settings};
+use penstock::policy::Class;
+use penstock::policy::breaker::{self, State};
+use penstock::policy::stage::StagePolicies;
+use penstock::sink::redpanda::{RedpandaSink, ShardSink};
+use penstock::sink::{Delivered, SinkError};
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use tokio::sync::watch;
+
+struct Bench {
+    sink: Arc<RedpandaSink>,
+    policies: StagePolicies,
+    /// Kept: dropping it would end the retunes.
+    _retune: watch::Sender<Arc<Settings>>,
+}
+
+async fn connect(settings: Settings) -> Result<Bench, SinkError> {
+    let (retune, live): (_, LiveSettings) = settings::live(settings);
+    let policies = StagePolicies::new("sink", live.clone());
+    let sink = RedpandaSink::connect(live, policies.clone()).await?;
+    Ok(Bench {
+        sink,
+        policies,
+        _retune: retune,
+    })
+}
+
+async fn bench(settings: Settings) -> Bench {
+    connect(settings).await.expect("a sink")
+}
+
+/// Polls until it holds, at most for `seconds`.
+async fn until(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {seconds} s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn records_arrive_with_their_headers() {
+    let cluster = Cluster::start();
+    let b = bench(settings::settings(&unique("p"), &cluster.brokers, 1)).await;
+    let mut shard = b.sink.open_shard(0).unwrap();
+    let topic = unique("headers");
+    let batch = Maker::default()
+        .record(position(1, 1), &topic, "a", b"one", &[])
+        .record(
+            position(1, 2),
+            &topic,
+            "b",
+            b"two",
+            &[
+                ("event", "created"),
+                ("traceparent", "00-1-2-01"),
+                ("penstock-table", "forged"),
+            ],
+        )
+        .batch();
+    let delivered = shard.submit(batch).await.unwrap().await.unwrap();
+    assert!(delivered.poison.is_empty());
+
+    let mut seen = read_all(&cluster.brokers, &topic);
+    seen.sort_by(|a, b| a.key.cmp(&b.key));
+    let [one, two] = &seen[..] else {
+        panic!("{seen:?}")
+    };
+    assert_eq!((one.key_text(), one.text()), ("a", "one"));
+    assert_eq!(
+        one.header("penstock-position"),
+        Some(&*position(1, 1).to_string())
+    );
+    assert_eq!(one.header("penstock-table"), Some("ks.t"));
+    assert_eq!(one.header("penstock-operation"), Some("insert"));
+    assert_eq!(one.header("traceparent").map(str::len), Some(55));
+    assert_eq!(two.header("event"), Some("created"));
+    assert_eq!(two.header("traceparent"), Some("00-1-2-01"));
+    assert_eq!(two.header("penstock-table"), Some("ks.t"));
+    assert_eq!(two.headers.len(), 5);
+
+    let counts = shard.snapshot();
+    assert_eq!(
+        (counts.records, counts.acked, counts.batches, counts.bytes),
+        (2, 2, 1, 8)
+    );
+    assert_eq!((counts.queued, counts.oldest), (0, None));
+    assert_eq!(counts.ack_latency.iter().sum::<u64>(), 1);
+}
+
+#[tokio::test]
+async fn per_key_order_holds_across_batches_and_partitions() {
+    let cluster = Cluster::start();
+    let b = bench(settings::settings(&unique("p"), &cluster.brokers, 1)).await;
+    let mut shard = b.sink.open_shard(0).unwrap();
+    let topic = unique("order");
+    let mut tickets = Vec::new();
+    // More than the queue holds, so that a full queue is met on the way.
+    for n in 0..120 {
+        let batch = numbered(&topic, n * 250, (n + 1) * 250, 40);
+        tickets.push(shard.submit(batch).await.unwrap());
+    }
+    for ticket in tickets {
+        ticket.await.unwrap();
+    }
+    let seen = read_all(&cluster.brokers, &topic);
+    assert_eq!(seen.len(), 30_000);
+    let partitions: std::collections::BTreeSet<_> = seen.iter().map(|s| s.partition).collect();
+    assert_eq!(partitions.len(), 4, "created with sink.topics.partitions");
+    let mut last: BTreeMap<String, u32> = BTreeMap::new();
+    for s in &seen {
+        let n: u32 = s.text().parse().unwrap();
+        let before = last.insert(s.key_text().to_owned(), n);
+        assert!(before.is_none_or(|b| b + 40 == n), "{before:?} then {n}");
+    }
+    assert_eq!(shard.snapshot().acked, 30_000);
+}
+
+#[tokio::test]
+async fn a_record_that_librdkafka_refuses_is_poison_and_the_rest_goes_on() {
+    let cluster = Cluster::start();
+    let mut settings = settings::settings(&unique("p"), &cluster.brokers, 1);
+    let limit = ("message.max.bytes".to_owned(), "2000".to_owned());
+    settings.sink.properties.extend([limit]);
+    let b = bench(settings).await;
+    let mut shard = b.sink.open_shard(0).unwrap();
+    let topic = unique("large");
+    let batch = Maker::default()
+        .record(position(1, 1), &topic, "a", b"small", &[])
+        .record(position(1, 2), &topic, "a", &[b'x'; 5000], &[])
+        .record(position(1, 3), "no such name!", "a", b"lost", &[])
+        .record(position(1, 4), &topic, "a", b"small too", &[])
+        .batch();
+    let delivered = shard.submit(batch).await.unwrap().await.unwrap();
+    let [(1, large), (2, name)] = &delivered.poison[..] else {
+        panic!("{delivered:?}")
+    };
+    assert!(large.contains("too large"), "{large}");
+    assert!(name.contains("not a name for a topic"), "{name}");
+    let values: Vec<_> = read_all(&cluster.brokers, &topic)
+        .iter()
+        .map(|s| s.text().to_owned())
+        .collect();
+    assert_eq!(values, ["small", "small too"]);
+    assert_eq!(shard.snapshot().poison, 2);
+    assert_eq!(b.policies.snapshot().failures, 0, "poison is an answer");
+}
+
+/// The broker refuses requests without saying which record is to blame.
+#[tokio::test]
+async fn a_refusal_of_many_condemns_only_the_one_that_is_refused_alone() {
+    let faulty = Faulty::start();
+    let b = bench(settings::settings(&unique("p"), &faulty.brokers, 1)).await;
+    let mut shard = b.sink.open_shard(0).unwrap();
+    let topic = unique("suspects");
+    faulty.mock.create_topic(&topic, 1, 1).unwrap();
+    shard
+        .submit(numbered(&topic, 0, 5, 1))
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+
+    let large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    faulty.mock.request_errors(RDKafkaApiKey::Produce, &[large]);
+    let batch = numbered(&topic, 5, 8, 1);
+    let refused = shard.submit(Arc::clone(&batch)).await.unwrap().await;
+    let error = refused.expect_err("refused together");
+    assert!(matches!(error, SinkError::Suspect { .. }), "{error:?}");
+    assert_eq!(error.class(), Class::Retryable);
+    let again = shard.submit(Arc::clone(&batch)).await;
+    assert!(
+        again.is_err(),
+        "a broken shard takes nothing before a reset"
+    );
+
+    shard.reset().await.unwrap();
+    // Alone, the second is refused and the others are not.
+    faulty.mock.request_errors(
+        RDKafkaApiKey::Produce,
+        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR, large],
+    );
+    let delivered = shard.submit(batch).await.unwrap().await.unwrap();
+    assert_eq!(delivered.poison.len(), 1, "{delivered:?}");
+    assert_eq!(delivered.poison[0].0, 1);
+    let after = shard.submit(numbered(&topic, 8, 10, 1)).await.unwrap();
+    after.await.unwrap();
+    let values: Vec<_> = read_all(&faulty.brokers, &topic)
+        .iter()
+        .map(|s| s.text().to_owned())
+        .collect();
+    assert_eq!(values, ["0", "1", "2", "3", "4", "5", "7", "8", "9"]);
+    assert_eq!(b.policies.snapshot().failures, 0, "poison is an answer");
+}
+
+/// The same against a broker that refuses for a reason: the topic takes less than the client would send.
+#[tokio::test]
+async fn a_topic_that_takes_less_than_the_client_sends_costs_only_the_large_record() {
+    let cluster = Cluster::start();
+    let mut settings = settings::settings(&unique("p"), &cluster.brokers, 1);
+    let limit = ("max.message.bytes".to_owned(), "3000".to_owned());
+    settings.sink.topics.properties.extend([limit]);
+    settings.sink.topics.partitions = NonZeroU32::new(1).unwrap();
+    let b = bench(settings).await;
+    let mut shard = b.sink.open_shard(0).unwrap();
+    let topic = unique("limited");
+    let small = |maker: Maker, n| maker.record(position(1, n), &topic, "k", b"small", &[]);
+    let maker = (0..5).fold(Maker::default(), small);
+    let maker = maker.record(position(1, 5), &topic, "k", &[b'x'; 4000], &[]);
+    let batch = (6..10).fold(maker, small).batch();
+    let (mut rewinds, delivered) = loop_until_delivered(&mut shard, &batch).await;
+    assert_eq!(delivered.poison.len(), 1, "{delivered:?}");
+    assert_eq!(delivered.poison[0].0, 5);
+    assert!(rewinds >= 1);
+    // A second large one later: its neighbours go through as well, and the shard is as good as before.
+    let maker = Maker::default().record(position(1, 11), &topic, "k", &[b'y'; 4000], &[]);
+    let batch = (12..15).fold(maker, small).batch();
+    let (more, delivered) = loop_until_delivered(&mut shard, &batch).await;
+    rewinds += more;
+    assert_eq!((delivered.poison.len(), delivered.poison[0].0), (1, 0));
+    let values: Vec<_> = read_all(&cluster.brokers, &topic)
+        .iter()
+        .map(|s| s.text().to_owned())
+        .collect();
+    assert!(
+        values.len() >= 12 && values.iter().all(|v| v == "small"),
+        "{values:?}"
+    );
+    assert_eq!(b.policies.snapshot().counters.failures, 0);
+    assert!(rewinds <= 4, "{rewinds} rewinds for two records");
+}
+
+/// What a lane does: rewind and try again.
+async fn loop_until_delivered(shard: &mut ShardSink, batch: &Arc<RecordBatch>) -> (u32, Delivered) {
+    for rewinds in 0..10 {
+        let error = match shard.submit(Arc::clone(batch)).await.unwrap().await {
+            Ok(delivered) => return (rewinds, delivered),
+            Err(error) => error,
+        };
+        assert!(matches!(error, SinkError::Suspect { .. }), "{error:?}");
+        shard.reset().await.unwrap();
+    }
+    panic!("never delivered");
+}
+
+#[tokio::test]
+async fn a_delivery_error_fails_all_in_flight_once_and_a_reset_starts_over() {
+    let faulty = Faulty::start();
+    let b = bench(settings::settings(&unique("p"), &faulty.brokers, 1)).await;
+    let mut shard = b.sink.open_shard(0).unwrap();
+    let topic = unique("fails");
+    faulty.mock.create_topic(&topic, 1, 1).unwrap();
+    faulty.mock.request_errors(
+        RDKafkaApiKey::Produce,
+        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED],
+    );
+    let mut tickets = Vec::new();
+    for n in 0..3 {
+        tickets.push(shard.submit(numbered(&topic, n, n + 1, 1)).await.unwrap());
+    }
+    for ticket in tickets {
+        let error = ticket.await.expect_err("refused");
+        assert!(matches!(error, SinkError::Delivery { .. }), "{error:?}");
+        assert_eq!(error.class(), Class::Fatal);
+    }
+    assert_eq!(
+        b.policies.snapshot().failures,
+        1,
+        "one incident is one failure"
+    );
+    shard.reset().await.unwrap();
+    faulty.mock.clear_request_errors(RDKafkaApiKey::Produce);
+    let ticket = shard.submit(numbered(&topic, 0, 3, 1)).await.unwrap();
+    ticket.await.unwrap();
+    assert_eq!(read_all(&faulty.brokers, &topic).len(), 3);
+    assert_eq!(b.policies.snapshot().failures, 0);
+    assert_eq!(shard.snapshot().resets, 1);
+}
+
+/// The issue's scene: silence → open after exactly five timeouts → nothing more is taken → half-open →
+/// closed after three → everything once and in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_opens_the_breaker_loses_nothing_and_ends_by_itself() {
+    let faulty = Faulty::start();
+    let mut settings = settings::settings(&unique("p"), &faulty.brokers, 1);
+    let timeout = Duration::from_millis(400);
+    let open_for = Duration::from_millis(600);
+    let threshold = |n| NonZeroU32::new(n).unwrap();
+    settings.sink.attempt_timeout = timeout;
+    settings.sink.policies.breaker =
+        breaker::Settings::new(threshold(5), open_for, threshold(3)).unwrap();
+    let b = bench(settings).await;
+    let topic = unique("outage");
+    faulty.mock.create_topic(&topic, 2, 1).unwrap();
+    let mut shard = b.sink.open_shard(0).unwrap();
+    let guard = tokio::spawn({
+        let sink = Arc::clone(&b.sink);
+        async move { sink.guard().await }
+    });
+    shard
+        .submit(numbered(&topic, 0, 100, 10))
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+
+    faulty.down();
+    let down = Instant::now();
+    // Ever more batches, as a lane would, until the breaker or the queue says stop.
+    let (stop, mut stopped) = watch::channel(false);
+    let sink = Arc::clone(&b.sink);
+    let feed = tokio::spawn({
+        let topic = topic.clone();
+        async move {
+            let (mut tickets, mut next) = (Vec::new(), 100);
+            while !*stopped.borrow_and_update() {
+                let batch = numbered(&topic, next, next + 100, 10);
+                tickets.push(shard.submit(batch).await.expect("waits, does not fail"));
+                next += 100;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            for ticket in tickets {
+                ticket.await.expect("delivered after the outage");
+            }
+            next
+        }
+    });
+    until("open", 10, || b.policies.snapshot().breaker == State::Open).await;
+    let (opened, counts) = (down.elapsed(), b.policies.snapshot());
+    assert_eq!(counts.failures, 5);
+    assert!(
+        opened >= timeout * 5 && opened < timeout * 6,
+        "opened {opened:?} after the broker fell silent"
+    );
+    let age = sink.snapshot().oldest.expect("something is waiting");
+    assert!(age >= timeout * 5 && age <= down.elapsed(), "age {age:?}");
+
+    let queued = sink.snapshot().queued;
+    assert!(queued > 0 && queued <= 10_000, "{queued} queued");
+    // The first half-open probe finds the broker still away: open again, and nothing new is taken meanwhile.
+    let opens = b.policies.snapshot().counters.opened;
+    until("open again", 10, || {
+        b.policies.snapshot().counters.opened > opens
+    })
+    .await;
+    let held = sink.snapshot().queued;
+    assert!(
+        held <= queued + 100,
+        "an open breaker lets nothing in: {queued} → {held}"
+    );
+
+    faulty.up();
+    until("closed", 20, || {
+        b.policies.snapshot().breaker == State::Closed
+    })
+    .await;
+    stop.send(true).unwrap();
+    let sent = feed.await.unwrap();
+    assert_eq!(sink.snapshot().queued, 0);
+    let seen = read_all(&faulty.brokers, &topic);
+    let mut last: BTreeMap<String, u32> = BTreeMap::new();
+    for s in &seen {
+        let n: u32 = s.text().parse().unwrap();
+        let before = last.insert(s.key_text().to_owned(), n);
+        assert!(before.is_none_or(|b| b + 10 == n), "{before:?} then {n}");
+    }
+    assert_eq!(seen.len(), sent as usize, "every record once");
+    assert_eq!(sink.snapshot().resets, 0);
+    guard.abort();
+}
+
+fn group(n: u32) -> GroupKey {
+    GroupKey(format!("ks.t/1764000000000/{n:032x}").into())
+}
+
+fn checkpoint(until_us: i64) -> GroupCheckpoint {
+    let at = position(1, 4_000_000);
+    GroupCheckpoint {
+        complete_until_us: until_us,
+        streams: BTreeMap::from([(StreamId([1; 16]), (at.time, 3))]),
+    }
+}
+
+async fn load(name: &str, brokers: &str, shards: u32) -> Checkpoints {
+    let b = bench(settings::settings(name, brokers, shards)).await;
+    let mut all = Checkpoints::new();
+    for shard in 0..shards {
+        let mut sink = b.sink.open_shard(shard).unwrap();
+        let mine = sink.load().await.unwrap();
+        assert!(mine.keys().all(|g| g.shard(shards) == shard));
+        all.extend(mine);
+        sink.close().await;
+    }
+    all
+}
+
+#[tokio::test]
+async fn checkpoints_survive_restarts_and_other_numbers_of_shards() {
+    let cluster = Cluster::start();
+    let name = unique("checkpoints");
+    assert_eq!(load(&name, &cluster.brokers, 4).await, Checkpoints::new());
+
+    let mut expected = Checkpoints::new();
+    {
+        let b = bench(settings::settings(&name, &cluster.brokers, 4)).await;
+        for shard in 0..4 {
+            let mut sink = b.sink.open_shard(shard).unwrap();
+            let mine = (0..40).map(group).filter(|g| g.shard(4) == shard);
+            let mut changed: Checkpoints = mine.map(|g| (g, checkpoint(1))).collect();
+            sink.commit(&changed, &[]).await.unwrap();
+            for (n, c) in changed.values_mut().enumerate() {
+                c.complete_until_us = 1000 + n as i64;
+            }
+            sink.commit(&changed, &[]).await.unwrap();
+            let (gone, _) = changed.pop_first().expect("each shard has groups");
+            sink.commit(&Checkpoints::new(), &[gone]).await.unwrap();
+            expected.extend(changed);
+        }
+    }
+    assert_eq!(expected.len(), 36);
+    assert_eq!(load(&name, &cluster.brokers, 4).await, expected);
+    for shards in [6, 2, 4] {
+        assert_eq!(load(&name, &cluster.brokers, shards).await, expected);
+    }
+    // What moved is where it belongs now, and nowhere else.
+    let mut live: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+    let mut last = BTreeMap::new();
+    for s in read_all(&cluster.brokers, &format!("penstock.{name}.checkpoints")) {
+        last.insert((s.key_text().to_owned(), s.partition), s.value.is_some());
+    }
+    for ((key, partition), _) in last.into_iter().filter(|(_, alive)| *alive) {
+        live.entry(key).or_default().push(partition);
+    }
+    assert_eq!(live.len(), 36);
+    for (key, partitions) in live {
+        let shard = GroupKey(key.as_str().into()).shard(4) as i32;
+        assert_eq!(partitions, [shard], "{key}");
+    }
+}
+
+#[tokio::test]
+async fn an_unreadable_checkpoint_is_named_by_its_offset() {
+    let cluster = Cluster::start();
+    let name = unique("corrupt");
+    load(&name, &cluster.brokers, 1).await;
+    let topic = format!("penstock.{name}.checkpoints");
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", &cluster.brokers)
+        .create()
+        .unwrap();
+    for value in [r#"{"v":1,"complete_until_us":5}"#, "garbage"] {
+        producer
+            .send(BaseRecord::to(&topic).key("g").payload(value).partition(0))
+            .unwrap();
+    }
+    producer.flush(Duration::from_secs(10)).unwrap();
+    let b = bench(settings::settings(&name, &cluster.brokers, 1)).await;
+    let error = b.sink.open_shard(0).unwrap().load().await.unwrap_err();
+    assert_eq!(error.class(), Class::Fatal);
+    let text = error.to_string();
+    assert!(
+        text.starts_with(&format!(
+            "topic {topic}, partition 0, offset 1: not a checkpoint:"
+        )),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn wrong_brokers_are_one_clear_line_in_bounded_time() {
+    let started = Instant::now();
+    let error = |brokers: String| async move {
+        match connect(settings::settings("p", &brokers, 1)).await {
+            Ok(_) => panic!("connected to {brokers}"),
+            Err(error) => error.to_string(),
+        }
+    };
+    // Bound and dropped: nobody listens there.
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let refused = error(free.to_string()).await;
+    assert!(
+        refused.starts_with(&format!(
+            "no Redpanda or Kafka broker answers at {free}: {free}: "
+        )) && refused.contains("refused"),
+        "{refused}"
+    );
+    let unknown = error("no-such-host.invalid:9092".into()).await;
+    assert!(unknown.contains("cannot be resolved"), "{unknown}");
+    assert!(
+        started.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        started.elapsed()
+    );
+    // Something listens and is no broker.
+    let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = error(mute.local_addr().unwrap().to_string()).await;
+    assert!(silent.contains("is this a Kafka listener"), "{silent}");
+    assert!(
+        started.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        started.elapsed()
+    );
+    for line in [refused, unknown, silent] {
+        assert!(!line.contains('\n'), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_topic_is_an_error_where_none_may_be_created() {
+    let cluster = Cluster::start();
+    let mut settings = settings::settings(&unique("p"), &cluster.brokers, 1);
+    settings.sink.topics.create = false;
+    let b = bench(settings).await;
+    let mut shard = b.sink.open_shard(0).unwrap();
+    let topic = unique("missing");
+    let error = shard.submit(numbered(&topic, 0, 1, 1)).await.unwrap_err();
+    assert_eq!(error.class(), Class::Fatal);
+    assert!(
+        error.to_string().contains("sink.topics.create is false"),
+        "{error}"
+    );
+}

@@ -1,0 +1,134 @@
+//! Brokers for tests.
+//!
+//! [`Cluster::start`] is the one that keeps everything, hides aborted records and fences zombies
+//! (`noida-db`), or what `PENSTOCK_TEST_BROKERS` names: a real Redpanda or Kafka. [`Faulty`] is librdkafka's
+//! own mock, for what no real broker does on command.
+#![allow(dead_code, unreachable_pub, missing_docs)]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Headers, Message};
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+/// A broker that keeps what it is given.
+pub struct Cluster {
+    pub brokers: String,
+}
+
+impl Cluster {
+    pub fn start() -> Self {
+        let brokers = std::env::var("PENSTOCK_TEST_BROKERS").unwrap_or_else(|_| {
+            noida::kafka::spawn("127.0.0.1:0")
+                .expect("a port on loopback")
+                .to_string()
+        });
+        Self { brokers }
+    }
+}
+
+/// A name that no other test, nor an earlier run against the same brokers, uses.
+pub fn unique(name: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let since = std::time::UNIX_EPOCH.elapsed().expect("after 1970");
+    format!("{name}-{:x}-{}-{n}", since.as_micros(), std::process::id())
+}
+
+/// A mock with faults on command; one broker, id 1.
+pub struct Faulty {
+    pub mock: MockCluster<'static, DefaultProducerContext>,
+    pub brokers: String,
+}
+
+impl Faulty {
+    pub fn start() -> Self {
+        let mock = MockCluster::new(1).expect("a mock cluster");
+        let brokers = mock.bootstrap_servers();
+        Self { mock, brokers }
+    }
+
+    pub fn down(&self) {
+        self.mock.broker_down(1).expect("down");
+    }
+
+    pub fn up(&self) {
+        self.mock.broker_up(1).expect("up");
+    }
+}
+
+/// A record as a consumer sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Seen {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(n, _)| n == name)?;
+        std::str::from_utf8(value.as_deref()?).ok()
+    }
+
+    pub fn key_text(&self) -> &str {
+        std::str::from_utf8(self.key.as_deref().unwrap_or_default()).expect("UTF-8 key")
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(self.value.as_deref().unwrap_or_default()).expect("UTF-8 value")
+    }
+}
+
+/// Reads a topic from start to end, as committed: per partition in order.
+pub fn read_all(brokers: &str, topic: &str) -> Vec<Seen> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "test-reader")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", "read_committed")
+        .set("fetch.wait.max.ms", "20")
+        .create()
+        .expect("a consumer");
+    let metadata = consumer
+        .fetch_metadata(Some(topic), Duration::from_secs(10))
+        .expect("metadata");
+    let partitions = metadata.topics()[0].partitions().len();
+    let mut assignment = TopicPartitionList::new();
+    for p in 0..partitions {
+        assignment
+            .add_partition_offset(topic, p as i32, Offset::Beginning)
+            .expect("an offset");
+    }
+    consumer.assign(&assignment).expect("an assignment");
+    let mut seen = Vec::new();
+    let mut open = partitions;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while open > 0 {
+        assert!(Instant::now() < deadline, "no end of {topic} within 30 s");
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(m)) => seen.push(Seen {
+                partition: m.partition(),
+                offset: m.offset(),
+                key: m.key().map(<[u8]>::to_vec),
+                value: m.payload().map(<[u8]>::to_vec),
+                headers: m.headers().map_or_else(Vec::new, |h| {
+                    h.iter()
+                        .map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec)))
+                        .collect()
+                }),
+            }),
+            Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+            Some(Err(e)) => eprintln!("reading {topic}: {e}"),
+            None => {}
+        }
+    }
+    seen
+}
