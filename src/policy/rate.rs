@@ -26,7 +26,7 @@ const TOKEN: i128 = 1_000_000_000;
 /// `n` tokens may be taken when `min(n, burst)` are there; what more was taken is owed. So a batch larger than
 /// the burst passes when the bucket is full, and whoever comes after it waits: over any time, no more than
 /// `burst + per_second · time` go through, plus one batch.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RateLimiter {
     settings: Settings,
     /// Billionths of a token; below zero is owed.

@@ -258,7 +258,10 @@ impl<'a> Change<'a> {
             Some((ColumnTag::Merged | ColumnTag::Removed, _)) => {
                 Err(self.fail(name, "lost elements: use `elements`"))
             }
-            Some(_) => Ok(ColumnRef { row: self.index, column }),
+            Some(_) => Ok(ColumnRef {
+                row: self.index,
+                column,
+            }),
             None => Err(self.fail(name, "is not in this row")),
         }
     }

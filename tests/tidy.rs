@@ -1,0 +1,219 @@
+//! Keeps the rules of the house that no lint keeps: who may import which driver, who may spawn, and what may not
+//! be left behind. It reads the sources as text, without comments and without test code.
+
+use std::path::{Path, PathBuf};
+
+/// A rule: none of `needles` (whole words) in files below `within`, except below `except`.
+struct Rule {
+    why: &'static str,
+    within: &'static [&'static str],
+    except: &'static [&'static str],
+    needles: &'static [&'static str],
+}
+
+const RULES: &[Rule] = &[
+    Rule {
+        why: "only src/source/scylla imports scylla",
+        within: &["src"],
+        except: &["src/source/scylla"],
+        needles: &["scylla::", "use scylla"],
+    },
+    Rule {
+        why: "only src/sink/redpanda imports rdkafka",
+        within: &["src"],
+        except: &["src/sink/redpanda"],
+        needles: &["rdkafka::", "use rdkafka"],
+    },
+    Rule {
+        why: "only src/transform/wasm imports wasmtime",
+        within: &["src"],
+        except: &["src/transform/wasm"],
+        needles: &["wasmtime::", "use wasmtime"],
+    },
+    Rule {
+        why: "policies do no I/O and have no clock but tokio's",
+        within: &["src/policy"],
+        except: &[],
+        needles: &[
+            "std::net",
+            "std::fs",
+            "std::process",
+            "tokio::net",
+            "tokio::fs",
+            "tokio::process",
+            "reqwest",
+        ],
+    },
+    Rule {
+        why: "the policies' state machines are pure: they are handed the time",
+        within: &["src/policy"],
+        except: &["src/policy/stage.rs"],
+        needles: &["Instant::now", "SystemTime", "tokio", "rand::"],
+    },
+    Rule {
+        why: "only the coordinator spawns",
+        within: &["src"],
+        except: &["src/coordinator", "src/main.rs"],
+        needles: &[
+            "tokio::spawn",
+            "task::spawn",
+            "thread::spawn",
+            "thread::Builder",
+        ],
+    },
+    Rule {
+        why: "nothing is left to be done later",
+        within: &["src", "crates", "plugins", "xtask"],
+        except: &[],
+        needles: &["todo!", "unimplemented!", "dbg!"],
+    },
+    Rule {
+        why: "what cannot fail says why (expect), what can is handled",
+        within: &["src", "crates", "xtask"],
+        except: &[],
+        needles: &[".unwrap()"],
+    },
+];
+
+/// Exceptions: file, a part of the line, and why it is right there. One that no line needs any more is an error.
+const ALLOWED: &[(&str, &str, &str)] = &[(
+    "src/policy/breaker.rs",
+    "const { NonZeroU32::new(",
+    "a literal, checked while compiling",
+)];
+
+/// The lines that count, with their numbers: no comments, no item under `#[cfg(test)]`.
+fn code(text: &str) -> Vec<(usize, &str)> {
+    let mut lines = text.lines().enumerate().map(|(n, line)| (n + 1, line));
+    let mut kept = Vec::new();
+    while let Some((number, line)) = lines.next() {
+        if line.trim_start() == "#[cfg(test)]" {
+            // To the end of the item: rustfmt puts its last line at the attribute's own indentation.
+            let indent = line.len() - line.trim_start().len();
+            for (_, line) in lines.by_ref() {
+                let own = line.len() - line.trim_start().len() == indent;
+                if own && (line.ends_with('}') || line.ends_with(';')) {
+                    break;
+                }
+            }
+        } else if !line.trim_start().starts_with("//") {
+            kept.push((number, line));
+        }
+    }
+    kept
+}
+
+/// Whether `needle` stands in `line` and is not the end of a longer name (`my_scylla::`).
+fn stands_in(line: &str, needle: &str) -> bool {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    line.match_indices(needle).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        let after = line[at + needle.len()..].chars().next();
+        let bounded = |edge: Option<char>, own: Option<char>| {
+            !(own.is_some_and(word) && edge.is_some_and(word))
+        };
+        bounded(before, needle.chars().next()) && bounded(after, needle.chars().next_back())
+    })
+}
+
+fn below(file: &str, folders: &[&str]) -> bool {
+    folders.iter().any(|folder| {
+        file == *folder
+            || file
+                .strip_prefix(folder)
+                .is_some_and(|r| r.starts_with('/'))
+    })
+}
+
+/// What is wrong with one file; `used` notes the exceptions that it needed.
+fn check(file: &str, text: &str, used: &mut [bool]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (number, line) in code(text) {
+        for rule in RULES {
+            if !below(file, rule.within) || below(file, rule.except) {
+                continue;
+            }
+            for needle in rule.needles {
+                if !stands_in(line, needle) {
+                    continue;
+                }
+                let allowed =
+                    |(at, part, _): &(&str, &str, &str)| *at == file && line.contains(part);
+                match ALLOWED.iter().position(allowed) {
+                    Some(exception) => used[exception] = true,
+                    None => wrong.push(format!("{file}:{number}: `{needle}`: {}", rule.why)),
+                }
+            }
+        }
+    }
+    wrong
+}
+
+/// Every Rust source below `folder` that is not test code.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("the folder can be read") {
+        let path = entry.expect("its entries too").path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() {
+            if !matches!(name.as_ref(), "target" | "tests" | "benches" | "examples") {
+                sources(&path, found);
+            }
+        } else if name.ends_with(".rs") && name != "tests.rs" {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn the_rules_of_the_house_hold() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for folder in ["src", "crates", "plugins", "xtask"] {
+        sources(&root.join(folder), &mut files);
+    }
+    assert!(files.len() > 20, "found only {} sources", files.len());
+    let mut used = vec![false; ALLOWED.len()];
+    let mut wrong = Vec::new();
+    for path in files {
+        let text = std::fs::read_to_string(&path).expect("a source is text");
+        let file = path.strip_prefix(root).expect("it is below the root");
+        wrong.extend(check(&file.to_string_lossy(), &text, &mut used));
+    }
+    for ((file, part, _), used) in ALLOWED.iter().zip(used) {
+        if !used {
+            wrong.push(format!("{file}: nothing needs the exception for `{part}`"));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
+}
+
+#[test]
+fn the_rules_find_what_breaks_them() {
+    let found = |file: &str, text: &str| check(file, text, &mut vec![false; ALLOWED.len()]).len();
+    assert_eq!(found("src/sink/mod.rs", "use scylla::client::Session;"), 2);
+    assert_eq!(found("src/source/scylla/mod.rs", "use scylla::Session;"), 0);
+    assert_eq!(
+        found("src/source/scylla2.rs", "a = scylla::Session::new()"),
+        1
+    );
+    assert_eq!(
+        found("src/embedded/mod.rs", "use scylla_double::Server;"),
+        0
+    );
+    assert_eq!(found("src/checkpoint/mod.rs", "rdkafka::Offset::End"), 1);
+    assert_eq!(found("src/transform/chain.rs", "x: wasmtime::Engine"), 1);
+    assert_eq!(found("src/policy/rate.rs", "let now = Instant::now();"), 1);
+    assert_eq!(found("src/sink/mod.rs", "    tokio::spawn(async {});"), 1);
+    assert_eq!(found("src/coordinator/mod.rs", "tokio::spawn(x)"), 0);
+    assert_eq!(found("crates/x/src/lib.rs", "todo!()"), 1);
+    assert_eq!(found("src/lib.rs", "x.unwrap()"), 1);
+    assert_eq!(found("src/lib.rs", "// x.unwrap()"), 0);
+    assert_eq!(found("src/lib.rs", "x.unwrap_or_default()"), 0);
+    let module = "#[cfg(test)]\nmod tests {\n    fn f() {\n        x.unwrap();\n    }\n}\n";
+    assert_eq!(found("src/lib.rs", module), 0);
+    assert_eq!(found("src/lib.rs", &format!("{module}x.unwrap()")), 1);
+    let outside = "#[cfg(test)]\nmod tests;\nx.unwrap()";
+    assert_eq!(found("src/lib.rs", outside), 1);
+    let inner = "impl A {\n    #[cfg(test)]\n    fn a() {\n        x.unwrap();\n    }\n    fn b() {\n        x.unwrap();\n    }\n}";
+    assert_eq!(found("src/lib.rs", inner), 1);
+}
