@@ -1,1 +1,4 @@
 //! scylla-double
+
+pub mod cql;
+pub mod types;
