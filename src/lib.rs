@@ -3,6 +3,7 @@
 pub mod change;
 pub mod checkpoint;
 pub mod config;
+pub mod dead_letter;
 pub mod policy;
 pub mod sink;
 pub mod transform;

@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use batches::{Maker, numbered, position};
 use broker::{Cluster, Faulty, read_all, unique};
-use penstock::change::{GroupKey, RecordBatch, StreamId};
+use penstock::change::{GroupKey, RecordBatch, Rejected, StreamId};
 use penstock::checkpoint::{Checkpoints, GroupCheckpoint};
 use penstock::config::settings::{LiveSettings, Settings};
+use penstock::dead_letter::{DeadLetter, DeadLetters, Filter};
 use penstock::policy::Class;
 use penstock::policy::breaker::{self, State};
 use penstock::policy::stage::StagePolicies;
@@ -542,4 +543,172 @@ async fn a_missing_topic_is_an_error_where_none_may_be_created() {
         error.to_string().contains("sink.topics.create is false"),
         "{error}"
     );
+}
+
+fn rejected(source: u32, stage: &str, error: &str) -> Rejected {
+    Rejected {
+        source,
+        stage: stage.into(),
+        error: error.into(),
+        attempts: 1,
+    }
+}
+
+fn dead_letters(b: &Bench) -> DeadLetters {
+    let policies = StagePolicies::new("dead_letter", b._retune.subscribe());
+    DeadLetters::open(&b.sink, policies).unwrap()
+}
+
+#[tokio::test]
+async fn dead_letters_are_kept_listed_rebuilt_and_purged() {
+    let cluster = Cluster::start();
+    let name = unique("dead");
+    let b = bench(settings::settings(&name, &cluster.brokers, 1)).await;
+    let dead = dead_letters(&b);
+    assert_eq!(dead.list(&Filter::default()).await.unwrap(), []);
+
+    let batch = numbered("t", 0, 4, 1);
+    let letters: Vec<_> = [(0, "transform.a", "a trap"), (2, "transform.b", "Too odd")]
+        .iter()
+        .map(|(i, stage, error)| {
+            DeadLetter::of_rejected(&name, &batch.source, &rejected(*i, stage, error)).unwrap()
+        })
+        .collect();
+    dead.write(&letters).await.unwrap();
+    let poison = DeadLetter::of_poison(&name, &batch, &(3, "too large".into())).unwrap();
+    dead.write(&[poison]).await.unwrap();
+
+    // As any Kafka client sees them.
+    let seen = read_all(&cluster.brokers, &format!("{name}.dead-letters"));
+    assert_eq!(seen.len(), 3);
+    let b_letter = seen
+        .iter()
+        .find(|s| s.header("penstock-error") == Some("Too odd"));
+    let b_letter = b_letter.expect("the second one");
+    assert_eq!(b_letter.key_text(), position(1, 2).to_string());
+    assert_eq!(b_letter.header("penstock-stage"), Some("transform.b"));
+    assert_eq!(b_letter.header("penstock-operation"), Some("insert"));
+    assert_eq!(b_letter.header("penstock-attempts"), Some("1"));
+    assert_eq!(b_letter.header("penstock-pipeline"), Some(&*name));
+    assert!(b_letter.text().contains(&hex::encode("k0")));
+
+    let all = dead.list(&Filter::default()).await.unwrap();
+    assert_eq!(all.len(), 3);
+    let of_sink = Filter {
+        stage: Some("sink".into()),
+        ..Filter::default()
+    };
+    let found = dead.list(&of_sink).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].error, "topic t: too large");
+
+    // What is read back is what was written, and makes the change again.
+    let read = dead
+        .get(position(1, 2))
+        .await
+        .unwrap()
+        .expect("it is there");
+    assert_eq!(read.change, letters[1].change);
+    let rebuilt = read.rebuild(0, 1, 7).unwrap();
+    let original = batch.source.rows.get(2).unwrap();
+    assert_eq!(rebuilt.positions, [position(1, 2)]);
+    assert_eq!(rebuilt.rows.get(0).unwrap().meta(), original.meta());
+    assert_eq!(rebuilt.rows.get(0).unwrap().column(0), original.column(0));
+    assert_eq!(rebuilt.tables, batch.source.tables);
+
+    // A replay that fails replaces the letter.
+    let again = read.failed_again("transform.b".into(), "still odd".into());
+    dead.write(&[again]).await.unwrap();
+    let read = dead
+        .get(position(1, 2))
+        .await
+        .unwrap()
+        .expect("it is there");
+    assert_eq!((read.attempts, &*read.error), (2, "still odd"));
+    assert_eq!(dead.list(&Filter::default()).await.unwrap().len(), 3);
+
+    assert_eq!(dead.purge(&of_sink).await.unwrap(), 1);
+    assert_eq!(dead.list(&of_sink).await.unwrap(), []);
+    assert_eq!(dead.purge(&Filter::default()).await.unwrap(), 2);
+    assert_eq!(dead.list(&Filter::default()).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_change_too_large_for_its_topic_is_not_too_large_for_its_dead_letter() {
+    let cluster = Cluster::start();
+    let name = unique("huge");
+    let b = bench(settings::settings(&name, &cluster.brokers, 1)).await;
+    let mut shard = b.sink.open_shard(0).unwrap();
+    // Random, so that compression does not make it small; more than a record may have, and doubled as hex.
+    let noise: Vec<u8> = (0..700_000).map(|_| rand::random()).collect();
+    let key = String::from_utf8_lossy(&noise).into_owned();
+    let batch = Maker::default()
+        .record(position(1, 1), &unique("t"), &key, b"", &[])
+        .batch();
+    let delivered = shard
+        .submit(Arc::clone(&batch))
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+    assert_eq!(delivered.poison.len(), 1);
+    let dead = dead_letters(&b);
+    let letter = DeadLetter::of_poison(&name, &batch, &delivered.poison[0]).unwrap();
+    dead.write(&[letter]).await.unwrap();
+    let read = dead.get(position(1, 1)).await.unwrap().expect("kept");
+    let rebuilt = read.rebuild(0, 0, 7).unwrap();
+    let column = rebuilt.rows.get(0).unwrap().column(0).unwrap().1.to_vec();
+    assert!(column == key.as_bytes(), "byte for byte");
+}
+
+#[tokio::test]
+async fn a_flood_is_a_broken_stage_and_writes_nothing() {
+    let cluster = Cluster::start();
+    let name = unique("flood");
+    let mut settings = settings::settings(&name, &cluster.brokers, 1);
+    settings.dead_letter.max = NonZeroU32::new(3).unwrap();
+    let b = bench(settings).await;
+    let dead = dead_letters(&b);
+    let batch = numbered("t", 0, 8, 1);
+    let letters = |range: std::ops::Range<u32>, stage: &str| -> Vec<_> {
+        range
+            .map(|i| {
+                let rejected = rejected(i, stage, "no");
+                DeadLetter::of_rejected(&name, &batch.source, &rejected).unwrap()
+            })
+            .collect()
+    };
+    dead.write(&letters(0..3, "transform.a")).await.unwrap();
+    let error = dead.write(&letters(3..4, "transform.a")).await.unwrap_err();
+    let SinkError::Flood(flooded) = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!((&*flooded.stage, flooded.count), ("transform.a", 4));
+    assert_eq!(error.class(), Class::Fatal);
+    dead.write(&letters(4..5, "transform.b")).await.unwrap();
+    assert_eq!(dead.list(&Filter::default()).await.unwrap().len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_waits_for_the_broker() {
+    let faulty = Faulty::start();
+    let name = unique("patient");
+    let mut settings = settings::settings(&name, &faulty.brokers, 1);
+    settings.sink.attempt_timeout = Duration::from_millis(200);
+    let b = bench(settings).await;
+    let dead = dead_letters(&b);
+    let batch = numbered("t", 0, 2, 1);
+    let letter = |i| {
+        let rejected = rejected(i, "transform.a", "no");
+        DeadLetter::of_rejected(&name, &batch.source, &rejected).unwrap()
+    };
+    dead.write(&[letter(0)]).await.unwrap();
+    faulty.down();
+    let second = [letter(1)];
+    let mut write = Box::pin(dead.write(&second));
+    let early = tokio::time::timeout(Duration::from_millis(700), &mut write).await;
+    assert!(early.is_err(), "acknowledged by nobody: {early:?}");
+    faulty.up();
+    write.await.unwrap();
+    assert_eq!(dead.list(&Filter::default()).await.unwrap().len(), 2);
 }

@@ -96,6 +96,9 @@ pub enum SinkError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A stage made more dead letters than `[dead_letter]` allows: fail it. None of them was written.
+    #[error(transparent)]
+    Flood(#[from] crate::dead_letter::flood::Flooded),
     /// `delivery = "exactly-once"` reached the sink.
     #[error("delivery = \"exactly-once\" is not built yet: use \"at-least-once\"")]
     ExactlyOnce,
@@ -109,9 +112,11 @@ impl SinkError {
             Self::Topic { class, .. } | Self::Delivery { class, .. } | Self::Read { class, .. } => {
                 *class
             }
-            Self::Property { .. } | Self::Client(_) | Self::Corrupt { .. } | Self::ExactlyOnce => {
-                Class::Fatal
-            }
+            Self::Property { .. }
+            | Self::Client(_)
+            | Self::Corrupt { .. }
+            | Self::Flood(_)
+            | Self::ExactlyOnce => Class::Fatal,
         }
     }
 }

@@ -25,12 +25,14 @@ use crate::sink::{SinkError, join_brokers};
 
 mod classify;
 mod client;
+mod dead_letters;
 mod outlet;
 mod reader;
 mod shard;
 mod topics;
 
 pub use client::reserved_property;
+pub use dead_letters::DeadLetters;
 pub use shard::ShardSink;
 
 use client::Quiet;

@@ -17,19 +17,13 @@ use crate::sink::SinkError;
 const STALLED: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
 
-/// What to do after a record.
-pub(super) enum Next {
-    More,
-    Enough,
-}
-
 /// Hands every record of a topic to `each`, per partition in order. Blocks; a topic that does not exist is
 /// empty. The end is the broker's end-of-partition, not the high watermark less one: behind the last record
 /// there may be the markers of a transaction.
 pub(super) fn read(
     config: &ClientConfig,
     topic: &str,
-    each: impl FnMut(&BorrowedMessage<'_>) -> Result<Next, SinkError>,
+    each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
 ) -> Result<(), SinkError> {
     read_within(config, topic, STALLED, each)
 }
@@ -38,7 +32,7 @@ pub(super) fn read_within(
     config: &ClientConfig,
     topic: &str,
     stalled: Duration,
-    mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<Next, SinkError>,
+    mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
 ) -> Result<(), SinkError> {
     let quiet = Quiet::default();
     let consumer: BaseConsumer<Quiet> = config
@@ -80,9 +74,7 @@ pub(super) fn read_within(
         match consumer.poll(POLL) {
             Some(Ok(message)) => {
                 progress = Instant::now();
-                if let Next::Enough = each(&message)? {
-                    return Ok(());
-                }
+                each(&message)?;
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 progress = Instant::now();

@@ -281,7 +281,7 @@ impl ShardSink {
                         what: "checkpoint",
                         reason: reason.to_string(),
                     })?;
-                Ok(reader::Next::More)
+                Ok(())
             })?;
             Ok(fold.finish(own))
         })

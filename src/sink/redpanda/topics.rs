@@ -157,10 +157,6 @@ impl Topics {
             .await
             .unwrap_or(Err(KafkaError::Canceled))
     }
-
-    pub(super) fn admin(&self) -> &AdminClient<Quiet> {
-        &self.admin
-    }
 }
 
 fn failed(topic: &str, error: &KafkaError) -> SinkError {

@@ -1,0 +1,350 @@
+//! The dead-letter topic.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use parking_lot::Mutex as SyncMutex;
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
+use tokio::sync::Mutex;
+
+use super::outlet::{Lane, Outgoing, Outlet};
+use super::{RedpandaSink, reader};
+use crate::change::Position;
+use crate::config::settings;
+use crate::dead_letter::flood::Flood;
+use crate::dead_letter::{Change, DeadLetter, Filter, headers as names};
+use crate::policy::Class;
+use crate::policy::stage::StagePolicies;
+use crate::sink::flight::Snapshot;
+use crate::sink::{SinkError, Ticket, headers};
+
+/// Bytes that a dead letter may have: twice the largest mutation that ScyllaDB takes (16 MiB, half a commit log
+/// segment), because its bytes are written as hex.
+const LARGEST: usize = 32 << 20;
+
+/// Writes, lists and purges the dead letters of a pipeline.
+pub struct DeadLetters {
+    sink: Arc<RedpandaSink>,
+    /// Of the stage `dead_letter`.
+    policies: StagePolicies,
+    outlet: Mutex<Outlet>,
+    lane: Arc<Lane>,
+    flood: SyncMutex<Flood>,
+}
+
+impl DeadLetters {
+    /// Of the sink's pipeline; `policies` are those of the stage `dead_letter`.
+    pub fn open(sink: &Arc<RedpandaSink>, policies: StagePolicies) -> Result<Self, SinkError> {
+        let lane = Arc::<Lane>::default();
+        let mut config = sink.producer_config("dead-letters");
+        config
+            .set("message.max.bytes", LARGEST.to_string())
+            .set(
+                "queue.buffering.max.kbytes",
+                (2 * LARGEST / 1024).to_string(),
+            )
+            .set("compression.type", "zstd");
+        Ok(Self {
+            sink: Arc::clone(sink),
+            policies,
+            outlet: Mutex::new(Outlet::new(config, Arc::clone(&lane))?),
+            lane,
+            flood: SyncMutex::default(),
+        })
+    }
+
+    /// Keeps dead letters; back once all are acknowledged, so that a checkpoint may pass their changes. Waits
+    /// and retries through outages as the stage `dead_letter` is set to.
+    ///
+    /// [`SinkError::Flood`]: the stage that made them made too many; none was written, and the stage is to
+    /// fail.
+    pub async fn write(&self, letters: &[DeadLetter]) -> Result<(), SinkError> {
+        self.admit(letters)?;
+        let records: Vec<_> = letters.iter().map(|l| (l.position, Some(l))).collect();
+        self.put(&records).await?;
+        for l in letters {
+            tracing::warn!(
+                stage = &*l.stage, table = l.table, position = %l.position,
+                attempts = l.attempts, error = l.error, "change dead-lettered"
+            );
+        }
+        Ok(())
+    }
+
+    fn admit(&self, letters: &[DeadLetter]) -> Result<(), SinkError> {
+        let (max, within) = {
+            let live = self.sink.live.borrow();
+            (live.dead_letter.max.get(), live.dead_letter.within)
+        };
+        let mut by_stage: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
+        for letter in letters {
+            *by_stage.entry(&letter.stage).or_default() += 1;
+        }
+        let now = tokio::time::Instant::now().into_std();
+        let mut flood = self.flood.lock();
+        for (stage, count) in by_stage {
+            flood.admit(stage, count, max, within, now)?;
+        }
+        Ok(())
+    }
+
+    /// A stage that failed over a flood starts anew with a clean slate.
+    pub fn forget_flood(&self, stage: &str) {
+        self.flood.lock().forget(stage);
+    }
+
+    /// Letters, or tombstones, acknowledged.
+    async fn put(&self, records: &[(Position, Option<&DeadLetter>)]) -> Result<(), SinkError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        self.policies.throttle(records.len() as u32).await;
+        let topic = self.topic();
+        for attempt in 1.. {
+            let error = match self.attempt(&topic, records).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            // Each letter differs, so what is refused together is not sought out: compression and the limits
+            // that the topic is made with leave room for all.
+            let class = error.class();
+            if class != Class::Retryable || !self.policies.back_off(attempt).await {
+                return Err(error);
+            }
+            tracing::debug!(%error, attempt, "writing dead letters again");
+        }
+        unreachable!("attempts do not run out")
+    }
+
+    async fn attempt(
+        &self,
+        topic: &str,
+        records: &[(Position, Option<&DeadLetter>)],
+    ) -> Result<(), SinkError> {
+        let permit = self.policies.admit().await;
+        let mut ticket = match self.submit(topic, records).await {
+            Ok(ticket) => ticket,
+            Err(error) => {
+                permit.failure(&error);
+                return Err(error);
+            }
+        };
+        let mut permit = Some(permit);
+        // librdkafka goes on trying by itself: every attempt_timeout is a failed attempt, and none is resent.
+        let outcome = loop {
+            let timeout = self.sink.live.borrow().sink.attempt_timeout;
+            match tokio::time::timeout(timeout, &mut ticket).await {
+                Ok(outcome) => break outcome,
+                Err(_) => match permit.take() {
+                    Some(permit) => permit.failure("no acknowledgement of a dead letter"),
+                    None => self
+                        .policies
+                        .record_failure("no acknowledgement of a dead letter"),
+                },
+            }
+        };
+        match outcome {
+            Ok(delivered) => {
+                match permit {
+                    Some(permit) => permit.success(),
+                    None => self.policies.record_success(),
+                }
+                match delivered.poison.into_iter().next() {
+                    None => Ok(()),
+                    Some((_, reason)) => Err(SinkError::Topic {
+                        topic: topic.to_owned(),
+                        reason: format!(
+                            "a dead letter was refused ({reason}): raise its max.message.bytes"
+                        ),
+                        class: Class::Fatal,
+                    }),
+                }
+            }
+            Err(SinkError::Suspect { reason, .. }) => Err(SinkError::Topic {
+                topic: topic.to_owned(),
+                reason: format!(
+                    "a dead letter was refused ({reason}): raise its max.message.bytes"
+                ),
+                class: Class::Fatal,
+            }),
+            Err(error) => {
+                if let Some(permit) = permit {
+                    permit.failure(&error);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn submit(
+        &self,
+        topic: &str,
+        records: &[(Position, Option<&DeadLetter>)],
+    ) -> Result<Ticket, SinkError> {
+        if !self.sink.topics.knows(topic) {
+            let settings = self.topic_settings();
+            self.sink.topics.ensure(topic, &settings).await?;
+        }
+        let mut outlet = self.outlet.lock().await;
+        if outlet.window().broken().is_some() {
+            outlet.stop().await;
+            outlet.restart().await?;
+        }
+        let window = Arc::clone(outlet.window());
+        let (submission, ticket) = window.open(None, None)?;
+        for (index, (position, letter)) in (0u32..).zip(records) {
+            let key = position.to_string();
+            let value = letter.map(|l| l.change.to_json());
+            let out = Outgoing {
+                topic,
+                partition: None,
+                key: Some(key.as_bytes()),
+                value: value.as_deref(),
+                headers: letter.map(headers_of),
+            };
+            outlet.send(submission.id, index, out).await?;
+        }
+        submission.seal();
+        Ok(ticket)
+    }
+
+    fn topic(&self) -> String {
+        self.sink.live.borrow().dead_letter.topic.clone()
+    }
+
+    fn topic_settings(&self) -> settings::Topics {
+        let live = self.sink.live.borrow();
+        let largest = LARGEST.to_string();
+        let properties = [
+            // Kept until purged: a tombstone takes a letter away, time does not.
+            ("cleanup.policy", "compact"),
+            ("max.message.bytes", &largest),
+        ];
+        settings::Topics {
+            properties: properties.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            ..live.sink.topics.clone()
+        }
+    }
+
+    /// The dead letters that a filter means, the oldest first.
+    pub async fn list(&self, filter: &Filter) -> Result<Vec<DeadLetter>, SinkError> {
+        let topic = self.topic();
+        let config = self.sink.reader_config();
+        let filter = filter.clone();
+        super::blocking(move || {
+            // By position: the last record of a key is the letter, or the tombstone that took it away.
+            let mut letters: BTreeMap<Vec<u8>, DeadLetter> = BTreeMap::new();
+            reader::read(&config, &topic, |m| {
+                let key = m.key().unwrap_or_default().to_vec();
+                if m.payload().is_none() {
+                    letters.remove(&key);
+                    return Ok(());
+                }
+                let letter = read(m).map_err(|reason| SinkError::Corrupt {
+                    topic: topic.clone(),
+                    partition: m.partition(),
+                    offset: m.offset(),
+                    what: "dead letter",
+                    reason,
+                })?;
+                if filter.matches(&letter) {
+                    letters.insert(key, letter);
+                } else {
+                    letters.remove(&key);
+                }
+                Ok(())
+            })?;
+            let mut letters: Vec<_> = letters.into_values().collect();
+            letters.sort_by_key(|l| (l.last_at, l.position.timestamp_us(), l.position.seq));
+            letters.truncate(filter.limit.unwrap_or(usize::MAX));
+            Ok(letters)
+        })
+        .await
+        .unwrap_or(Err(SinkError::Reset))
+    }
+
+    /// The dead letter of a change.
+    pub async fn get(&self, position: Position) -> Result<Option<DeadLetter>, SinkError> {
+        let filter = Filter {
+            positions: vec![position],
+            ..Filter::default()
+        };
+        Ok(self.list(&filter).await?.pop())
+    }
+
+    /// Takes dead letters away; returns how many.
+    pub async fn purge(&self, filter: &Filter) -> Result<usize, SinkError> {
+        let letters = self.list(filter).await?;
+        let tombstones: Vec<_> = letters.iter().map(|l| (l.position, None)).collect();
+        self.put(&tombstones).await?;
+        Ok(letters.len())
+    }
+
+    /// Counts, queue fill and age.
+    pub fn snapshot(&self) -> Snapshot {
+        self.lane.snapshot()
+    }
+}
+
+fn headers_of(letter: &DeadLetter) -> OwnedHeaders {
+    let attempts = letter.attempts.to_string();
+    let time = |t: SystemTime| humantime::format_rfc3339_micros(t).to_string();
+    let (position, first, last) = (
+        letter.position.to_string(),
+        time(letter.first_at),
+        time(letter.last_at),
+    );
+    let trace = headers::traceparent(&letter.position);
+    let all = [
+        (headers::POSITION, position.as_bytes()),
+        (headers::TABLE, letter.table.as_bytes()),
+        (headers::OPERATION, letter.operation.as_bytes()),
+        (headers::TRACEPARENT, &trace[..]),
+        (names::STAGE, letter.stage.as_bytes()),
+        (names::ERROR, letter.error.as_bytes()),
+        (names::ATTEMPTS, attempts.as_bytes()),
+        (names::FIRST_AT, first.as_bytes()),
+        (names::LAST_AT, last.as_bytes()),
+        (names::PIPELINE, letter.pipeline.as_bytes()),
+    ];
+    all.into_iter().fold(
+        OwnedHeaders::new_with_capacity(all.len()),
+        |out, (key, value)| {
+            out.insert(Header {
+                key,
+                value: Some(value),
+            })
+        },
+    )
+}
+
+fn read(message: &BorrowedMessage<'_>) -> Result<DeadLetter, String> {
+    let found = message.headers().ok_or("it has no headers")?;
+    let text = |name: &str| -> Result<&str, String> {
+        found
+            .iter()
+            .find(|h| h.key == name)
+            .and_then(|h| std::str::from_utf8(h.value?).ok())
+            .ok_or_else(|| format!("its header {name} is missing or not text"))
+    };
+    let time = |name| -> Result<SystemTime, String> {
+        humantime::parse_rfc3339(text(name)?).map_err(|e| format!("its header {name}: {e}"))
+    };
+    Ok(DeadLetter {
+        position: text(headers::POSITION)?
+            .parse()
+            .map_err(|e: crate::change::InvalidPosition| e.to_string())?,
+        table: text(headers::TABLE)?.to_owned(),
+        operation: text(headers::OPERATION)?.to_owned(),
+        stage: text(names::STAGE)?.into(),
+        error: text(names::ERROR)?.to_owned(),
+        attempts: text(names::ATTEMPTS)?
+            .parse()
+            .map_err(|e| format!("its header {}: {e}", names::ATTEMPTS))?,
+        first_at: time(names::FIRST_AT)?,
+        last_at: time(names::LAST_AT)?,
+        pipeline: text(names::PIPELINE)?.to_owned(),
+        change: Change::from_json(message.payload().unwrap_or_default())?,
+    })
+}
