@@ -203,7 +203,7 @@ impl Stage {
         let (mut at, mut size) = (0, wanted.len());
         // The ends of parts that failed as a whole and begin before `at`.
         let mut failed: Vec<usize> = Vec::new();
-        let mut unexplained = None;
+        let (mut unexplained, mut retried) = (None, false);
         while at < wanted.len() {
             if abort.load(Ordering::Relaxed) {
                 return Err(TransformError::Aborted {
@@ -220,8 +220,17 @@ impl Stage {
                     at = end;
                     size = size.saturating_mul(2);
                 }
+                // A deadline is one of the wall clock: the machine may have been busy. Whoever has been in one
+                // failed call only gets another try, unless the plugin has shown that it does miss deadlines.
+                Err(Fault::Deadline(_))
+                    if end - at == 1
+                        && failed.is_empty()
+                        && self.report.faults.is_empty()
+                        && !std::mem::replace(&mut retried, true) => {}
                 Err(fault) if end - at == 1 => {
-                    attempts.insert(wanted[at], failed.len() as u32 + 1);
+                    let tries = failed.len() as u32 + 1 + u32::from(retried);
+                    attempts.insert(wanted[at], tries);
+                    retried = false;
                     made.push((wanted[at], Made::Refused(fault.to_string())));
                     if fault.counts() {
                         self.report.faults.push(fault.to_string());

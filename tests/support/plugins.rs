@@ -10,11 +10,24 @@ use std::sync::OnceLock;
 /// If it cannot be built; the compiler's words are in the panic.
 pub fn plugin(package: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let dir = BUILT.get_or_init(build);
+    let dir = BUILT.get_or_init(|| build("wasm32-unknown-unknown"));
     dir.join(format!("{}.wasm", package.replace('-', "_")))
 }
 
-fn build() -> PathBuf {
+/// The same as a component of `wasm32-wasip2`; `None` where that target is not installed.
+pub fn wasip2_plugin(package: &str) -> Option<PathBuf> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let libdir = Command::new(rustc)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["--print", "target-libdir", "--target", "wasm32-wasip2"])
+        .output()
+        .expect("rustc runs");
+    let libdir = PathBuf::from(String::from_utf8_lossy(&libdir.stdout).trim());
+    let installed = libdir.is_dir();
+    installed.then(|| build("wasm32-wasip2").join(format!("{}.wasm", package.replace('-', "_"))))
+}
+
+fn build(triple: &str) -> PathBuf {
     // A target directory of its own: the one that runs this test may be locked by its cargo.
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("plugins");
     std::fs::create_dir_all(&target).expect("a directory for the plugins");
@@ -23,7 +36,7 @@ fn build() -> PathBuf {
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .args(["build", "--quiet", "--profile", "plugin"])
-        .args(["--target", "wasm32-unknown-unknown"])
+        .args(["--target", triple])
         .args(["-p", "outbox-router", "-p", "test-faults"])
         .arg("--target-dir")
         .arg(&target)
@@ -32,8 +45,8 @@ fn build() -> PathBuf {
         .expect("cargo runs");
     assert!(
         output.status.success(),
-        "the plugins do not build (`rustup target add wasm32-unknown-unknown`?):\n{}",
+        "the plugins do not build (`rustup target add {triple}`?):\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    target.join("wasm32-unknown-unknown/plugin")
+    target.join(triple).join("plugin")
 }

@@ -32,7 +32,8 @@ pub fn transform(name: &str, on_error: OnError, settings: &[(&str, &str)]) -> Tr
         on_error,
         limits: Limits {
             memory: 8 << 20,
-            deadline: Duration::from_millis(100),
+            // Of the wall clock, and tests share the machine.
+            deadline: Duration::from_secs(10),
         },
         settings: settings.iter().map(owned).collect(),
         policies: policies(),

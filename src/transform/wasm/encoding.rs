@@ -52,6 +52,13 @@ pub(crate) struct Draft {
 /// Kafka's limit on the length of a topic's name.
 const MAX_TOPIC: usize = 249;
 
+/// Bytes that all transforms together may write for one batch: far more than a guest's memory holds, and a
+/// bound on what references to records' columns are copied into.
+const MAX_OUTPUT: usize = 512 << 20;
+
+/// Entries, keys, values and headers of one output: the smallest take a byte or two, what we make of them dozens.
+const MAX_PARTS: u32 = 1 << 20;
+
 impl Draft {
     pub(crate) fn new(batch: RecordBatch) -> Self {
         Self {
@@ -223,53 +230,33 @@ impl Sent {
         items: &[Item],
         made: &mut Vec<(u32, Made)>,
     ) -> Result<(), Lie> {
-        let (bytes, headers) = (draft.batch.output.len(), draft.batch.headers.len());
-        let kept = made.len();
-        let decoded = self.try_decode(output, draft, items, made);
-        if decoded.is_err() {
-            draft.batch.output.truncate(bytes);
-            draft.batch.headers.truncate(headers);
-            made.truncate(kept);
-        }
-        decoded
-    }
-
-    fn try_decode(
-        &self,
-        output: Vec<u8>,
-        draft: &mut Draft,
-        items: &[Item],
-        made: &mut Vec<(u32, Made)>,
-    ) -> Result<(), Lie> {
-        let base = draft.batch.output.len();
-        // What refers to columns of records may add to it, hence a half.
-        if base + output.len() > (u32::MAX / 2) as usize {
-            return Err("more than 2 GiB for one batch".to_owned());
-        }
-        if base == 0 {
-            draft.batch.output = output;
-        } else {
-            draft.batch.output.extend_from_slice(&output);
-        }
-        let end = draft.batch.output.len();
-        // The reader borrows nothing: the bytes are taken out while it runs.
-        let whole = std::mem::take(&mut draft.batch.output);
-        let events = read_events(&whole[base..end], base as u32);
-        draft.batch.output = whole;
+        let (headers, kept) = (draft.batch.headers.len(), made.len());
         let mut sink = Sink {
             sent: self,
             items,
+            base: draft.batch.output.len(),
+            output: &output,
+            copied: Vec::new(),
             draft,
             made,
             topics: Vec::new(),
             last_source: 0,
             refused: None,
             record: None,
+            budget: MAX_PARTS,
         };
-        for event in events? {
-            sink.take(event)?;
+        let read = sink.read();
+        let copied = std::mem::take(&mut sink.copied);
+        match read {
+            Ok(()) if draft.batch.output.is_empty() => draft.batch.output = output,
+            Ok(()) => draft.batch.output.extend_from_slice(&output),
+            Err(_) => {
+                draft.batch.headers.truncate(headers);
+                made.truncate(kept);
+                return read;
+            }
         }
-        sink.end_record();
+        draft.batch.output.extend_from_slice(&copied);
         Ok(())
     }
 
@@ -285,33 +272,15 @@ impl Sent {
     }
 }
 
-/// Reads all events, their spans moved by `base`.
-fn read_events(output: &[u8], base: u32) -> Result<Vec<Event>, Lie> {
-    let lie = |e: penstock_plugin_encoding::output::InvalidOutput| e.to_string();
-    let moved = |span: std::ops::Range<u32>| span.start + base..span.end + base;
-    let field = |field| match field {
-        FieldSpan::Bytes(span) => FieldSpan::Bytes(moved(span)),
-        other => other,
-    };
-    let mut reader = OutputReader::new(output).map_err(lie)?;
-    let mut events = Vec::with_capacity(output.len() / 24);
-    while let Some(event) = reader.next_event().map_err(lie)? {
-        events.push(match event {
-            Event::Topic(name) => Event::Topic(moved(name)),
-            Event::Key(key) => Event::Key(field(key)),
-            Event::Value(value) => Event::Value(field(value)),
-            Event::Header(name, value) => Event::Header(moved(name), field(value)),
-            Event::Error(source, message) => Event::Error(source, moved(message)),
-            other => other,
-        });
-    }
-    Ok(events)
-}
-
-/// Turns events into what was made.
+/// Turns the events of an output into what was made.
 struct Sink<'a> {
     sent: &'a Sent,
     items: &'a [Item],
+    /// Where the output will stand in the batch's.
+    base: usize,
+    output: &'a [u8],
+    /// What the host copies for column references; it will stand after the output.
+    copied: Vec<u8>,
     draft: &'a mut Draft,
     made: &'a mut Vec<(u32, Made)>,
     topics: Vec<Result<u32, String>>,
@@ -319,9 +288,50 @@ struct Sink<'a> {
     /// The item that is refused: what else is said of it does not count.
     refused: Option<u32>,
     record: Option<(u32, Record)>,
+    budget: u32,
 }
 
 impl Sink<'_> {
+    fn read(&mut self) -> Result<(), Lie> {
+        let lie = |e: penstock_plugin_encoding::output::InvalidOutput| e.to_string();
+        self.room(0)?;
+        let mut reader = OutputReader::new(self.output).map_err(lie)?;
+        while let Some(event) = reader.next_event().map_err(lie)? {
+            self.budget = self.budget.checked_sub(1).ok_or_else(|| {
+                format!("more than {MAX_PARTS} entries, keys, values and headers")
+            })?;
+            self.take(event)?;
+        }
+        self.end_record();
+        Ok(())
+    }
+
+    /// Refuses to hold so many bytes more.
+    fn room(&self, more: usize) -> Result<(), Lie> {
+        if self.base + self.output.len() + self.copied.len() + more > MAX_OUTPUT {
+            return Err(format!("more than {MAX_OUTPUT} bytes for one batch"));
+        }
+        Ok(())
+    }
+
+    /// Where bytes of the output will stand in the batch's.
+    fn moved(&self, span: std::ops::Range<u32>) -> Slice {
+        Slice::Output {
+            start: span.start + self.base as u32,
+            end: span.end + self.base as u32,
+        }
+    }
+
+    fn copy(&mut self, bytes: &[u8]) -> Result<Slice, Lie> {
+        self.room(bytes.len())?;
+        let start = self.base + self.output.len() + self.copied.len();
+        self.copied.extend_from_slice(bytes);
+        Ok(Slice::Output {
+            start: start as u32,
+            end: (start + bytes.len()) as u32,
+        })
+    }
+
     fn take(&mut self, event: Event) -> Result<(), Lie> {
         if let Event::Record { source, .. }
         | Event::Forward(source)
@@ -373,10 +383,7 @@ impl Sink<'_> {
             }
             Event::Header(name, field) => {
                 let value = self.field(field)?;
-                let name = Slice::Output {
-                    start: name.start,
-                    end: name.end,
-                };
+                let name = self.moved(name);
                 self.draft.batch.headers.push((name, value));
                 let end = self.draft.batch.headers.len() as u32;
                 self.record
@@ -400,7 +407,7 @@ impl Sink<'_> {
     }
 
     fn text(&self, span: std::ops::Range<u32>) -> Result<String, Lie> {
-        let bytes = &self.draft.batch.output[span.start as usize..span.end as usize];
+        let bytes = &self.output[span.start as usize..span.end as usize];
         String::from_utf8(bytes.to_vec()).map_err(|_| "text that is not UTF-8".to_owned())
     }
 
@@ -430,10 +437,7 @@ impl Sink<'_> {
     fn field(&mut self, field: FieldSpan) -> Result<Slice, Lie> {
         match field {
             FieldSpan::Null => Ok(Slice::Null),
-            FieldSpan::Bytes(span) => Ok(Slice::Output {
-                start: span.start,
-                end: span.end,
-            }),
+            FieldSpan::Bytes(span) => Ok(self.moved(span)),
             FieldSpan::Column(at) => {
                 let slice = self.column(at)?;
                 // A column without a value is no lie: the plugin need not have been sent it.
@@ -460,13 +464,13 @@ impl Sink<'_> {
                         0 => {
                             let topics = &self.draft.batch.topics;
                             let topic = topics.get(record.topic as usize).ok_or_else(lie)?.clone();
-                            Ok(Some(self.draft.keep(topic.as_bytes())))
+                            Ok(Some(self.copy(topic.as_bytes())?))
                         }
                         1 => Ok(Some(record.key)),
                         2 => Ok(Some(record.value)),
                         3 => {
                             let headers = self.draft.encode_headers(record);
-                            Ok(Some(self.draft.keep(&headers)))
+                            Ok(Some(self.copy(&headers)?))
                         }
                         _ => Err(lie()),
                     };
@@ -521,6 +525,247 @@ fn record_row(draft: &Draft, record: &Record, mask: Option<&[bool]>, rows: &mut 
             _ if !sent => rows.column(ColumnTag::Unsent, &[]),
             Some(bytes) => rows.column(ColumnTag::Value, &[bytes]),
             None => rows.column(ColumnTag::Null, &[]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use penstock_plugin_encoding::{Field, OutputWriter};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::change::{Batch, Position, StreamId};
+
+    /// Two changes with an image between, then a record made of the first.
+    fn draft() -> (Draft, Vec<Item>) {
+        let meta = |operation| RowMeta {
+            operation,
+            context: false,
+            end_of_batch: true,
+            table: 1,
+            time_us: 5,
+            ttl: 0,
+        };
+        let mut rows = RowsBuilder::new();
+        for operation in [Operation::Insert, Operation::PreImage, Operation::Update] {
+            rows.row(meta(operation), 3);
+            rows.column(ColumnTag::Value, &[b"value"]);
+            rows.column(ColumnTag::Null, &[]);
+            rows.column(ColumnTag::Unchanged, &[]);
+        }
+        rows.link_preimage(2, 1);
+        let position = |seq| Position {
+            stream: StreamId([0; 16]),
+            time: uuid::Uuid::nil(),
+            seq,
+        };
+        let mut draft = Draft::new(RecordBatch {
+            source: Batch {
+                shard: 0,
+                epoch: 0,
+                rows: rows.finish(),
+                positions: (0..3).map(position).collect(),
+                tables: Vec::new(),
+                undecodable: Vec::new(),
+                progress: Vec::new(),
+                read_at: Instant::now(),
+            },
+            output: b"key".to_vec(),
+            topics: Vec::new(),
+            headers: vec![(Slice::Output { start: 0, end: 3 }, Slice::Null)],
+            records: Vec::new(),
+            rejected: Vec::new(),
+            dropped: 0,
+        });
+        let topic = draft.topic("first").unwrap();
+        let record = Record {
+            source: 0,
+            topic,
+            key: Slice::Output { start: 0, end: 3 },
+            value: Slice::Null,
+            headers: 0..1,
+        };
+        (
+            draft,
+            vec![Item::Change(0), Item::Record(record), Item::Change(2)],
+        )
+    }
+
+    fn sent(draft: &Draft, items: &[Item]) -> Sent {
+        let chunk: Vec<u32> = (0..items.len() as u32).collect();
+        Input::of_chunk(draft, items, &chunk, |_| Some(&Interest::All)).sent()
+    }
+
+    fn decode(output: Vec<u8>) -> (Draft, Result<Vec<(u32, Made)>, Lie>) {
+        let (mut draft, items) = draft();
+        let mut made = Vec::new();
+        let sent = sent(&draft, &items);
+        let decoded = sent.decode(output, &mut draft, &items, &mut made);
+        (draft, decoded.map(|()| made))
+    }
+
+    /// Whether everything that was made can be read.
+    fn is_sound(draft: &Draft, made: &[(u32, Made)]) -> bool {
+        let batch = &draft.batch;
+        let sound = |slice: Slice| slice == Slice::Null || batch.bytes(slice).is_some();
+        made.iter().all(|(item, made)| {
+            *item < 3
+                && match made {
+                    Made::Record(r) => {
+                        let headers = r.headers.start as usize..r.headers.end as usize;
+                        (r.topic as usize) < batch.topics.len()
+                            && sound(r.key)
+                            && sound(r.value)
+                            && batch.headers.get(headers).is_some_and(|h| {
+                                h.iter()
+                                    .all(|(n, v)| *n != Slice::Null && sound(*n) && sound(*v))
+                            })
+                    }
+                    Made::Forward | Made::Refused(_) => true,
+                }
+        })
+    }
+
+    #[test]
+    fn columns_of_changes_images_and_records_are_found() {
+        let mut w = OutputWriter::default();
+        let at = |row, column| Field::Column(ColumnRef { row, column });
+        w.record(0, "t");
+        w.key(at(0, 0));
+        w.value(at(0, 1));
+        // The row of the image; the change that it belongs to is sent after it.
+        w.header("image", at(2, 0));
+        for column in 0..4 {
+            w.record(1, "t");
+            w.value(at(1, column));
+        }
+        w.record(3, "t");
+        w.value(at(3, 2));
+        let (draft, made) = decode(w.finish());
+        let made = made.unwrap();
+        assert!(is_sound(&draft, &made));
+        let shown = |slice| draft.batch.bytes(slice);
+        let values: Vec<_> = made
+            .iter()
+            .map(|(item, made)| match made {
+                Made::Record(record) => (*item, shown(record.value)),
+                Made::Refused(message) => (*item, Some(message.as_bytes())),
+                Made::Forward => (*item, None),
+            })
+            .collect();
+        let headers = [
+            &1i32.to_be_bytes()[..],
+            &3i32.to_be_bytes(),
+            b"key",
+            &(-1i32).to_be_bytes(),
+        ]
+        .concat();
+        let expected: [(u32, Option<&[u8]>); 6] = [
+            (0, None),
+            (1, Some(b"first")),
+            (1, Some(b"key")),
+            (1, None),
+            (1, Some(&headers)),
+            (2, Some(b"column 2 has no value")),
+        ];
+        assert_eq!(values, expected);
+        let Made::Record(first) = &made[0].1 else {
+            panic!("{made:?}")
+        };
+        assert!(matches!(first.key, Slice::Source { .. }));
+        let (name, value) = draft.batch.headers[first.headers.start as usize];
+        assert_eq!(shown(name), Some(&b"image"[..]));
+        assert_eq!(shown(value), Some(&b"value"[..]));
+    }
+
+    #[test]
+    fn a_lie_keeps_nothing() {
+        let mut w = OutputWriter::default();
+        w.record(0, "t");
+        w.header("h", "v".into());
+        w.forward(2);
+        let (draft, made) = decode(w.finish());
+        let lie = made.unwrap_err();
+        assert_eq!(lie, "source 2 is an image, a range's end or context");
+        assert_eq!(draft.batch.output, b"key");
+        assert_eq!(draft.batch.headers.len(), 1);
+    }
+
+    #[test]
+    fn a_projection_sends_only_what_is_wanted() {
+        let (draft, items) = draft();
+        let interest = Interest::Columns(vec![false, true, false]);
+        let input = Input::of_chunk(&draft, &items, &[1, 2], |_| Some(&interest));
+        let rows = penstock_plugin_encoding::Rows::parse(input.bytes().to_vec()).unwrap();
+        assert_eq!(rows.len(), 3, "the record, the image, the change");
+        let record = rows.get(0).unwrap();
+        assert_eq!(record.column(0), Some((ColumnTag::Unsent, &b""[..])));
+        assert_eq!(record.column(1), Some((ColumnTag::Value, &b"key"[..])));
+        let change = rows.get(2).unwrap();
+        assert_eq!(change.preimage(), Some(1));
+        assert_eq!(change.column(0), Some((ColumnTag::Unsent, &b""[..])));
+        assert_eq!(change.column(1), Some((ColumnTag::Null, &b""[..])));
+    }
+
+    /// Entries that may lie.
+    fn output() -> impl Strategy<Value = Vec<u8>> {
+        let field = prop_oneof![
+            Just(None),
+            (0u32..6, 0u16..5).prop_map(|(row, column)| Some(ColumnRef { row, column })),
+        ];
+        let topic = prop::sample::select(vec!["a", "b", "no topic", ""]);
+        prop::collection::vec((0u8..4, 0u32..5, topic, field), 0..12).prop_map(|entries| {
+            let mut w = OutputWriter::default();
+            for (kind, source, topic, field) in entries {
+                match kind {
+                    0 => w.forward(source),
+                    1 => w.error(source, topic),
+                    _ => {
+                        w.record(source, topic);
+                        w.key("k".into());
+                        w.value(field.into());
+                        w.header(topic, field.into());
+                    }
+                }
+            }
+            w.finish()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_made_of_any_output_can_be_read(
+            mut output in output(),
+            flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+        ) {
+            for (at, to) in flips {
+                let at = at.index(output.len());
+                output[at] = to;
+            }
+            let (draft, made) = decode(output);
+            match made {
+                Ok(made) => {
+                    prop_assert!(is_sound(&draft, &made), "{made:?}");
+                    let refused = |item| made.iter().filter(|(i, m)| {
+                        *i == item && matches!(m, Made::Refused(_))
+                    }).count();
+                    for item in 0..3 {
+                        let all = made.iter().filter(|(i, _)| *i == item).count();
+                        prop_assert!(refused(item) == 0 || all == 1, "refused is all there is");
+                    }
+                    prop_assert!(made.is_sorted_by_key(|(item, _)| *item), "order is kept");
+                }
+                Err(_) => prop_assert_eq!(&draft.batch.output[..], b"key"),
+            }
+        }
+
+        #[test]
+        fn random_bytes_never_panic(output in prop::collection::vec(any::<u8>(), 0..300)) {
+            let (draft, made) = decode(output);
+            prop_assert!(made.is_err() || is_sound(&draft, &made.unwrap()));
         }
     }
 }

@@ -1,0 +1,113 @@
+//! What a transform costs: nanoseconds a change, with `outbox-router` as the plugin.
+//!
+//! `cargo bench --bench plugin`. Changes have 12 columns and 366 bytes. Each line is the median of 15 rounds;
+//! batches are built outside the measured time.
+
+#[allow(dead_code, unreachable_pub)]
+#[path = "../tests/support/plugins.rs"]
+mod plugins;
+#[allow(dead_code, unreachable_pub)]
+#[path = "../tests/support/transforms.rs"]
+mod support;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use penstock::change::{Batch, TableSchema};
+use penstock::config::settings::OnError;
+use penstock::transform::{Chain, Plugin, Prepared};
+use support::{BatchBuilder, Cell, engine, settings, table, transform};
+
+const CHANGES: usize = 16 * 1024;
+const ROUNDS: usize = 15;
+
+fn outbox() -> Arc<TableSchema> {
+    table(
+        1,
+        "outbox_messages",
+        &[
+            "aggregate_id text primary",
+            "event_id timeuuid clustering",
+            "aggregate_type text",
+            "event_type text",
+            "payload text",
+            "created_at timestamp",
+            "traceparent text",
+            "tenant text",
+            "version int",
+            "attempt int",
+            "source text",
+            "extra blob",
+        ],
+    )
+}
+
+fn batch(table: &Arc<TableSchema>, changes: usize) -> Batch {
+    let payload = [b'x'; 150];
+    let mut b = BatchBuilder::new(&[table]);
+    for i in 0..changes {
+        let id = format!("{i:036}");
+        let cells = [
+            Cell::Set(id.as_bytes()),
+            Cell::Set(&[0x11; 16]),
+            Cell::Set(b"order"),
+            Cell::Set(b"OrderUpdated"),
+            Cell::Set(&payload),
+            Cell::Set(&[0; 8]),
+            Cell::Set(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            Cell::Set(b"tenant-0001"),
+            Cell::Set(&[0; 4]),
+            Cell::Set(&[0; 4]),
+            Cell::Set(b"order-service"),
+            Cell::Set(&[7; 52]),
+        ];
+        b.insert(table, &cells);
+    }
+    b.finish()
+}
+
+fn main() {
+    // `cargo test` runs benches too, with this argument, to see that they work.
+    let once = std::env::args().any(|a| a == "--test");
+    let table = outbox();
+    let engine = engine();
+    let bytes = batch(&table, 1).rows.get(0).map_or(0, |row| {
+        (0..row.columns())
+            .filter_map(|c| row.column(c))
+            .map(|(_, b)| b.len())
+            .sum::<usize>()
+    });
+    println!("outbox-router, 12 columns, {bytes} bytes a change");
+    println!(
+        "{:>6}  {:>12}  {:>14}",
+        "batch", "ns a change", "changes a s"
+    );
+    for size in [1, 64, 512] {
+        let router = transform(
+            "router",
+            OnError::DeadLetter,
+            &[("topic_prefix", "events.")],
+        );
+        let plugin = Plugin::load(&engine, plugins::plugin("outbox-router")).expect("the plugin");
+        let prepared = Prepared::new(&router, plugin, &[]).expect("an instance");
+        let live = tokio::sync::watch::channel(Arc::new(settings(vec![router])));
+        let mut chain = Chain::new(vec![prepared], live.1);
+        let mut rounds: Vec<f64> = (0..if once { 1 } else { ROUNDS })
+            .map(|_| {
+                let batches: Vec<_> = (0..CHANGES / size).map(|_| batch(&table, size)).collect();
+                let started = Instant::now();
+                let made = batches.into_iter().map(|batch| {
+                    let made = chain.process(batch).expect("processed");
+                    made.records.len()
+                });
+                let records: usize = made.sum();
+                let took = started.elapsed();
+                assert_eq!(records, CHANGES / size * size);
+                took.as_nanos() as f64 / records as f64
+            })
+            .collect();
+        rounds.sort_by(f64::total_cmp);
+        let median = rounds[rounds.len() / 2];
+        println!("{size:>6}  {median:>12.0}  {:>14.0}", 1e9 / median);
+    }
+}
