@@ -180,6 +180,16 @@ impl CqlType {
         NAMES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, ty)| ty.clone())
     }
 
+    /// Reads a type as `system_schema` has it, e.g. `frozen<map<text, int>>`; user-defined types are
+    /// looked for in `keyspace`.
+    ///
+    /// # Errors
+    /// When the notation is wrong, the type cannot be, or a user-defined type is not known.
+    pub fn parse(text: &str, keyspace: &str, user_types: UserTypes<'_>) -> Result<Self, TypeError> {
+        let name = crate::cql::parse_type(text).map_err(|e| TypeError::Syntax(e.to_string()))?;
+        name.resolve(Some(keyspace), user_types)
+    }
+
     /// The type as one cell: a collection or user-defined type frozen, and all within it.
     #[must_use]
     pub fn frozen(self) -> Self {

@@ -322,11 +322,11 @@ pub struct Assignment {
 pub enum AssignmentOperation {
     /// `c = v`.
     Set(Term),
-    /// `c = c + v` or `c += v`: a collection or a counter.
+    /// `c = c + v`: a collection or a counter.
     Add(Term),
-    /// `c = v + c`, of a list. Of a set or a map it is [`AssignmentOperation::Add`] in effect.
+    /// `c = v + c`, of a list.
     Prepend(Term),
-    /// `c = c - v` or `c -= v`.
+    /// `c = c - v`.
     Subtract(Term),
     /// `c[k] = v`.
     SetElement {
@@ -389,7 +389,7 @@ pub enum Condition {
 pub struct Batch {
     /// Which kind.
     pub kind: BatchKind,
-    /// `USING`; never a TTL.
+    /// `USING`; a TTL is for the engine to refuse.
     pub using: Using,
     /// The statements, each `INSERT`, `UPDATE` or `DELETE`.
     pub statements: Vec<Statement>,
