@@ -105,6 +105,13 @@ pub struct Chain {
     reports: Vec<StageReport>,
 }
 
+/// A shard hands its chain to a thread that may block, and is handed successors from another.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Chain>();
+    is_send::<Prepared>();
+};
+
 /// Table versions that are remembered for [`Chain::tables`]: a warm start for those that are in use.
 const MAX_TABLES: usize = 256;
 

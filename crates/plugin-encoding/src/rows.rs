@@ -594,4 +594,33 @@ mod tests {
             assert!(Rows::parse(whole[..cut].to_vec()).is_err(), "cut at {cut}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_spoilt_batch_is_refused_or_read_without_a_panic(
+            at in proptest::prelude::any::<proptest::sample::Index>(),
+            to in proptest::prelude::any::<u8>(),
+        ) {
+            let mut b = RowsBuilder::new();
+            for _ in 0..2 {
+                b.row(meta(Operation::Insert), 2);
+                b.column(ColumnTag::Value, &[b"abc"]);
+                b.merged(b"x", b"y");
+            }
+            let mut bytes = b.finish().into_bytes();
+            let at = at.index(bytes.len());
+            bytes[at] = to;
+            if let Ok(rows) = Rows::parse(bytes) {
+                for row in rows.iter() {
+                    row.meta();
+                    let linked = [row.preimage(), row.end()];
+                    linked.into_iter().flatten().for_each(|i| { rows.get(i as usize); });
+                    for column in 0..=row.columns() {
+                        row.column(column);
+                        row.column_span(column);
+                    }
+                }
+            }
+        }
+    }
 }

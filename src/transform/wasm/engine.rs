@@ -160,20 +160,9 @@ fn prepare_cache(path: &Path) -> Result<PathBuf, EngineError> {
 
 /// A cache file is the SHA-256 of the code, then the code.
 fn read_cached(path: &Path) -> Option<Vec<u8>> {
-    let mut bytes = std::fs::read(path).ok()?;
-    let code = bytes.split_off_checked(32)?;
-    (Sha256::digest(&code)[..] == bytes[..]).then_some(code)
-}
-
-/// [`Vec::split_off`] that does not panic.
-trait SplitOff {
-    fn split_off_checked(&mut self, at: usize) -> Option<Vec<u8>>;
-}
-
-impl SplitOff for Vec<u8> {
-    fn split_off_checked(&mut self, at: usize) -> Option<Vec<u8>> {
-        (self.len() >= at).then(|| self.split_off(at))
-    }
+    let bytes = std::fs::read(path).ok()?;
+    let (sum, code) = bytes.split_at_checked(32)?;
+    (Sha256::digest(code)[..] == *sum).then(|| code.to_vec())
 }
 
 fn write_cached(path: &Path, code: &[u8]) -> std::io::Result<()> {
