@@ -1,4 +1,5 @@
 //! scylla-double
 
 pub mod cql;
+pub mod engine;
 pub mod types;

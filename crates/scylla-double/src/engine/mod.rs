@@ -1,0 +1,654 @@
+//! The storage and execution part of the stand-in: one node, in memory.
+//!
+//! [`Engine::prepare`] resolves a statement against the schema; [`Engine::execute`] runs it. Reads
+//! share a lock, writes and schema changes take it alone, so every statement and batch is atomic and
+//! isolated. Nothing here waits, does I/O or knows the wire protocol.
+
+mod cdc;
+mod cell;
+mod ddl;
+mod error;
+mod filter;
+mod functions;
+mod generations;
+mod lower;
+mod lwt;
+mod order;
+mod paging;
+mod plan;
+mod restrict;
+mod schema;
+mod select;
+mod storage;
+mod token;
+mod types;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use uuid::Uuid;
+
+pub use self::{
+    cdc::{LOG_SUFFIX, Operation, log_name},
+    error::{
+        ALREADY_EXISTS, CONFIG_ERROR, CqlError, ErrorDetail, INVALID, SERVER_ERROR, SYNTAX_ERROR, UNAUTHORIZED,
+    },
+    plan::BoundValue,
+    schema::{
+        CdcOptions, Column, ColumnKind, Images, KeyspaceSchema, MultiKind, Schema, TableOptions, TableSchema, UserType,
+    },
+    token::murmur3,
+};
+use self::{
+    cdc::{images, streams::Streams},
+    cell::Timestamp,
+    lower::Statement,
+    paging::PagingState,
+    plan::{Condition, Context, ModifyPlan},
+    select::Page,
+    storage::TableData,
+    write::{ListSequence, Mutation},
+};
+use crate::types::CqlType;
+
+/// How an engine is set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Vnodes of the node, and so stream groups of each generation.
+    pub vnodes: u32,
+    /// Shards of the node, and so streams of each vnode.
+    pub shards_per_vnode: u32,
+    /// Tablets a table starts with in a keyspace with tablets that does not say.
+    pub initial_tablets: u32,
+    /// How long before the start the first generation began. ScyllaDB refuses writes from before its
+    /// first generation.
+    pub first_generation_age: Duration,
+    /// How far ahead a new generation begins unless told otherwise. ScyllaDB takes twice its ring
+    /// delay and five seconds more.
+    pub generation_delay: Duration,
+    /// The timestamps of all writes and the expiry of all TTLs come from here; µs since the epoch.
+    pub clock: fn() -> i64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            vnodes: 16,
+            shards_per_vnode: 2,
+            initial_tablets: 4,
+            first_generation_age: Duration::from_secs(10),
+            generation_delay: Duration::from_secs(2),
+            clock: system_clock,
+        }
+    }
+}
+
+/// The system's clock, µs since the epoch.
+pub fn system_clock() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
+}
+
+/// A column of a result, or what a bind marker stands for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ColumnSpec {
+    /// Keyspace of the table.
+    pub keyspace: String,
+    /// The table.
+    pub table: String,
+    /// The column, the expression as ScyllaDB names it, or the marker's name.
+    pub name: String,
+    /// Its type.
+    pub ty: CqlType,
+}
+
+impl ColumnSpec {
+    fn new(table: &TableSchema, name: impl Into<String>, ty: CqlType) -> Self {
+        Self { keyspace: table.keyspace.clone(), table: table.name.clone(), name: name.into(), ty }
+    }
+
+    fn of(table: &TableSchema, column: &Column) -> Self {
+        Self::new(table, column.name.clone(), column.ty.clone())
+    }
+}
+
+/// A statement resolved against the schema.
+#[derive(Debug, Clone)]
+pub struct Prepared(Arc<PreparedInner>);
+
+#[derive(Debug)]
+struct PreparedInner {
+    text: String,
+    keyspace: Option<String>,
+    statement: Statement,
+    bind: Vec<ColumnSpec>,
+    primary_key_indexes: Vec<u16>,
+    columns: Vec<ColumnSpec>,
+    conditional: bool,
+}
+
+impl Prepared {
+    /// The text it was made of.
+    pub fn text(&self) -> &str {
+        &self.0.text
+    }
+
+    /// What its bind markers stand for, in order.
+    pub fn bind_variables(&self) -> &[ColumnSpec] {
+        &self.0.bind
+    }
+
+    /// For each component of the partition key the marker that gives it; empty unless markers give
+    /// them all.
+    pub fn primary_key_indexes(&self) -> &[u16] {
+        &self.0.primary_key_indexes
+    }
+
+    /// The columns of its result; empty when it has none.
+    pub fn result_columns(&self) -> &[ColumnSpec] {
+        &self.0.columns
+    }
+
+    /// Whether it has an `IF`.
+    pub fn is_conditional(&self) -> bool {
+        self.0.conditional
+    }
+
+    /// Whether it only reads.
+    pub fn is_read(&self) -> bool {
+        matches!(self.0.statement, Statement::Select(_))
+    }
+
+    /// Whether it can be part of a batch.
+    pub fn is_modification(&self) -> bool {
+        matches!(self.0.statement, Statement::Modify(_))
+    }
+
+    /// The keyspace and table it reads or writes.
+    pub fn table(&self) -> Option<(&str, &str)> {
+        let table = self.0.statement.table()?;
+        Some((&table.keyspace, &table.name))
+    }
+}
+
+/// What a statement is run with.
+#[derive(Debug, Clone, Default)]
+pub struct Params {
+    /// The values of the bind markers, in order, or in the order of `names`.
+    pub values: Vec<BoundValue>,
+    /// The names of the values, where a client gives names.
+    pub names: Vec<String>,
+    /// The connection's keyspace.
+    pub keyspace: Option<String>,
+    /// The timestamp the protocol carries, µs since the epoch.
+    pub default_timestamp: Option<i64>,
+    /// Consistency as the protocol numbers it. One node satisfies all of them.
+    pub consistency: u16,
+    /// Serial consistency, likewise.
+    pub serial_consistency: Option<u16>,
+    /// The most rows of a page.
+    pub page_size: Option<i32>,
+    /// Where the page before ended.
+    pub paging_state: Option<Bytes>,
+    /// The time of the statement instead of the clock's, µs since the epoch.
+    pub now: Option<i64>,
+}
+
+/// What a statement came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Nothing to tell.
+    Void,
+    /// Rows.
+    Rows {
+        /// The columns of the rows.
+        columns: Vec<ColumnSpec>,
+        /// Serialised values.
+        rows: Vec<Vec<Option<Bytes>>>,
+        /// Set when there are more rows.
+        paging_state: Option<Bytes>,
+    },
+    /// `USE`.
+    SetKeyspace(String),
+    /// A schema change, as the protocol tells of it.
+    SchemaChange(SchemaChange),
+}
+
+/// A change of the schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchemaChange {
+    /// `CREATED`, `UPDATED` or `DROPPED`.
+    pub change: ChangeKind,
+    /// What was changed.
+    pub target: ChangeTarget,
+    /// Its keyspace.
+    pub keyspace: String,
+    /// The table or type; empty for a keyspace.
+    pub name: String,
+    /// Argument types of a function; always empty here.
+    pub args: Vec<String>,
+}
+
+/// How a schema element changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It is new.
+    Created,
+    /// It is another.
+    Updated,
+    /// It is gone.
+    Dropped,
+}
+
+impl ChangeKind {
+    /// As the protocol spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ChangeKind::Created => "CREATED",
+            ChangeKind::Updated => "UPDATED",
+            ChangeKind::Dropped => "DROPPED",
+        }
+    }
+}
+
+/// What of the schema changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeTarget {
+    /// A keyspace.
+    Keyspace,
+    /// A table.
+    Table,
+    /// A user-defined type.
+    Type,
+}
+
+impl ChangeTarget {
+    /// As the protocol spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ChangeTarget::Keyspace => "KEYSPACE",
+            ChangeTarget::Table => "TABLE",
+            ChangeTarget::Type => "TYPE",
+        }
+    }
+}
+
+/// The kinds of batch, as the protocol numbers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BatchKind {
+    /// All or nothing.
+    Logged,
+    /// No such promise.
+    Unlogged,
+    /// Of counter updates.
+    Counter,
+}
+
+/// A row of an internal table: column names with serialised values.
+pub type InternalRow<'a> = &'a [(&'a str, Option<Bytes>)];
+
+type SchemaCallback = Arc<dyn Fn(&Schema, &[SchemaChange]) + Send + Sync>;
+
+/// The engine. Cheap to share behind an [`Arc`].
+pub struct Engine {
+    options: Options,
+    state: RwLock<State>,
+    callbacks: Mutex<Vec<SchemaCallback>>,
+    last_timestamp: AtomicI64,
+}
+
+/// All that is stored.
+#[derive(Default)]
+struct State {
+    schema: Schema,
+    /// By the table's identity.
+    data: HashMap<Uuid, TableData>,
+    streams: Streams,
+    nothing: TableData,
+}
+
+impl State {
+    fn table(&self, table: &TableSchema) -> &TableData {
+        self.data.get(&table.id).unwrap_or(&self.nothing)
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// An engine with the tables of CDC generations and a first generation, and nothing else.
+    pub fn new(options: Options) -> Self {
+        let engine = Self {
+            options,
+            state: RwLock::default(),
+            callbacks: Mutex::default(),
+            last_timestamp: AtomicI64::new(0),
+        };
+        engine.start_generations();
+        engine
+    }
+
+    /// How it was set up.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The tokens of the node's vnodes, ascending.
+    pub fn tokens(&self) -> Vec<i64> {
+        token::range_ends(self.options.vnodes)
+    }
+
+    /// The schema as it is now.
+    pub fn schema(&self) -> Schema {
+        self.state.read().schema.clone()
+    }
+
+    /// Has `callback` called after each schema change, before the statement's answer, with no lock
+    /// held. Internal tables are not told of.
+    pub fn on_schema_change(&self, callback: impl Fn(&Schema, &[SchemaChange]) + Send + Sync + 'static) {
+        self.callbacks.lock().push(Arc::new(callback));
+    }
+
+    fn now(&self) -> i64 {
+        (self.options.clock)()
+    }
+
+    /// A write timestamp greater than all before.
+    fn next_timestamp(&self, now: i64) -> Timestamp {
+        let previous = self.last_timestamp.fetch_max(now, Ordering::Relaxed);
+        if previous < now { now } else { self.last_timestamp.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
+
+    /// Resolves a statement; `keyspace` is the connection's.
+    pub fn prepare(&self, text: &str, keyspace: Option<&str>) -> Result<Prepared, CqlError> {
+        let state = self.state.read();
+        self.resolve(&state.schema, text, keyspace)
+    }
+
+    fn resolve(&self, schema: &Schema, text: &str, keyspace: Option<&str>) -> Result<Prepared, CqlError> {
+        let lowered = lower::statement(schema, text, keyspace)?;
+        let columns = match &lowered.statement {
+            Statement::Select(plan) => plan.columns.clone(),
+            Statement::Modify(plan) if !matches!(plan.condition, Condition::None) => lwt::columns(&[plan], false).1,
+            Statement::Batch(batch) if batch.is_conditional() => {
+                let plans: Vec<&ModifyPlan> = batch.plans.iter().collect();
+                lwt::columns(&plans, true).1
+            }
+            _ => Vec::new(),
+        };
+        let conditional = match &lowered.statement {
+            Statement::Modify(plan) => !matches!(plan.condition, Condition::None),
+            Statement::Batch(batch) => batch.is_conditional(),
+            _ => false,
+        };
+        Ok(Prepared(Arc::new(PreparedInner {
+            text: text.to_owned(),
+            keyspace: keyspace.map(str::to_owned),
+            statement: lowered.statement,
+            bind: lowered.bind,
+            primary_key_indexes: lowered.primary_key_indexes,
+            columns,
+            conditional,
+        })))
+    }
+
+    /// Whether a prepared statement still fits the schema. One that does not is resolved anew when it
+    /// is executed, but its markers and columns may then be others than the client was told.
+    pub fn is_current(&self, prepared: &Prepared) -> bool {
+        is_current(&self.state.read().schema, prepared)
+    }
+
+    /// Prepares and executes in one go.
+    pub fn query(&self, text: &str, params: &Params) -> Result<Outcome, CqlError> {
+        let prepared = self.prepare(text, params.keyspace.as_deref())?;
+        self.execute(&prepared, params)
+    }
+
+    /// Executes a statement.
+    pub fn execute(&self, prepared: &Prepared, params: &Params) -> Result<Outcome, CqlError> {
+        let now = params.now.unwrap_or_else(|| self.now());
+        let prepared = &self.refreshed(prepared)?;
+        let values = arrange(prepared, &params.values, &params.names)?;
+        let context = Context { values: &values, now };
+        match &prepared.0.statement {
+            Statement::Select(plan) => {
+                let size = params.page_size.and_then(|s| usize::try_from(s).ok()).filter(|s| *s > 0);
+                let page = Page { size, state: params.paging_state.clone().map(PagingState::decode).transpose()? };
+                let state = self.state.read();
+                let (rows, paging_state) = select::select(plan, state.table(&plan.table), &context, &page)?;
+                Ok(Outcome::Rows { columns: plan.columns.clone(), rows, paging_state })
+            }
+            Statement::Modify(plan) => {
+                let default = params.default_timestamp;
+                self.modify(&[(plan, context)], BatchScope { default, own: None, batch: false })
+            }
+            Statement::Batch(batch) => {
+                let own = match &batch.timestamp {
+                    Some(expr) => write::timestamp_value(expr, &context)?,
+                    None => None,
+                };
+                let statements: Vec<_> =
+                    batch.plans.iter().map(|plan| (plan, Context { values: &values, now })).collect();
+                check_batch(batch.kind, &statements, batch.timestamp.is_some())?;
+                self.modify(&statements, BatchScope { default: params.default_timestamp, own, batch: true })
+            }
+            Statement::Use(keyspace) => Ok(Outcome::SetKeyspace(keyspace.clone())),
+            Statement::Truncate(table) => {
+                if let Some(data) = self.state.write().data.get_mut(&table.id) {
+                    data.partitions.clear();
+                }
+                Ok(Outcome::Void)
+            }
+            Statement::Ddl(statement) => self.change_schema(statement, prepared.0.keyspace.as_deref(), now),
+        }
+    }
+
+    /// Executes a batch of the protocol; each statement with its own values.
+    pub fn execute_batch(
+        &self,
+        kind: BatchKind,
+        statements: &[(Prepared, Vec<BoundValue>)],
+        params: &Params,
+    ) -> Result<Outcome, CqlError> {
+        let now = params.now.unwrap_or_else(|| self.now());
+        let mut fresh = Vec::with_capacity(statements.len());
+        for (prepared, values) in statements {
+            let prepared = self.refreshed(prepared)?;
+            let values = arrange(&prepared, values, &[])?;
+            fresh.push((prepared, values));
+        }
+        let mut plans = Vec::with_capacity(fresh.len());
+        for (prepared, values) in &fresh {
+            let Statement::Modify(plan) = &prepared.0.statement else {
+                return Err(CqlError::invalid("Invalid statement in batch: only UPDATE, INSERT and DELETE statements are allowed."));
+            };
+            plans.push((plan, Context { values, now }));
+        }
+        check_batch(kind, &plans, false)?;
+        self.modify(&plans, BatchScope { default: params.default_timestamp, own: None, batch: true })
+    }
+
+    fn refreshed(&self, prepared: &Prepared) -> Result<Prepared, CqlError> {
+        let state = self.state.read();
+        if is_current(&state.schema, prepared) {
+            return Ok(prepared.clone());
+        }
+        self.resolve(&state.schema, &prepared.0.text, prepared.0.keyspace.as_deref())
+    }
+
+    /// Runs modifications as one.
+    fn modify(&self, statements: &[(&ModifyPlan, Context<'_>)], scope: BatchScope) -> Result<Outcome, CqlError> {
+        let Some((first, context)) = statements.first() else { return Ok(Outcome::Void) };
+        for (plan, _) in statements {
+            refuse_internal(plan)?;
+        }
+        let conditional = statements.iter().any(|(p, _)| !matches!(p.condition, Condition::None));
+        let now = context.now;
+        let mut state = self.state.write();
+        // The schema may have changed since the statements were resolved, before this lock was had.
+        if statements.iter().any(|(p, _)| !same_table(&state.schema, &p.table)) {
+            return Err(CqlError::server("the schema changed while the statement was executed"));
+        }
+        let mut answer = Outcome::Void;
+        let timestamp = if conditional {
+            let (key, _) = lwt::partition(first, context)?;
+            for (plan, context) in &statements[1..] {
+                if plan.table.id != first.table.id {
+                    return Err(CqlError::invalid("BATCH with conditions cannot span multiple tables"));
+                }
+                if lwt::partition(plan, context)?.0 != key {
+                    return Err(CqlError::invalid("BATCH with conditions cannot span multiple partitions"));
+                }
+            }
+            let checked: Vec<_> = statements.iter().map(|(plan, context)| lwt::Statement { plan, context }).collect();
+            let (applied, rows) = lwt::check(&checked, state.table(&first.table), scope.batch)?;
+            let plans: Vec<&ModifyPlan> = statements.iter().map(|(p, _)| *p).collect();
+            answer = Outcome::Rows { columns: lwt::columns(&plans, scope.batch).1, rows, paging_state: None };
+            if !applied {
+                return Ok(answer);
+            }
+            self.next_timestamp(now)
+        } else {
+            match scope.own.or(scope.default) {
+                Some(given) => given,
+                None => self.next_timestamp(now),
+            }
+        };
+        let mut sequence = ListSequence::default();
+        let mut mutations: Vec<Mutation> = Vec::with_capacity(statements.len());
+        for (plan, context) in statements {
+            let at = write::own_timestamp(plan, context)?.unwrap_or(timestamp);
+            for mutation in write::mutations(plan, state.table(&plan.table), context, at, &mut sequence)? {
+                let same = |m: &&mut Mutation| m.key == mutation.key && m.table.id == mutation.table.id;
+                match mutations.iter_mut().find(same) {
+                    Some(earlier) => earlier.data.merge(mutation.data),
+                    None => mutations.push(mutation),
+                }
+            }
+        }
+        state.write(mutations, now)?;
+        Ok(answer)
+    }
+}
+
+/// How the timestamps of a batch's statements come about.
+struct BatchScope {
+    /// From the protocol.
+    default: Option<Timestamp>,
+    /// Of the batch itself.
+    own: Option<Timestamp>,
+    batch: bool,
+}
+
+impl State {
+    /// Applies mutations together with what they add to logs; all or nothing.
+    fn write(&mut self, mutations: Vec<Mutation>, now: i64) -> Result<(), CqlError> {
+        let mut logs = Vec::new();
+        for mutation in &mutations {
+            let table = &mutation.table;
+            let Some(layout) = table.log.as_ref().filter(|_| table.cdc_enabled()) else { continue };
+            let Some(log) = self.schema.table(&table.keyspace, &log_name(&table.name)) else { continue };
+            let tablets = self.schema.keyspaces.get(&table.keyspace).is_some_and(|k| k.tablets.is_some());
+            let stored = self.table(table).get(&mutation.key).map(|s| &s.data);
+            let source = images::Source { base: table, layout, key: &mutation.components, stored, now };
+            let token = mutation.key.token;
+            let rows = images::log_rows(&source, &mutation.data, |at| {
+                if tablets {
+                    self.streams.tablet_stream(&table.keyspace, &table.name, at, now, token)
+                } else {
+                    self.streams.vnode_stream(at, now, token)
+                }
+            })?;
+            logs.extend(rows.into_iter().map(|rows| (log.clone(), rows)));
+        }
+        for mutation in mutations {
+            let data = self.data.entry(mutation.table.id).or_default();
+            data.apply(mutation.key, &mutation.components, mutation.data);
+        }
+        for (log, rows) in logs {
+            let components = [rows.stream];
+            let key = storage::RingKey::new(&log, &components);
+            self.data.entry(log.id).or_default().append(key, &components, rows.rows, now.div_euclid(1_000_000));
+        }
+        Ok(())
+    }
+}
+
+fn same_table(schema: &Schema, table: &TableSchema) -> bool {
+    schema.table(&table.keyspace, &table.name).is_some_and(|t| t.version == table.version)
+}
+
+fn is_current(schema: &Schema, prepared: &Prepared) -> bool {
+    match &prepared.0.statement {
+        Statement::Batch(batch) => batch.plans.iter().all(|p| same_table(schema, &p.table)),
+        statement => statement.table().is_none_or(|t| same_table(schema, t)),
+    }
+}
+
+fn refuse_internal(plan: &ModifyPlan) -> Result<(), CqlError> {
+    if lower::is_system(&plan.table.keyspace) {
+        return Err(CqlError::unauthorized(format!(
+            "{} keyspace is not user-modifiable.",
+            plan.table.keyspace
+        )));
+    }
+    Ok(())
+}
+
+fn check_batch(kind: BatchKind, statements: &[(&ModifyPlan, Context<'_>)], timestamped: bool) -> Result<(), CqlError> {
+    let counters = statements.iter().filter(|(p, _)| p.table.counter).count();
+    let conditional = statements.iter().any(|(p, _)| !matches!(p.condition, Condition::None));
+    let refused = if timestamped && conditional {
+        "Cannot provide custom timestamp for conditional BATCH"
+    } else if timestamped && counters > 0 {
+        "Cannot provide custom timestamp for a BATCH containing counters"
+    } else if timestamped && statements.iter().any(|(p, _)| p.timestamp.is_some()) {
+        "Timestamp must be set either on BATCH or individual statements"
+    } else if kind == BatchKind::Counter && counters < statements.len() {
+        "Cannot include non-counter statement in a counter batch"
+    } else if kind == BatchKind::Logged && counters > 0 {
+        "Cannot include a counter statement in a logged batch"
+    } else if counters > 0 && counters < statements.len() {
+        "Counter and non-counter mutations cannot exist in the same batch"
+    } else {
+        return Ok(());
+    };
+    Err(CqlError::invalid(refused))
+}
+
+/// Brings values into the order of the markers.
+fn arrange(prepared: &Prepared, values: &[BoundValue], names: &[String]) -> Result<Vec<BoundValue>, CqlError> {
+    let bind = &prepared.0.bind;
+    if names.is_empty() {
+        if values.len() != bind.len() {
+            return Err(CqlError::invalid(format!(
+                "Invalid amount of bind variables: expected {}, received {}",
+                bind.len(),
+                values.len()
+            )));
+        }
+        return Ok(values.to_vec());
+    }
+    bind.iter()
+        .map(|spec| {
+            let at = names.iter().position(|n| *n == spec.name);
+            at.and_then(|at| values.get(at)).cloned().ok_or_else(|| {
+                CqlError::invalid(format!("Missing value for bind variable {}", spec.name))
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,335 @@
+//! Statements after names and types have been resolved: what is executed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{
+    error::CqlError,
+    functions::Function,
+    order,
+    schema::TableSchema,
+    types::{self, put_bytes},
+};
+use crate::types::CqlType;
+
+/// A value bound to a marker of a statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BoundValue {
+    /// `null`.
+    Null,
+    /// Leave the column as it is.
+    Unset,
+    /// A serialised value.
+    Bytes(Bytes),
+}
+
+/// What an expression came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Evaluated {
+    Null,
+    Unset,
+    Value(Bytes),
+}
+
+impl Evaluated {
+    pub(crate) fn bytes(self) -> Option<Bytes> {
+        match self {
+            Evaluated::Value(bytes) => Some(bytes),
+            Evaluated::Null | Evaluated::Unset => None,
+        }
+    }
+}
+
+impl From<Option<Bytes>> for Evaluated {
+    fn from(value: Option<Bytes>) -> Self {
+        value.map_or(Evaluated::Null, Evaluated::Value)
+    }
+}
+
+/// A term with its type resolved.
+#[derive(Debug, Clone)]
+pub(crate) enum Expr {
+    Bind(usize, CqlType),
+    Const(Option<Bytes>),
+    Call(Function, Vec<Expr>),
+    List(Vec<Expr>),
+    Set(CqlType, Vec<Expr>),
+    Map(CqlType, Vec<(Expr, Expr)>),
+    /// A tuple, or a user-defined type's fields in order.
+    Tuple(Vec<Expr>),
+}
+
+/// What a statement is executed with.
+pub(crate) struct Context<'a> {
+    pub(crate) values: &'a [BoundValue],
+    /// µs since the epoch.
+    pub(crate) now: i64,
+}
+
+impl Context<'_> {
+    /// Seconds since the epoch.
+    pub(crate) fn seconds(&self) -> i64 {
+        self.now.div_euclid(1_000_000)
+    }
+}
+
+impl Expr {
+    pub(crate) fn eval(&self, context: &Context<'_>) -> Result<Evaluated, CqlError> {
+        let inner = |expr: &Expr| match expr.eval(context)? {
+            Evaluated::Unset => Err(CqlError::invalid("Invalid unset value inside a collection or a function call")),
+            other => Ok(other.bytes()),
+        };
+        let present = |expr: &Expr, what: &str| {
+            inner(expr)?.ok_or_else(|| CqlError::invalid(format!("null is not supported inside collections ({what})")))
+        };
+        Ok(match self {
+            Expr::Bind(index, ty) => match context.values.get(*index) {
+                None => return Err(CqlError::invalid("Invalid amount of bind variables")),
+                Some(BoundValue::Null) => Evaluated::Null,
+                Some(BoundValue::Unset) => Evaluated::Unset,
+                Some(BoundValue::Bytes(bytes)) => {
+                    types::validate(ty, bytes)?;
+                    Evaluated::Value(bytes.clone())
+                }
+            },
+            Expr::Const(value) => value.clone().into(),
+            Expr::Call(function, args) => {
+                let args = args.iter().map(inner).collect::<Result<Vec<_>, _>>()?;
+                function.call(&args, context.now)?.into()
+            }
+            Expr::List(items) => {
+                let items = items.iter().map(|i| present(i, "list")).collect::<Result<Vec<_>, _>>()?;
+                Evaluated::Value(types::collection(items.iter()))
+            }
+            Expr::Set(ty, items) => {
+                let mut items = items.iter().map(|i| present(i, "set")).collect::<Result<Vec<_>, _>>()?;
+                items.sort_by_cached_key(|i| order::value(ty, i));
+                items.dedup_by_key(|i| order::value(ty, i));
+                Evaluated::Value(types::collection(items.iter()))
+            }
+            Expr::Map(ty, entries) => {
+                let mut pairs = Vec::with_capacity(entries.len());
+                for (key, value) in entries {
+                    pairs.push((present(key, "map")?, present(value, "map")?));
+                }
+                pairs.sort_by_cached_key(|(k, _)| order::value(ty, k));
+                // The last of equal keys wins.
+                pairs.reverse();
+                pairs.dedup_by_key(|(k, _)| order::value(ty, k));
+                pairs.reverse();
+                Evaluated::Value(types::map(pairs.iter().map(|(k, v)| (k, v))))
+            }
+            Expr::Tuple(fields) => {
+                let mut out = Vec::new();
+                for field in fields {
+                    put_bytes(&mut out, inner(field)?.as_deref());
+                }
+                Evaluated::Value(out.into())
+            }
+        })
+    }
+}
+
+/// One or several values to compare with.
+#[derive(Debug, Clone)]
+pub(crate) enum Values {
+    One(Expr),
+    Many(Vec<Expr>),
+    /// `IN ?`: a list of them.
+    List(Expr),
+}
+
+impl Values {
+    /// All values, as serialised; a null or unset one is an error that names `what`.
+    pub(crate) fn eval(&self, context: &Context<'_>, what: &str) -> Result<Vec<Bytes>, CqlError> {
+        let present = |expr: &Expr| match expr.eval(context)? {
+            Evaluated::Value(bytes) => Ok(bytes),
+            Evaluated::Null => Err(CqlError::invalid(format!("Invalid null value in condition for column {what}"))),
+            Evaluated::Unset => Err(CqlError::invalid(format!("Invalid unset value for column {what}"))),
+        };
+        match self {
+            Values::One(expr) => Ok(vec![present(expr)?]),
+            Values::Many(exprs) => exprs.iter().map(present).collect(),
+            Values::List(expr) => {
+                let bytes = present(expr)?;
+                Ok(types::elements(&bytes).into_iter().map(|e| bytes.slice_ref(e)).collect())
+            }
+        }
+    }
+}
+
+/// How a filter or an `IF` compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+    In,
+    NotIn,
+    Contains,
+    ContainsKey,
+    Like,
+}
+
+/// Which partitions.
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "a few a statement; a box would only be in the way")]
+pub(crate) enum PartitionPart {
+    /// Values for each component.
+    Keys(Vec<Values>),
+    /// By `token(…)`: the bounds, each with whether it is inclusive.
+    Tokens { lower: Option<(Expr, bool)>, upper: Option<(Expr, bool)> },
+    All,
+}
+
+/// Which rows; `width` clustering columns from where the part before ended. Values are serialised
+/// tuples when `tuple`.
+#[derive(Debug, Clone)]
+pub(crate) enum ClusteringPart {
+    Points { width: usize, tuple: bool, values: Values },
+    Slice { width: usize, tuple: bool, lower: Option<(Expr, bool)>, upper: Option<(Expr, bool)> },
+}
+
+/// The left side of a filter.
+#[derive(Debug, Clone)]
+pub(crate) enum Operand {
+    /// By place in the table's columns.
+    Column(usize),
+    /// `c[key]` of a map, or `c[index]` of a list.
+    Element(usize, Expr),
+    /// A field of a user-defined type.
+    Field(usize, usize),
+    /// Several columns as a tuple.
+    Tuple(Vec<usize>),
+}
+
+/// A condition checked row by row.
+#[derive(Debug, Clone)]
+pub(crate) struct Filter {
+    pub(crate) operand: Operand,
+    /// The type of the operand.
+    pub(crate) ty: CqlType,
+    pub(crate) comparison: Comparison,
+    pub(crate) values: Values,
+}
+
+/// A `WHERE` clause.
+#[derive(Debug, Clone)]
+pub(crate) struct Restrictions {
+    pub(crate) partition: PartitionPart,
+    pub(crate) clustering: Vec<ClusteringPart>,
+    pub(crate) filters: Vec<Filter>,
+}
+
+impl Restrictions {
+    /// How many clustering columns are set to single values.
+    pub(crate) fn points(&self) -> usize {
+        self.clustering
+            .iter()
+            .map(|part| match part {
+                ClusteringPart::Points { width, .. } => *width,
+                ClusteringPart::Slice { .. } => 0,
+            })
+            .sum()
+    }
+}
+
+/// What a selected value is made of.
+#[derive(Debug, Clone)]
+pub(crate) enum Selector {
+    Column(usize),
+    Field(Box<Selector>, usize),
+    Element(Box<Selector>, CqlType, Expr),
+    WriteTime(usize),
+    Ttl(usize),
+    Term(Expr),
+    Call(Function, Vec<Selector>),
+    Aggregate(Aggregate, Vec<Selector>, CqlType),
+}
+
+/// What gathers many rows into one value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Aggregate {
+    CountRows,
+    Count,
+    Min,
+    Max,
+    Sum,
+    Avg,
+}
+
+/// A `SELECT`.
+#[derive(Debug, Clone)]
+pub(crate) struct SelectPlan {
+    pub(crate) table: Arc<TableSchema>,
+    pub(crate) columns: Vec<super::ColumnSpec>,
+    pub(crate) selectors: Vec<Selector>,
+    pub(crate) restrictions: Restrictions,
+    pub(crate) distinct: bool,
+    pub(crate) reversed: bool,
+    /// `IN` on the partition key together with `ORDER BY`: all rows are sorted.
+    pub(crate) sorted: bool,
+    pub(crate) aggregated: bool,
+    /// `GROUP BY`: how many columns of the primary key.
+    pub(crate) group_by: usize,
+    pub(crate) limit: Option<Expr>,
+    pub(crate) per_partition_limit: Option<Expr>,
+}
+
+/// What is done to a column.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    Set(Expr),
+    /// `c = c + x`.
+    Add(Expr),
+    /// `c = x + c` of a list.
+    Prepend(Expr),
+    /// `c = c - x`.
+    Remove(Expr),
+    /// `c[k] = v`.
+    SetElement(Expr, Expr),
+    /// An element of a list by its timeuuid.
+    SetListElement(Expr, Expr),
+    /// `c.f = v`.
+    SetField(usize, Expr),
+    /// `DELETE c`.
+    Delete,
+    /// `DELETE c[k]`.
+    DeleteElement(Expr),
+    /// `DELETE c.f`.
+    DeleteField(usize),
+}
+
+/// When a change is made.
+#[derive(Debug, Clone)]
+pub(crate) enum Condition {
+    None,
+    NotExists,
+    Exists,
+    If(Vec<Filter>),
+}
+
+/// What kind of change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ModifyKind {
+    Insert,
+    Update,
+    Delete,
+}
+
+/// An `INSERT`, `UPDATE` or `DELETE`.
+#[derive(Debug, Clone)]
+pub(crate) struct ModifyPlan {
+    pub(crate) table: Arc<TableSchema>,
+    pub(crate) kind: ModifyKind,
+    pub(crate) restrictions: Restrictions,
+    /// By place in the table's columns.
+    pub(crate) changes: Vec<(usize, Change)>,
+    pub(crate) timestamp: Option<Expr>,
+    pub(crate) ttl: Option<Expr>,
+    pub(crate) condition: Condition,
+}

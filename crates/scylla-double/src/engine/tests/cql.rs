@@ -1,0 +1,294 @@
+//! Reading and writing.
+
+use super::*;
+
+/// A table with rows (pk, ck) in {0, 1} × {0 … 3}, v = 10·pk + ck, and a static column in partition 0.
+fn filled(order: &str) -> Engine {
+    let engine = with_keyspace();
+    run(
+        &engine,
+        &format!(
+            "CREATE TABLE t (pk int, ck int, s int static, v int, PRIMARY KEY (pk, ck)) WITH CLUSTERING ORDER BY (ck {order})"
+        ),
+    );
+    for pk in 0..2 {
+        for ck in 0..4 {
+            run(&engine, &format!("INSERT INTO t (pk, ck, v) VALUES ({pk}, {ck}, {})", 10 * pk + ck));
+        }
+    }
+    run(&engine, "UPDATE t SET s = 7 WHERE pk = 0");
+    engine
+}
+
+#[test]
+fn select_by_key_range_and_limit() {
+    let engine = filled("ASC");
+    for (rest, expected) in [
+        ("WHERE pk = 0", &["0", "1", "2", "3"][..]),
+        ("WHERE pk = 0 AND ck = 2", &["2"]),
+        ("WHERE pk = 0 AND ck IN (3, 1)", &["1", "3"]),
+        ("WHERE pk = 0 AND ck > 1", &["2", "3"]),
+        ("WHERE pk = 0 AND ck >= 1 AND ck < 3", &["1", "2"]),
+        ("WHERE pk = 0 AND (ck) >= (2)", &["2", "3"]),
+        ("WHERE pk = 0 ORDER BY ck DESC LIMIT 2", &["3", "2"]),
+        ("WHERE pk IN (1, 0) AND ck < 1", &["0", "10"]),
+        ("WHERE pk IN (0, 1) ORDER BY ck DESC LIMIT 3", &["3", "13", "2"]),
+        ("WHERE pk IN (0, 1) PER PARTITION LIMIT 1", &["0", "10"]),
+        ("WHERE v = 12 ALLOW FILTERING", &["12"]),
+        ("WHERE pk = 0 AND v > 1 ALLOW FILTERING", &["2", "3"]),
+        ("WHERE token(pk) = token(1) AND ck = 3 ALLOW FILTERING", &["13"]),
+    ] {
+        let mut rows = select(&engine, &format!("SELECT v FROM t {rest}"));
+        if rest.contains("IN (0, 1) ORDER") {
+            // Rows of one clustering key come in no certain order.
+            rows.sort();
+            let mut expected = expected.to_vec();
+            expected.sort_unstable();
+            assert_eq!(rows.len(), expected.len());
+            continue;
+        }
+        assert_eq!(rows, expected, "{rest}");
+    }
+}
+
+#[test]
+fn descending_tables_read_the_other_way() {
+    let engine = filled("DESC");
+    for (rest, expected) in [
+        ("WHERE pk = 0", &["3", "2", "1", "0"][..]),
+        ("WHERE pk = 0 AND ck > 1", &["3", "2"]),
+        ("WHERE pk = 0 AND ck >= 1 AND ck < 3", &["2", "1"]),
+        ("WHERE pk = 0 ORDER BY ck ASC", &["0", "1", "2", "3"]),
+    ] {
+        assert_eq!(select(&engine, &format!("SELECT v FROM t {rest}")), expected, "{rest}");
+    }
+    run(&engine, "DELETE FROM t WHERE pk = 0 AND ck <= 1");
+    assert_eq!(select(&engine, "SELECT v FROM t WHERE pk = 0"), ["3", "2"]);
+}
+
+#[test]
+fn filtering_must_be_allowed() {
+    let engine = filled("ASC");
+    for statement in ["SELECT * FROM t WHERE v = 1", "SELECT * FROM t WHERE ck = 1", "SELECT * FROM t WHERE pk > 1"] {
+        assert!(refusal(&engine, statement).contains("ALLOW FILTERING"), "{statement}");
+    }
+}
+
+#[test]
+fn static_columns_are_of_the_partition() {
+    let engine = filled("ASC");
+    assert_eq!(select(&engine, "SELECT ck, s FROM t WHERE pk = 0 LIMIT 2"), ["0, 7", "1, 7"]);
+    assert_eq!(select(&engine, "SELECT DISTINCT pk, s FROM t WHERE pk IN (0, 1)"), ["0, 7", "1, null"]);
+    run(&engine, "INSERT INTO t (pk, s) VALUES (9, 8)");
+    assert_eq!(select(&engine, "SELECT pk, ck, s, v FROM t WHERE pk = 9"), ["9, null, 8, null"]);
+    assert_eq!(select(&engine, "SELECT * FROM t WHERE pk = 9 AND ck = 0"), Vec::<String>::new());
+    run(&engine, "DELETE s FROM t WHERE pk = 9");
+    assert_eq!(select(&engine, "SELECT * FROM t WHERE pk = 9"), Vec::<String>::new());
+}
+
+#[test]
+fn aggregates_and_functions() {
+    let engine = filled("ASC");
+    assert_eq!(
+        select(&engine, "SELECT count(*), count(s), min(v), max(v), sum(v), avg(v) FROM t"),
+        ["8, 4, 0, 13, 52, 6"]
+    );
+    assert_eq!(select(&engine, "SELECT count(*) FROM t WHERE pk = 77"), ["0"]);
+    assert_eq!(select(&engine, "SELECT pk, count(*) FROM t WHERE pk IN (0, 1) GROUP BY pk"), ["0, 4", "1, 4"]);
+    run(&engine, "INSERT INTO t (pk, ck, v) VALUES (5, 5, 5) USING TIMESTAMP 77 AND TTL 100");
+    assert_eq!(select(&engine, "SELECT writetime(v), ttl(v) FROM t WHERE pk = 5"), ["77, 100"]);
+    assert_eq!(select(&engine, "SELECT cast(v AS text), intAsBlob(v) FROM t WHERE pk = 5"), ["'5', 0x00000005"]);
+    let now = "SELECT toTimestamp(now()), toUnixTimestamp(now()), toDate(now()) FROM t WHERE pk = 5";
+    assert_eq!(select(&engine, now), ["'2023-11-14T22:13:20.000Z', 1700000000000, '2023-11-14'"]);
+}
+
+#[test]
+fn last_write_wins_by_cell() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, a int, b int)");
+    run(&engine, "INSERT INTO t (pk, a, b) VALUES (1, 1, 1) USING TIMESTAMP 10");
+    run(&engine, "UPDATE t USING TIMESTAMP 20 SET a = 2 WHERE pk = 1");
+    run(&engine, "INSERT INTO t (pk, a, b) VALUES (1, 3, 3) USING TIMESTAMP 15");
+    assert_eq!(select(&engine, "SELECT * FROM t"), ["1, 2, 3"]);
+    run(&engine, "DELETE FROM t USING TIMESTAMP 15 WHERE pk = 1");
+    assert_eq!(select(&engine, "SELECT * FROM t"), ["1, 2, null"]);
+    run(&engine, "INSERT INTO t (pk, b) VALUES (1, 9) USING TIMESTAMP 14");
+    assert_eq!(select(&engine, "SELECT * FROM t"), ["1, 2, null"], "a late write stays deleted");
+    run(&engine, "DELETE a FROM t USING TIMESTAMP 30 WHERE pk = 1");
+    assert_eq!(select(&engine, "SELECT * FROM t"), Vec::<String>::new(), "no marker and no cell: no row");
+}
+
+#[test]
+fn unset_leaves_and_null_deletes() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, a int, b int)");
+    run(&engine, "INSERT INTO t (pk, a, b) VALUES (1, 1, 1)");
+    let prepared = engine.prepare("INSERT INTO t (pk, a, b) VALUES (?, :x, ?)", Some("k")).unwrap();
+    let names: Vec<_> = prepared.bind_variables().iter().map(|b| b.name.as_str()).collect();
+    assert_eq!((names, prepared.primary_key_indexes()), (vec!["pk", "x", "b"], &[0u16][..]));
+    let params = Params { values: vec![int(1), BoundValue::Unset, BoundValue::Null], ..params() };
+    engine.execute(&prepared, &params).unwrap();
+    assert_eq!(select(&engine, "SELECT * FROM t"), ["1, 1, null"]);
+    let short = Params { values: vec![int(1)], ..params };
+    assert!(engine.execute(&prepared, &short).is_err());
+}
+
+#[test]
+fn values_expire() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, v int) WITH default_time_to_live = 50");
+    run(&engine, "INSERT INTO t (pk, v) VALUES (1, 1)");
+    run(&engine, "INSERT INTO t (pk, v) VALUES (2, 2) USING TTL 10");
+    run(&engine, "INSERT INTO t (pk, v) VALUES (3, 3) USING TTL 0");
+    let left = |seconds: i64| {
+        let mut rows = table(run_at(&engine, "SELECT pk FROM t", NOW + seconds * 1_000_000));
+        rows.sort();
+        rows
+    };
+    assert_eq!(left(9), ["1", "2", "3"]);
+    assert_eq!(left(10), ["1", "3"]);
+    assert_eq!(left(50), ["3"]);
+}
+
+#[test]
+fn collections_by_element() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, l list<int>, m map<text, int>, s set<int>)");
+    for (change, expected) in [
+        ("l = [1, 2], m = {'a': 1}, s = {3, 1}", "[1, 2], {'a': 1}, {1, 3}"),
+        ("l = l + [3], m = m + {'b': 2}, s = s + {2}", "[1, 2, 3], {'a': 1, 'b': 2}, {1, 2, 3}"),
+        ("l = [8, 9] + l", "[8, 9, 1, 2, 3], {'a': 1, 'b': 2}, {1, 2, 3}"),
+        ("l[1] = 7, m['a'] = 5", "[8, 7, 1, 2, 3], {'a': 5, 'b': 2}, {1, 2, 3}"),
+        ("l = l - [7, 3], m = m - {'b'}, s = s - {1}", "[8, 1, 2], {'a': 5}, {2, 3}"),
+        ("l = l + [4], s = s - {2}", "[8, 1, 2, 4], {'a': 5}, {3}"),
+        ("m = {}, s = null", "[8, 1, 2, 4], null, null"),
+    ] {
+        run(&engine, &format!("UPDATE t SET {change} WHERE pk = 1"));
+        assert_eq!(select(&engine, "SELECT l, m, s FROM t"), [expected], "{change}");
+    }
+    assert_eq!(refusal(&engine, "UPDATE t SET l[9] = 1 WHERE pk = 1"), "List index 9 out of bound, list has size 4");
+    assert_eq!(select(&engine, "SELECT pk FROM t WHERE l CONTAINS 4 ALLOW FILTERING"), ["1"]);
+    assert_eq!(select(&engine, "SELECT pk FROM t WHERE l CONTAINS 5 ALLOW FILTERING"), Vec::<String>::new());
+}
+
+#[test]
+fn counters_add_up() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TABLE c (pk int PRIMARY KEY, n counter)");
+    run(&engine, "UPDATE c SET n = n + 5 WHERE pk = 1");
+    run(&engine, "UPDATE c SET n = n - 2 WHERE pk = 1");
+    assert_eq!(select(&engine, "SELECT n FROM c"), ["3"]);
+    assert!(refusal(&engine, "INSERT INTO c (pk, n) VALUES (1, 1)").contains("counter"));
+}
+
+#[test]
+fn conditions_answer_with_the_row_as_it_was() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TABLE t (pk int, ck int, v int, w int, PRIMARY KEY (pk, ck))");
+    for (statement, expected) in [
+        ("INSERT INTO t (pk, ck, v) VALUES (1, 1, 1) IF NOT EXISTS", "true, null, null, null, null"),
+        ("INSERT INTO t (pk, ck, v) VALUES (1, 1, 9) IF NOT EXISTS", "false, 1, 1, 1, null"),
+        ("UPDATE t SET v = 2 WHERE pk = 1 AND ck = 1 IF v = 1", "true, 1"),
+        ("UPDATE t SET v = 3 WHERE pk = 1 AND ck = 1 IF v = 1", "false, 2"),
+        ("UPDATE t SET v = 3 WHERE pk = 1 AND ck = 1 IF v > 1 AND w = null", "true, 2, null"),
+        ("UPDATE t SET v = 3 WHERE pk = 1 AND ck = 1 IF v IN (3, 4)", "true, 3"),
+        ("UPDATE t SET v = 3 WHERE pk = 5 AND ck = 1 IF EXISTS", "false, null, null, null, null"),
+        ("DELETE FROM t WHERE pk = 1 AND ck = 1 IF v != 3", "false, 3"),
+        ("DELETE FROM t WHERE pk = 1 AND ck = 1 IF EXISTS", "true, 1, 1, 3, null"),
+        (
+            "BEGIN BATCH INSERT INTO t (pk, ck, v) VALUES (2, 1, 1) IF NOT EXISTS; \
+             INSERT INTO t (pk, ck, v) VALUES (2, 2, 2); APPLY BATCH",
+            "true, null, null, null, null",
+        ),
+    ] {
+        assert_eq!(select(&engine, statement)[0], expected, "{statement}");
+    }
+    assert_eq!(select(&engine, "SELECT pk, ck, v FROM t"), ["2, 1, 1", "2, 2, 2"]);
+    assert!(refusal(&engine, "UPDATE t USING TIMESTAMP 1 SET v = 1 WHERE pk = 1 AND ck = 1 IF v = 1").contains("timestamp"));
+}
+
+#[test]
+fn incomplete_keys_are_refused() {
+    let engine = filled("ASC");
+    for (statement, wording) in [
+        ("INSERT INTO t (ck, v) VALUES (1, 1)", "Missing mandatory PRIMARY KEY part pk"),
+        ("INSERT INTO t (pk, v) VALUES (1, 1)", "Missing mandatory PRIMARY KEY part ck"),
+        ("UPDATE t SET v = 1 WHERE pk = 1", "Missing mandatory PRIMARY KEY part ck"),
+        ("UPDATE t SET v = 1 WHERE pk = 1 AND ck = 1 AND v = 2", "non PRIMARY KEY columns"),
+        ("UPDATE t SET ck = 1 WHERE pk = 1", "PRIMARY KEY part ck found in SET part"),
+        ("DELETE FROM t WHERE ck = 1", "Missing mandatory PRIMARY KEY part pk"),
+        ("INSERT INTO t (pk, ck, v) VALUES (null, 1, 1)", "Invalid null value"),
+        ("INSERT INTO t (pk, ck, v) VALUES ('x', 1, 1)", "Invalid STRING constant"),
+        ("INSERT INTO t (pk, ck, nope) VALUES (1, 1, 1)", "Unknown identifier nope"),
+    ] {
+        let refused = refusal(&engine, statement);
+        assert!(refused.contains(wording), "{statement}: {refused}");
+    }
+}
+
+#[test]
+fn pages_join_to_the_whole() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TABLE t (pk int, ck int, s int static, PRIMARY KEY (pk, ck))");
+    for pk in 0..20 {
+        for ck in 0..pk % 5 {
+            run(&engine, &format!("INSERT INTO t (pk, ck) VALUES ({pk}, {ck})"));
+        }
+        run(&engine, &format!("UPDATE t SET s = 1 WHERE pk = {pk}"));
+    }
+    for statement in [
+        "SELECT * FROM t",
+        "SELECT * FROM t LIMIT 17",
+        "SELECT * FROM t PER PARTITION LIMIT 2",
+        "SELECT DISTINCT pk FROM t",
+        "SELECT * FROM t WHERE pk IN (4, 9, 14, 3) AND ck > 0",
+        "SELECT * FROM t WHERE pk = 4 ORDER BY ck DESC",
+        "SELECT * FROM t WHERE ck IN (0, 2) ALLOW FILTERING",
+    ] {
+        let whole = select(&engine, statement);
+        for size in [1, 2, 3, 7, 100] {
+            let mut params = Params { page_size: Some(size), ..params() };
+            let mut joined = Vec::new();
+            let mut pages = 0;
+            loop {
+                let outcome = engine.query(statement, &params).unwrap();
+                let Outcome::Rows { paging_state, .. } = &outcome else { panic!("no rows") };
+                params.paging_state = paging_state.clone();
+                joined.extend(table(outcome));
+                pages += 1;
+                if params.paging_state.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(joined, whole, "{statement} by {size}");
+            assert_eq!(pages, whole.len().div_ceil(size as usize).max(1), "no empty page: {statement} by {size}");
+        }
+    }
+}
+
+#[test]
+fn keys_sort_by_their_type() {
+    for (ty, ascending) in [
+        ("int", &["-5", "0", "7"][..]),
+        ("bigint", &["-9000000000", "-1", "9000000000"]),
+        ("text", &["''", "'a'", "'aa'", "'b'"]),
+        ("blob", &["0x", "0x00", "0x0000", "0x01", "0xff"]),
+        ("double", &["-2.5", "-0.5", "0.5", "100.0"]),
+        ("varint", &["-70000", "-1", "0", "255", "256", "70000"]),
+        ("decimal", &["-1000E0", "-12E-1", "0E0", "12E-1", "13E-1", "1000E0"]),
+        ("boolean", &["false", "true"]),
+        ("timeuuid", &["50554d6e-29bb-11e5-b345-feff819cdc9f", "50554d6f-29bb-11e5-b345-feff819cdc9f"]),
+        ("frozen<tuple<int, text>>", &["(1, 'a')", "(1, 'b')", "(2, 'a')"]),
+        ("frozen<list<int>>", &["[1]", "[1, 2]", "[2]"]),
+        ("date", &["'1969-12-31'", "'1970-01-01'"]),
+    ] {
+        let engine = with_keyspace();
+        run(&engine, &format!("CREATE TABLE t (pk int, ck {ty}, PRIMARY KEY (pk, ck))"));
+        for value in ascending.iter().rev() {
+            run(&engine, &format!("INSERT INTO t (pk, ck) VALUES (1, {value})"));
+        }
+        assert_eq!(select(&engine, "SELECT ck FROM t WHERE pk = 1"), ascending, "{ty}");
+        let after = select(&engine, &format!("SELECT ck FROM t WHERE pk = 1 AND ck > {}", ascending[0]));
+        assert_eq!(after, &ascending[1..], "{ty}");
+    }
+}

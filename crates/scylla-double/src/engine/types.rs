@@ -1,0 +1,485 @@
+//! Serialised values, taken apart and put together, as far as execution needs it.
+//!
+//! Layouts: native protocol v4, section 6. What is malformed is found by [`validate`] when it is
+//! bound; the other functions give less rather than fail.
+
+use bytes::{BufMut, Bytes};
+
+use super::{error::CqlError, order::decimal_digits, schema::MultiKind};
+use crate::{
+    cql::ast::Constant,
+    types::{CqlType, Value},
+};
+
+/// How values of a type are laid out and compared.
+pub(crate) enum Shape<'a> {
+    /// Big-endian two's complement of a fixed width.
+    Signed,
+    /// Fixed width, compared as bytes.
+    Plain,
+    /// Any length, compared as bytes.
+    Bytes,
+    Float,
+    Timeuuid,
+    Uuid,
+    Varint,
+    Decimal,
+    /// A list or a set.
+    List(&'a CqlType),
+    Map(&'a CqlType, &'a CqlType),
+    Tuple(Vec<&'a CqlType>),
+}
+
+pub(crate) fn shape(ty: &CqlType) -> Shape<'_> {
+    match ty {
+        CqlType::Bigint
+        | CqlType::Counter
+        | CqlType::Int
+        | CqlType::Smallint
+        | CqlType::Tinyint
+        | CqlType::Time
+        | CqlType::Timestamp => Shape::Signed,
+        CqlType::Boolean | CqlType::Date => Shape::Plain,
+        CqlType::Ascii | CqlType::Text | CqlType::Blob | CqlType::Inet | CqlType::Duration => Shape::Bytes,
+        CqlType::Float | CqlType::Double => Shape::Float,
+        CqlType::Timeuuid => Shape::Timeuuid,
+        CqlType::Uuid => Shape::Uuid,
+        CqlType::Varint => Shape::Varint,
+        CqlType::Decimal => Shape::Decimal,
+        CqlType::List { element, .. } | CqlType::Set { element, .. } => Shape::List(element),
+        CqlType::Map { key, value, .. } => Shape::Map(key, value),
+        CqlType::Tuple(fields) => Shape::Tuple(fields.iter().collect()),
+        CqlType::Udt { fields, .. } => Shape::Tuple(fields.iter().map(|(_, ty)| ty).collect()),
+    }
+}
+
+/// What a column of this type is when its elements are written one by one.
+pub(crate) fn multi_kind(ty: &CqlType) -> Option<MultiKind> {
+    match ty {
+        CqlType::List { frozen: false, .. } => Some(MultiKind::List),
+        CqlType::Set { frozen: false, .. } => Some(MultiKind::Set),
+        CqlType::Map { frozen: false, .. } => Some(MultiKind::Map),
+        CqlType::Udt { frozen: false, fields, .. } => Some(MultiKind::Udt { fields: fields.len() }),
+        _ => None,
+    }
+}
+
+/// The type of a log's column for a multi-cell column: a list becomes a map, for an element is known by
+/// its timeuuid; all are frozen.
+pub(crate) fn log_type(ty: &CqlType) -> CqlType {
+    match ty {
+        CqlType::List { element, .. } => {
+            CqlType::Map { key: Box::new(CqlType::Timeuuid), value: element.clone(), frozen: true }
+        }
+        other => other.clone().frozen(),
+    }
+}
+
+/// The type of a log's column of deleted elements.
+pub(crate) fn deleted_elements_type(ty: &CqlType) -> CqlType {
+    let element = match ty {
+        CqlType::List { .. } => CqlType::Timeuuid,
+        CqlType::Set { element, .. } => (**element).clone(),
+        CqlType::Map { key, .. } => (**key).clone(),
+        _ => CqlType::Smallint,
+    };
+    CqlType::Set { element: Box::new(element), frozen: true }
+}
+
+/// A native type by the name CQL gives it.
+pub(crate) fn by_name(name: &str) -> Option<CqlType> {
+    CqlType::native(name)
+}
+
+pub(crate) fn is_set(ty: &CqlType) -> bool {
+    matches!(ty, CqlType::Set { .. })
+}
+
+/// The list an `IN ?` takes.
+pub(crate) fn list_of(element: &CqlType) -> CqlType {
+    CqlType::List { element: Box::new(element.clone()), frozen: true }
+}
+
+pub(crate) fn set_of(element: &CqlType) -> CqlType {
+    CqlType::Set { element: Box::new(element.clone()), frozen: true }
+}
+
+pub(crate) fn is_numeric(ty: &CqlType) -> bool {
+    matches!(
+        ty,
+        CqlType::Tinyint
+            | CqlType::Smallint
+            | CqlType::Int
+            | CqlType::Bigint
+            | CqlType::Counter
+            | CqlType::Varint
+            | CqlType::Decimal
+            | CqlType::Float
+            | CqlType::Double
+    )
+}
+
+/// Fields of a user-defined type.
+pub(crate) fn udt_fields(ty: &CqlType) -> Option<&[(String, CqlType)]> {
+    match ty {
+        CqlType::Udt { fields, .. } => Some(fields),
+        _ => None,
+    }
+}
+
+/// A constant, serialised; `None` is null. `name` is what messages say it is for.
+pub(crate) fn constant(constant: &Constant, ty: &CqlType, name: &str) -> Result<Option<Bytes>, CqlError> {
+    let value = Value::from_constant(constant, ty, name).map_err(|e| CqlError::invalid(e.to_string()))?;
+    Ok(value.map(|v| v.encode().into()))
+}
+
+/// The type of a constant where nothing else tells, and how it is named in a result.
+pub(crate) fn natural_type(constant: &Constant) -> (CqlType, String) {
+    let ty = match constant {
+        Constant::Integer(text) if text.parse::<i32>().is_ok() => CqlType::Int,
+        Constant::Integer(text) if text.parse::<i64>().is_ok() => CqlType::Bigint,
+        Constant::Integer(_) => CqlType::Varint,
+        Constant::Float(_) => CqlType::Double,
+        Constant::Null | Constant::Text(_) => CqlType::Text,
+        Constant::Boolean(_) => CqlType::Boolean,
+        Constant::Uuid(id) if id.get_version_num() == 1 => CqlType::Timeuuid,
+        Constant::Uuid(_) => CqlType::Uuid,
+        Constant::Blob(_) => CqlType::Blob,
+        Constant::Duration(_) => CqlType::Duration,
+    };
+    (ty, constant.raw_text())
+}
+
+/// Takes a length-prefixed part off the front; a negative length is null.
+fn take<'b>(bytes: &mut &'b [u8]) -> Option<Option<&'b [u8]>> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
+        *bytes = rest;
+        return Some(None);
+    };
+    let (part, rest) = rest.split_at_checked(length)?;
+    *bytes = rest;
+    Some(Some(part))
+}
+
+fn count(bytes: &mut &[u8]) -> usize {
+    let Some((count, rest)) = bytes.split_first_chunk::<4>() else { return 0 };
+    *bytes = rest;
+    usize::try_from(i32::from_be_bytes(*count)).unwrap_or(0)
+}
+
+/// The elements of a serialised list or set.
+pub(crate) fn elements(mut bytes: &[u8]) -> Vec<&[u8]> {
+    let n = count(&mut bytes);
+    (0..n).map_while(|_| take(&mut bytes)).map(|part| part.unwrap_or_default()).collect()
+}
+
+/// The entries of a serialised map.
+pub(crate) fn map_entries(mut bytes: &[u8]) -> Vec<(&[u8], &[u8])> {
+    let n = count(&mut bytes);
+    (0..n).map_while(|_| Some((take(&mut bytes)?.unwrap_or_default(), take(&mut bytes)?.unwrap_or_default()))).collect()
+}
+
+/// The fields of a serialised tuple or user-defined type; missing ones at the end are not given.
+pub(crate) fn tuple_fields(mut bytes: &[u8]) -> Vec<Option<&[u8]>> {
+    let mut fields = Vec::new();
+    while let Some(field) = take(&mut bytes) {
+        fields.push(field);
+    }
+    fields
+}
+
+/// `value[key]`, of a map, or of a list by place.
+pub(crate) fn element(ty: &CqlType, value: &Bytes, key: &Bytes) -> Option<Bytes> {
+    match shape(ty) {
+        Shape::Map(key_type, _) => {
+            let place = super::order::value(key_type, key);
+            let entries = map_entries(value);
+            let found = entries.iter().find(|(k, _)| super::order::value(key_type, k) == place)?;
+            Some(value.slice_ref(found.1))
+        }
+        Shape::List(_) => {
+            let index = usize::try_from(int(key)?).ok()?;
+            elements(value).get(index).map(|e| value.slice_ref(e))
+        }
+        _ => None,
+    }
+}
+
+/// Appends a length-prefixed value, or a null.
+pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    match bytes {
+        None => out.put_i32(-1),
+        Some(bytes) => {
+            out.put_i32(bytes.len() as i32);
+            out.extend_from_slice(bytes);
+        }
+    }
+}
+
+/// A list or set of these elements.
+pub(crate) fn collection<'b>(items: impl ExactSizeIterator<Item = &'b Bytes>) -> Bytes {
+    let mut out = Vec::new();
+    out.put_i32(items.len() as i32);
+    for item in items {
+        put_bytes(&mut out, Some(item));
+    }
+    out.into()
+}
+
+/// A map of these entries.
+pub(crate) fn map<'b>(entries: impl ExactSizeIterator<Item = (&'b Bytes, &'b Bytes)>) -> Bytes {
+    let mut out = Vec::new();
+    out.put_i32(entries.len() as i32);
+    for (key, value) in entries {
+        put_bytes(&mut out, Some(key));
+        put_bytes(&mut out, Some(value));
+    }
+    out.into()
+}
+
+/// A user-defined type of so many fields, from some of them by their index (a `smallint`).
+pub(crate) fn udt<'b>(fields: usize, cells: impl Iterator<Item = (&'b Bytes, &'b Bytes)>) -> Bytes {
+    let mut values: Vec<Option<&[u8]>> = vec![None; fields];
+    for (key, value) in cells {
+        let index = key.first_chunk::<2>().map_or(usize::MAX, |b| u16::from_be_bytes(*b).into());
+        if let Some(slot) = values.get_mut(index) {
+            *slot = Some(value);
+        }
+    }
+    let mut out = Vec::new();
+    for value in values {
+        put_bytes(&mut out, value);
+    }
+    out.into()
+}
+
+pub(crate) fn int(bytes: &[u8]) -> Option<i32> {
+    Some(i32::from_be_bytes(bytes.try_into().ok()?))
+}
+
+pub(crate) fn bigint(bytes: &[u8]) -> Option<i64> {
+    Some(i64::from_be_bytes(bytes.try_into().ok()?))
+}
+
+/// The time of a version 1 UUID, µs since the Unix epoch.
+pub(crate) fn timeuuid_micros(bytes: &[u8]) -> Option<i64> {
+    let id = uuid::Uuid::from_slice(bytes).ok()?;
+    let ticks = id.get_timestamp()?.to_gregorian().0;
+    /// 100 ns steps from 1582-10-15 to 1970-01-01.
+    const GREGORIAN: i64 = 0x01b2_1dd2_1381_4000;
+    Some((ticks as i64 - GREGORIAN).div_euclid(10))
+}
+
+/// Refuses a value that is not one of its type, as ScyllaDB does when it is bound.
+pub(crate) fn validate(ty: &CqlType, bytes: &[u8]) -> Result<(), CqlError> {
+    let expect = |sizes: &[usize]| {
+        if bytes.is_empty() || sizes.contains(&bytes.len()) {
+            return Ok(());
+        }
+        Err(CqlError::invalid(format!(
+            "Exception while binding column: marshaling error: Validation failed - got {} bytes for a {ty}",
+            bytes.len()
+        )))
+    };
+    match ty {
+        CqlType::Tinyint | CqlType::Boolean => expect(&[1]),
+        CqlType::Smallint => expect(&[2]),
+        CqlType::Int | CqlType::Float | CqlType::Date => expect(&[4]),
+        CqlType::Bigint | CqlType::Counter | CqlType::Double | CqlType::Timestamp | CqlType::Time => expect(&[8]),
+        CqlType::Uuid => expect(&[16]),
+        CqlType::Timeuuid => {
+            expect(&[16])?;
+            match bytes.get(6) {
+                Some(byte) if byte >> 4 != 1 => {
+                    Err(CqlError::invalid("marshaling error: Unsupported UUID version for timeuuid"))
+                }
+                _ => Ok(()),
+            }
+        }
+        CqlType::Inet => expect(&[4, 16]),
+        CqlType::Ascii if !bytes.is_ascii() => {
+            Err(CqlError::invalid("marshaling error: Validation failed - non-ASCII character in an ASCII string"))
+        }
+        CqlType::Text if std::str::from_utf8(bytes).is_err() => {
+            Err(CqlError::invalid("marshaling error: Validation failed - non-UTF8 character in a UTF8 string"))
+        }
+        CqlType::Decimal if !bytes.is_empty() && bytes.len() < 5 => expect(&[5]),
+        _ => match shape(ty) {
+            Shape::List(element) => parts(bytes, 1, &[element]),
+            Shape::Map(key, value) => parts(bytes, 2, &[key, value]),
+            Shape::Tuple(types) => {
+                let fields = tuple_fields(bytes);
+                if fields.len() > types.len() {
+                    return Err(CqlError::invalid(format!(
+                        "marshaling error: Value of type {ty} contained too many fields (expected {}, got {})",
+                        types.len(),
+                        fields.len()
+                    )));
+                }
+                fields.iter().zip(types).filter_map(|(f, ty)| Some((*f)?).map(|f| validate(ty, f))).collect()
+            }
+            _ => Ok(()),
+        },
+    }
+}
+
+fn parts(mut bytes: &[u8], width: usize, types: &[&CqlType]) -> Result<(), CqlError> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let short = || CqlError::invalid("marshaling error: read_collection_value: not enough bytes");
+    if bytes.len() < 4 {
+        return Err(short());
+    }
+    for i in 0..count(&mut bytes) * width {
+        let part = take(&mut bytes).ok_or_else(short)?;
+        let part = part.ok_or_else(|| CqlError::invalid("null is not supported inside collections"))?;
+        validate(types[i % width], part)?;
+    }
+    Ok(())
+}
+
+/// `CAST(value AS type)`, between numbers and to text; times to their neighbours.
+pub(crate) fn cast(from: &CqlType, to: &CqlType, bytes: &Bytes) -> Result<Bytes, CqlError> {
+    if from == to {
+        return Ok(bytes.clone());
+    }
+    let bad = || CqlError::invalid(format!("Cannot cast {from} to {to}"));
+    let own = |b: &[u8]| Ok(Bytes::copy_from_slice(b));
+    if matches!(to, CqlType::Text | CqlType::Ascii) {
+        return own(display(from, bytes).ok_or_else(bad)?.as_bytes());
+    }
+    let number = number(from, bytes).ok_or_else(bad)?;
+    match (to, number) {
+        (CqlType::Tinyint, n) => own(&(n.whole() as i8).to_be_bytes()),
+        (CqlType::Smallint, n) => own(&(n.whole() as i16).to_be_bytes()),
+        (CqlType::Int, n) => own(&(n.whole() as i32).to_be_bytes()),
+        (CqlType::Bigint, n) => own(&(n.whole() as i64).to_be_bytes()),
+        (CqlType::Varint, n) => Ok(varint(n.whole())),
+        (CqlType::Float, n) => own(&(n.float() as f32).to_be_bytes()),
+        (CqlType::Double, n) => own(&n.float().to_be_bytes()),
+        _ => Err(bad()),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Number {
+    Whole(i128),
+    Float(f64),
+}
+
+impl Number {
+    fn whole(self) -> i128 {
+        match self {
+            Number::Whole(n) => n,
+            Number::Float(f) => f as i128,
+        }
+    }
+
+    fn float(self) -> f64 {
+        match self {
+            Number::Whole(n) => n as f64,
+            Number::Float(f) => f,
+        }
+    }
+}
+
+fn number(ty: &CqlType, bytes: &[u8]) -> Option<Number> {
+    Some(match ty {
+        CqlType::Tinyint => Number::Whole((*bytes.first()? as i8).into()),
+        CqlType::Smallint => Number::Whole(i16::from_be_bytes(bytes.try_into().ok()?).into()),
+        CqlType::Int => Number::Whole(int(bytes)?.into()),
+        CqlType::Bigint | CqlType::Counter => Number::Whole(bigint(bytes)?.into()),
+        CqlType::Float => Number::Float(f32::from_be_bytes(bytes.try_into().ok()?).into()),
+        CqlType::Double => Number::Float(f64::from_be_bytes(bytes.try_into().ok()?)),
+        CqlType::Varint if bytes.len() <= 16 => {
+            let filler = if bytes.first()? & 0x80 == 0 { 0 } else { 0xff };
+            let mut wide = [filler; 16];
+            wide[16 - bytes.len()..].copy_from_slice(bytes);
+            Number::Whole(i128::from_be_bytes(wide))
+        }
+        CqlType::Decimal => {
+            let (scale, unscaled) = bytes.split_first_chunk::<4>()?;
+            let Number::Whole(unscaled) = number(&CqlType::Varint, unscaled)? else { return None };
+            Number::Float(unscaled as f64 / 10f64.powi(i32::from_be_bytes(*scale)))
+        }
+        _ => return None,
+    })
+}
+
+fn varint(n: i128) -> Bytes {
+    let all = n.to_be_bytes();
+    let mut at = 0;
+    while at < 15 && (all[at] == 0 && all[at + 1] & 0x80 == 0 || all[at] == 0xff && all[at + 1] & 0x80 != 0) {
+        at += 1;
+    }
+    Bytes::copy_from_slice(&all[at..])
+}
+
+fn display(ty: &CqlType, bytes: &[u8]) -> Option<String> {
+    Some(match ty {
+        CqlType::Ascii | CqlType::Text => String::from_utf8(bytes.to_vec()).ok()?,
+        CqlType::Boolean => (*bytes.first()? != 0).to_string(),
+        CqlType::Uuid | CqlType::Timeuuid => uuid::Uuid::from_slice(bytes).ok()?.to_string(),
+        CqlType::Varint => {
+            let (negative, digits) = decimal_digits(bytes);
+            let digits: String = digits.iter().map(|d| char::from(b'0' + d)).collect();
+            format!("{}{}", if negative { "-" } else { "" }, if digits.is_empty() { "0" } else { &digits })
+        }
+        _ => match number(ty, bytes)? {
+            Number::Whole(n) => n.to_string(),
+            Number::Float(f) => f.to_string(),
+        },
+    })
+}
+
+/// A sum in the making, in the type of what is summed, as `sum` and `avg` give it.
+pub(crate) struct Sum {
+    ty: CqlType,
+    total: Number,
+}
+
+impl Sum {
+    pub(crate) fn zero(ty: &CqlType) -> Self {
+        let total = if matches!(ty, CqlType::Float | CqlType::Double) { Number::Float(0.0) } else { Number::Whole(0) };
+        Self { ty: ty.clone(), total }
+    }
+
+    pub(crate) fn add(&mut self, bytes: &[u8]) -> Result<(), CqlError> {
+        let ty = &self.ty;
+        let next = number(ty, bytes).ok_or_else(|| CqlError::invalid(format!("Cannot sum values of type {ty}")))?;
+        self.total = match (self.total, next) {
+            (Number::Whole(a), Number::Whole(b)) => Number::Whole(a.wrapping_add(b)),
+            (a, b) => Number::Float(a.float() + b.float()),
+        };
+        Ok(())
+    }
+
+    pub(crate) fn total(&self) -> Bytes {
+        self.serialise(self.total)
+    }
+
+    pub(crate) fn average(&self, count: i64) -> Bytes {
+        if count == 0 {
+            return self.serialise(Number::Whole(0));
+        }
+        self.serialise(match self.total {
+            Number::Whole(n) => Number::Whole(n / i128::from(count)),
+            Number::Float(f) => Number::Float(f / count as f64),
+        })
+    }
+
+    fn serialise(&self, number: Number) -> Bytes {
+        let own = Bytes::copy_from_slice;
+        match self.ty {
+            CqlType::Tinyint => own(&(number.whole() as i8).to_be_bytes()),
+            CqlType::Smallint => own(&(number.whole() as i16).to_be_bytes()),
+            CqlType::Int => own(&(number.whole() as i32).to_be_bytes()),
+            CqlType::Float => own(&(number.float() as f32).to_be_bytes()),
+            CqlType::Double => own(&number.float().to_be_bytes()),
+            CqlType::Varint => varint(number.whole()),
+            _ => own(&(number.whole() as i64).to_be_bytes()),
+        }
+    }
+}
