@@ -177,7 +177,10 @@ impl CqlType {
             ("varchar", CqlType::Text),
             ("varint", CqlType::Varint),
         ];
-        NAMES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, ty)| ty.clone())
+        NAMES
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, ty)| ty.clone())
     }
 
     /// Reads a type as `system_schema` has it, e.g. `frozen<map<text, int>>`; user-defined types are
@@ -195,14 +198,34 @@ impl CqlType {
     pub fn frozen(self) -> Self {
         let inner = |ty: Box<CqlType>| Box::new(ty.frozen());
         match self {
-            CqlType::List { element, .. } => CqlType::List { element: inner(element), frozen: true },
-            CqlType::Set { element, .. } => CqlType::Set { element: inner(element), frozen: true },
-            CqlType::Map { key, value, .. } => CqlType::Map { key: inner(key), value: inner(value), frozen: true },
-            CqlType::Tuple(types) => CqlType::Tuple(types.into_iter().map(CqlType::frozen).collect()),
-            CqlType::Udt { keyspace, name, fields, .. } => CqlType::Udt {
+            CqlType::List { element, .. } => CqlType::List {
+                element: inner(element),
+                frozen: true,
+            },
+            CqlType::Set { element, .. } => CqlType::Set {
+                element: inner(element),
+                frozen: true,
+            },
+            CqlType::Map { key, value, .. } => CqlType::Map {
+                key: inner(key),
+                value: inner(value),
+                frozen: true,
+            },
+            CqlType::Tuple(types) => {
+                CqlType::Tuple(types.into_iter().map(CqlType::frozen).collect())
+            }
+            CqlType::Udt {
                 keyspace,
                 name,
-                fields: fields.into_iter().map(|(name, ty)| (name, ty.frozen())).collect(),
+                fields,
+                ..
+            } => CqlType::Udt {
+                keyspace,
+                name,
+                fields: fields
+                    .into_iter()
+                    .map(|(name, ty)| (name, ty.frozen()))
+                    .collect(),
                 frozen: true,
             },
             native => native,
@@ -222,7 +245,10 @@ impl CqlType {
 
     /// Whether it is a list, set or map.
     pub fn is_collection(&self) -> bool {
-        matches!(self, CqlType::List { .. } | CqlType::Set { .. } | CqlType::Map { .. })
+        matches!(
+            self,
+            CqlType::List { .. } | CqlType::Set { .. } | CqlType::Map { .. }
+        )
     }
 
     /// Whether it is, or holds at any depth, what `test` is true of.
@@ -262,10 +288,24 @@ impl fmt::Display for CqlType {
             CqlType::Tinyint => "tinyint",
             CqlType::Uuid => "uuid",
             CqlType::Varint => "varint",
-            CqlType::List { element, frozen: false } => return write!(f, "list<{element}>"),
-            CqlType::Set { element, frozen: false } => return write!(f, "set<{element}>"),
-            CqlType::Map { key, value, frozen: false } => return write!(f, "map<{key}, {value}>"),
-            CqlType::Udt { name, frozen: false, .. } => return f.write_str(&quoted(name)),
+            CqlType::List {
+                element,
+                frozen: false,
+            } => return write!(f, "list<{element}>"),
+            CqlType::Set {
+                element,
+                frozen: false,
+            } => return write!(f, "set<{element}>"),
+            CqlType::Map {
+                key,
+                value,
+                frozen: false,
+            } => return write!(f, "map<{key}, {value}>"),
+            CqlType::Udt {
+                name,
+                frozen: false,
+                ..
+            } => return f.write_str(&quoted(name)),
             CqlType::List { element, .. } => return write!(f, "frozen<list<{element}>>"),
             CqlType::Set { element, .. } => return write!(f, "frozen<set<{element}>>"),
             CqlType::Map { key, value, .. } => return write!(f, "frozen<map<{key}, {value}>>"),
@@ -288,7 +328,11 @@ pub fn quoted(name: &str) -> String {
     let plain = chars.next().is_some_and(|c| c.is_ascii_lowercase())
         && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         && !crate::cql::is_reserved(name);
-    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+    if plain {
+        name.to_owned()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
 }
 
 impl TypeName {
@@ -296,7 +340,11 @@ impl TypeName {
     ///
     /// # Errors
     /// See [`TypeError`].
-    pub fn resolve(&self, keyspace: Option<&str>, user_types: UserTypes<'_>) -> Result<CqlType, TypeError> {
+    pub fn resolve(
+        &self,
+        keyspace: Option<&str>,
+        user_types: UserTypes<'_>,
+    ) -> Result<CqlType, TypeError> {
         self.resolve_in(keyspace, user_types, false)
     }
 
@@ -314,28 +362,47 @@ impl TypeName {
             }
             match &ty {
                 _ if !ty.is_multi_cell() => Ok(ty),
-                CqlType::Udt { .. } => Err(TypeError::NotFrozen { what: "user types", ty: self.to_string() }),
-                _ => Err(TypeError::NotFrozen { what: "collections", ty: self.to_string() }),
+                CqlType::Udt { .. } => Err(TypeError::NotFrozen {
+                    what: "user types",
+                    ty: self.to_string(),
+                }),
+                _ => Err(TypeError::NotFrozen {
+                    what: "collections",
+                    ty: self.to_string(),
+                }),
             }
         };
         let no_duration = |ty: &CqlType, what| {
             if ty.any(&|t| *t == CqlType::Duration) {
-                return Err(TypeError::Duration { what, ty: self.to_string() });
+                return Err(TypeError::Duration {
+                    what,
+                    ty: self.to_string(),
+                });
             }
             Ok(())
         };
         Ok(match self {
             TypeName::Native(ty) => ty.clone(),
-            TypeName::List(element) => CqlType::List { element: Box::new(part(element)?), frozen: in_frozen },
+            TypeName::List(element) => CqlType::List {
+                element: Box::new(part(element)?),
+                frozen: in_frozen,
+            },
             TypeName::Set(element) => {
                 let element = part(element)?;
                 no_duration(&element, "inside sets")?;
-                CqlType::Set { element: Box::new(element), frozen: in_frozen }
+                CqlType::Set {
+                    element: Box::new(element),
+                    frozen: in_frozen,
+                }
             }
             TypeName::Map(key, value) => {
                 let (key, value) = (part(key)?, part(value)?);
                 no_duration(&key, "as map keys")?;
-                CqlType::Map { key: Box::new(key), value: Box::new(value), frozen: in_frozen }
+                CqlType::Map {
+                    key: Box::new(key),
+                    value: Box::new(value),
+                    frozen: in_frozen,
+                }
             }
             // A tuple is frozen whether it says so or not.
             TypeName::Tuple(types) => CqlType::Tuple(
@@ -356,17 +423,27 @@ impl TypeName {
             TypeName::User(name) => {
                 let keyspace = match (&name.keyspace, keyspace) {
                     (Some(other), Some(keyspace)) if other != keyspace => {
-                        return Err(TypeError::OtherKeyspace { keyspace: keyspace.into(), other: other.clone() });
+                        return Err(TypeError::OtherKeyspace {
+                            keyspace: keyspace.into(),
+                            other: other.clone(),
+                        });
                     }
                     (Some(keyspace), _) => keyspace,
                     (None, Some(keyspace)) => keyspace,
                     (None, None) => return Err(TypeError::NoKeyspace(name.name.clone())),
                 };
                 let Some(fields) = user_types(keyspace, &name.name) else {
-                    return Err(TypeError::Unknown { keyspace: keyspace.into(), name: name.name.clone() });
+                    return Err(TypeError::Unknown {
+                        keyspace: keyspace.into(),
+                        name: name.name.clone(),
+                    });
                 };
-                let ty =
-                    CqlType::Udt { keyspace: keyspace.into(), name: name.name.clone(), fields, frozen: in_frozen };
+                let ty = CqlType::Udt {
+                    keyspace: keyspace.into(),
+                    name: name.name.clone(),
+                    fields,
+                    frozen: in_frozen,
+                };
                 if in_frozen { ty.frozen() } else { ty }
             }
         })
@@ -397,3 +474,6 @@ impl fmt::Display for TypeName {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,10 @@ pub struct Parsed {
 
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(clippy::large_enum_variant, reason = "one value a request; a box would only be in the way")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one value a request; a box would only be in the way"
+)]
 pub enum Statement {
     /// `CREATE KEYSPACE`.
     CreateKeyspace(CreateKeyspace),

@@ -50,16 +50,29 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Token>, ParseError> {
         }
         if let Some(comment) = rest.strip_prefix("/*") {
             let Some(end) = comment.find("*/") else {
-                return Err(ParseError::at(text, text.len(), "mismatched character '<EOF>' expecting '*'"));
+                return Err(ParseError::at(
+                    text,
+                    text.len(),
+                    "mismatched character '<EOF>' expecting '*'",
+                ));
             };
             at += end + 4;
             continue;
         }
-        let (kind, length) = one(rest).map_err(|(offset, message)| ParseError::at(text, at + offset, message))?;
-        tokens.push(Token { kind, start: at, end: at + length });
+        let (kind, length) =
+            one(rest).map_err(|(offset, message)| ParseError::at(text, at + offset, message))?;
+        tokens.push(Token {
+            kind,
+            start: at,
+            end: at + length,
+        });
         at += length;
     }
-    tokens.push(Token { kind: Kind::End, start: text.len(), end: text.len() });
+    tokens.push(Token {
+        kind: Kind::End,
+        start: text.len(),
+        end: text.len(),
+    });
     Ok(tokens)
 }
 
@@ -74,7 +87,10 @@ fn one(rest: &str) -> Result<(Kind, usize), (usize, String)> {
         },
         b'$' if rest.starts_with("$$") => match rest[2..].find("$$") {
             Some(end) => Ok((Kind::Text, end + 4)),
-            None => Err((rest.len(), "mismatched character '<EOF>' expecting '$'".into())),
+            None => Err((
+                rest.len(),
+                "mismatched character '<EOF>' expecting '$'".into(),
+            )),
         },
         first => {
             // The longest wins; of equally long ones the first.
@@ -108,7 +124,10 @@ fn quoted(rest: &str, quote: u8) -> Result<usize, (usize, String)> {
         match bytes.get(at) {
             None => {
                 let quote = char::from(quote);
-                return Err((rest.len(), format!("mismatched character '<EOF>' expecting '{quote}'")));
+                return Err((
+                    rest.len(),
+                    format!("mismatched character '<EOF>' expecting '{quote}'"),
+                ));
             }
             Some(byte) if *byte == quote => {
                 if bytes.get(at + 1) != Some(&quote) {
@@ -125,8 +144,8 @@ fn symbol(bytes: &[u8]) -> usize {
     match bytes {
         [b'<' | b'>' | b'!', b'=', ..] => 2,
         [
-            b'<' | b'>' | b'=' | b'+' | b'-' | b'*' | b'(' | b')' | b'[' | b']' | b'{' | b'}' | b',' | b'.' | b';'
-            | b':' | b'?',
+            b'<' | b'>' | b'=' | b'+' | b'-' | b'*' | b'(' | b')' | b'[' | b']' | b'{' | b'}'
+            | b',' | b'.' | b';' | b':' | b'?',
             ..,
         ] => 1,
         _ => 0,
@@ -135,7 +154,10 @@ fn symbol(bytes: &[u8]) -> usize {
 
 fn word(bytes: &[u8]) -> usize {
     if bytes[0].is_ascii_alphabetic() {
-        bytes.iter().take_while(|b| b.is_ascii_alphanumeric() || **b == b'_').count()
+        bytes
+            .iter()
+            .take_while(|b| b.is_ascii_alphanumeric() || **b == b'_')
+            .count()
     } else {
         0
     }
@@ -174,19 +196,27 @@ fn float(bytes: &[u8]) -> usize {
 
 fn blob(bytes: &[u8]) -> usize {
     match bytes {
-        [b'0', b'x' | b'X', rest @ ..] => 2 + rest.iter().take_while(|b| b.is_ascii_hexdigit()).count(),
+        [b'0', b'x' | b'X', rest @ ..] => {
+            2 + rest.iter().take_while(|b| b.is_ascii_hexdigit()).count()
+        }
         _ => 0,
     }
 }
 
 fn uuid(bytes: &[u8]) -> usize {
     const LENGTH: usize = 36;
-    let Some(bytes) = bytes.get(..LENGTH) else { return 0 };
+    let Some(bytes) = bytes.get(..LENGTH) else {
+        return 0;
+    };
     let fits = |(i, b): (usize, &u8)| match i {
         8 | 13 | 18 | 23 => *b == b'-',
         _ => b.is_ascii_hexdigit(),
     };
-    if bytes.iter().enumerate().all(fits) { LENGTH } else { 0 }
+    if bytes.iter().enumerate().all(fits) {
+        LENGTH
+    } else {
+        0
+    }
 }
 
 fn duration(rest: &str) -> usize {
@@ -208,7 +238,10 @@ fn word_duration(rest: &str) -> usize {
     loop {
         let number = digits(&rest.as_bytes()[at..]);
         let tail = &rest[at + number..];
-        let unit = UNITS.iter().find(|unit| tail.get(..unit.len()).is_some_and(|t| t.eq_ignore_ascii_case(unit)));
+        let unit = UNITS.iter().find(|unit| {
+            tail.get(..unit.len())
+                .is_some_and(|t| t.eq_ignore_ascii_case(unit))
+        });
         match unit {
             Some(unit) if number > 0 => at += number + unit.len(),
             _ => return at,
@@ -238,10 +271,14 @@ fn iso_duration(bytes: &[u8]) -> Option<usize> {
     if at > 0 {
         return Some(at);
     }
-    [b'Y', b'M', b'D'].into_iter().for_each(|unit| part(unit, &mut at));
+    [b'Y', b'M', b'D']
+        .into_iter()
+        .for_each(|unit| part(unit, &mut at));
     if bytes.get(at) == Some(&b'T') {
         let mut clock = at + 1;
-        [b'H', b'M', b'S'].into_iter().for_each(|unit| part(unit, &mut clock));
+        [b'H', b'M', b'S']
+            .into_iter()
+            .for_each(|unit| part(unit, &mut clock));
         if clock > at + 1 {
             at = clock;
         }
@@ -254,9 +291,19 @@ pub(super) fn unquoted(text: &str) -> Cow<'_, str> {
     if let Some(inner) = text.strip_prefix("$$") {
         return inner.strip_suffix("$$").unwrap_or(inner).into();
     }
-    let inner = text.get(1..text.len().saturating_sub(1)).unwrap_or_default();
-    let (quote, double) = if text.starts_with('"') { ("\"", "\"\"") } else { ("'", "''") };
-    if inner.contains(double) { inner.replace(double, quote).into() } else { inner.into() }
+    let inner = text
+        .get(1..text.len().saturating_sub(1))
+        .unwrap_or_default();
+    let (quote, double) = if text.starts_with('"') {
+        ("\"", "\"\"")
+    } else {
+        ("'", "''")
+    };
+    if inner.contains(double) {
+        inner.replace(double, quote).into()
+    } else {
+        inner.into()
+    }
 }
 
 #[cfg(test)]
@@ -265,51 +312,75 @@ mod tests {
 
     fn kinds(text: &str) -> Vec<(Kind, &str)> {
         let tokens = tokens(text).unwrap();
-        tokens[..tokens.len() - 1].iter().map(|t| (t.kind, &text[t.start..t.end])).collect()
+        tokens[..tokens.len() - 1]
+            .iter()
+            .map(|t| (t.kind, &text[t.start..t.end]))
+            .collect()
     }
 
     #[test]
     fn longest_token_wins() {
         use Kind::*;
-        assert_eq!(kinds("\"cdc$operation\"FROM"), [(Quoted, "\"cdc$operation\""), (Word, "FROM")]);
-        assert_eq!(kinds("c-1 c - 1"), [
-            (Word, "c"),
-            (Integer, "-1"),
-            (Word, "c"),
-            (Symbol, "-"),
-            (Integer, "1")
-        ]);
-        assert_eq!(kinds("1.5e-3 1. 1e5 1e -2.5"), [
-            (Float, "1.5e-3"),
-            (Float, "1."),
-            (Float, "1e5"),
-            (Integer, "1"),
-            (Word, "e"),
-            (Float, "-2.5"),
-        ]);
-        assert_eq!(kinds("1h30m -2mo PT1H P P1Y2M P2W 5µs P0001-02-03T04:05:06 Pets"), [
-            (Duration, "1h30m"),
-            (Duration, "-2mo"),
-            (Duration, "PT1H"),
-            (Word, "P"),
-            (Duration, "P1Y2M"),
-            (Duration, "P2W"),
-            (Duration, "5µs"),
-            (Duration, "P0001-02-03T04:05:06"),
-            (Word, "Pets"),
-        ]);
+        assert_eq!(
+            kinds("\"cdc$operation\"FROM"),
+            [(Quoted, "\"cdc$operation\""), (Word, "FROM")]
+        );
+        assert_eq!(
+            kinds("c-1 c - 1"),
+            [
+                (Word, "c"),
+                (Integer, "-1"),
+                (Word, "c"),
+                (Symbol, "-"),
+                (Integer, "1")
+            ]
+        );
+        assert_eq!(
+            kinds("1.5e-3 1. 1e5 1e -2.5"),
+            [
+                (Float, "1.5e-3"),
+                (Float, "1."),
+                (Float, "1e5"),
+                (Integer, "1"),
+                (Word, "e"),
+                (Float, "-2.5"),
+            ]
+        );
+        assert_eq!(
+            kinds("1h30m -2mo PT1H P P1Y2M P2W 5µs P0001-02-03T04:05:06 Pets"),
+            [
+                (Duration, "1h30m"),
+                (Duration, "-2mo"),
+                (Duration, "PT1H"),
+                (Word, "P"),
+                (Duration, "P1Y2M"),
+                (Duration, "P2W"),
+                (Duration, "5µs"),
+                (Duration, "P0001-02-03T04:05:06"),
+                (Word, "Pets"),
+            ]
+        );
         let id = "abcdef01-1234-11ee-8000-0123456789ab";
         assert_eq!(kinds(id), [(Uuid, id)]);
-        assert_eq!(kinds("0xCAfe 0x 123"), [(Blob, "0xCAfe"), (Blob, "0x"), (Integer, "123")]);
-        assert_eq!(kinds("a<=:b--c\n// d\r/* e\n */!=?"), [
-            (Word, "a"),
-            (Symbol, "<="),
-            (Symbol, ":"),
-            (Word, "b"),
-            (Symbol, "!="),
-            (Symbol, "?"),
-        ]);
-        assert_eq!(kinds("'it''s' $$it's $1$$"), [(Text, "'it''s'"), (Text, "$$it's $1$$")]);
+        assert_eq!(
+            kinds("0xCAfe 0x 123"),
+            [(Blob, "0xCAfe"), (Blob, "0x"), (Integer, "123")]
+        );
+        assert_eq!(
+            kinds("a<=:b--c\n// d\r/* e\n */!=?"),
+            [
+                (Word, "a"),
+                (Symbol, "<="),
+                (Symbol, ":"),
+                (Word, "b"),
+                (Symbol, "!="),
+                (Symbol, "?"),
+            ]
+        );
+        assert_eq!(
+            kinds("'it''s' $$it's $1$$"),
+            [(Text, "'it''s'"), (Text, "$$it's $1$$")]
+        );
     }
 
     #[test]
@@ -323,8 +394,17 @@ mod tests {
     #[test]
     fn errors_tell_the_place() {
         let error = |text| tokens(text).unwrap_err().to_string();
-        assert_eq!(error("SELECT\n é # x"), "line 2:1 no viable alternative at character 'é'");
-        assert_eq!(error("'abc"), "line 1:4 mismatched character '<EOF>' expecting '''");
-        assert_eq!(error("a /* b"), "line 1:6 mismatched character '<EOF>' expecting '*'");
+        assert_eq!(
+            error("SELECT\n é # x"),
+            "line 2:1 no viable alternative at character 'é'"
+        );
+        assert_eq!(
+            error("'abc"),
+            "line 1:4 mismatched character '<EOF>' expecting '''"
+        );
+        assert_eq!(
+            error("a /* b"),
+            "line 1:6 mismatched character '<EOF>' expecting '*'"
+        );
     }
 }

@@ -25,8 +25,17 @@ impl ParseError {
     fn at(text: &str, offset: usize, message: impl Into<String>) -> Self {
         let before = text.get(..offset).unwrap_or(text);
         let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count();
+        let column = before
+            .rsplit('\n')
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .count();
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Self { line: narrow(line), column: narrow(column), message: message.into() }
+        Self {
+            line: narrow(line),
+            column: narrow(column),
+            message: message.into(),
+        }
     }
 }

@@ -35,7 +35,10 @@ pub fn parse(text: &str) -> Result<Parsed, ParseError> {
         while parser.eat(";") {}
         parser.end()?;
     }
-    Ok(Parsed { statement, binds: parser.binds })
+    Ok(Parsed {
+        statement,
+        binds: parser.binds,
+    })
 }
 
 /// Reads a type, e.g. `frozen<map<text, int>>`.
@@ -62,7 +65,14 @@ struct Parser<'a> {
 
 impl<'a> Parser<'a> {
     fn new(text: &'a str) -> Result<Self> {
-        Ok(Self { text, tokens: tokens(text)?, at: 0, binds: Vec::new(), named: HashMap::new(), depth: 0 })
+        Ok(Self {
+            text,
+            tokens: tokens(text)?,
+            at: 0,
+            binds: Vec::new(),
+            named: HashMap::new(),
+            depth: 0,
+        })
     }
 
     // Looking.
@@ -148,9 +158,15 @@ impl<'a> Parser<'a> {
         if self.eat(what) {
             return Ok(());
         }
-        let expected =
-            if what.starts_with(|c: char| c.is_ascii_alphabetic()) { format!("K_{what}") } else { format!("'{what}'") };
-        Err(self.error(format!("mismatched input {} expecting {expected}", self.shown())))
+        let expected = if what.starts_with(|c: char| c.is_ascii_alphabetic()) {
+            format!("K_{what}")
+        } else {
+            format!("'{what}'")
+        };
+        Err(self.error(format!(
+            "mismatched input {} expecting {expected}",
+            self.shown()
+        )))
     }
 
     fn expect_all(&mut self, what: &[&str]) -> Result<()> {
@@ -210,7 +226,9 @@ impl<'a> Parser<'a> {
         match self.kind() {
             Kind::Quoted => Ok(unquoted(self.next_text()).into_owned()),
             Kind::Word if self.is_name() => Ok(self.next_text().to_ascii_lowercase()),
-            Kind::Symbol if self.is("?") => Err(self.error("Bind variables cannot be used for names")),
+            Kind::Symbol if self.is("?") => {
+                Err(self.error("Bind variables cannot be used for names"))
+            }
             _ => self.no_viable(),
         }
     }
@@ -218,9 +236,15 @@ impl<'a> Parser<'a> {
     fn qualified_name(&mut self) -> Result<QualifiedName> {
         let first = self.name()?;
         if self.eat(".") {
-            return Ok(QualifiedName { keyspace: Some(first), name: self.name()? });
+            return Ok(QualifiedName {
+                keyspace: Some(first),
+                name: self.name()?,
+            });
         }
-        Ok(QualifiedName { keyspace: None, name: first })
+        Ok(QualifiedName {
+            keyspace: None,
+            name: first,
+        })
     }
 
     /// A name in which case does not matter even in quotes is none; this is the one of a function.
@@ -258,7 +282,10 @@ impl<'a> Parser<'a> {
         let boxed = |parser: &mut Self| parser.type_name().map(Box::new);
         if self.kind() == Kind::Word && self.is_at(1, "<") {
             let word = self.text_of(self.token(0)).to_ascii_lowercase();
-            if !matches!(word.as_str(), "list" | "set" | "map" | "tuple" | "frozen" | "vector") {
+            if !matches!(
+                word.as_str(),
+                "list" | "set" | "map" | "tuple" | "frozen" | "vector"
+            ) {
                 return self.no_viable();
             }
             if word == "vector" {
@@ -292,12 +319,25 @@ impl<'a> Parser<'a> {
 
     /// The name of a user-defined type, which cannot be that of another type unless in quotes.
     fn user_type_name(&mut self) -> Result<QualifiedName> {
-        let ahead = if self.is_name() && self.is_at(1, ".") { 2 } else { 0 };
+        let ahead = if self.is_name() && self.is_at(1, ".") {
+            2
+        } else {
+            0
+        };
         let token = self.token(ahead);
         let word = self.text_of(token);
-        let reserved = ["byte", "complex", "enum", "interval", "macaddr", "bitstring", "empty"];
+        let reserved = [
+            "byte",
+            "complex",
+            "enum",
+            "interval",
+            "macaddr",
+            "bitstring",
+            "empty",
+        ];
         if token.kind == Kind::Word
-            && (CqlType::native(word).is_some() || reserved.iter().any(|r| r.eq_ignore_ascii_case(word)))
+            && (CqlType::native(word).is_some()
+                || reserved.iter().any(|r| r.eq_ignore_ascii_case(word)))
         {
             let message = format!("Invalid (reserved) user type name {word}");
             return Err(ParseError::at(self.text, token.start, message));
@@ -335,7 +375,9 @@ impl<'a> Parser<'a> {
             what @ ("GRANT" | "REVOKE" | "LIST" | "ATTACH" | "DETACH" | "PRUNE" | "DESCRIBE") => {
                 Ok(Statement::Unsupported { what: what.into() })
             }
-            "DESC" => Ok(Statement::Unsupported { what: "DESCRIBE".into() }),
+            "DESC" => Ok(Statement::Unsupported {
+                what: "DESCRIBE".into(),
+            }),
             _ => self.no_viable(),
         }
     }

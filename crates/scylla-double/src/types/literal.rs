@@ -36,7 +36,7 @@ pub enum ConstantError {
         /// What it is for: a column, or a part of one.
         receiver: String,
         /// The type of that.
-        ty: CqlType,
+        ty: Box<CqlType>,
     },
     /// A counter cannot be null.
     #[error("Invalid null value for counter increment/decrement")]
@@ -66,7 +66,10 @@ impl Constant {
         match self {
             Constant::Null => "null".into(),
             Constant::Boolean(b) => b.to_string(),
-            Constant::Integer(s) | Constant::Float(s) | Constant::Text(s) | Constant::Duration(s) => s.clone(),
+            Constant::Integer(s)
+            | Constant::Float(s)
+            | Constant::Text(s)
+            | Constant::Duration(s) => s.clone(),
             Constant::Uuid(id) => id.to_string(),
             Constant::Blob(bytes) => bytes.iter().fold("0x".to_owned(), |mut out, b| {
                 // Writing to a string does not fail.
@@ -82,11 +85,14 @@ impl Value {
     ///
     /// # Errors
     /// When the constant is of the wrong kind, or is no value of the type.
-    pub fn from_constant(constant: &Constant, ty: &CqlType, receiver: &str) -> Result<Option<Self>, ConstantError> {
+    pub fn from_constant(
+        constant: &Constant,
+        ty: &CqlType,
+        receiver: &str,
+    ) -> Result<Option<Self>, ConstantError> {
         let malformed = |what: String| ConstantError::Malformed(what);
-        let number = |text: &str| {
-            ConstantError::Malformed(format!("Invalid number format '{text}'"))
-        };
+        let number =
+            |text: &str| ConstantError::Malformed(format!("Invalid number format '{text}'"));
         macro_rules! float {
             ($text:expr, $make:expr) => {
                 match $text.to_ascii_lowercase().as_str() {
@@ -100,14 +106,13 @@ impl Value {
             (Constant::Null, _) => return Ok(None),
             (Constant::Text(s), CqlType::Text) => Ok(Value::Text(s.clone())),
             (Constant::Text(s), CqlType::Ascii) if s.is_ascii() => Ok(Value::Ascii(s.clone())),
-            (Constant::Text(_), CqlType::Ascii) => {
-                Err(malformed("Validation failed - non-ASCII character in an ASCII string".into()))
-            }
-            (Constant::Text(s), CqlType::Inet | CqlType::Timestamp | CqlType::Date | CqlType::Time)
-                if s.is_empty() =>
-            {
-                Ok(Value::Empty)
-            }
+            (Constant::Text(_), CqlType::Ascii) => Err(malformed(
+                "Validation failed - non-ASCII character in an ASCII string".into(),
+            )),
+            (
+                Constant::Text(s),
+                CqlType::Inet | CqlType::Timestamp | CqlType::Date | CqlType::Time,
+            ) if s.is_empty() => Ok(Value::Empty),
             (Constant::Text(s), CqlType::Inet) => s
                 .parse()
                 .map(Value::Inet)
@@ -119,36 +124,56 @@ impl Value {
                 .parse()
                 .map(Value::Timestamp)
                 .map_err(|_| malformed(format!("unable to parse date '{s}'"))),
-            (Constant::Text(s) | Constant::Integer(s), CqlType::Date) => {
-                date(s).map(Value::Date).ok_or_else(|| malformed(format!("Unable to parse date from '{s}'")))
+            (Constant::Text(s) | Constant::Integer(s), CqlType::Date) => date(s)
+                .map(Value::Date)
+                .ok_or_else(|| malformed(format!("Unable to parse date from '{s}'"))),
+            (Constant::Text(s), CqlType::Time) => time(s)
+                .map(Value::Time)
+                .ok_or_else(|| malformed(format!("Failed to parse time from '{s}'"))),
+            (Constant::Integer(s), CqlType::Tinyint) => {
+                s.parse().map(Value::Tinyint).map_err(|_| number(s))
             }
-            (Constant::Text(s), CqlType::Time) => {
-                time(s).map(Value::Time).ok_or_else(|| malformed(format!("Failed to parse time from '{s}'")))
+            (Constant::Integer(s), CqlType::Smallint) => {
+                s.parse().map(Value::Smallint).map_err(|_| number(s))
             }
-            (Constant::Integer(s), CqlType::Tinyint) => s.parse().map(Value::Tinyint).map_err(|_| number(s)),
-            (Constant::Integer(s), CqlType::Smallint) => s.parse().map(Value::Smallint).map_err(|_| number(s)),
-            (Constant::Integer(s), CqlType::Int) => s.parse().map(Value::Int).map_err(|_| number(s)),
-            (Constant::Integer(s), CqlType::Bigint) => s.parse().map(Value::Bigint).map_err(|_| number(s)),
-            (Constant::Integer(s), CqlType::Counter) => s.parse().map(Value::Counter).map_err(|_| number(s)),
-            (Constant::Integer(s), CqlType::Varint) => integer(s).map(Value::Varint).ok_or_else(|| number(s)),
-            (Constant::Integer(s) | Constant::Float(s), CqlType::Decimal) => decimal(s).ok_or_else(|| number(s)),
+            (Constant::Integer(s), CqlType::Int) => {
+                s.parse().map(Value::Int).map_err(|_| number(s))
+            }
+            (Constant::Integer(s), CqlType::Bigint) => {
+                s.parse().map(Value::Bigint).map_err(|_| number(s))
+            }
+            (Constant::Integer(s), CqlType::Counter) => {
+                s.parse().map(Value::Counter).map_err(|_| number(s))
+            }
+            (Constant::Integer(s), CqlType::Varint) => {
+                integer(s).map(Value::Varint).ok_or_else(|| number(s))
+            }
+            (Constant::Integer(s) | Constant::Float(s), CqlType::Decimal) => {
+                decimal(s).ok_or_else(|| number(s))
+            }
             (Constant::Integer(s) | Constant::Float(s), CqlType::Float) => float!(s, Value::Float),
-            (Constant::Integer(s) | Constant::Float(s), CqlType::Double) => float!(s, Value::Double),
+            (Constant::Integer(s) | Constant::Float(s), CqlType::Double) => {
+                float!(s, Value::Double)
+            }
             (Constant::Uuid(id), CqlType::Uuid) => Ok(Value::Uuid(*id)),
-            (Constant::Uuid(id), CqlType::Timeuuid) if id.get_version_num() == 1 => Ok(Value::Timeuuid(*id)),
-            (Constant::Uuid(id), CqlType::Timeuuid) => {
-                Err(malformed(format!("Unsupported UUID version ({})", id.get_version_num())))
+            (Constant::Uuid(id), CqlType::Timeuuid) if id.get_version_num() == 1 => {
+                Ok(Value::Timeuuid(*id))
             }
+            (Constant::Uuid(id), CqlType::Timeuuid) => Err(malformed(format!(
+                "Unsupported UUID version ({})",
+                id.get_version_num()
+            ))),
             (Constant::Boolean(b), CqlType::Boolean) => Ok(Value::Boolean(*b)),
-            (Constant::Blob(bytes), CqlType::Blob) => Ok(Value::Blob(Bytes::copy_from_slice(bytes))),
-            (Constant::Duration(s), CqlType::Duration) => {
-                duration(s).ok_or_else(|| malformed(format!("Unable to convert '{s}' to a duration")))
+            (Constant::Blob(bytes), CqlType::Blob) => {
+                Ok(Value::Blob(Bytes::copy_from_slice(bytes)))
             }
+            (Constant::Duration(s), CqlType::Duration) => duration(s)
+                .ok_or_else(|| malformed(format!("Unable to convert '{s}' to a duration"))),
             (constant, ty) => Err(ConstantError::Kind {
                 kind: constant.kind(),
                 text: constant.raw_text(),
                 receiver: receiver.into(),
-                ty: ty.clone(),
+                ty: Box::new(ty.clone()),
             }),
         };
         value.map(Some)
@@ -159,7 +184,10 @@ impl Value {
         match self {
             Value::Date(day) => {
                 let days = i64::from(*day) - EPOCH_DAY;
-                match days.checked_mul(86_400).and_then(|s| Timestamp::from_second(s).ok()) {
+                match days
+                    .checked_mul(86_400)
+                    .and_then(|s| Timestamp::from_second(s).ok())
+                {
                     Some(at) => Offset::UTC.to_datetime(at).date().to_string(),
                     // Beyond the years that have four digits the number itself is a literal as good.
                     None => day.to_string(),
@@ -167,21 +195,42 @@ impl Value {
             }
             Value::Time(ns) => {
                 let (seconds, part) = (ns / 1_000_000_000, ns % 1_000_000_000);
-                format!("{:02}:{:02}:{:02}.{part:09}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+                format!(
+                    "{:02}:{:02}:{:02}.{part:09}",
+                    seconds / 3600,
+                    seconds / 60 % 60,
+                    seconds % 60
+                )
             }
             Value::Timestamp(ms) => match Timestamp::from_millisecond(*ms) {
                 Ok(at) => format!("{at:.3}"),
                 Err(_) => ms.to_string(),
             },
-            Value::Duration { months, days, nanoseconds } => {
-                let sign = if *months < 0 || *days < 0 || *nanoseconds < 0 { "-" } else { "" };
+            Value::Duration {
+                months,
+                days,
+                nanoseconds,
+            } => {
+                let sign = if *months < 0 || *days < 0 || *nanoseconds < 0 {
+                    "-"
+                } else {
+                    ""
+                };
                 let parts = [
                     (u64::from(months.unsigned_abs()), "mo"),
                     (u64::from(days.unsigned_abs()), "d"),
                     (nanoseconds.unsigned_abs(), "ns"),
                 ];
-                let text: String = parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n}{unit}")).collect();
-                if text.is_empty() { "0ns".into() } else { format!("{sign}{text}") }
+                let text: String = parts
+                    .iter()
+                    .filter(|(n, _)| *n > 0)
+                    .map(|(n, unit)| format!("{n}{unit}"))
+                    .collect();
+                if text.is_empty() {
+                    "0ns".into()
+                } else {
+                    format!("{sign}{text}")
+                }
             }
             Value::Decimal { scale, unscaled } => format!("{unscaled}E{}", -i64::from(*scale)),
             Value::Double(f) => float_text(*f, format!("{f:?}")),
@@ -201,7 +250,11 @@ fn float_text(f: f64, text: String) -> String {
 }
 
 fn integer(text: &str) -> Option<BigInt> {
-    if text.len() > MAX_DIGITS { None } else { BigInt::from_str(text).ok() }
+    if text.len() > MAX_DIGITS {
+        None
+    } else {
+        BigInt::from_str(text).ok()
+    }
 }
 
 /// `[sign]digits[.digits][e[sign]digits]`
@@ -233,7 +286,11 @@ fn timestamp(text: &str) -> Option<i64> {
         None => (rest, ""),
     };
     let clock = clock.trim();
-    let ns = if clock.is_empty() { 0 } else { clock_ns(clock)? };
+    let ns = if clock.is_empty() {
+        0
+    } else {
+        clock_ns(clock)?
+    };
     // Seconds and smaller: 23:59:60 is not a time.
     let at = DateTime::from_parts(day, jiff::civil::Time::midnight());
     let utc = Offset::UTC.to_timestamp(at).ok()?.as_nanosecond() + i128::from(ns);
@@ -256,7 +313,11 @@ fn offset_seconds(zone: &str) -> Option<i64> {
         _ => return None,
     };
     let seconds = hours * 3600 + minutes * 60;
-    (hours < 24 && minutes < 60).then_some(if zone.starts_with('-') { -seconds } else { seconds })
+    (hours < 24 && minutes < 60).then_some(if zone.starts_with('-') {
+        -seconds
+    } else {
+        seconds
+    })
 }
 
 fn civil_date(text: &str) -> Option<Date> {
@@ -271,7 +332,11 @@ fn date(text: &str) -> Option<u32> {
         return Some(day);
     }
     let midnight = DateTime::from_parts(civil_date(text)?, jiff::civil::Time::midnight());
-    let days = Offset::UTC.to_timestamp(midnight).ok()?.as_second().div_euclid(86_400);
+    let days = Offset::UTC
+        .to_timestamp(midnight)
+        .ok()?
+        .as_second()
+        .div_euclid(86_400);
     u32::try_from(days + EPOCH_DAY).ok()
 }
 
@@ -280,7 +345,11 @@ fn time(text: &str) -> Option<i64> {
     if let Ok(ns) = text.parse() {
         return (0..DAY_NS).contains(&ns).then_some(ns);
     }
-    if text.matches(':').count() == 2 { clock_ns(text) } else { None }
+    if text.matches(':').count() == 2 {
+        clock_ns(text)
+    } else {
+        None
+    }
 }
 
 /// `hh:mm[:ss[.f…]]`, up to nine digits of a second, as nanoseconds.
@@ -297,7 +366,10 @@ fn clock_ns(text: &str) -> Option<i64> {
         Some(rest) => {
             let (seconds, fraction) = rest.split_once('.').unwrap_or((rest, "0"));
             let scale = 10_i64.pow(9_u32.checked_sub(u32::try_from(fraction.len()).ok()?)?);
-            (number(seconds, 2, 60)?, number(fraction, 9, i64::MAX)? * scale)
+            (
+                number(seconds, 2, 60)?,
+                number(fraction, 9, i64::MAX)? * scale,
+            )
         }
     };
     Some(((hours * 60 + minutes) * 60 + seconds) * 1_000_000_000 + fraction)
@@ -315,7 +387,10 @@ fn duration(text: &str) -> Option<Value> {
         None => total.units(body, Notation::Words)?,
         Some(iso) if iso.contains('-') => {
             let (day, clock) = iso.split_once(['T', 't'])?;
-            let mut numbers = day.splitn(3, '-').chain(clock.splitn(3, ':')).map(|n| n.parse::<u64>().ok());
+            let mut numbers = day
+                .splitn(3, '-')
+                .chain(clock.splitn(3, ':'))
+                .map(|n| n.parse::<u64>().ok());
             for unit in ["y", "mo", "d", "h", "m", "s"] {
                 total.add(numbers.next()??, unit)?;
             }
@@ -358,13 +433,17 @@ impl Parts {
         while !rest.is_empty() {
             let digits = rest.find(|c: char| !c.is_ascii_digit())?;
             let (number, tail) = rest.split_at(digits);
-            let end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+            let end = tail
+                .find(|c: char| c.is_ascii_digit())
+                .unwrap_or(tail.len());
             let (unit, tail) = tail.split_at(end);
             let unit = unit.to_lowercase();
             let unit = match (notation, unit.as_str()) {
                 (Notation::Words, unit) => unit,
                 (Notation::IsoDay, "m") => "mo",
-                (Notation::IsoDay, "y" | "w" | "d") | (Notation::IsoClock, "h" | "m" | "s") => unit.as_str(),
+                (Notation::IsoDay, "y" | "w" | "d") | (Notation::IsoClock, "h" | "m" | "s") => {
+                    unit.as_str()
+                }
                 _ => return None,
             };
             self.add(number.parse().ok()?, unit)?;

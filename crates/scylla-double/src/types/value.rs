@@ -129,14 +129,20 @@ impl Value {
             Value::Ascii(text) | Value::Text(text) => out.put_slice(text.as_bytes()),
             Value::Blob(bytes) => out.put_slice(bytes),
             Value::Boolean(b) => out.put_u8((*b).into()),
-            Value::Bigint(n) | Value::Counter(n) | Value::Time(n) | Value::Timestamp(n) => out.put_i64(*n),
+            Value::Bigint(n) | Value::Counter(n) | Value::Time(n) | Value::Timestamp(n) => {
+                out.put_i64(*n)
+            }
             Value::Date(day) => out.put_u32(*day),
             Value::Decimal { scale, unscaled } => {
                 out.put_i32(*scale);
                 out.put_slice(&unscaled.to_signed_bytes_be());
             }
             Value::Double(f) => out.put_f64(*f),
-            Value::Duration { months, days, nanoseconds } => {
+            Value::Duration {
+                months,
+                days,
+                nanoseconds,
+            } => {
                 put_vint(out, (*months).into());
                 put_vint(out, (*days).into());
                 put_vint(out, *nanoseconds);
@@ -160,15 +166,21 @@ impl Value {
                     put_part(out, Some(value));
                 }
             }
-            Value::Tuple(fields) => fields.iter().for_each(|field| put_part(out, field.as_ref())),
-            Value::Udt(fields) => fields.iter().for_each(|(_, field)| put_part(out, field.as_ref())),
+            Value::Tuple(fields) => fields
+                .iter()
+                .for_each(|field| put_part(out, field.as_ref())),
+            Value::Udt(fields) => fields
+                .iter()
+                .for_each(|(_, field)| put_part(out, field.as_ref())),
         }
     }
 }
 
 /// A length and that many bytes; −1 is null.
 fn put_part(out: &mut Vec<u8>, value: Option<&Value>) {
-    let Some(value) = value else { return out.put_i32(-1) };
+    let Some(value) = value else {
+        return out.put_i32(-1);
+    };
     let at = out.len();
     out.put_i32(0);
     value.encode_to(out);
@@ -198,7 +210,11 @@ fn take_vint(bytes: &mut &[u8]) -> Option<i64> {
     let (first, rest) = bytes.split_first()?;
     let extra = first.leading_ones() as usize;
     let (tail, rest) = rest.split_at_checked(extra)?;
-    let start = if extra >= 7 { 0 } else { u64::from(first & (0xff >> (extra + 1))) };
+    let start = if extra >= 7 {
+        0
+    } else {
+        u64::from(first & (0xff >> (extra + 1)))
+    };
     let zigzag = tail.iter().fold(start, |n, byte| n << 8 | u64::from(*byte));
     *bytes = rest;
     Some((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64))
@@ -217,7 +233,10 @@ fn take_part<'b>(bytes: &mut &'b [u8]) -> Option<Option<&'b [u8]>> {
 }
 
 fn decode(ty: &CqlType, bytes: &[u8], depth: usize) -> Result<Value, DecodeError> {
-    let invalid = |what| DecodeError::Invalid { ty: ty.clone(), what };
+    let invalid = |what| DecodeError::Invalid {
+        ty: ty.clone(),
+        what,
+    };
     if depth > MAX_DEPTH {
         return Err(invalid("too deep a value"));
     }
@@ -226,7 +245,11 @@ fn decode(ty: &CqlType, bytes: &[u8], depth: usize) -> Result<Value, DecodeError
             match bytes.try_into() {
                 Ok(array) => Ok($make(array)),
                 Err(_) if bytes.is_empty() => Ok(Value::Empty),
-                Err(_) => Err(DecodeError::Length { ty: ty.clone(), expected: $expected, found: bytes.len() }),
+                Err(_) => Err(DecodeError::Length {
+                    ty: ty.clone(),
+                    expected: $expected,
+                    found: bytes.len(),
+                }),
             }
         };
     }
@@ -248,17 +271,27 @@ fn decode(ty: &CqlType, bytes: &[u8], depth: usize) -> Result<Value, DecodeError
         CqlType::Timestamp => fixed!(|b| Value::Timestamp(i64::from_be_bytes(b)), "8"),
         CqlType::Uuid => fixed!(|b| Value::Uuid(Uuid::from_bytes(b)), "16"),
         CqlType::Time => match fixed!(|b| Value::Time(i64::from_be_bytes(b)), "8")? {
-            Value::Time(ns) if !(0..86_400_000_000_000).contains(&ns) => Err(invalid("a time outside of a day")),
+            Value::Time(ns) if !(0..86_400_000_000_000).contains(&ns) => {
+                Err(invalid("a time outside of a day"))
+            }
             time => Ok(time),
         },
         CqlType::Timeuuid => match fixed!(|b| Value::Timeuuid(Uuid::from_bytes(b)), "16")? {
-            Value::Timeuuid(id) if id.get_version_num() != 1 => Err(invalid("a UUID that is not of version 1")),
+            Value::Timeuuid(id) if id.get_version_num() != 1 => {
+                Err(invalid("a UUID that is not of version 1"))
+            }
             id => Ok(id),
         },
         CqlType::Inet => match bytes.len() {
             0 => Ok(Value::Empty),
-            4 => fixed!(|b: [u8; 4]| Value::Inet(Ipv4Addr::from(b).into()), "4 or 16"),
-            _ => fixed!(|b: [u8; 16]| Value::Inet(Ipv6Addr::from(b).into()), "4 or 16"),
+            4 => fixed!(
+                |b: [u8; 4]| Value::Inet(Ipv4Addr::from(b).into()),
+                "4 or 16"
+            ),
+            _ => fixed!(
+                |b: [u8; 16]| Value::Inet(Ipv6Addr::from(b).into()),
+                "4 or 16"
+            ),
         },
         CqlType::Varint if bytes.is_empty() => Ok(Value::Empty),
         CqlType::Varint => Ok(Value::Varint(BigInt::from_signed_bytes_be(bytes))),
@@ -268,7 +301,11 @@ fn decode(ty: &CqlType, bytes: &[u8], depth: usize) -> Result<Value, DecodeError
                 unscaled: BigInt::from_signed_bytes_be(unscaled),
             }),
             _ if bytes.is_empty() => Ok(Value::Empty),
-            _ => Err(DecodeError::Length { ty: ty.clone(), expected: "at least 5", found: bytes.len() }),
+            _ => Err(DecodeError::Length {
+                ty: ty.clone(),
+                expected: "at least 5",
+                found: bytes.len(),
+            }),
         },
         CqlType::Duration if bytes.is_empty() => Ok(Value::Empty),
         CqlType::Duration => {
@@ -278,13 +315,18 @@ fn decode(ty: &CqlType, bytes: &[u8], depth: usize) -> Result<Value, DecodeError
             if !rest.is_empty() {
                 return Err(invalid("too many bytes"));
             }
-            let narrow = |n: i64| i32::try_from(n).map_err(|_| invalid("months or days beyond 32 bits"));
+            let narrow =
+                |n: i64| i32::try_from(n).map_err(|_| invalid("months or days beyond 32 bits"));
             let (months, days) = (narrow(months)?, narrow(days)?);
             let signs = [months.signum(), days.signum(), nanoseconds.signum() as i32];
             if signs.contains(&1) && signs.contains(&-1) {
                 return Err(invalid("parts of different signs"));
             }
-            Ok(Value::Duration { months, days, nanoseconds })
+            Ok(Value::Duration {
+                months,
+                days,
+                nanoseconds,
+            })
         }
         CqlType::List { element, .. } => Ok(Value::List(parts(ty, bytes, 1, &[element], depth)?)),
         CqlType::Set { element, .. } => Ok(Value::Set(parts(ty, bytes, 1, &[element], depth)?)),
@@ -303,7 +345,13 @@ fn decode(ty: &CqlType, bytes: &[u8], depth: usize) -> Result<Value, DecodeError
         CqlType::Udt { fields: named, .. } => {
             let mut rest = bytes;
             let values = fields(ty, &mut rest, named.iter().map(|(_, ty)| ty), depth)?;
-            Ok(Value::Udt(named.iter().map(|(name, _)| name.clone()).zip(values).collect()))
+            Ok(Value::Udt(
+                named
+                    .iter()
+                    .map(|(name, _)| name.clone())
+                    .zip(values)
+                    .collect(),
+            ))
         }
     }
 }
@@ -316,24 +364,34 @@ fn parts(
     types: &[&CqlType],
     depth: usize,
 ) -> Result<Vec<Value>, DecodeError> {
-    let invalid = |what| DecodeError::Invalid { ty: ty.clone(), what };
+    let invalid = |what| DecodeError::Invalid {
+        ty: ty.clone(),
+        what,
+    };
     if bytes.is_empty() {
         return Ok(Vec::new());
     }
     let short = || invalid("too few bytes");
     let (count, rest) = bytes.split_first_chunk::<4>().ok_or_else(short)?;
     bytes = rest;
-    let count = usize::try_from(i32::from_be_bytes(*count)).map_err(|_| invalid("a negative count"))?;
+    let count =
+        usize::try_from(i32::from_be_bytes(*count)).map_err(|_| invalid("a negative count"))?;
     // Each part has a length of four bytes, so a count that the bytes cannot hold allocates nothing.
     if count.saturating_mul(4 * width) > bytes.len() {
         return Err(short());
     }
     let mut values = Vec::with_capacity(count * width);
     for i in 0..count * width {
-        let part = take_part(&mut bytes).ok_or_else(short)?.ok_or_else(|| invalid("a null"))?;
+        let part = take_part(&mut bytes)
+            .ok_or_else(short)?
+            .ok_or_else(|| invalid("a null"))?;
         values.push(decode(types[i % width], part, depth + 1)?);
     }
-    if bytes.is_empty() { Ok(values) } else { Err(invalid("too many bytes")) }
+    if bytes.is_empty() {
+        Ok(values)
+    } else {
+        Err(invalid("too many bytes"))
+    }
 }
 
 fn fields<'t>(
@@ -347,10 +405,23 @@ fn fields<'t>(
         if bytes.is_empty() {
             break;
         }
-        let part = take_part(bytes).ok_or(DecodeError::Invalid { ty: ty.clone(), what: "too few bytes" })?;
-        values.push(part.map(|part| decode(field, part, depth + 1)).transpose()?);
+        let part = take_part(bytes).ok_or(DecodeError::Invalid {
+            ty: ty.clone(),
+            what: "too few bytes",
+        })?;
+        values.push(
+            part.map(|part| decode(field, part, depth + 1))
+                .transpose()?,
+        );
     }
-    if bytes.is_empty() { Ok(values) } else { Err(DecodeError::Invalid { ty: ty.clone(), what: "too many fields" }) }
+    if bytes.is_empty() {
+        Ok(values)
+    } else {
+        Err(DecodeError::Invalid {
+            ty: ty.clone(),
+            what: "too many fields",
+        })
+    }
 }
 
 /// Compares two serialised values of a type as ScyllaDB does; what is malformed is compared by bytes.
@@ -378,9 +449,13 @@ impl Value {
             (Value::Smallint(a), Value::Smallint(b)) => a.cmp(b),
             (Value::Tinyint(a), Value::Tinyint(b)) => a.cmp(b),
             (Value::Varint(a), Value::Varint(b)) => a.cmp(b),
-            (Value::Decimal { scale, unscaled }, Value::Decimal { scale: other_scale, unscaled: other }) => {
-                compare_decimals((*scale, unscaled), (*other_scale, other))
-            }
+            (
+                Value::Decimal { scale, unscaled },
+                Value::Decimal {
+                    scale: other_scale,
+                    unscaled: other,
+                },
+            ) => compare_decimals((*scale, unscaled), (*other_scale, other)),
             (Value::Float(a), Value::Float(b)) => compare_floats((*a).into(), (*b).into()),
             (Value::Double(a), Value::Double(b)) => compare_floats(*a, *b),
             (Value::Timeuuid(a), Value::Timeuuid(b)) => compare_timeuuids(*a, *b),
@@ -388,7 +463,9 @@ impl Value {
                 let version = |id: &Uuid| id.get_version_num();
                 version(a).cmp(&version(b)).then_with(|| {
                     if version(a) == 1 {
-                        time_of(*a).cmp(&time_of(*b)).then_with(|| a.as_bytes()[8..].cmp(&b.as_bytes()[8..]))
+                        time_of(*a)
+                            .cmp(&time_of(*b))
+                            .then_with(|| a.as_bytes()[8..].cmp(&b.as_bytes()[8..]))
                     } else {
                         a.as_bytes().cmp(b.as_bytes())
                     }
@@ -397,9 +474,11 @@ impl Value {
             (Value::List(a), Value::List(b)) | (Value::Set(a), Value::Set(b)) => {
                 compare_all(a.iter(), b.iter(), Value::compare)
             }
-            (Value::Map(a), Value::Map(b)) => compare_all(a.iter(), b.iter(), |(k, v), (other_key, other)| {
-                k.compare(other_key).then_with(|| v.compare(other))
-            }),
+            (Value::Map(a), Value::Map(b)) => {
+                compare_all(a.iter(), b.iter(), |(k, v), (other_key, other)| {
+                    k.compare(other_key).then_with(|| v.compare(other))
+                })
+            }
             (Value::Tuple(a), Value::Tuple(b)) => compare_all(a.iter(), b.iter(), compare_nullable),
             (Value::Udt(a), Value::Udt(b)) => {
                 compare_all(a.iter(), b.iter(), |(_, a), (_, b)| compare_nullable(a, b))
@@ -451,10 +530,18 @@ fn compare_decimals((scale, a): (i32, &BigInt), (other_scale, b): (i32, &BigInt)
     let digits = |n: &BigInt| n.magnitude().to_string();
     let (x, y) = (digits(a), digits(b));
     // The place of the first digit tells most apart, and keeps a huge scale from making huge numbers.
-    let (high, other_high) = (x.len() as i64 - i64::from(scale), y.len() as i64 - i64::from(other_scale));
-    let magnitude =
-        high.cmp(&other_high).then_with(|| x.trim_end_matches('0').cmp(y.trim_end_matches('0')));
-    if a.sign() == num_bigint::Sign::Minus { magnitude.reverse() } else { magnitude }
+    let (high, other_high) = (
+        x.len() as i64 - i64::from(scale),
+        y.len() as i64 - i64::from(other_scale),
+    );
+    let magnitude = high
+        .cmp(&other_high)
+        .then_with(|| x.trim_end_matches('0').cmp(y.trim_end_matches('0')));
+    if a.sign() == num_bigint::Sign::Minus {
+        magnitude.reverse()
+    } else {
+        magnitude
+    }
 }
 
 /// The 60-bit time of a version 1 UUID.
@@ -466,13 +553,16 @@ fn time_of(id: Uuid) -> u64 {
 /// By time, then by the low bytes as signed bytes (ScyllaDB `timeuuid_tri_compare`).
 fn compare_timeuuids(a: Uuid, b: Uuid) -> Ordering {
     let low = |id: &Uuid| id.as_u64_pair().1 ^ 0x8080_8080_8080_8080;
-    time_of(a).cmp(&time_of(b)).then_with(|| low(&a).cmp(&low(&b)))
+    time_of(a)
+        .cmp(&time_of(b))
+        .then_with(|| low(&a).cmp(&low(&b)))
 }
 
 impl fmt::Display for Value {
     /// As a CQL literal.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = |f: &mut fmt::Formatter<'_>, text: &str| write!(f, "'{}'", text.replace('\'', "''"));
+        let text =
+            |f: &mut fmt::Formatter<'_>, text: &str| write!(f, "'{}'", text.replace('\'', "''"));
         match self {
             Value::Empty => f.write_str("''"),
             Value::Ascii(s) | Value::Text(s) => text(f, s),
@@ -482,7 +572,9 @@ impl fmt::Display for Value {
                 bytes.iter().try_for_each(|b| write!(f, "{b:02x}"))
             }
             Value::Boolean(b) => write!(f, "{b}"),
-            Value::Date(_) | Value::Time(_) | Value::Timestamp(_) => write!(f, "'{}'", self.in_words()),
+            Value::Date(_) | Value::Time(_) | Value::Timestamp(_) => {
+                write!(f, "'{}'", self.in_words())
+            }
             Value::Duration { .. } | Value::Decimal { .. } | Value::Double(_) | Value::Float(_) => {
                 f.write_str(&self.in_words())
             }

@@ -3,8 +3,9 @@
 use super::{Parser, Result};
 use crate::cql::{
     ast::{
-        AlterKeyspace, AlterTable, AlterTableAction, AlterType, AlterTypeAction, ColumnDef, CreateKeyspace,
-        CreateTable, CreateType, Order, PrimaryKey, Properties, PropertyValue, Statement, TypeName,
+        AlterKeyspace, AlterTable, AlterTableAction, AlterType, AlterTypeAction, ColumnDef,
+        CreateKeyspace, CreateTable, CreateType, Order, PrimaryKey, Properties, PropertyValue,
+        Statement, TypeName,
     },
     lexer::Kind,
 };
@@ -29,7 +30,9 @@ const UNSUPPORTED: [(&[&str], &str); 13] = [
 impl Parser<'_> {
     fn unsupported(&self, verb: &str) -> Result<Statement> {
         match UNSUPPORTED.iter().find(|(words, _)| self.are(words)) {
-            Some((_, what)) => Ok(Statement::Unsupported { what: format!("{verb} {what}") }),
+            Some((_, what)) => Ok(Statement::Unsupported {
+                what: format!("{verb} {what}"),
+            }),
             None => self.no_viable(),
         }
     }
@@ -68,7 +71,11 @@ impl Parser<'_> {
             if self.eat("WITH") {
                 self.properties(&mut properties)?;
             }
-            return Ok(Statement::CreateKeyspace(CreateKeyspace { name, if_not_exists, properties }));
+            return Ok(Statement::CreateKeyspace(CreateKeyspace {
+                name,
+                if_not_exists,
+                properties,
+            }));
         }
         if self.is_table_word() {
             self.next();
@@ -79,13 +86,20 @@ impl Parser<'_> {
             let name = self.user_type_name()?;
             self.expect("(")?;
             let fields = self.list_with_gaps(|parser| Ok((parser.name()?, parser.type_name()?)))?;
-            return Ok(Statement::CreateType(CreateType { name, if_not_exists, fields }));
+            return Ok(Statement::CreateType(CreateType {
+                name,
+                if_not_exists,
+                fields,
+            }));
         }
         self.unsupported("CREATE")
     }
 
     /// One or more with commas between, of which some may follow each other, and a closing parenthesis.
-    fn list_with_gaps<T>(&mut self, mut rule: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
+    fn list_with_gaps<T>(
+        &mut self,
+        mut rule: impl FnMut(&mut Self) -> Result<T>,
+    ) -> Result<Vec<T>> {
         let mut items = vec![rule(self)?];
         while self.eat(",") {
             if !self.is(",") && !self.is(")") {
@@ -117,7 +131,10 @@ impl Parser<'_> {
             }
             let column = parser.column_def()?;
             if parser.eat_all(&["PRIMARY", "KEY"]) {
-                create.primary_keys.push(PrimaryKey { partition: vec![column.name.clone()], clustering: vec![] });
+                create.primary_keys.push(PrimaryKey {
+                    partition: vec![column.name.clone()],
+                    clustering: vec![],
+                });
             }
             create.columns.push(column);
             Ok(())
@@ -135,7 +152,9 @@ impl Parser<'_> {
                         }
                         Ok((column, parser.order()))
                     })?;
-                    create.clustering_order.extend::<Vec<(String, Order)>>(order);
+                    create
+                        .clustering_order
+                        .extend::<Vec<(String, Order)>>(order);
                     self.expect(")")?;
                 } else {
                     self.property(&mut create.properties)?;
@@ -150,15 +169,30 @@ impl Parser<'_> {
 
     fn column_def(&mut self) -> Result<ColumnDef> {
         let (name, ty) = (self.name()?, self.type_name()?);
-        Ok(ColumnDef { name, ty, is_static: self.eat("STATIC") })
+        Ok(ColumnDef {
+            name,
+            ty,
+            is_static: self.eat("STATIC"),
+        })
     }
 
     fn primary_key(&mut self) -> Result<PrimaryKey> {
         self.expect_all(&["PRIMARY", "KEY", "("])?;
-        let partition = if self.is("(") { self.names_in_parentheses()? } else { vec![self.name()?] };
-        let clustering = if self.eat(",") { self.names()? } else { Vec::new() };
+        let partition = if self.is("(") {
+            self.names_in_parentheses()?
+        } else {
+            vec![self.name()?]
+        };
+        let clustering = if self.eat(",") {
+            self.names()?
+        } else {
+            Vec::new()
+        };
         self.expect(")")?;
-        Ok(PrimaryKey { partition, clustering })
+        Ok(PrimaryKey {
+            partition,
+            clustering,
+        })
     }
 
     // Options.
@@ -220,7 +254,9 @@ impl Parser<'_> {
             Some(constant) => Ok(constant.raw_text()),
             None => {
                 let found = self.shown();
-                Err(self.error(format!("Invalid property {what}: {found} for property: {property}")))
+                Err(self.error(format!(
+                    "Invalid property {what}: {found} for property: {property}"
+                )))
             }
         }
     }
@@ -236,7 +272,11 @@ impl Parser<'_> {
             self.expect("WITH")?;
             let mut properties = Properties::new();
             self.properties(&mut properties)?;
-            return Ok(Statement::AlterKeyspace(AlterKeyspace { name, if_exists, properties }));
+            return Ok(Statement::AlterKeyspace(AlterKeyspace {
+                name,
+                if_exists,
+                properties,
+            }));
         }
         if self.is_table_word() {
             self.next();
@@ -275,8 +315,15 @@ impl Parser<'_> {
             return Ok(AlterTableAction::Type { column, ty });
         }
         if self.eat("DROP") {
-            let columns = if self.is("(") { self.names_in_parentheses()? } else { vec![self.name()?] };
-            return Ok(AlterTableAction::Drop { columns, timestamp: self.timestamp()? });
+            let columns = if self.is("(") {
+                self.names_in_parentheses()?
+            } else {
+                vec![self.name()?]
+            };
+            return Ok(AlterTableAction::Drop {
+                columns,
+                timestamp: self.timestamp()?,
+            });
         }
         if self.eat("RENAME") {
             return Ok(AlterTableAction::Rename(self.renames()?));
@@ -314,16 +361,25 @@ impl Parser<'_> {
         if self.is_keyspace_word() {
             self.next();
             let if_exists = self.if_exists()?;
-            return Ok(Statement::DropKeyspace { name: self.name()?, if_exists });
+            return Ok(Statement::DropKeyspace {
+                name: self.name()?,
+                if_exists,
+            });
         }
         if self.is_table_word() {
             self.next();
             let if_exists = self.if_exists()?;
-            return Ok(Statement::DropTable { table: self.qualified_name()?, if_exists });
+            return Ok(Statement::DropTable {
+                table: self.qualified_name()?,
+                if_exists,
+            });
         }
         if self.eat("TYPE") {
             let if_exists = self.if_exists()?;
-            return Ok(Statement::DropType { name: self.user_type_name()?, if_exists });
+            return Ok(Statement::DropType {
+                name: self.user_type_name()?,
+                if_exists,
+            });
         }
         self.unsupported("DROP")
     }

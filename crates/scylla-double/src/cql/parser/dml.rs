@@ -3,8 +3,8 @@
 use super::{Parser, Result};
 use crate::cql::{
     ast::{
-        Assignment, AssignmentOperation, Batch, BatchKind, Condition, Constant, Delete, Deletion, Insert, Order,
-        Select, SelectItem, Statement, Term, Update, Using,
+        Assignment, AssignmentOperation, Batch, BatchKind, Condition, Constant, Delete, Deletion,
+        Insert, Order, Select, SelectItem, Statement, Term, Update, Using,
     },
     lexer::Kind,
 };
@@ -33,16 +33,26 @@ impl Parser<'_> {
         } else {
             Some(self.list(|parser| {
                 let selector = parser.selector()?;
-                let alias = if parser.eat("AS") { Some(parser.name()?) } else { None };
+                let alias = if parser.eat("AS") {
+                    Some(parser.name()?)
+                } else {
+                    None
+                };
                 Ok(SelectItem { selector, alias })
             })?)
         };
         self.expect("FROM")?;
         if self.are(&["MUTATION_FRAGMENTS", "("]) {
-            return Ok(Statement::Unsupported { what: "SELECT … FROM MUTATION_FRAGMENTS".into() });
+            return Ok(Statement::Unsupported {
+                what: "SELECT … FROM MUTATION_FRAGMENTS".into(),
+            });
         }
         let table = self.qualified_name()?;
-        let restrictions = if self.is("WHERE") { self.where_clause()? } else { Vec::new() };
+        let restrictions = if self.is("WHERE") {
+            self.where_clause()?
+        } else {
+            Vec::new()
+        };
         let group_by = if self.is_clause("GROUP") {
             self.expect_all(&["GROUP", "BY"])?;
             self.names()?
@@ -61,7 +71,11 @@ impl Parser<'_> {
         } else {
             None
         };
-        let limit = if self.eat("LIMIT") { Some(self.int_value()?) } else { None };
+        let limit = if self.eat("LIMIT") {
+            Some(self.int_value()?)
+        } else {
+            None
+        };
         let allow_filtering = self.eat("ALLOW");
         if allow_filtering {
             self.expect("FILTERING")?;
@@ -162,7 +176,13 @@ impl Parser<'_> {
             self.expect_all(&["NOT", "EXISTS"])?;
         }
         let using = self.using(UsingOf::Insert)?;
-        Ok(Statement::Insert(Insert { table, columns, values, if_not_exists, using }))
+        Ok(Statement::Insert(Insert {
+            table,
+            columns,
+            values,
+            if_not_exists,
+            using,
+        }))
     }
 
     /// Known but not done; read to its end, for it may be one of a batch.
@@ -180,7 +200,9 @@ impl Parser<'_> {
             self.expect_all(&["NOT", "EXISTS"])?;
         }
         self.using(UsingOf::Insert)?;
-        Ok(Statement::Unsupported { what: "INSERT … JSON".into() })
+        Ok(Statement::Unsupported {
+            what: "INSERT … JSON".into(),
+        })
     }
 
     pub(super) fn update(&mut self) -> Result<Statement> {
@@ -191,7 +213,13 @@ impl Parser<'_> {
         let assignments = self.list(Self::assignment)?;
         let restrictions = self.where_clause()?;
         let condition = self.conditions()?;
-        Ok(Statement::Update(Update { table, using, assignments, restrictions, condition }))
+        Ok(Statement::Update(Update {
+            table,
+            using,
+            assignments,
+            restrictions,
+            condition,
+        }))
     }
 
     fn assignment(&mut self) -> Result<Assignment> {
@@ -201,16 +229,25 @@ impl Parser<'_> {
                 self.expect("(")?;
                 let key = self.term()?;
                 self.expect_all(&[")", "]", "="])?;
-                AssignmentOperation::SetListElement { key, value: self.term()? }
+                AssignmentOperation::SetListElement {
+                    key,
+                    value: self.term()?,
+                }
             } else {
                 let key = self.term()?;
                 self.expect_all(&["]", "="])?;
-                AssignmentOperation::SetElement { key, value: self.term()? }
+                AssignmentOperation::SetElement {
+                    key,
+                    value: self.term()?,
+                }
             }
         } else if self.eat(".") {
             let field = self.name()?;
             self.expect("=")?;
-            AssignmentOperation::SetField { field, value: self.term()? }
+            AssignmentOperation::SetField {
+                field,
+                value: self.term()?,
+            }
         } else {
             self.expect("=")?;
             self.assigned(&column)?
@@ -223,12 +260,18 @@ impl Parser<'_> {
         if self.is("SCYLLA_COUNTER_SHARD_LIST") {
             return Err(self.error("SCYLLA_COUNTER_SHARD_LIST is not supported by this node"));
         }
-        let arithmetic = self.is_at(1, "+") || self.is_at(1, "-") || self.token(1).kind == Kind::Integer;
+        let arithmetic =
+            self.is_at(1, "+") || self.is_at(1, "-") || self.token(1).kind == Kind::Integer;
         if self.is_name() && arithmetic {
             let same = self.name()? == column;
-            let sign = if self.is("-") || self.text_of(self.token(0)).starts_with('-') { '-' } else { '+' };
+            let sign = if self.is("-") || self.text_of(self.token(0)).starts_with('-') {
+                '-'
+            } else {
+                '+'
+            };
             if !same {
-                let message = format!("Only expressions of the form X = X {sign}<value> are supported.");
+                let message =
+                    format!("Only expressions of the form X = X {sign}<value> are supported.");
                 return Err(self.error(message));
             }
             // `c -3` is two tokens, the second a negative number.
@@ -255,13 +298,23 @@ impl Parser<'_> {
 
     pub(super) fn delete(&mut self) -> Result<Statement> {
         self.expect("DELETE")?;
-        let selection = if self.is("FROM") { Vec::new() } else { self.list(Self::deletion)? };
+        let selection = if self.is("FROM") {
+            Vec::new()
+        } else {
+            self.list(Self::deletion)?
+        };
         self.expect("FROM")?;
         let table = self.qualified_name()?;
         let using = self.using(UsingOf::Delete)?;
         let restrictions = self.where_clause()?;
         let condition = self.conditions()?;
-        Ok(Statement::Delete(Delete { table, selection, using, restrictions, condition }))
+        Ok(Statement::Delete(Delete {
+            table,
+            selection,
+            using,
+            restrictions,
+            condition,
+        }))
     }
 
     fn deletion(&mut self) -> Result<Deletion> {
@@ -272,7 +325,10 @@ impl Parser<'_> {
             return Ok(Deletion::Element { column, key });
         }
         if self.eat(".") {
-            return Ok(Deletion::Field { column, field: self.name()? });
+            return Ok(Deletion::Field {
+                column,
+                field: self.name()?,
+            });
         }
         Ok(Deletion::Column(column))
     }
@@ -283,7 +339,11 @@ impl Parser<'_> {
             return Ok(Condition::None);
         }
         // A column may be called so.
-        if self.is("EXISTS") && !["=", "<", "<=", ">", ">=", "!=", "IN", "[", "."].iter().any(|w| self.is_at(1, w)) {
+        if self.is("EXISTS")
+            && !["=", "<", "<=", ">", ">=", "!=", "IN", "[", "."]
+                .iter()
+                .any(|w| self.is_at(1, w))
+        {
             self.next();
             return Ok(Condition::Exists);
         }
@@ -326,6 +386,10 @@ impl Parser<'_> {
             return self.no_viable();
         }
         self.expect_all(&["APPLY", "BATCH"])?;
-        Ok(Statement::Batch(Batch { kind, using, statements }))
+        Ok(Statement::Batch(Batch {
+            kind,
+            using,
+            statements,
+        }))
     }
 }

@@ -58,7 +58,11 @@ impl Parser<'_> {
             },
             Kind::Blob => match blob(&text[2..]) {
                 Some(bytes) => Constant::Blob(bytes),
-                None => return Err(self.error("marshaling error: invalid hex string: odd number of digits")),
+                None => {
+                    return Err(
+                        self.error("marshaling error: invalid hex string: odd number of digits")
+                    );
+                }
             },
             Kind::Word => match text.to_ascii_lowercase().as_str() {
                 "true" => Constant::Boolean(true),
@@ -115,8 +119,13 @@ impl Parser<'_> {
 
     /// Whether the next is a function's name and a parenthesis.
     fn is_function(&self) -> bool {
-        let at = if self.is_name() && self.is_at(1, ".") { 2 } else { 0 };
-        (self.is_name_at(at) || self.is_at(at, "TOKEN") || self.is_at(at, "ANN")) && self.is_at(at + 1, "(")
+        let at = if self.is_name() && self.is_at(1, ".") {
+            2
+        } else {
+            0
+        };
+        (self.is_name_at(at) || self.is_at(at, "TOKEN") || self.is_at(at, "ANN"))
+            && self.is_at(at + 1, "(")
     }
 
     /// None or more terms, and what closes them.
@@ -204,12 +213,18 @@ impl Parser<'_> {
             self.next();
             let of = Box::new(self.column_or_part()?);
             self.expect(")")?;
-            if is_ttl { Selector::Ttl(of) } else { Selector::WriteTime(of) }
+            if is_ttl {
+                Selector::Ttl(of)
+            } else {
+                Selector::WriteTime(of)
+            }
         } else if self.is("CAST") {
             self.expect_all(&["CAST", "("])?;
             let of = Box::new(self.selector()?);
             self.expect("AS")?;
-            let Some(ty) = CqlType::native(self.text_of(self.token(0))).filter(|_| self.kind() == Kind::Word) else {
+            let Some(ty) =
+                CqlType::native(self.text_of(self.token(0))).filter(|_| self.kind() == Kind::Word)
+            else {
                 return self.no_viable();
             };
             self.next();
@@ -277,7 +292,11 @@ impl Parser<'_> {
             self.next();
             let left = RelationLeft::Token(self.names_in_parentheses()?);
             let operator = self.operator()?;
-            return Ok(Relation { left, operator, right: RelationRight::One(self.term()?) });
+            return Ok(Relation {
+                left,
+                operator,
+                right: RelationRight::One(self.term()?),
+            });
         }
         if self.is("(") {
             if self.is_name_list() {
@@ -289,7 +308,9 @@ impl Parser<'_> {
             return Ok(relation);
         }
         if self.is_function() && !self.is_at(1, ".") {
-            return Err(self.error("functions on the left of a comparison are not supported by this node"));
+            return Err(
+                self.error("functions on the left of a comparison are not supported by this node")
+            );
         }
         let column = self.name()?;
         let one = |column, operator, term| Relation {
@@ -305,7 +326,11 @@ impl Parser<'_> {
             });
         }
         if self.eat("CONTAINS") {
-            let operator = if self.eat("KEY") { Operator::ContainsKey } else { Operator::Contains };
+            let operator = if self.eat("KEY") {
+                Operator::ContainsKey
+            } else {
+                Operator::Contains
+            };
             let term = self.term()?;
             return Ok(one(column, operator, term));
         }
@@ -315,10 +340,18 @@ impl Parser<'_> {
             self.expect("]")?;
             let operator = self.operator()?;
             let right = RelationRight::One(self.term()?);
-            return Ok(Relation { left: RelationLeft::Element(column, key), operator, right });
+            return Ok(Relation {
+                left: RelationLeft::Element(column, key),
+                operator,
+                right,
+            });
         }
         if let Some(operator) = self.in_operator() {
-            return Ok(Relation { left: RelationLeft::Column(column), operator, right: self.in_values()? });
+            return Ok(Relation {
+                left: RelationLeft::Column(column),
+                operator,
+                right: self.in_values()?,
+            });
         }
         let operator = self.operator()?;
         let term = self.term()?;
@@ -346,7 +379,11 @@ impl Parser<'_> {
         let left = RelationLeft::Tuple(self.names_in_parentheses()?);
         if self.eat("IN") {
             if let Some(marker) = self.marker()? {
-                return Ok(Relation { left, operator: Operator::In, right: RelationRight::One(marker) });
+                return Ok(Relation {
+                    left,
+                    operator: Operator::In,
+                    right: RelationRight::One(marker),
+                });
             }
             self.expect("(")?;
             let mut tuples = Vec::new();
@@ -357,7 +394,11 @@ impl Parser<'_> {
                 })?;
             }
             self.expect(")")?;
-            return Ok(Relation { left, operator: Operator::In, right: RelationRight::Many(tuples) });
+            return Ok(Relation {
+                left,
+                operator: Operator::In,
+                right: RelationRight::Many(tuples),
+            });
         }
         let operator = self.operator()?;
         if self.is("SCYLLA_CLUSTERING_BOUND") {
@@ -367,7 +408,11 @@ impl Parser<'_> {
             Some(marker) => marker,
             None => self.tuple()?,
         };
-        Ok(Relation { left, operator, right: RelationRight::One(term) })
+        Ok(Relation {
+            left,
+            operator,
+            right: RelationRight::One(term),
+        })
     }
 
     fn in_operator(&mut self) -> Option<Operator> {
@@ -417,10 +462,18 @@ impl Parser<'_> {
             RelationLeft::Column(column)
         };
         if let Some(operator) = self.in_operator() {
-            return Ok(Relation { left, operator, right: self.in_values()? });
+            return Ok(Relation {
+                left,
+                operator,
+                right: self.in_values()?,
+            });
         }
         let operator = self.operator()?;
-        Ok(Relation { left, operator, right: RelationRight::One(self.term()?) })
+        Ok(Relation {
+            left,
+            operator,
+            right: RelationRight::One(self.term()?),
+        })
     }
 }
 

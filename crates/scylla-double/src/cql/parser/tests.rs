@@ -85,81 +85,155 @@ fn constant(text: &str) -> Term {
 fn statements_parse() {
     for text in STATEMENTS {
         let parsed = parse(text).unwrap_or_else(|e| panic!("{text}\n{e}"));
-        assert!(!matches!(parsed.statement, Statement::Unsupported { .. }), "{text}");
+        assert!(
+            !matches!(parsed.statement, Statement::Unsupported { .. }),
+            "{text}"
+        );
     }
 }
 
 #[test]
 fn markers_are_counted_in_order_and_names_once() {
-    let parsed = parse("UPDATE t USING TTL ? SET a = :x, b = ? WHERE c = :Y AND d = :x AND e = :\"Y\"").unwrap();
+    let parsed =
+        parse("UPDATE t USING TTL ? SET a = :x, b = ? WHERE c = :Y AND d = :x AND e = :\"Y\"")
+            .unwrap();
     let name = |s: &str| Some(s.to_owned());
     assert_eq!(parsed.binds, [None, name("x"), None, name("y"), name("Y")]);
-    let Statement::Update(update) = parsed.statement else { panic!("no update") };
+    let Statement::Update(update) = parsed.statement else {
+        panic!("no update")
+    };
     assert_eq!(update.using.ttl, Some(Term::Bind(0)));
-    assert_eq!(update.assignments[0].operation, AssignmentOperation::Set(Term::Bind(1)));
-    assert_eq!(update.restrictions[1].right, RelationRight::One(Term::Bind(1)));
+    assert_eq!(
+        update.assignments[0].operation,
+        AssignmentOperation::Set(Term::Bind(1))
+    );
+    assert_eq!(
+        update.restrictions[1].right,
+        RelationRight::One(Term::Bind(1))
+    );
 }
 
 #[test]
 fn names_fold_unless_quoted() {
     let select = select("SELECT FoO, \"FoO\" AS Bar FROM Ks.\"T\"");
-    assert_eq!(select.table, QualifiedName { keyspace: Some("ks".into()), name: "T".into() });
+    assert_eq!(
+        select.table,
+        QualifiedName {
+            keyspace: Some("ks".into()),
+            name: "T".into()
+        }
+    );
     let item = |name: &str, alias: Option<&str>| SelectItem {
         selector: Selector::Column(name.into()),
         alias: alias.map(Into::into),
     };
-    assert_eq!(select.selection, Some(vec![item("foo", None), item("FoO", Some("bar"))]));
+    assert_eq!(
+        select.selection,
+        Some(vec![item("foo", None), item("FoO", Some("bar"))])
+    );
 }
 
 #[test]
 fn assignments_tell_their_operations() {
     let text = "UPDATE t SET a = a + 1, b = b - 1, c = c -1, d = [1] + d, e = f(1), g[1] = 2, h.i = 3, j = {} WHERE k = 1";
-    let Statement::Update(update) = parse(text).unwrap().statement else { panic!("no update") };
-    let operations: Vec<_> = update.assignments.into_iter().map(|a| a.operation).collect();
+    let Statement::Update(update) = parse(text).unwrap().statement else {
+        panic!("no update")
+    };
+    let operations: Vec<_> = update
+        .assignments
+        .into_iter()
+        .map(|a| a.operation)
+        .collect();
     use AssignmentOperation::*;
-    assert_eq!(operations, [
-        Add(constant("1")),
-        Subtract(constant("1")),
-        Add(constant("-1")),
-        Prepend(Term::List(vec![constant("1")])),
-        Set(Term::Call(QualifiedName { keyspace: None, name: "f".into() }, vec![constant("1")])),
-        SetElement { key: constant("1"), value: constant("2") },
-        SetField { field: "i".into(), value: constant("3") },
-        Set(Term::Set(vec![])),
-    ]);
+    assert_eq!(
+        operations,
+        [
+            Add(constant("1")),
+            Subtract(constant("1")),
+            Add(constant("-1")),
+            Prepend(Term::List(vec![constant("1")])),
+            Set(Term::Call(
+                QualifiedName {
+                    keyspace: None,
+                    name: "f".into()
+                },
+                vec![constant("1")]
+            )),
+            SetElement {
+                key: constant("1"),
+                value: constant("2")
+            },
+            SetField {
+                field: "i".into(),
+                value: constant("3")
+            },
+            Set(Term::Set(vec![])),
+        ]
+    );
 }
 
 #[test]
 fn braces_are_sets_maps_or_types() {
     let value = |text: &str| {
         let text = format!("INSERT INTO t (a) VALUES ({text})");
-        let Statement::Insert(mut insert) = parse(&text).unwrap().statement else { panic!("no insert") };
+        let Statement::Insert(mut insert) = parse(&text).unwrap().statement else {
+            panic!("no insert")
+        };
         insert.values.remove(0)
     };
     assert_eq!(value("{}"), Term::Set(vec![]));
     assert_eq!(value("{1}"), Term::Set(vec![constant("1")]));
-    assert_eq!(value("{1: ?}"), Term::Map(vec![(constant("1"), Term::Bind(0))]));
-    assert_eq!(value("{a: :b}"), Term::Udt(vec![("a".into(), Term::Bind(0))]));
-    assert_eq!(value("{:a::b}"), Term::Map(vec![(Term::Bind(0), Term::Bind(1))]));
-    assert_eq!(value("(1, 2)"), Term::Tuple(vec![constant("1"), constant("2")]));
+    assert_eq!(
+        value("{1: ?}"),
+        Term::Map(vec![(constant("1"), Term::Bind(0))])
+    );
+    assert_eq!(
+        value("{a: :b}"),
+        Term::Udt(vec![("a".into(), Term::Bind(0))])
+    );
+    assert_eq!(
+        value("{:a::b}"),
+        Term::Map(vec![(Term::Bind(0), Term::Bind(1))])
+    );
+    assert_eq!(
+        value("(1, 2)"),
+        Term::Tuple(vec![constant("1"), constant("2")])
+    );
     let hint = TypeName::Native(CqlType::Bigint);
-    assert_eq!(value("(bigint) 1"), Term::Hint(hint, Box::new(constant("1"))));
+    assert_eq!(
+        value("(bigint) 1"),
+        Term::Hint(hint, Box::new(constant("1")))
+    );
 }
 
 #[test]
 fn options_are_kept_as_text() {
     let text = "CREATE TABLE t (a int PRIMARY KEY) WITH cdc = {'enabled': true, 'ttl': 5} AND speculative_retry = ALWAYS \
                 AND comment = 'X' AND bloom_filter_fp_chance = 0.010";
-    let Statement::CreateTable(create) = parse(text).unwrap().statement else { panic!("no table") };
+    let Statement::CreateTable(create) = parse(text).unwrap().statement else {
+        panic!("no table")
+    };
     let text = |s: &str| PropertyValue::Text(s.into());
     let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
-    assert_eq!(create.properties, [
-        ("cdc".into(), PropertyValue::Map(vec![pair("enabled", "true"), pair("ttl", "5")])),
-        ("speculative_retry".into(), text("always")),
-        ("comment".into(), text("X")),
-        ("bloom_filter_fp_chance".into(), text("0.010")),
-    ]);
-    assert_eq!(create.primary_keys, [PrimaryKey { partition: vec!["a".into()], clustering: vec![] }]);
+    assert_eq!(
+        create.properties,
+        [
+            (
+                "cdc".into(),
+                PropertyValue::Map(vec![pair("enabled", "true"), pair("ttl", "5")])
+            ),
+            ("speculative_retry".into(), text("always")),
+            ("comment".into(), text("X")),
+            ("bloom_filter_fp_chance".into(), text("0.010")),
+        ]
+    );
+    assert_eq!(
+        create.primary_keys,
+        [PrimaryKey {
+            partition: vec!["a".into()],
+            clustering: vec![]
+        }]
+    );
 }
 
 #[test]
@@ -167,17 +241,30 @@ fn what_is_not_done_is_told_by_name() {
     for (text, what) in [
         ("CREATE INDEX ON t (a)", "CREATE INDEX"),
         ("CREATE CUSTOM INDEX i ON t (a) USING 'x'", "CREATE INDEX"),
-        ("CREATE MATERIALIZED VIEW v AS SELECT * FROM t WHERE a IS NOT NULL PRIMARY KEY (a)", "CREATE MATERIALIZED VIEW"),
-        ("CREATE OR REPLACE FUNCTION f() RETURNS NULL ON NULL INPUT", "CREATE FUNCTION"),
+        (
+            "CREATE MATERIALIZED VIEW v AS SELECT * FROM t WHERE a IS NOT NULL PRIMARY KEY (a)",
+            "CREATE MATERIALIZED VIEW",
+        ),
+        (
+            "CREATE OR REPLACE FUNCTION f() RETURNS NULL ON NULL INPUT",
+            "CREATE FUNCTION",
+        ),
         ("create role r with password = 'x'", "CREATE ROLE"),
         ("DROP SERVICE LEVEL x", "DROP SERVICE LEVEL"),
         ("GRANT ALL ON t TO r", "GRANT"),
         ("LIST ROLES", "LIST"),
         ("DESC KEYSPACES", "DESCRIBE"),
         ("INSERT INTO t JSON '{}'", "INSERT … JSON"),
-        ("BEGIN BATCH INSERT INTO t JSON ?; APPLY BATCH", "INSERT … JSON"),
+        (
+            "BEGIN BATCH INSERT INTO t JSON ?; APPLY BATCH",
+            "INSERT … JSON",
+        ),
     ] {
-        assert_eq!(parse(text).unwrap().statement, Statement::Unsupported { what: what.into() }, "{text}");
+        assert_eq!(
+            parse(text).unwrap().statement,
+            Statement::Unsupported { what: what.into() },
+            "{text}"
+        );
     }
 }
 
@@ -186,22 +273,67 @@ fn errors_read_as_scylladbs() {
     for (text, message) in [
         ("", "line 1:0 no viable alternative at input '<EOF>'"),
         ("FOO BAR", "line 1:0 no viable alternative at input 'FOO'"),
-        ("SELECT FROM t", "line 1:7 no viable alternative at input 'FROM'"),
-        ("SELECT a t", "line 1:9 mismatched input 't' expecting K_FROM"),
-        ("SELECT * FROM t\nWHERE a == 1", "line 2:9 no viable alternative at input '='"),
+        (
+            "SELECT FROM t",
+            "line 1:7 no viable alternative at input 'FROM'",
+        ),
+        (
+            "SELECT a t",
+            "line 1:9 mismatched input 't' expecting K_FROM",
+        ),
+        (
+            "SELECT * FROM t\nWHERE a == 1",
+            "line 2:9 no viable alternative at input '='",
+        ),
         ("SELECT * FROM t x", "line 1:16 missing EOF at 'x'"),
-        ("SELECT * FROM t; SELECT * FROM u", "line 1:17 missing EOF at 'SELECT'"),
-        ("INSERT INTO t (a VALUES (1)", "line 1:17 mismatched input 'VALUES' expecting ')'"),
-        ("INSERT INTO t (a) VALUES (b)", "line 1:27 no viable alternative at input ')'"),
-        ("UPDATE t SET a = b + 1 WHERE c = 1", "line 1:19 Only expressions of the form X = X +<value> are supported."),
-        ("CREATE TABLE t (a int) WITH x = 1 AND x = 2", "line 1:38 Multiple definition for property 'x'"),
-        ("CREATE TYPE date (a int)", "line 1:12 Invalid (reserved) user type name date"),
-        ("CREATE TABLE table (a int)", "line 1:13 no viable alternative at input 'table'"),
-        ("SELECT * FROM t WHERE a = 0xABC", "line 1:26 marshaling error: invalid hex string: odd number of digits"),
-        ("SELECT 'é' FROM ?", "line 1:16 Bind variables cannot be used for names"),
-        ("DELETE FROM t USING TTL 1 WHERE a = 1", "line 1:20 no viable alternative at input 'TTL'"),
-        ("DELETE FROM t", "line 1:13 mismatched input '<EOF>' expecting K_WHERE"),
-        ("BEGIN BATCH SELECT * FROM t APPLY BATCH", "line 1:12 no viable alternative at input 'SELECT'"),
+        (
+            "SELECT * FROM t; SELECT * FROM u",
+            "line 1:17 missing EOF at 'SELECT'",
+        ),
+        (
+            "INSERT INTO t (a VALUES (1)",
+            "line 1:17 mismatched input 'VALUES' expecting ')'",
+        ),
+        (
+            "INSERT INTO t (a) VALUES (b)",
+            "line 1:27 no viable alternative at input ')'",
+        ),
+        (
+            "UPDATE t SET a = b + 1 WHERE c = 1",
+            "line 1:19 Only expressions of the form X = X +<value> are supported.",
+        ),
+        (
+            "CREATE TABLE t (a int) WITH x = 1 AND x = 2",
+            "line 1:38 Multiple definition for property 'x'",
+        ),
+        (
+            "CREATE TYPE date (a int)",
+            "line 1:12 Invalid (reserved) user type name date",
+        ),
+        (
+            "CREATE TABLE table (a int)",
+            "line 1:13 no viable alternative at input 'table'",
+        ),
+        (
+            "SELECT * FROM t WHERE a = 0xABC",
+            "line 1:26 marshaling error: invalid hex string: odd number of digits",
+        ),
+        (
+            "SELECT 'é' FROM ?",
+            "line 1:16 Bind variables cannot be used for names",
+        ),
+        (
+            "DELETE FROM t USING TTL 1 WHERE a = 1",
+            "line 1:20 no viable alternative at input 'TTL'",
+        ),
+        (
+            "DELETE FROM t",
+            "line 1:13 mismatched input '<EOF>' expecting K_WHERE",
+        ),
+        (
+            "BEGIN BATCH SELECT * FROM t APPLY BATCH",
+            "line 1:12 no viable alternative at input 'SELECT'",
+        ),
     ] {
         assert_eq!(error(text), message, "{text}");
     }
@@ -209,14 +341,32 @@ fn errors_read_as_scylladbs() {
 
 #[test]
 fn nesting_is_bounded() {
-    for (open, close) in [("[", "]"), ("(", ")"), ("{", "}"), ("f(", ")"), ("(int)", "")] {
-        let text = |n: usize| format!("INSERT INTO t (a) VALUES ({}1{})", open.repeat(n), close.repeat(n));
+    for (open, close) in [
+        ("[", "]"),
+        ("(", ")"),
+        ("{", "}"),
+        ("f(", ")"),
+        ("(int)", ""),
+    ] {
+        let text = |n: usize| {
+            format!(
+                "INSERT INTO t (a) VALUES ({}1{})",
+                open.repeat(n),
+                close.repeat(n)
+            )
+        };
         assert!(parse(&text(MAX_NESTING - 1)).is_ok(), "{open}");
         assert!(error(&text(100_000)).contains("nested"), "{open}");
     }
     let ty = format!("{}int{}", "list<".repeat(100_000), ">".repeat(100_000));
     assert!(parse_type(&ty).unwrap_err().to_string().contains("nested"));
-    assert!(error(&format!("SELECT * FROM t WHERE {}a = 1", "(".repeat(100_000))).contains("nested"));
+    assert!(
+        error(&format!(
+            "SELECT * FROM t WHERE {}a = 1",
+            "(".repeat(100_000)
+        ))
+        .contains("nested")
+    );
     assert!(error(&format!("SELECT {}a FROM t", "f(".repeat(100_000))).contains("nested"));
 }
 
