@@ -27,7 +27,7 @@ mod tests;
 mod write;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -57,7 +57,7 @@ use self::{
     paging::PagingState,
     plan::{Condition, Context, ModifyPlan},
     select::Page,
-    storage::TableData,
+    storage::{RingKey, TableData},
     write::{ListSequence, Mutation},
 };
 use crate::types::CqlType;
@@ -530,13 +530,16 @@ impl Engine {
         };
         let mut sequence = ListSequence::default();
         let mut mutations: Vec<Mutation> = Vec::with_capacity(statements.len());
+        let mut places: HashMap<(Uuid, RingKey), usize> = HashMap::new();
         for (plan, context) in statements {
             let at = write::own_timestamp(plan, context)?.unwrap_or(timestamp);
             for mutation in write::mutations(plan, state.table(&plan.table), context, at, &mut sequence)? {
-                let same = |m: &&mut Mutation| m.key == mutation.key && m.table.id == mutation.table.id;
-                match mutations.iter_mut().find(same) {
-                    Some(earlier) => earlier.data.merge(mutation.data),
-                    None => mutations.push(mutation),
+                match places.entry((mutation.table.id, mutation.key.clone())) {
+                    Entry::Occupied(place) => mutations[*place.get()].data.merge(mutation.data),
+                    Entry::Vacant(place) => {
+                        place.insert(mutations.len());
+                        mutations.push(mutation);
+                    }
                 }
             }
         }
@@ -581,7 +584,7 @@ impl State {
         }
         for (log, rows) in logs {
             let components = [rows.stream];
-            let key = storage::RingKey::new(&log, &components);
+            let key = RingKey::new(&log, &components);
             self.data.entry(log.id).or_default().append(key, &components, rows.rows, now.div_euclid(1_000_000));
         }
         Ok(())

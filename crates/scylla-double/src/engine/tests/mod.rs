@@ -2,6 +2,7 @@
 
 mod cdc;
 mod cql;
+mod replay;
 mod schema;
 
 use bytes::Bytes;
