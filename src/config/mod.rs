@@ -1,5 +1,14 @@
 //! pipeline.toml: layers → raw → validated, every error with its place; then diff and watch.
 
+pub mod error;
+pub mod keys;
+mod raw;
 pub mod settings;
+mod validate;
+pub mod value;
 
+pub use error::{Invalid, Place, Problem, Reason};
+pub use keys::Class;
+pub use raw::Inputs;
 pub use settings::{LiveSettings, Settings};
+pub use validate::{CheckPlugin, CheckProperties, Checks, Effective, Loaded, load, parse};

@@ -196,6 +196,10 @@ pub struct Sink {
     pub brokers: Nodes,
     /// librdkafka properties of the producer.
     pub properties: BTreeMap<String, String>,
+    /// SASL user; `None`: no authentication.
+    pub username: Option<String>,
+    /// Never printed.
+    pub password: Option<Secret>,
     /// A batch not acknowledged in this time is a failed attempt.
     pub attempt_timeout: Duration,
     /// Topic for changes that no transform routed: `{pipeline}`, `{keyspace}`, `{table}` are filled in.
@@ -406,6 +410,8 @@ impl Settings {
             sink: Sink {
                 brokers: Nodes::Embedded,
                 properties: BTreeMap::new(),
+                username: None,
+                password: None,
                 attempt_timeout: 10 * second,
                 topic: "{keyspace}.{table}".into(),
                 topics: Topics {
