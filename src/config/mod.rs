@@ -3,6 +3,7 @@
 pub mod error;
 pub mod keys;
 mod raw;
+pub mod reload;
 pub mod settings;
 mod validate;
 pub mod value;

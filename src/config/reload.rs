@@ -1,0 +1,186 @@
+//! What changed between two configurations, and what became of each change.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use super::{Class, Effective, Loaded};
+
+/// Revisions that are remembered.
+const HISTORY: usize = 100;
+
+/// A key whose value differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Changed {
+    /// Dotted.
+    pub key: String,
+    /// Before; `null`: it was not set and had no default.
+    pub old: Option<String>,
+    /// After.
+    pub new: Option<String>,
+    /// What applying it takes.
+    pub class: Class,
+}
+
+/// Every key that differs, in order. A secret's value shows as `***` on both sides.
+pub fn diff(old: &[Effective], new: &[Effective]) -> Vec<Changed> {
+    let by_key = |list: &'_ [Effective]| -> BTreeMap<String, Effective> {
+        list.iter().map(|e| (e.key.clone(), e.clone())).collect()
+    };
+    let (old, new) = (by_key(old), by_key(new));
+    let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    keys.into_iter()
+        .filter_map(|key| {
+            let (before, after) = (old.get(key), new.get(key));
+            if before.map(|e| e.fingerprint) == after.map(|e| e.fingerprint) {
+                return None;
+            }
+            let class = match (before, after) {
+                (Some(before), Some(_)) => before.class,
+                // A transform that comes or goes brings its keys along.
+                (Some(one), None) | (None, Some(one)) if key.starts_with("transform.") => one.class.max(Class::Rebuild),
+                (Some(one), None) | (None, Some(one)) => one.class,
+                (None, None) => return None,
+            };
+            Some(Changed { key: key.clone(), old: before.map(|e| e.value.clone()), new: after.map(|e| e.value.clone()), class })
+        })
+        .collect()
+}
+
+/// What became of a look at the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// In force.
+    Applied,
+    /// Nothing that counts differs.
+    Unchanged,
+    /// Not valid; what ran goes on.
+    Rejected,
+    /// Valid, but it could not be put in force; what ran goes on.
+    Failed,
+}
+
+impl Verdict {
+    /// As metrics and logs name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Unchanged => "unchanged",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A look at the configuration that found a difference, or an error.
+#[derive(Clone, Debug, Serialize)]
+pub struct Revision {
+    /// RFC 3339.
+    pub at: String,
+    /// SHA-256 of all that it was read from, as far as it could be read.
+    pub hash: Option<String>,
+    /// What became of it.
+    pub outcome: Verdict,
+    /// The most that a changed key takes.
+    pub class: Option<Class>,
+    /// Key by key.
+    pub changed: Vec<Changed>,
+    /// The first error, in one line.
+    pub error: Option<String>,
+    /// From the first look to in force, in milliseconds.
+    pub took_ms: f64,
+}
+
+impl Revision {
+    /// Whether it is, or was, in force.
+    pub fn is_applied(&self) -> bool {
+        self.outcome == Verdict::Applied
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    revisions: VecDeque<Revision>,
+    counts: BTreeMap<Verdict, u64>,
+    complaint: Option<String>,
+    effective: Vec<Effective>,
+}
+
+/// What became of the configurations so far; a cheap handle.
+#[derive(Clone, Default)]
+pub struct ReloadHistory(Arc<Mutex<Inner>>);
+
+impl ReloadHistory {
+    /// With the configuration that the process started with.
+    pub fn new(first: &Loaded) -> Self {
+        let this = Self::default();
+        this.0.lock().effective.clone_from(&first.effective);
+        this
+    }
+
+    /// The newest last.
+    pub fn list(&self) -> Vec<Revision> {
+        self.0.lock().revisions.iter().cloned().collect()
+    }
+
+    /// The newest.
+    pub fn last(&self) -> Option<Revision> {
+        self.0.lock().revisions.back().cloned()
+    }
+
+    /// How often each verdict came.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        let inner = self.0.lock();
+        let all = [Verdict::Applied, Verdict::Unchanged, Verdict::Rejected, Verdict::Failed];
+        all.into_iter().map(|v| (v.name(), inner.counts.get(&v).copied().unwrap_or_default())).collect()
+    }
+
+    /// Why the newest configuration is not in force; `None` if it is.
+    pub fn complaint(&self) -> Option<String> {
+        self.0.lock().complaint.clone()
+    }
+
+    /// The values in force, with where each came from.
+    pub fn effective(&self) -> Vec<Effective> {
+        self.0.lock().effective.clone()
+    }
+
+    /// Nothing that counts differs from what is in force; a complaint about a version in between is over.
+    pub fn unchanged(&self) {
+        let mut inner = self.0.lock();
+        *inner.counts.entry(Verdict::Unchanged).or_default() += 1;
+        inner.complaint = None;
+    }
+
+    /// Notes what became of a difference. `now_in_force`: its values, if it was applied.
+    pub fn note(&self, revision: Revision, now_in_force: Option<&[Effective]>) {
+        let mut inner = self.0.lock();
+        *inner.counts.entry(revision.outcome).or_default() += 1;
+        inner.complaint = revision.error.clone();
+        if let Some(effective) = now_in_force {
+            inner.effective = effective.to_vec();
+        }
+        if inner.revisions.len() == HISTORY {
+            inner.revisions.pop_front();
+        }
+        inner.revisions.push_back(revision);
+    }
+}
+
+/// A revision that is being made.
+pub fn revision(outcome: Verdict, loaded: Option<&Loaded>, changed: Vec<Changed>, error: Option<String>, took: Duration) -> Revision {
+    let at = jiff::Timestamp::try_from(SystemTime::now()).map_or_else(|_| String::new(), |t| t.to_string());
+    Revision {
+        at,
+        hash: loaded.map(|l| l.hash.clone()),
+        outcome,
+        class: changed.iter().map(|c| c.class).max(),
+        changed,
+        error,
+        took_ms: (took.as_secs_f64() * 1e6).round() / 1e3,
+    }
+}
