@@ -80,7 +80,7 @@ fn within(used: u32, count: usize) -> Result<u32, CqlError> {
 fn list_key(at: Timestamp, number: u32) -> Bytes {
     /// Any node will do: there is one.
     const NODE: u64 = 0x0200_5343_594c;
-    let ticks = at * 10 + i64::from(number >> 14 & 7);
+    let ticks = at.wrapping_mul(10).wrapping_add(i64::from(number >> 14 & 7));
     let sequence = u64::from(number & 0x3fff ^ 0x80) | 0x8000;
     Bytes::copy_from_slice(timeuuid(ticks, sequence << 48 | NODE).as_bytes())
 }
@@ -269,7 +269,7 @@ impl Writer<'_> {
                 };
                 let value = before.and_then(|c| c.get(self.context.seconds())).and_then(|b| types::bigint(b));
                 // Concurrent increments all count, whatever their order.
-                let timestamp = before.map_or(self.timestamp, |c| self.timestamp.max(c.timestamp + 1));
+                let timestamp = before.map_or(self.timestamp, |c| self.timestamp.max(c.timestamp.saturating_add(1)));
                 let sum = value.unwrap_or(0).wrapping_add(delta);
                 AtomicCell::live(timestamp, Bytes::copy_from_slice(&sum.to_be_bytes()), Ttl::default())
             }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
@@ -13,6 +13,7 @@ use super::{
         error::CqlError,
         order,
         schema::{Column, Images, MultiKind, TableSchema},
+        types,
     },
     LogLayout, Operation,
     split::{Group, groups},
@@ -184,9 +185,10 @@ impl<'a> Builder<'a> {
         let mut position = Vec::with_capacity(24);
         order::put_timeuuid(&self.time, &mut position);
         order::put_int(number, &mut position);
-        let key_bytes = [self.time.clone(), Bytes::copy_from_slice(&number.to_be_bytes())];
+        let number = if number == 0 { Bytes::from_static(&[0; 4]) } else { Bytes::copy_from_slice(&number.to_be_bytes()) };
+        let key_bytes = [self.time.clone(), number];
         self.rows.row_mut(position.clone(), &key_bytes);
-        self.set(&position, source.layout.operation, Bytes::copy_from_slice(&(operation as i8).to_be_bytes()));
+        self.set(&position, source.layout.operation, operation.serialised());
         for (column, value) in source.layout.partition_key.iter().zip(source.key) {
             self.set(&position, *column, value.clone());
         }
@@ -215,15 +217,14 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn set_operation(&mut self, position: &[u8], operation: Operation) {
-        if operation == Operation::Insert {
-            let code = Bytes::copy_from_slice(&(operation as i8).to_be_bytes());
-            if let Some(row) = self.rows.rows.get_mut(position) {
-                let cell = CellData::Atomic(AtomicCell::live(self.at, code, self.ttl));
-                if let Ok(at) = row.cells.binary_search_by_key(&self.source.layout.operation, |(id, _)| *id) {
-                    row.cells[at].1 = cell;
-                }
-            }
+    /// Makes an update an insert, which only its marker tells.
+    fn set_insert(&mut self, position: &[u8]) {
+        let column = self.source.layout.operation;
+        if let Some(row) = self.rows.rows.get_mut(position)
+            && let Ok(at) = row.cells.binary_search_by_key(&column, |(id, _)| *id)
+        {
+            let code = Operation::Insert.serialised();
+            row.cells[at].1 = CellData::Atomic(AtomicCell::live(self.at, code, self.ttl));
         }
     }
 
@@ -283,7 +284,7 @@ impl<'a> Builder<'a> {
             state.rows.insert(at.to_vec(), known.unwrap_or(fresh));
         }
         if row.marker.is_some() {
-            self.set_operation(&position, Operation::Insert);
+            self.set_insert(&position);
         }
         self.set_ttl(&position, ttl);
     }
@@ -332,7 +333,7 @@ impl<'a> Builder<'a> {
                         }
                         let log = self.source.layout.data.get(id).and_then(|l| l.deleted_elements);
                         if let (Some(log), false) = (log, removed.is_empty()) {
-                            self.set(position, log, serialise_keys(removed.iter().map(|(_, k)| *k)));
+                            self.set(position, log, types::collection(removed.iter().map(|(_, k)| *k)));
                         }
                         if told {
                             self.set_value(position, column, serialise(kind, &added));
@@ -395,53 +396,17 @@ impl<'a> Builder<'a> {
 
 /// A multi-cell value as the log's column has it: a set; a map, also for a list (by timeuuid); a UDT.
 fn serialise(kind: MultiKind, cells: &BTreeMap<Vec<u8>, (Bytes, Bytes)>) -> Bytes {
-    let mut out = Vec::new();
     match kind {
-        MultiKind::Set => return serialise_keys(cells.values().map(|(key, _)| key)),
-        MultiKind::List | MultiKind::Map => {
-            out.put_i32(cells.len() as i32);
-            for (key, value) in cells.values() {
-                put_element(&mut out, key);
-                put_element(&mut out, value);
-            }
-        }
-        MultiKind::Udt { fields } => {
-            let mut values: Vec<Option<&Bytes>> = vec![None; fields];
-            for (key, value) in cells.values() {
-                let index = key.first_chunk::<2>().map_or(usize::MAX, |b| u16::from_be_bytes(*b).into());
-                if let Some(slot) = values.get_mut(index) {
-                    *slot = Some(value);
-                }
-            }
-            for value in values {
-                match value {
-                    Some(value) => put_element(&mut out, value),
-                    None => out.put_i32(-1),
-                }
-            }
-        }
+        MultiKind::Set => types::collection(cells.values().map(|(key, _)| key)),
+        MultiKind::List | MultiKind::Map => types::map(cells.values().map(|(key, value)| (key, value))),
+        MultiKind::Udt { fields } => types::udt(fields, cells.values().map(|(key, value)| (key, value))),
     }
-    out.into()
-}
-
-fn serialise_keys<'k>(keys: impl ExactSizeIterator<Item = &'k Bytes>) -> Bytes {
-    let mut out = Vec::new();
-    out.put_i32(keys.len() as i32);
-    for key in keys {
-        put_element(&mut out, key);
-    }
-    out.into()
-}
-
-fn put_element(out: &mut Vec<u8>, bytes: &Bytes) {
-    out.put_i32(bytes.len() as i32);
-    out.extend_from_slice(bytes);
 }
 
 /// A version 1 UUID of a time in µs since the epoch, unique by random low bytes
 /// (`UUID_gen::get_random_time_UUID_from_micros`).
 pub(crate) fn random_timeuuid(at: Timestamp) -> Uuid {
-    timeuuid(at * 10, rand::random::<u64>() & 0x3fff_ffff_ffff_ffff | 0x8000_0000_0000_0000)
+    timeuuid(at.wrapping_mul(10), rand::random::<u64>() & 0x3fff_ffff_ffff_ffff | 0x8000_0000_0000_0000)
 }
 
 /// A version 1 UUID from 100 ns steps since the Unix epoch and the low eight bytes.

@@ -9,6 +9,7 @@ pub(crate) mod streams;
 
 use std::collections::{BTreeMap, HashMap};
 
+use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
@@ -46,6 +47,15 @@ pub enum Operation {
     RangeEndExclusive = 8,
     /// The row after the change.
     Postimage = 9,
+}
+
+impl Operation {
+    /// As the log has it, a `tinyint`.
+    fn serialised(self) -> Bytes {
+        static CODES: [u8; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+        let at = self as usize;
+        Bytes::from_static(&CODES[at..=at])
+    }
 }
 
 /// The log's columns for one static or regular column of the base table.

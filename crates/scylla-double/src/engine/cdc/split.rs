@@ -107,7 +107,7 @@ impl Scan {
                 CellData::Atomic(cell) => self.visit(cell.timestamp, cell.ttl.seconds)?,
                 CellData::Multi(collection) => {
                     if collection.tombstone != NEVER {
-                        self.visit(collection.tombstone + 1, 0)?;
+                        self.visit(collection.tombstone.saturating_add(1), 0)?;
                     }
                     for element in collection.cells.values() {
                         // An INSERT cannot tell of single elements.
@@ -177,7 +177,7 @@ fn updates(row: &Row) -> BTreeMap<(Timestamp, i32), Update> {
             CellData::Multi(collection) => {
                 if collection.tombstone != NEVER {
                     // Made by `SET c = {…}` one microsecond before the elements, so told with them.
-                    updates.entry((collection.tombstone + 1, 0)).or_default().multi(*column).tombstone =
+                    updates.entry((collection.tombstone.saturating_add(1), 0)).or_default().multi(*column).tombstone =
                         collection.tombstone;
                 }
                 for (position, element) in &collection.cells {

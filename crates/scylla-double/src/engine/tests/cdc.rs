@@ -519,3 +519,59 @@ fn log_is_read_by_streams_and_times_in_pages() {
     }
     assert_eq!(sizes, [10, 10, 5]);
 }
+
+#[test]
+fn statements_of_cdc_readers_prepare() {
+    let engine = logged("{'enabled': true}");
+    let log = "FROM k.t_scylla_cdc_log WHERE \"cdc$stream_id\"";
+    for (statement, types) in [
+        // The `scylla-cdc` crate.
+        ("SELECT time FROM system_distributed.cdc_generation_timestamps WHERE key = 'timestamps';", ""),
+        (
+            "SELECT time FROM system_distributed.cdc_generation_timestamps WHERE key = 'timestamps' AND time <= ? \
+             ORDER BY time DESC LIMIT 1;",
+            "timestamp",
+        ),
+        (
+            "SELECT time FROM system_distributed.cdc_generation_timestamps WHERE key = 'timestamps' AND time > ? \
+             ORDER BY time ASC LIMIT 1;",
+            "timestamp",
+        ),
+        ("SELECT streams FROM system_distributed.cdc_streams_descriptions_v2 WHERE time = ?;", "timestamp"),
+        ("SELECT timestamp FROM system.cdc_timestamps WHERE keyspace_name = ? AND table_name = ?;", "text, text"),
+        (
+            "SELECT timestamp FROM system.cdc_timestamps WHERE keyspace_name = ? AND table_name = ? AND timestamp > ? \
+             ORDER BY timestamp ASC LIMIT 1;",
+            "text, text, timestamp",
+        ),
+        (
+            "SELECT stream_id FROM system.cdc_streams WHERE keyspace_name = ? AND table_name = ? AND timestamp = ? AND \
+             stream_state = ?;",
+            "text, text, timestamp, tinyint",
+        ),
+        (
+            &format!("SELECT * {log} in ? AND \"cdc$time\" >= minTimeuuid(?) AND \"cdc$time\" < minTimeuuid(?)  BYPASS CACHE"),
+            "frozen<list<blob>>, timestamp, timestamp",
+        ),
+        (
+            &format!("SELECT * {log} IN ? AND \"cdc$time\" >= ? AND \"cdc$time\" < minTimeuuid(?) BYPASS CACHE"),
+            "frozen<list<blob>>, timeuuid, timestamp",
+        ),
+        (&format!("SELECT \"cdc$operation\"{log} = ? AND (\"cdc$time\", \"cdc$batch_seq_no\") > (?, ?)"), "blob, timeuuid, int"),
+        ("SELECT * FROM k.t_scylla_cdc_log WHERE \"cdc$operation\" = 2 AND pk = 1 AND ck = 0 ALLOW FILTERING", ""),
+        ("SELECT * FROM t WHERE token(pk) > ? AND token(pk) <= ?", "bigint, bigint"),
+        ("UPDATE t USING TIMESTAMP ? AND TTL ? SET v = ?, m = m + ?, u.a = ? WHERE pk = ? AND ck IN ?", "bigint, int, int, map<int, int>, int, int, frozen<list<int>>"),
+        ("DELETE m[?], l[?] FROM t USING TIMESTAMP ? WHERE (pk) = (?) AND ck = ?", ""),
+    ] {
+        let prepared = match engine.prepare(statement, Some("k")) {
+            Ok(prepared) => prepared,
+            Err(e) if types.is_empty() && statement.starts_with("DELETE") => {
+                assert!(e.message.contains("Multi-column"), "{e}");
+                continue;
+            }
+            Err(e) => panic!("{statement}: {e}"),
+        };
+        let bound: Vec<String> = prepared.bind_variables().iter().map(|b| b.ty.to_string()).collect();
+        assert_eq!(bound.join(", "), types, "{statement}");
+    }
+}

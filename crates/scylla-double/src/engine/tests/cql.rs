@@ -267,6 +267,20 @@ fn pages_join_to_the_whole() {
 }
 
 #[test]
+fn extreme_timestamps_are_taken() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, v int, l list<int>)");
+    run(&engine, "CREATE TABLE c (pk int PRIMARY KEY, l list<int>) WITH cdc = {'enabled': true}");
+    for at in [i64::MIN + 1, -1, 0, i64::MAX] {
+        run(&engine, &format!("UPDATE t USING TIMESTAMP {at} SET v = 1, l = l + [1] WHERE pk = 1"));
+        run(&engine, &format!("UPDATE t USING TIMESTAMP {at} SET l = [1] WHERE pk = 1"));
+        run(&engine, &format!("DELETE l FROM t USING TIMESTAMP {at} WHERE pk = 1"));
+        assert!(refusal(&engine, &format!("DELETE l FROM c USING TIMESTAMP {at} WHERE pk = 1")).contains("cdc"));
+    }
+    assert!(refusal(&engine, &format!("DELETE FROM t USING TIMESTAMP {} WHERE pk = 1", i64::MIN)).contains("timestamp"));
+}
+
+#[test]
 fn keys_sort_by_their_type() {
     for (ty, ascending) in [
         ("int", &["-5", "0", "7"][..]),
@@ -290,5 +304,48 @@ fn keys_sort_by_their_type() {
         assert_eq!(select(&engine, "SELECT ck FROM t WHERE pk = 1"), ascending, "{ty}");
         let after = select(&engine, &format!("SELECT ck FROM t WHERE pk = 1 AND ck > {}", ascending[0]));
         assert_eq!(after, &ascending[1..], "{ty}");
+    }
+}
+
+#[test]
+fn malformed_values_are_refused_or_kept_but_never_panic() {
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+    let random = &mut StdRng::seed_from_u64(7);
+    let engine = with_keyspace();
+    run(&engine, "CREATE TYPE ut (a int, b text)");
+    let types = [
+        "int", "text", "timeuuid", "uuid", "decimal", "varint", "duration", "inet", "date", "boolean", "double",
+        "list<int>", "set<timeuuid>", "map<text, int>", "tuple<int, decimal>", "ut", "frozen<list<frozen<ut>>>",
+    ];
+    for (i, ty) in types.iter().enumerate() {
+        let keyed = if ["duration", "list<int>", "set<timeuuid>", "map<text, int>", "ut"].contains(ty) { "int" } else { *ty };
+        run(
+            &engine,
+            &format!("CREATE TABLE t{i} (pk int, ck {keyed}, v {ty}, PRIMARY KEY (pk, ck)) WITH cdc = {{'enabled': true, 'postimage': true}}"),
+        );
+        let insert = engine.prepare(&format!("INSERT INTO t{i} (pk, ck, v) VALUES (1, ?, ?)"), Some("k")).unwrap();
+        let read = engine.prepare(&format!("SELECT * FROM t{i} WHERE pk = 1 AND ck > ?"), Some("k")).unwrap();
+        for _ in 0..300 {
+            let mut bytes = || {
+                let length = random.random_range(0..24);
+                let mut bytes: Vec<u8> = (0..length).map(|_| random.random()).collect();
+                // Lengths and counts that nearly make sense.
+                for (at, byte) in bytes.iter_mut().enumerate() {
+                    if at % 4 != 3 && random.random_range(0..4) > 0 {
+                        *byte = 0;
+                    }
+                }
+                BoundValue::Bytes(bytes.into())
+            };
+            let (a, b, c) = (bytes(), bytes(), bytes());
+            let run = |prepared, values| engine.execute(prepared, &Params { values, ..params() });
+            drop(run(&insert, vec![a, b]));
+            drop(run(&read, vec![c]));
+        }
+        run(&engine, &format!("SELECT count(*) FROM t{i}_scylla_cdc_log"));
+    }
+    for length in 0..40 {
+        let paging_state = Some((0..length).map(|_| random.random::<u8>() % 3).collect::<Vec<u8>>().into());
+        drop(engine.query("SELECT * FROM t0", &Params { paging_state, page_size: Some(1), ..params() }));
     }
 }
