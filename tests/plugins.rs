@@ -423,6 +423,33 @@ fn tables_that_a_plugin_refuses_have_their_changes_refused() {
 }
 
 #[test]
+fn a_table_whose_opening_traps_costs_its_own_changes_only() {
+    let mut rig = rig(&[faulty("faults")]);
+    let (good, other, bad) = (
+        table(1, "good", &["id text primary", "fault text"]),
+        table(2, "other", &["id text primary", "fault text"]),
+        table(3, "trap", &["id text primary", "fault text"]),
+    );
+    for round in 0..2 {
+        let mut b = BatchBuilder::new(&[&good, &other, &bad]);
+        for (table, id) in [(&good, "0"), (&bad, "1"), (&other, "2"), (&good, "3")] {
+            b.insert(table, &[Cell::Set(id.as_bytes()), Cell::Null]);
+        }
+        let made = rig.chain.process(b.finish()).unwrap();
+        assert_eq!(values(&made), ["0", "2", "3"]);
+        assert_eq!(made.rejected.len(), 1);
+        let error = &made.rejected[0].error;
+        assert!(error.contains("asked to panic in open-table"), "{error}");
+        let faults = rig.chain.reports()[0].faults.len();
+        assert_eq!(
+            faults,
+            if round == 0 { 2 } else { 0 },
+            "it is not opened again and again"
+        );
+    }
+}
+
+#[test]
 fn images_go_with_their_change_and_are_nobodys_own() {
     let mut rig = rig(&[faulty("faults")]);
     let t = faults_table();

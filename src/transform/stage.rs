@@ -48,6 +48,8 @@ pub(super) struct Stage {
     /// `None` after a fault, until the next call.
     instance: Option<Instance>,
     records: Arc<TableSchema>,
+    /// Tables that no instance could open, and why: their changes are refused until the plugin is swapped.
+    refused: BTreeMap<u32, String>,
     pub(super) report: StageReport,
 }
 
@@ -69,6 +71,7 @@ impl Stage {
             on_error: OnError::DeadLetter,
             instance: Some(prepared.instance),
             records: records(),
+            refused: BTreeMap::new(),
             report: StageReport {
                 stage,
                 ..StageReport::default()
@@ -155,6 +158,9 @@ impl Stage {
     }
 
     fn open(&mut self, batch: &Batch, table: u32) -> Result<Interest, TransformError> {
+        if let Some(message) = self.refused.get(&table) {
+            return Ok(Interest::Refused(message.clone()));
+        }
         if let Some(known) = self.instance()?.interest(table) {
             return Ok(known.clone());
         }
@@ -168,24 +174,47 @@ impl Stage {
             )));
         };
         let limits = self.limits;
+        let mut last = String::new();
         // Twice: a deadline may be missed because the machine was busy.
         for _ in 0..2 {
             match self.instance()?.open_table(&schema, limits) {
-                Ok(()) => break,
+                Ok(interest) => return Ok(interest),
                 Err(fault) => {
                     tracing::warn!(stage = &*self.stage, %fault, "plugin failed to open a table");
-                    self.report.faults.push(format!("open-table: {fault}"));
+                    last = format!("open-table: {fault}");
+                    self.report.faults.push(last.clone());
                     self.instance = None;
                 }
             }
         }
-        let instance = self.instance()?;
-        if instance.interest(table).is_none() {
-            let reason = self.report.faults.last().cloned().unwrap_or_default();
-            self.instance()?.refuse_table(table, reason);
+        self.refused.insert(table, last.clone());
+        Ok(Interest::Refused(last))
+    }
+
+    /// Opens the tables of a part in the instance at hand, which may be a new one that knows none.
+    fn open_all(
+        &mut self,
+        batch: &Batch,
+        items: &[Item],
+        chunk: &[u32],
+    ) -> Result<Result<(), Fault>, TransformError> {
+        let mut tables: Vec<u32> = Vec::new();
+        for index in chunk {
+            let table = table_of(batch, &items[*index as usize]);
+            if !tables.contains(&table) {
+                tables.push(table);
+            }
         }
-        let interest = self.instance()?.interest(table).cloned();
-        Ok(interest.unwrap_or(Interest::All))
+        // A table that fails takes the instance with it, and what was opened in it.
+        loop {
+            let instance = self.instance()?;
+            let Some(table) = tables.iter().find(|t| instance.interest(**t).is_none()) else {
+                return Ok(Ok(()));
+            };
+            if let Interest::Refused(message) = self.open(batch, *table)? {
+                return Ok(Err(Fault::Error(message)));
+            }
+        }
     }
 
     /// Calls the plugin with all wanted items. When it fails, halves from the left until the one bad item is
@@ -268,17 +297,8 @@ impl Stage {
         chunk: &[u32],
         made: &mut Vec<(u32, Made)>,
     ) -> Result<Result<(), Fault>, TransformError> {
-        if self.instance.is_none() {
-            // A new guest knows no tables.
-            let tables: Vec<u32> = {
-                let tables = chunk.iter().map(|i| &items[*i as usize]);
-                let mut ids: Vec<_> = tables.map(|i| table_of(&draft.batch.source, i)).collect();
-                ids.dedup();
-                ids
-            };
-            for table in tables {
-                self.open(&draft.batch.source, table)?;
-            }
+        if let Err(refused) = self.open_all(&draft.batch.source, items, chunk)? {
+            return Ok(Err(refused));
         }
         let limits = self.limits;
         let instance = self.instance()?;

@@ -51,8 +51,10 @@ impl Guest for TestFaults {
     }
 
     fn open_table(table: Table) -> Result<Interest, String> {
-        if table.name == "ignored" {
-            return Ok(Interest::Ignore);
+        match table.name.as_str() {
+            "ignored" => return Ok(Interest::Ignore),
+            "trap" => panic!("asked to panic in open-table"),
+            _ => {}
         }
         let index = |name: &str| {
             let found = table.columns.iter().position(|c| c.name == name);

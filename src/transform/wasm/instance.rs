@@ -164,10 +164,14 @@ impl Instance {
         Some(interest)
     }
 
-    /// Opens a table unless it is open.
-    pub(crate) fn open_table(&mut self, table: &TableSchema, limits: Limits) -> Result<(), Fault> {
-        if self.interest(table.id).is_some() {
-            return Ok(());
+    /// Opens a table unless it is open. After a fault the instance must not be used again.
+    pub(crate) fn open_table(
+        &mut self,
+        table: &TableSchema,
+        limits: Limits,
+    ) -> Result<Interest, Fault> {
+        if let Some(known) = self.interest(table.id) {
+            return Ok(known.clone());
         }
         let column = |(name, cql_type, kind): (&str, &str, ColumnKind)| types::Column {
             name: name.to_owned(),
@@ -213,13 +217,8 @@ impl Instance {
             }
             Ok(Err(message)) => Interest::Refused(message),
         };
-        self.interests.push((table.id, interest));
-        Ok(())
-    }
-
-    /// Gives up on a table: its changes are refused with this message.
-    pub(crate) fn refuse_table(&mut self, table: u32, message: String) {
-        self.interests.push((table, Interest::Refused(message)));
+        self.interests.push((table.id, interest.clone()));
+        Ok(interest)
     }
 
     /// Processes an encoded batch. After any fault but [`Fault::Error`] the instance must not be used again.
