@@ -533,7 +533,13 @@ impl Engine {
         let mut places: HashMap<(Uuid, RingKey), usize> = HashMap::new();
         for (plan, context) in statements {
             let at = write::own_timestamp(plan, context)?.unwrap_or(timestamp);
-            for mutation in write::mutations(plan, state.table(&plan.table), context, at, &mut sequence)? {
+            let made = write::mutations(plan, state.table(&plan.table), context, at, &mut sequence)?;
+            if plan.table.counter {
+                // Each increment adds to the one before, also within a batch; counters have no log.
+                state.write(made, now)?;
+                continue;
+            }
+            for mutation in made {
                 match places.entry((mutation.table.id, mutation.key.clone())) {
                     Entry::Occupied(place) => mutations[*place.get()].data.merge(mutation.data),
                     Entry::Vacant(place) => {

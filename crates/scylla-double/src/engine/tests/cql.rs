@@ -178,6 +178,10 @@ fn counters_add_up() {
     run(&engine, "UPDATE c SET n = n + 5 WHERE pk = 1");
     run(&engine, "UPDATE c SET n = n - 2 WHERE pk = 1");
     assert_eq!(select(&engine, "SELECT n FROM c"), ["3"]);
+    let add = "UPDATE c SET n = n + 10 WHERE pk = 1";
+    run(&engine, &format!("BEGIN COUNTER BATCH {add}; {add}; APPLY BATCH"));
+    assert_eq!(select(&engine, "SELECT n FROM c"), ["23"]);
+    assert!(refusal(&engine, &format!("BEGIN BATCH {add}; APPLY BATCH")).contains("logged batch"));
     assert!(refusal(&engine, "INSERT INTO c (pk, n) VALUES (1, 1)").contains("counter"));
 }
 
