@@ -672,6 +672,16 @@ impl Lowering<'_> {
         let relations = self.relations(&table, &select.restrictions)?;
         let purpose = Purpose::Select { allow_filtering: select.allow_filtering };
         let restrictions = restrictions(&table, relations, purpose)?;
+        let kinds = |wanted: fn(ColumnKind) -> bool, of: &Selector| match of {
+            Selector::Column(at) => wanted(table.columns[*at].kind),
+            _ => false,
+        };
+        let only_static = select.selection.is_some()
+            && selectors.iter().any(|s| kinds(|k| k == ColumnKind::Static, s))
+            && selectors.iter().all(|s| kinds(|k| matches!(k, ColumnKind::Static | ColumnKind::PartitionKey), s));
+        if only_static && !restrictions.clustering.is_empty() {
+            return Err(CqlError::invalid("Cannot restrict clustering columns when selecting only static columns"));
+        }
         if select.distinct {
             refuse_distinct(&table, &selectors)?;
         }
@@ -921,6 +931,13 @@ fn require_rows(plan: &ModifyPlan) -> Result<(), CqlError> {
     let table = &plan.table;
     let points = plan.restrictions.points();
     let statics_only = plan.changes.iter().all(|(at, _)| table.columns[*at].kind == ColumnKind::Static);
+    let clustered = !plan.restrictions.clustering.is_empty();
+    if plan.kind != ModifyKind::Insert && statics_only && clustered && !plan.changes.is_empty() {
+        let verb = if plan.kind == ModifyKind::Update { "UPDATE" } else { "DELETE" };
+        return Err(CqlError::invalid(format!(
+            "Invalid restrictions on clustering columns since the {verb} statement modifies only static columns"
+        )));
+    }
     if points == table.clustering_key_len {
         return Ok(());
     }
