@@ -1,0 +1,250 @@
+//! Requests that run statements: from the message to the engine and back, past the faults.
+
+use std::{borrow::Cow, ops::ControlFlow};
+
+use super::{
+    Shared,
+    connection::Connection,
+    request::{BatchStatement, QueryParams, Request},
+    response::{self, Draft, ReplicaError},
+};
+use crate::{
+    engine::{BatchKind, BoundValue, CqlError, Outcome, Params, Prepared, SERVER_ERROR},
+    faults::{Action, Operation, Target},
+};
+
+/// `Continue` with an answer; `Break` with what is to be sent by half, or with nothing.
+pub(super) type Answer = ControlFlow<Option<Draft>, Draft>;
+
+/// The answer of a fault that does not run the statement.
+pub(super) fn failure(action: &Action, consistency: u16, table: &str) -> Draft {
+    let replica = |kind| response::replica_error(kind, consistency, table);
+    match action {
+        Action::Overloaded => response::error(0x1001, "request shed: the node is overloaded"),
+        Action::Unavailable => replica(ReplicaError::Unavailable),
+        Action::ReadTimeout => replica(ReplicaError::ReadTimeout),
+        Action::ReadFailure => replica(ReplicaError::ReadFailure),
+        Action::WriteTimeout => replica(ReplicaError::WriteTimeout),
+        Action::WriteFailure => replica(ReplicaError::WriteFailure),
+        Action::Error { code, message } => response::error(*code, message),
+        Action::ServerError(message) => response::error(SERVER_ERROR, message),
+        Action::Delay(_) | Action::BreakConnection | Action::Silence => response::error(
+            SERVER_ERROR,
+            "an injected fault that has no error of its own",
+        ),
+    }
+}
+
+impl Shared {
+    /// Runs a request and gives its answer.
+    pub(super) async fn run(&self, connection: &Connection, request: Request) -> Answer {
+        match request {
+            Request::Prepare(text) => {
+                let keyspace = connection.keyspace.lock().clone();
+                let prepared = self
+                    .prepared
+                    .prepare(&self.engine, &text, keyspace.as_deref());
+                let (id, prepared) = match prepared {
+                    Ok(prepared) => prepared,
+                    Err(e) => return Answer::Continue(response::cql_error(&e)),
+                };
+                let target = Target {
+                    operation: Operation::Prepare,
+                    table: prepared.table(),
+                };
+                self.faulty(&target, 1, || {
+                    response::prepared(
+                        &id,
+                        prepared.bind_variables(),
+                        prepared.primary_key_indexes(),
+                        prepared.result_columns(),
+                    )
+                })
+                .await
+            }
+            Request::Query { text, params } => {
+                let keyspace = connection.keyspace.lock().clone();
+                match self.engine.prepare(&text, keyspace.as_deref()) {
+                    Ok(prepared) => self.execute(connection, &prepared, params).await,
+                    Err(e) => Answer::Continue(response::cql_error(&e)),
+                }
+            }
+            Request::Execute { id, params } => match self.prepared.current(&self.engine, &id) {
+                Some(prepared) => self.execute(connection, &prepared, params).await,
+                None => Answer::Continue(response::unprepared(&id)),
+            },
+            Request::Batch {
+                kind,
+                statements,
+                params,
+            } => self.batch(connection, kind, statements, params).await,
+            other => Answer::Continue(response::error(
+                response::PROTOCOL_ERROR,
+                &format!(
+                    "Unexpected message {} during query processing",
+                    other.name()
+                ),
+            )),
+        }
+    }
+
+    async fn execute(
+        &self,
+        connection: &Connection,
+        prepared: &Prepared,
+        params: QueryParams,
+    ) -> Answer {
+        let target = Target {
+            operation: operation(prepared),
+            table: prepared.table(),
+        };
+        let (consistency, skip_metadata) = (params.consistency, params.skip_metadata);
+        let params = engine_params(connection, params);
+        self.faulty(&target, consistency, || {
+            answer(
+                connection,
+                self.engine.execute(prepared, &params),
+                skip_metadata.then_some(prepared),
+            )
+        })
+        .await
+    }
+
+    async fn batch(
+        &self,
+        connection: &Connection,
+        kind: BatchKind,
+        statements: Vec<(BatchStatement, Vec<BoundValue>)>,
+        params: QueryParams,
+    ) -> Answer {
+        let keyspace = connection.keyspace.lock().clone();
+        let mut prepared = Vec::with_capacity(statements.len());
+        for (statement, values) in statements {
+            let statement = match &statement {
+                BatchStatement::Text(text) => self.engine.prepare(text, keyspace.as_deref()),
+                BatchStatement::Prepared(id) => match self.prepared.current(&self.engine, id) {
+                    Some(prepared) => Ok(prepared),
+                    None => return Answer::Continue(response::unprepared(id)),
+                },
+            };
+            match statement {
+                Ok(statement) => prepared.push((statement, values)),
+                Err(e) => return Answer::Continue(response::cql_error(&e)),
+            }
+        }
+        let table = prepared
+            .first()
+            .and_then(|(statement, _)| statement.table());
+        let target = Target {
+            operation: Operation::Batch,
+            table,
+        };
+        let consistency = params.consistency;
+        let params = engine_params(connection, params);
+        self.faulty(&target, consistency, || {
+            answer(
+                connection,
+                self.engine.execute_batch(kind, &prepared, &params),
+                None,
+            )
+        })
+        .await
+    }
+
+    /// Answers with what `run` gives, unless a fault has another answer.
+    async fn faulty(
+        &self,
+        target: &Target<'_>,
+        consistency: u16,
+        run: impl FnOnce() -> Draft,
+    ) -> Answer {
+        let Some(action) = self.faults.hit(target) else {
+            return Answer::Continue(run());
+        };
+        match action {
+            Action::Delay(by) => {
+                tokio::time::sleep(by).await;
+                Answer::Continue(run())
+            }
+            Action::BreakConnection => Answer::Break(Some(run())),
+            Action::Silence => {
+                run();
+                Answer::Break(None)
+            }
+            action => {
+                if action == Action::WriteTimeout {
+                    run();
+                }
+                let table = target.table.map_or(Cow::Borrowed("the request"), |(k, t)| {
+                    Cow::Owned(format!("{k}.{t}"))
+                });
+                Answer::Continue(failure(&action, consistency, &table))
+            }
+        }
+    }
+}
+
+fn engine_params(connection: &Connection, params: QueryParams) -> Params {
+    Params {
+        values: params.values,
+        names: params.names,
+        keyspace: connection.keyspace.lock().clone(),
+        default_timestamp: params.timestamp,
+        consistency: params.consistency,
+        serial_consistency: params.serial_consistency,
+        page_size: params.page_size,
+        paging_state: params.paging_state,
+        now: None,
+    }
+}
+
+/// The engine's outcome as a response; without the columns of rows when `known` says the client has
+/// them, and has them right.
+fn answer(
+    connection: &Connection,
+    outcome: Result<Outcome, CqlError>,
+    known: Option<&Prepared>,
+) -> Draft {
+    match outcome {
+        Err(e) => response::cql_error(&e),
+        Ok(Outcome::Void) => response::void(),
+        Ok(Outcome::Rows {
+            columns,
+            rows,
+            paging_state,
+        }) => {
+            let skip = known.is_some_and(|prepared| prepared.result_columns() == columns);
+            response::rows(&columns, &rows, paging_state.as_deref(), skip)
+        }
+        Ok(Outcome::SetKeyspace(keyspace)) => {
+            let draft = response::set_keyspace(&keyspace);
+            *connection.keyspace.lock() = Some(keyspace);
+            draft
+        }
+        Ok(Outcome::SchemaChange(change)) => response::schema_change(&change),
+    }
+}
+
+/// What a statement does, by its first word where the engine does not tell.
+fn operation(prepared: &Prepared) -> Operation {
+    if prepared.is_read() {
+        return Operation::Select;
+    }
+    let word = prepared
+        .text()
+        .split_whitespace()
+        .next()
+        .unwrap_or_default();
+    let is = |name: &str| word.eq_ignore_ascii_case(name);
+    if is("INSERT") {
+        Operation::Insert
+    } else if is("DELETE") || is("TRUNCATE") {
+        Operation::Delete
+    } else if is("BEGIN") {
+        Operation::Batch
+    } else if prepared.is_modification() {
+        Operation::Update
+    } else {
+        Operation::Schema
+    }
+}
