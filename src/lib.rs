@@ -6,4 +6,5 @@ pub mod config;
 pub mod dead_letter;
 pub mod policy;
 pub mod sink;
+pub mod source;
 pub mod transform;

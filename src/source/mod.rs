@@ -1,0 +1,126 @@
+//! Where changes come from.
+//!
+//! The traits are the seam: the coordinator and its tests know these, and only [`scylla`] knows a driver.
+//! A snapshot reader or an eager tail would be another [`Source`].
+
+pub mod scylla;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::future::BoxFuture;
+
+use crate::change::{Batch, Progress};
+use crate::checkpoint::Checkpoints;
+
+pub use scylla::{ScyllaSource, SourceError};
+
+/// A connected source, shared by the shards.
+pub trait Source: Send + Sync {
+    /// Starts (or, after a rewind, restarts) the lane of a shard behind its checkpoints. No I/O happens here.
+    fn open_shard(
+        self: Arc<Self>,
+        shard: u32,
+        shards: u32,
+        epoch: u64,
+        checkpoints: Checkpoints,
+    ) -> Box<dyn ShardReader>;
+
+    /// Says that a batch with this progress is done: acknowledged, dead-lettered or dropped.
+    ///
+    /// Must be called for every batch of every shard: a new stream generation is opened only when the
+    /// old one is done in all shards of the process, else a key whose stream moved to another shard could
+    /// be overtaken by its own later changes.
+    fn acknowledged(&self, shard: u32, progress: &[Progress]);
+
+    /// This process no longer owns the shard; nobody waits for it any more.
+    fn release_shard(&self, shard: u32);
+
+    /// What health, metrics and the admin interface show.
+    fn status(&self) -> SourceStatus;
+
+    /// Rises with every page read and every row handed on: health looks whether it moved.
+    fn progress(&self) -> u64;
+}
+
+/// Reads one shard, in order.
+pub trait ShardReader: Send {
+    /// Waits for the next batch: rows, or progress alone. Cancel-safe: a dropped call loses nothing.
+    ///
+    /// Failures are retried inside, by the stage's policies and for each stream group by itself. What comes
+    /// out is fatal, or has used up `max_attempts`; the reader may be called again after it.
+    fn next(&mut self) -> BoxFuture<'_, Result<Batch, SourceError>>;
+}
+
+/// What a source did and how far it is.
+#[derive(Clone, Debug, Default)]
+pub struct SourceStatus {
+    /// Rows handed on since the start.
+    pub rows: u64,
+    /// Bytes of these rows in the plugins' encoding.
+    pub bytes: u64,
+    /// Rows that could not be decoded.
+    pub undecodable: u64,
+    /// Pages read.
+    pub pages: u64,
+    /// Windows read to their end.
+    pub windows: u64,
+    /// Reads that failed, each attempt counted.
+    pub failed_reads: u64,
+    /// Open shards, by number.
+    pub shards: Vec<ShardStatus>,
+    /// The tables that are read.
+    pub tables: Vec<TableStatus>,
+    /// The last failure and when it was; stays after recovery.
+    pub last_error: Option<(SystemTime, String)>,
+}
+
+impl SourceStatus {
+    /// The least share (0 to 1) of a change log's TTL that is left before unread changes expire; `None`
+    /// when no log expires.
+    pub fn retention_headroom(&self) -> Option<f64> {
+        let lag = self.shards.iter().map(|s| s.lag).max()?.as_secs_f64();
+        self.tables
+            .iter()
+            .filter_map(|t| t.cdc_ttl)
+            .map(|ttl| (1.0 - lag / ttl.as_secs_f64()).clamp(0.0, 1.0))
+            .min_by(f64::total_cmp)
+    }
+}
+
+/// One shard's reading.
+#[derive(Clone, Debug, Default)]
+pub struct ShardStatus {
+    /// Its number.
+    pub shard: u32,
+    /// Now minus the time up to which all of its groups are read (reading waits for what comes after it,
+    /// so at most `pipeline.max_in_flight` changes more are unacknowledged).
+    pub lag: Duration,
+    /// Reads longer spans than its poll interval because it is behind.
+    pub catching_up: bool,
+    /// Stream groups that it reads now.
+    pub groups: usize,
+    /// Rows handed on.
+    pub rows: u64,
+    /// Reads allowed at once by its congestion control.
+    pub concurrency: u32,
+    /// Waits for other shards to finish the old stream generation.
+    pub waiting_for_generation: bool,
+}
+
+/// One table's log.
+#[derive(Clone, Debug, Default)]
+pub struct TableStatus {
+    /// `keyspace.table`.
+    pub table: String,
+    /// How long a change stays in the log; `None`: for ever, or unknown.
+    pub cdc_ttl: Option<Duration>,
+    /// Lays out its streams by tablets, not vnodes.
+    pub tablets: bool,
+    /// The oldest stream generation that a shard still reads, ms since the Unix epoch.
+    pub generation_ms: Option<i64>,
+    /// Generations known.
+    pub generations: usize,
+    /// Versions of its schema seen since the start.
+    pub schema_versions: usize,
+}

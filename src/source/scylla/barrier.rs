@@ -1,0 +1,211 @@
+//! Keeps the shards of a process together at the end of a stream generation.
+//!
+//! A new generation spreads the keys anew over the streams, so over the shards: were one shard in the new
+//! generation while another still has changes of the old one under way, a key's later change could overtake
+//! an earlier one. So a generation is left only when every shard has read it out and all of it is
+//! acknowledged.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::generations::Generation;
+use crate::change::{GroupKey, Progress};
+
+/// One table in one shard.
+#[derive(Debug)]
+struct Lane {
+    /// `Generation::MIN` until it is known where the lane goes on.
+    generation: Generation,
+    /// All of the generation is handed on.
+    read_out: bool,
+    /// What of it is still to be acknowledged: group → the end of its reading.
+    outstanding: HashMap<GroupKey, i64>,
+}
+
+impl Lane {
+    fn is_done(&self) -> bool {
+        self.read_out && self.outstanding.is_empty()
+    }
+}
+
+/// The lanes of all open shards.
+#[derive(Debug)]
+pub(super) struct Barrier {
+    lanes: Mutex<HashMap<(Arc<str>, u32), Lane>>,
+    changed: watch::Sender<()>,
+}
+
+impl Barrier {
+    pub(super) fn new() -> Self {
+        Self {
+            lanes: Mutex::default(),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    /// A shard starts, or starts again: nothing is known of its lanes.
+    pub(super) fn open<'a>(&self, shard: u32, tables: impl Iterator<Item = &'a Arc<str>>) {
+        let mut lanes = self.lanes.lock();
+        lanes.retain(|(_, s), _| *s != shard);
+        for table in tables {
+            let lane = Lane {
+                generation: Generation::MIN,
+                read_out: false,
+                outstanding: HashMap::new(),
+            };
+            lanes.insert((table.clone(), shard), lane);
+        }
+    }
+
+    /// The shard is no longer ours.
+    pub(super) fn release(&self, shard: u32) {
+        self.lanes.lock().retain(|(_, s), _| *s != shard);
+        self.changed.send_replace(());
+    }
+
+    /// A lane reads this generation from now on.
+    pub(super) fn enter(&self, table: &Arc<str>, shard: u32, generation: Generation) {
+        self.with(table, shard, |lane| {
+            lane.generation = generation;
+            lane.read_out = false;
+            lane.outstanding.clear();
+        });
+    }
+
+    /// All of the generation is handed on; these groups are to be acknowledged up to these times.
+    pub(super) fn read_out(
+        &self,
+        table: &Arc<str>,
+        shard: u32,
+        outstanding: HashMap<GroupKey, i64>,
+    ) {
+        self.with(table, shard, |lane| {
+            lane.read_out = true;
+            lane.outstanding = outstanding;
+        });
+    }
+
+    /// A batch of the shard is done.
+    pub(super) fn acknowledged(&self, shard: u32, progress: &[Progress]) {
+        let mut emptied = false;
+        for ((_, s), lane) in self.lanes.lock().iter_mut() {
+            if *s != shard || lane.outstanding.is_empty() {
+                continue;
+            }
+            for p in progress {
+                let end = lane.outstanding.get(&p.group);
+                if end.is_some_and(|end| p.complete_until_us.is_some_and(|until| until >= *end)) {
+                    lane.outstanding.remove(&p.group);
+                }
+            }
+            emptied |= lane.outstanding.is_empty();
+        }
+        if emptied {
+            self.changed.send_replace(());
+        }
+    }
+
+    /// Whether the lane may go on to the next generation.
+    pub(super) fn may_leave(&self, table: &Arc<str>, shard: u32) -> bool {
+        let lanes = self.lanes.lock();
+        let Some(own) = lanes.get(&(table.clone(), shard)) else {
+            return false;
+        };
+        let generation = own.generation;
+        lanes
+            .iter()
+            .filter(|((t, _), _)| t == table)
+            .all(|(_, l)| l.generation > generation || (l.generation == generation && l.is_done()))
+    }
+
+    /// Tells when [`Self::may_leave`] may have changed.
+    pub(super) fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// The oldest generation in which a lane of the table is.
+    pub(super) fn oldest(&self, table: &Arc<str>) -> Option<Generation> {
+        let lanes = self.lanes.lock();
+        let of_table = lanes.iter().filter(|((t, _), _)| t == table);
+        of_table
+            .map(|(_, l)| l.generation)
+            .min()
+            .filter(|&g| g != Generation::MIN)
+    }
+
+    fn with(&self, table: &Arc<str>, shard: u32, change: impl FnOnce(&mut Lane)) {
+        if let Some(lane) = self.lanes.lock().get_mut(&(table.clone(), shard)) {
+            change(lane);
+        }
+        self.changed.send_replace(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> GroupKey {
+        GroupKey(name.into())
+    }
+
+    fn done(name: &str, until: i64) -> Progress {
+        Progress {
+            group: key(name),
+            complete_until_us: Some(until),
+            streams: Vec::new(),
+            finished: false,
+        }
+    }
+
+    #[test]
+    fn a_generation_is_left_once_all_shards_are_acknowledged() {
+        let table: Arc<str> = "ks.t".into();
+        let barrier = Barrier::new();
+        for shard in 0..2 {
+            barrier.open(shard, [&table].into_iter());
+        }
+        barrier.enter(&table, 0, 10);
+        barrier.read_out(&table, 0, HashMap::from([(key("a"), 500)]));
+        assert!(
+            !barrier.may_leave(&table, 0),
+            "its own last batch is under way"
+        );
+        barrier.acknowledged(0, &[done("a", 499)]);
+        barrier.acknowledged(1, &[done("a", 500)]);
+        assert!(
+            !barrier.may_leave(&table, 0),
+            "neither is the acknowledgement meant"
+        );
+        barrier.acknowledged(0, &[done("a", 500)]);
+        assert!(
+            !barrier.may_leave(&table, 0),
+            "it is not known where shard 1 is"
+        );
+        barrier.enter(&table, 1, 10);
+        barrier.read_out(&table, 1, HashMap::new());
+        assert!(barrier.may_leave(&table, 0) && barrier.may_leave(&table, 1));
+        barrier.enter(&table, 0, 20);
+        assert!(barrier.may_leave(&table, 1), "who is ahead holds nobody up");
+        barrier.read_out(&table, 0, HashMap::new());
+        assert!(!barrier.may_leave(&table, 0));
+        barrier.release(1);
+        assert!(barrier.may_leave(&table, 0));
+    }
+
+    #[test]
+    fn a_shard_that_is_rewound_holds_the_others_until_it_is_back() {
+        let table: Arc<str> = "ks.t".into();
+        let barrier = Barrier::new();
+        for shard in 0..2 {
+            barrier.open(shard, [&table].into_iter());
+            barrier.enter(&table, shard, 10);
+            barrier.read_out(&table, shard, HashMap::new());
+        }
+        barrier.open(1, [&table].into_iter());
+        assert!(!barrier.may_leave(&table, 0));
+    }
+}

@@ -1,0 +1,182 @@
+//! Which stream generation to read, and where to start in it.
+//!
+//! A topology change gives the log new streams from a point in time on. Generations are read strictly in
+//! order, each to its end. What is finished needs no marker of its own: a group of a generation is finished
+//! when its checkpoint reaches the next generation's start, and the checkpoints of an old generation are
+//! forgotten only after those of the next one exist. So the oldest generation with an unfinished checkpoint,
+//! or else the newest with any, is where a process goes on.
+//! <https://docs.scylladb.com/manual/stable/features/cdc/cdc-stream-generations.html>
+
+use crate::change::{GroupKey, StreamId};
+use crate::checkpoint::{Checkpoints, GroupCheckpoint};
+
+/// A generation is known by its start, in ms since the Unix epoch, as ScyllaDB's tables have it.
+pub(super) type Generation = i64;
+
+/// The µs since the Unix epoch at which it starts.
+pub(super) fn start_us(generation: Generation) -> i64 {
+    generation.saturating_mul(1000)
+}
+
+/// The key of a stream group. `first` names it: groups of a generation share no stream.
+pub(super) fn group_key(table: &str, generation: Generation, first: &StreamId) -> GroupKey {
+    GroupKey(format!("{table}/{generation}/{first}").into())
+}
+
+/// Stands for a shard without a stream in this generation, so that its place among the generations is kept
+/// as well: it has a checkpoint, and nothing to read.
+pub(super) fn vacant_key(table: &str, generation: Generation, shard: u32) -> GroupKey {
+    GroupKey(format!("{table}/{generation}/shard-{shard}").into())
+}
+
+/// The generation of a key of this table.
+fn generation_of(key: &GroupKey, table: &str) -> Option<Generation> {
+    let rest = key.0.strip_prefix(table)?.strip_prefix('/')?;
+    rest.split_once('/')?.0.parse().ok()
+}
+
+/// The first generation after this one.
+pub(super) fn next(known: &[Generation], after: Generation) -> Option<Generation> {
+    known.iter().copied().filter(|&g| g > after).min()
+}
+
+/// Where a shard goes on with a table.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Start {
+    pub(super) generation: Generation,
+    /// Groups of it without a checkpoint start here, in µs since the Unix epoch.
+    pub(super) from_us: i64,
+    /// Checkpoints of older generations, all finished: to be forgotten.
+    pub(super) old: Vec<GroupKey>,
+}
+
+/// Chooses where to start. `bound_us` counts where the table has no checkpoint: changes before it are not
+/// wanted, or no longer in the log. `None`: there is no generation yet.
+pub(super) fn start(
+    known: &[Generation],
+    table: &str,
+    checkpoints: &Checkpoints,
+    bound_us: i64,
+) -> Option<Start> {
+    let own: Vec<(Generation, &GroupKey, &GroupCheckpoint)> = checkpoints
+        .iter()
+        .filter_map(|(key, c)| Some((generation_of(key, table)?, key, c)))
+        .collect();
+    let unfinished = own
+        .iter()
+        .filter(|(g, _, c)| next(known, *g).is_none_or(|n| c.complete_until_us < start_us(n)))
+        .map(|(g, ..)| *g)
+        .min();
+    let resumed = unfinished.or_else(|| own.iter().map(|(g, ..)| *g).max());
+    let generation = match resumed {
+        Some(g) if known.contains(&g) => g,
+        // ScyllaDB forgets generations whose changes have all expired.
+        Some(g) => next(known, g)?,
+        None => {
+            let before = known
+                .iter()
+                .copied()
+                .filter(|&g| start_us(g) <= bound_us)
+                .max();
+            before.or_else(|| known.iter().copied().min())?
+        }
+    };
+    // A generation's groups start together. One without a checkpoint beside others that have one was cut
+    // off in their first commit, so the others have not moved since.
+    let together = own
+        .iter()
+        .filter(|(g, ..)| *g == generation)
+        .map(|(_, _, c)| c.complete_until_us)
+        .min();
+    let from_us = match (together, resumed) {
+        (Some(us), _) => us,
+        (None, Some(_)) => start_us(generation),
+        (None, None) => bound_us,
+    };
+    Some(Start {
+        generation,
+        from_us: from_us.max(start_us(generation)),
+        old: own
+            .iter()
+            .filter(|(g, ..)| *g < generation)
+            .map(|(_, key, _)| (*key).clone())
+            .collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "ks.t";
+
+    fn checkpoints(of: &[(Generation, u8, i64)]) -> Checkpoints {
+        of.iter()
+            .map(|&(g, stream, complete_until_us)| {
+                let checkpoint = GroupCheckpoint {
+                    complete_until_us,
+                    ..Default::default()
+                };
+                (group_key(TABLE, g, &StreamId([stream; 16])), checkpoint)
+            })
+            .collect()
+    }
+
+    fn at(
+        known: &[Generation],
+        of: &[(Generation, u8, i64)],
+        bound_us: i64,
+    ) -> Option<(i64, i64, usize)> {
+        start(known, TABLE, &checkpoints(of), bound_us)
+            .map(|s| (s.generation, s.from_us, s.old.len()))
+    }
+
+    #[test]
+    fn without_checkpoints_the_bound_chooses_the_generation() {
+        let known = [10, 20, 30];
+        assert_eq!(at(&known, &[], i64::MIN), Some((10, 10_000, 0)));
+        assert_eq!(at(&known, &[], 20_000), Some((20, 20_000, 0)));
+        assert_eq!(at(&known, &[], 25_500), Some((20, 25_500, 0)));
+        assert_eq!(at(&known, &[], 99_000), Some((30, 99_000, 0)));
+        assert_eq!(at(&[], &[], 0), None);
+    }
+
+    #[test]
+    fn the_oldest_generation_with_an_unfinished_group_goes_first() {
+        let known = [10, 20, 30];
+        let of = [
+            (10, 1, 20_000),
+            (20, 2, 29_999),
+            (20, 3, 30_000),
+            (30, 4, 31_000),
+        ];
+        assert_eq!(at(&known, &of, 0), Some((20, 29_999, 1)));
+    }
+
+    #[test]
+    fn after_a_finished_generation_it_stays_there_until_the_next_has_checkpoints() {
+        let known = [10, 20];
+        assert_eq!(
+            at(&known, &[(10, 1, 20_500), (10, 2, 20_000)], 0),
+            Some((10, 20_000, 0))
+        );
+        assert_eq!(
+            at(&known, &[(10, 1, 20_500), (20, 2, 20_000)], 0),
+            Some((20, 20_000, 1))
+        );
+    }
+
+    #[test]
+    fn a_forgotten_generation_is_followed_by_the_next_known_one() {
+        assert_eq!(at(&[30, 40], &[(10, 1, 12_000)], 0), Some((30, 30_000, 1)));
+        assert_eq!(at(&[5], &[(10, 1, 12_000)], 0), None);
+    }
+
+    #[test]
+    fn another_table_is_no_business_of_ours() {
+        let mut of = checkpoints(&[(10, 1, 12_000)]);
+        let foreign = GroupKey("ks.t2/20/00".into());
+        of.insert(foreign, GroupCheckpoint::default());
+        assert_eq!(start(&[10, 20], TABLE, &of, 0).unwrap().generation, 10);
+    }
+}

@@ -1,0 +1,301 @@
+//! One table's change log: its statement, its versions, one page of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use scylla::client::session::Session;
+use scylla::deserialize::row::ColumnIterator;
+use scylla::errors::ExecutionError;
+use scylla::frame::response::result::ColumnType;
+use scylla::response::query_result::QueryRowsResult;
+use scylla::response::{PagingState, PagingStateResponse};
+use scylla::statement::prepared::PreparedStatement;
+use scylla::value::CqlTimeuuid;
+use uuid::Uuid;
+
+use super::error::SourceError;
+use super::pace::Span;
+use super::schema::{self, Version};
+use crate::change::StreamId;
+use crate::config::settings;
+
+/// Versions kept for comparison. Pages of an older schema only come from nodes that have not heard of the
+/// new one, so a few are enough.
+const VERSIONS: usize = 8;
+
+/// A base table and its log.
+pub(super) struct LogTable {
+    pub(super) keyspace: String,
+    pub(super) name: String,
+    /// `keyspace.name`
+    pub(super) full: Arc<str>,
+    pub(super) tablets: bool,
+    /// When it was read, and the log's TTL; `None` inside: changes do not expire.
+    pub(super) ttl: Mutex<Option<(Instant, Option<Duration>)>>,
+    /// When they were asked for (wall time, µs), and the generations known, oldest first.
+    pub(super) generations: tokio::sync::Mutex<Option<Generations>>,
+    prepared: Mutex<Option<PreparedStatement>>,
+    versions: Mutex<Vec<Arc<Version>>>,
+    versions_seen: std::sync::atomic::AtomicUsize,
+    /// One refresh of the schema at a time.
+    refresh: tokio::sync::Mutex<()>,
+}
+
+/// What was known of the generations at some time.
+#[derive(Clone, Debug)]
+pub(super) struct Generations {
+    /// A generation that starts before this time (µs since the Unix epoch) is in the list: ScyllaDB
+    /// announces them ahead.
+    pub(super) as_of_us: i64,
+    pub(super) at: Instant,
+    /// ms since the Unix epoch, ascending.
+    pub(super) list: Arc<[i64]>,
+}
+
+/// One page, still in the bytes that came from the wire.
+pub(super) struct Page {
+    pub(super) rows: QueryRowsResult,
+    pub(super) version: Arc<Version>,
+    /// `None`: the window is read to its end.
+    pub(super) next: Option<PagingState>,
+}
+
+/// What to read.
+#[derive(Clone)]
+pub(super) struct Read {
+    pub(super) streams: Arc<[StreamId]>,
+    /// µs since the Unix epoch, inclusive.
+    pub(super) from_us: i64,
+    /// Exclusive.
+    pub(super) to_us: i64,
+    pub(super) paging: PagingState,
+    pub(super) span: Span,
+}
+
+/// The smallest timeuuid of this time, as ScyllaDB orders them: the low bytes count as signed.
+pub(super) fn min_timeuuid(us: i64) -> Uuid {
+    const UUID_EPOCH_TICKS: i64 = 0x01b2_1dd2_1381_4000;
+    let ticks = us
+        .saturating_mul(10)
+        .saturating_add(UUID_EPOCH_TICKS)
+        .max(0) as u64;
+    Uuid::from_fields(
+        ticks as u32,
+        (ticks >> 32) as u16,
+        ((ticks >> 48) as u16 & 0x0fff) | 0x1000,
+        &[0x80; 8],
+    )
+}
+
+/// A name in double quotes.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+impl LogTable {
+    pub(super) fn new(keyspace: &str, name: &str, tablets: bool) -> Self {
+        Self {
+            keyspace: keyspace.to_owned(),
+            name: name.to_owned(),
+            full: format!("{keyspace}.{name}").into(),
+            tablets,
+            ttl: Mutex::default(),
+            generations: tokio::sync::Mutex::default(),
+            prepared: Mutex::default(),
+            versions: Mutex::default(),
+            versions_seen: Default::default(),
+            refresh: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The TTL of its changes, as far as known.
+    pub(super) fn known_ttl(&self) -> Option<Duration> {
+        self.ttl.lock().and_then(|(_, ttl)| ttl)
+    }
+
+    pub(super) fn versions_seen(&self) -> usize {
+        self.versions_seen
+            .load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// The next attempt prepares the statement anew.
+    pub(super) fn forget_statement(&self) {
+        *self.prepared.lock() = None;
+    }
+
+    async fn statement(&self, session: &Session) -> Result<PreparedStatement, SourceError> {
+        if let Some(statement) = self.prepared.lock().clone() {
+            return Ok(statement);
+        }
+        let log = format!(
+            "{}.{}",
+            quoted(&self.keyspace),
+            quoted(&format!("{}_scylla_cdc_log", self.name))
+        );
+        let text = format!(
+            "SELECT * FROM {log} WHERE \"cdc$stream_id\" IN ? \
+             AND \"cdc$time\" >= ? AND \"cdc$time\" < ? BYPASS CACHE"
+        );
+        let mut statement = session
+            .prepare(text)
+            .await
+            .map_err(|source| SourceError::Prepare {
+                what: "cannot prepare the log read",
+                source: Box::new(source),
+            })?;
+        statement.set_is_idempotent(true);
+        *self.prepared.lock() = Some(statement.clone());
+        Ok(statement)
+    }
+
+    /// Reads one page: one attempt.
+    pub(super) async fn read(
+        &self,
+        session: &Session,
+        source: &settings::Source,
+        read: Read,
+    ) -> Result<Page, SourceError> {
+        const WHAT: &str = "cannot read the log";
+        let attempt = async {
+            let mut statement = self.statement(session).await?;
+            statement.set_request_timeout(Some(source.read_timeout));
+            statement.set_page_size(read.span.page_size(source.page_size.get()));
+            statement.set_consistency(super::consistency(source.consistency));
+            let streams: Vec<&[u8]> = read.streams.iter().map(|s| &s.0[..]).collect();
+            let from = CqlTimeuuid::from(min_timeuuid(read.from_us));
+            let to = CqlTimeuuid::from(min_timeuuid(read.to_us));
+            let (result, paging) = session
+                .execute_single_page(&statement, (streams, from, to), read.paging)
+                .await
+                .map_err(SourceError::execute(WHAT))?;
+            let rows = result
+                .into_rows_result()
+                .map_err(|e| SourceError::answer(WHAT, e))?;
+            let version = self.version(session, &rows).await?;
+            let next = match paging {
+                PagingStateResponse::HasMorePages { state } => Some(state),
+                PagingStateResponse::NoMorePages => None,
+            };
+            Ok(Page {
+                rows,
+                version,
+                next,
+            })
+        };
+        // The statement's own timeout does not cover preparing it.
+        match tokio::time::timeout(source.read_timeout.saturating_mul(2), attempt).await {
+            Ok(done) => done,
+            Err(_) => Err(SourceError::execute(WHAT)(ExecutionError::RequestTimeout(
+                source.read_timeout,
+            ))),
+        }
+    }
+
+    /// The version that a page's rows are of; looks the schema up when it has not been seen.
+    async fn version(
+        &self,
+        session: &Session,
+        rows: &QueryRowsResult,
+    ) -> Result<Arc<Version>, SourceError> {
+        let find = || {
+            let versions = self.versions.lock();
+            let specs = || {
+                rows.column_specs()
+                    .as_slice()
+                    .iter()
+                    .map(|s| (s.name(), s.typ()))
+            };
+            versions.iter().rev().find(|v| v.fits(specs())).cloned()
+        };
+        if let Some(version) = find() {
+            return Ok(version);
+        }
+        let _one_at_a_time = self.refresh.lock().await;
+        if let Some(version) = find() {
+            return Ok(version);
+        }
+        let wire: Vec<(String, ColumnType<'static>)> = rows
+            .column_specs()
+            .iter()
+            .map(|s| (s.name().to_owned(), s.typ().clone().into_owned()))
+            .collect();
+        let resolve = || {
+            let state = session.get_cluster_state();
+            let base = state
+                .get_keyspace(&self.keyspace)
+                .and_then(|k| k.tables.get(&self.name))
+                .map(schema::base);
+            schema::resolve(&self.keyspace, &self.name, base.as_ref(), wire.clone())
+                .map_err(|e| SourceError::answer("cannot read the log", e))
+        };
+        let mut resolved = resolve()?;
+        if !resolved.agrees {
+            session
+                .refresh_metadata()
+                .await
+                .map_err(|e| SourceError::Metadata(Box::new(e)))?;
+            resolved = resolve()?;
+        }
+        let version = Arc::new(resolved.version);
+        tracing::info!(
+            table = %self.full,
+            schema = version.schema.id,
+            columns = version.schema.columns.len(),
+            "new version of a table's schema"
+        );
+        let mut versions = self.versions.lock();
+        versions.push(version.clone());
+        if versions.len() > VERSIONS {
+            versions.remove(0);
+        }
+        self.versions_seen
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(version)
+    }
+}
+
+impl Page {
+    /// Its rows from this index on, each as an iterator over raw cells.
+    pub(super) fn rows_from(
+        &self,
+        skip: usize,
+    ) -> Result<impl Iterator<Item = Result<ColumnIterator<'_, '_>, SourceError>>, SourceError>
+    {
+        const WHAT: &str = "cannot decode a page of the log";
+        let rows = self
+            .rows
+            .rows::<ColumnIterator<'_, '_>>()
+            .map_err(|e| SourceError::answer(WHAT, e))?;
+        Ok(rows
+            .skip(skip)
+            .map(|r| r.map_err(|e| SourceError::answer(WHAT, e))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{timeuuid_cmp, timeuuid_us};
+
+    #[test]
+    fn the_smallest_timeuuid_sorts_before_all_of_its_time() {
+        let us = 1_767_225_600_123_456;
+        let min = min_timeuuid(us);
+        assert_eq!(timeuuid_us(&min), us);
+        let mut bytes = *min.as_bytes();
+        for low in [
+            [0x80, 0x80, 0, 0, 0, 0, 0, 1],
+            [0x9f, 0xff, 1, 2, 3, 4, 5, 6],
+            [0xbf; 8],
+        ] {
+            bytes[8..].copy_from_slice(&low);
+            assert!(timeuuid_cmp(&min, &Uuid::from_bytes(bytes)).is_lt());
+        }
+        assert!(timeuuid_cmp(&min_timeuuid(us - 1), &min).is_lt());
+        assert_eq!(
+            timeuuid_us(&min_timeuuid(i64::MIN)),
+            -12_219_292_800_000_000
+        );
+    }
+}

@@ -1,0 +1,530 @@
+//! ScyllaDB's change log as a source.
+//!
+//! A shard reads the stream groups that fall to it, each by itself: window after window of time, page after
+//! page, never past now − `safety_interval`. What a module holds:
+//!
+//! - [`clock`], [`pace`], [`generations`], [`barrier`]: decisions, without I/O;
+//! - [`schema`], [`decode`], [`segment`]: rows of the wire → batches;
+//! - [`log`], [`reader`]: the reading itself.
+//!
+//! Nothing is spawned: a shard's reads are futures that it polls itself, so they end when it is dropped.
+
+mod barrier;
+mod classify;
+mod clock;
+mod decode;
+mod error;
+mod generations;
+mod log;
+mod pace;
+mod reader;
+mod schema;
+mod segment;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed,
+};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use scylla::client::execution_profile::ExecutionProfile;
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use scylla::frame::response::result::{ColumnType, NativeType};
+use scylla::policies::retry::FallthroughRetryPolicy;
+use scylla::response::query_result::QueryRowsResult;
+use scylla::serialize::row::SerializeRow;
+use scylla::statement::{Consistency, Statement};
+use scylla::value::CqlTimestamp;
+
+pub use error::SourceError;
+pub use reader::ScyllaShardReader;
+
+use self::barrier::Barrier;
+use self::generations::Generation;
+use self::log::{Generations, LogTable};
+use super::{ShardReader, ShardStatus, Source, SourceStatus, TableStatus};
+use crate::change::{Progress, StreamId};
+use crate::checkpoint::Checkpoints;
+use crate::config::settings::{self, LiveSettings, Nodes};
+use crate::policy::stage::StagePolicies;
+
+const LOG_SUFFIX: &str = "_scylla_cdc_log";
+/// A log's TTL can be altered; it is looked at again this often.
+const TTL_REFRESH: Duration = Duration::from_secs(60);
+
+/// A session with the cluster, and the tables to read.
+pub struct ScyllaSource {
+    session: Session,
+    live: LiveSettings,
+    policies: StagePolicies,
+    tables: Vec<Arc<LogTable>>,
+    barrier: Barrier,
+    connected_us: i64,
+    shards: Mutex<BTreeMap<u32, Arc<ShardStats>>>,
+    stats: Stats,
+}
+
+#[derive(Default)]
+struct Stats {
+    rows: AtomicU64,
+    bytes: AtomicU64,
+    undecodable: AtomicU64,
+    pages: AtomicU64,
+    windows: AtomicU64,
+    failed_reads: AtomicU64,
+    last_error: Mutex<Option<(SystemTime, String)>>,
+}
+
+#[derive(Default)]
+struct ShardStats {
+    /// All groups are read up to here, µs since the Unix epoch; 0: not known yet.
+    complete_us: AtomicI64,
+    catching_up: AtomicBool,
+    groups: AtomicUsize,
+    rows: AtomicU64,
+    concurrency: AtomicU32,
+    waiting: AtomicBool,
+    /// A read was refused or timed out since the last look.
+    pressed: AtomicBool,
+}
+
+impl ScyllaSource {
+    /// Connects to `source.nodes` and checks that every table can be read. Makes one attempt: the caller
+    /// retries what [`is_retryable`](SourceError::is_retryable) says may pass.
+    pub async fn connect(
+        live: LiveSettings,
+        policies: StagePolicies,
+    ) -> Result<Arc<Self>, SourceError> {
+        let nodes = {
+            let settings = live.borrow();
+            match &settings.source.nodes {
+                Nodes::At(nodes) => nodes.clone(),
+                // Port 0 was given to whoever started the node; only that one knows the address.
+                Nodes::Embedded if settings.embedded.scylla_listen.port() != 0 => {
+                    vec![settings.embedded.scylla_listen.to_string()]
+                }
+                Nodes::Embedded => return Err(SourceError::NoEmbeddedNode),
+            }
+        };
+        Self::connect_to(&nodes, live, policies).await
+    }
+
+    /// As [`Self::connect`], with the contact points given.
+    pub async fn connect_to(
+        nodes: &[String],
+        live: LiveSettings,
+        policies: StagePolicies,
+    ) -> Result<Arc<Self>, SourceError> {
+        let source = live.borrow().source.clone();
+        // Retries are the stage's business: it backs off, counts, and sees the first failure.
+        let profile = ExecutionProfile::builder()
+            .consistency(consistency(source.consistency))
+            .request_timeout(Some(source.read_timeout))
+            .retry_policy(Arc::new(FallthroughRetryPolicy::new()))
+            .build();
+        let mut builder = SessionBuilder::new()
+            .known_nodes(nodes)
+            .keyspaces_to_fetch([source.keyspace.as_str()])
+            .default_execution_profile_handle(
+                profile.into_handle_with_label("penstock-source".into()),
+            );
+        if let Some(user) = &source.username {
+            let password = source.password.as_ref().map_or("", |p| p.expose());
+            builder = builder.user(user, password);
+        }
+        let session = builder
+            .build()
+            .await
+            .map_err(|e| SourceError::connect(nodes, e))?;
+        let tables = check_tables(&session, &source)?;
+        let this = Self {
+            session,
+            live,
+            policies,
+            tables,
+            barrier: Barrier::new(),
+            connected_us: clock::wall_us(),
+            shards: Mutex::default(),
+            stats: Stats::default(),
+        };
+        for table in &this.tables {
+            let enabled = this.refresh_cdc_options(table).await?;
+            if !enabled {
+                tracing::warn!(table = %table.full, "change capture is switched off, reading what the log still has");
+            }
+        }
+        Ok(Arc::new(this))
+    }
+
+    /// The lane of a shard behind its checkpoints. No I/O happens here.
+    pub fn open_shard(
+        self: &Arc<Self>,
+        shard: u32,
+        shards: u32,
+        epoch: u64,
+        checkpoints: Checkpoints,
+    ) -> ScyllaShardReader {
+        self.barrier
+            .open(shard, self.tables.iter().map(|t| &t.full));
+        let stats = Arc::new(ShardStats::default());
+        self.shards.lock().insert(shard, stats.clone());
+        ScyllaShardReader::new(self.clone(), stats, shard, shards, epoch, checkpoints)
+    }
+
+    /// See [`Source::acknowledged`].
+    pub fn acknowledged(&self, shard: u32, progress: &[Progress]) {
+        self.barrier.acknowledged(shard, progress);
+    }
+
+    /// See [`Source::release_shard`].
+    pub fn release_shard(&self, shard: u32) {
+        self.barrier.release(shard);
+        self.shards.lock().remove(&shard);
+    }
+
+    /// See [`Source::progress`].
+    pub fn progress(&self) -> u64 {
+        self.stats.pages.load(Relaxed) + self.stats.rows.load(Relaxed)
+    }
+
+    /// See [`Source::status`].
+    pub fn status(&self) -> SourceStatus {
+        let now_us = clock::wall_us();
+        let shards = self.shards.lock();
+        SourceStatus {
+            rows: self.stats.rows.load(Relaxed),
+            bytes: self.stats.bytes.load(Relaxed),
+            undecodable: self.stats.undecodable.load(Relaxed),
+            pages: self.stats.pages.load(Relaxed),
+            windows: self.stats.windows.load(Relaxed),
+            failed_reads: self.stats.failed_reads.load(Relaxed),
+            last_error: self.stats.last_error.lock().clone(),
+            shards: shards
+                .iter()
+                .map(|(&shard, s)| {
+                    let lag_us = match s.complete_us.load(Relaxed) {
+                        0 => 0,
+                        complete => now_us - complete,
+                    };
+                    ShardStatus {
+                        shard,
+                        lag: Duration::from_micros(lag_us.max(0) as u64),
+                        catching_up: s.catching_up.load(Relaxed),
+                        groups: s.groups.load(Relaxed),
+                        rows: s.rows.load(Relaxed),
+                        concurrency: s.concurrency.load(Relaxed),
+                        waiting_for_generation: s.waiting.load(Relaxed),
+                    }
+                })
+                .collect(),
+            tables: self
+                .tables
+                .iter()
+                .map(|t| TableStatus {
+                    table: t.full.to_string(),
+                    cdc_ttl: t.known_ttl(),
+                    tablets: t.tablets,
+                    generation_ms: self.barrier.oldest(&t.full),
+                    generations: t
+                        .generations
+                        .try_lock()
+                        .map_or(0, |g| g.as_ref().map_or(0, |g| g.list.len())),
+                    schema_versions: t.versions_seen(),
+                })
+                .collect(),
+        }
+    }
+
+    fn failed(&self, error: &SourceError) {
+        self.stats.failed_reads.fetch_add(1, Relaxed);
+        *self.stats.last_error.lock() = Some((SystemTime::now(), error.to_string()));
+    }
+
+    /// Runs a statement on system tables and returns all of its rows, which are few.
+    async fn query(
+        &self,
+        what: &'static str,
+        text: &str,
+        values: impl SerializeRow,
+        consistency: Consistency,
+    ) -> Result<QueryRowsResult, SourceError> {
+        let mut statement = Statement::new(text);
+        statement.set_is_idempotent(true);
+        statement.set_consistency(consistency);
+        statement.set_request_timeout(Some(self.live.borrow().source.read_timeout));
+        let result = self
+            .session
+            .query_unpaged(statement, values)
+            .await
+            .map_err(SourceError::execute(what))?;
+        result
+            .into_rows_result()
+            .map_err(|e| SourceError::answer(what, e))
+    }
+
+    /// The generations of a table, asked for at most `max_age` ago; shards that ask at once share an answer.
+    async fn generations(
+        &self,
+        table: &LogTable,
+        max_age: Duration,
+    ) -> Result<Generations, SourceError> {
+        const WHAT: &str = "cannot read the stream generations";
+        let mut known = table.generations.lock().await;
+        if let Some(fresh) = known.as_ref().filter(|g| g.at.elapsed() <= max_age) {
+            return Ok(fresh.clone());
+        }
+        if table
+            .ttl
+            .lock()
+            .is_none_or(|(at, _)| at.elapsed() > TTL_REFRESH)
+        {
+            self.refresh_cdc_options(table).await?;
+        }
+        let (as_of_us, at) = (clock::wall_us(), Instant::now());
+        let rows = if table.tablets {
+            self.query(
+                WHAT,
+                "SELECT timestamp FROM system.cdc_timestamps WHERE keyspace_name = ? AND table_name = ?",
+                (&table.keyspace, &table.name),
+                Consistency::One,
+            )
+            .await?
+        } else {
+            self.query(
+                WHAT,
+                "SELECT time FROM system_distributed.cdc_generation_timestamps WHERE key = 'timestamps'",
+                (),
+                self.distributed(),
+            )
+            .await?
+        };
+        let times = rows
+            .rows::<(CqlTimestamp,)>()
+            .map_err(|e| SourceError::answer(WHAT, e))?;
+        let list: Result<BTreeSet<i64>, _> = times.map(|r| r.map(|(t,)| t.0)).collect();
+        let list = list.map_err(|e| SourceError::answer(WHAT, e))?;
+        let fresh = Generations {
+            as_of_us,
+            at,
+            list: list.into_iter().collect(),
+        };
+        *known = Some(fresh.clone());
+        Ok(fresh)
+    }
+
+    /// The streams of a generation, by group: a vnode's together, each tablet's alone. Sorted.
+    async fn streams(
+        &self,
+        table: &LogTable,
+        generation: Generation,
+    ) -> Result<Vec<Arc<[StreamId]>>, SourceError> {
+        const WHAT: &str = "cannot read the streams of a generation";
+        let stream = |bytes: &[u8]| {
+            bytes.try_into().map(StreamId).map_err(|_| {
+                SourceError::answer(WHAT, format!("a stream id of {} bytes", bytes.len()))
+            })
+        };
+        let time = CqlTimestamp(generation);
+        if table.tablets {
+            let rows = self
+                .query(
+                    WHAT,
+                    "SELECT stream_id FROM system.cdc_streams WHERE keyspace_name = ? AND table_name = ? \
+                     AND timestamp = ? AND stream_state = 0",
+                    (&table.keyspace, &table.name, time),
+                    Consistency::One,
+                )
+                .await?;
+            let rows = rows
+                .rows::<(&[u8],)>()
+                .map_err(|e| SourceError::answer(WHAT, e))?;
+            return rows
+                .map(|r| {
+                    let (id,) = r.map_err(|e| SourceError::answer(WHAT, e))?;
+                    Ok(Arc::from([stream(id)?]))
+                })
+                .collect();
+        }
+        let rows = self
+            .query(
+                WHAT,
+                "SELECT streams FROM system_distributed.cdc_streams_descriptions_v2 WHERE time = ?",
+                (time,),
+                self.distributed(),
+            )
+            .await?;
+        let rows = rows
+            .rows::<(Vec<&[u8]>,)>()
+            .map_err(|e| SourceError::answer(WHAT, e))?;
+        let mut groups = Vec::new();
+        for row in rows {
+            let (ids,) = row.map_err(|e| SourceError::answer(WHAT, e))?;
+            let mut ids = ids.into_iter().map(stream).collect::<Result<Vec<_>, _>>()?;
+            ids.sort_unstable();
+            if !ids.is_empty() {
+                groups.push(Arc::from(ids));
+            }
+        }
+        Ok(groups)
+    }
+
+    /// `system_distributed` is replicated threefold: a majority has heard of every generation.
+    fn distributed(&self) -> Consistency {
+        match self.session.get_cluster_state().get_nodes_info().len() {
+            0 | 1 => Consistency::One,
+            _ => Consistency::Quorum,
+        }
+    }
+
+    /// Reads the log's TTL. Returns whether change capture is switched on.
+    async fn refresh_cdc_options(&self, table: &LogTable) -> Result<bool, SourceError> {
+        const WHAT: &str = "cannot read the table's cdc options";
+        let rows = self
+            .query(
+                WHAT,
+                "SELECT cdc FROM system_schema.scylla_tables WHERE keyspace_name = ? AND table_name = ?",
+                (&table.keyspace, &table.name),
+                Consistency::One,
+            )
+            .await?;
+        let options = rows
+            .maybe_first_row::<(Option<BTreeMap<String, String>>,)>()
+            .map_err(|e| SourceError::answer(WHAT, e))?
+            .and_then(|(options,)| options)
+            .unwrap_or_default();
+        let seconds = options
+            .get("ttl")
+            .and_then(|t| t.parse().ok())
+            // ScyllaDB's default, 24 hours.
+            .unwrap_or(86_400);
+        let ttl = (seconds > 0).then(|| Duration::from_secs(seconds));
+        *table.ttl.lock() = Some((Instant::now(), ttl));
+        Ok(options
+            .get("enabled")
+            .is_none_or(|e| !e.eq_ignore_ascii_case("false")))
+    }
+}
+
+impl Source for ScyllaSource {
+    fn open_shard(
+        self: Arc<Self>,
+        shard: u32,
+        shards: u32,
+        epoch: u64,
+        checkpoints: Checkpoints,
+    ) -> Box<dyn ShardReader> {
+        Box::new(ScyllaSource::open_shard(
+            &self,
+            shard,
+            shards,
+            epoch,
+            checkpoints,
+        ))
+    }
+
+    fn acknowledged(&self, shard: u32, progress: &[Progress]) {
+        ScyllaSource::acknowledged(self, shard, progress);
+    }
+
+    fn release_shard(&self, shard: u32) {
+        ScyllaSource::release_shard(self, shard);
+    }
+
+    fn status(&self) -> SourceStatus {
+        ScyllaSource::status(self)
+    }
+
+    fn progress(&self) -> u64 {
+        ScyllaSource::progress(self)
+    }
+}
+
+impl std::fmt::Debug for ScyllaSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ScyllaSource")
+            .field(
+                "tables",
+                &self.tables.iter().map(|t| &t.full).collect::<Vec<_>>(),
+            )
+            .finish_non_exhaustive()
+    }
+}
+
+/// Finds the tables and refuses what cannot be read.
+fn check_tables(
+    session: &Session,
+    source: &settings::Source,
+) -> Result<Vec<Arc<LogTable>>, SourceError> {
+    let state = session.get_cluster_state();
+    let keyspace = &source.keyspace;
+    let found = state
+        .get_keyspace(keyspace)
+        .ok_or_else(|| SourceError::MissingKeyspace {
+            keyspace: keyspace.clone(),
+        })?;
+    source
+        .tables
+        .iter()
+        .map(|table| {
+            let (keyspace, table) = (keyspace.clone(), table.clone());
+            if let Some(base) = table.strip_suffix(LOG_SUFFIX) {
+                let base = base.to_owned();
+                return Err(SourceError::NestedLog {
+                    keyspace,
+                    table,
+                    base,
+                });
+            }
+            let Some(base) = found.tables.get(&table) else {
+                let like = found
+                    .tables
+                    .keys()
+                    .filter(|name| !name.ends_with(LOG_SUFFIX))
+                    .map(|name| (strsim::damerau_levenshtein(name, &table), name))
+                    .filter(|(distance, _)| *distance <= 3)
+                    .min()
+                    .map(|(_, name)| name.clone());
+                return Err(SourceError::MissingTable {
+                    keyspace,
+                    table,
+                    like,
+                });
+            };
+            let counter = base
+                .columns
+                .iter()
+                .find(|(_, c)| c.typ == ColumnType::Native(NativeType::Counter));
+            if let Some((column, _)) = counter {
+                let column = column.clone();
+                return Err(SourceError::Counters {
+                    keyspace,
+                    table,
+                    column,
+                });
+            }
+            if !found.tables.contains_key(&format!("{table}{LOG_SUFFIX}")) {
+                return Err(SourceError::NoCdc { keyspace, table });
+            }
+            Ok(Arc::new(LogTable::new(
+                &keyspace,
+                &table,
+                found.tablet_based,
+            )))
+        })
+        .collect()
+}
+
+fn consistency(of: settings::Consistency) -> Consistency {
+    match of {
+        settings::Consistency::One => Consistency::One,
+        settings::Consistency::Two => Consistency::Two,
+        settings::Consistency::Three => Consistency::Three,
+        settings::Consistency::Quorum => Consistency::Quorum,
+        settings::Consistency::LocalQuorum => Consistency::LocalQuorum,
+        settings::Consistency::LocalOne => Consistency::LocalOne,
+        settings::Consistency::All => Consistency::All,
+    }
+}

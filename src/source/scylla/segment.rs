@@ -1,0 +1,120 @@
+//! The batch that is being filled.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use penstock_plugin_encoding::RowsBuilder;
+
+use super::decode::{self, Cells, LogRow};
+use crate::change::{Batch, GroupKey, Position, Progress, TableSchema, Undecodable};
+
+/// A batch is handed on when it has grown to this many bytes, however few its rows: it is held whole, in a
+/// guest's memory too (whose limit starts at 64 MiB).
+pub(super) const MAX_BYTES: usize = 4 << 20;
+
+/// Rows and progress that will go together.
+#[derive(Debug, Default)]
+pub(super) struct Segment {
+    rows: RowsBuilder,
+    positions: Vec<Position>,
+    tables: Vec<std::sync::Arc<TableSchema>>,
+    undecodable: Vec<Undecodable>,
+    progress: Vec<Progress>,
+    by_group: HashMap<GroupKey, usize>,
+}
+
+impl Segment {
+    pub(super) fn new() -> Self {
+        Self {
+            rows: RowsBuilder::new(),
+            ..Self::default()
+        }
+    }
+
+    /// Changes in it, decoded or not.
+    pub(super) fn len(&self) -> usize {
+        self.positions.len() + self.undecodable.len()
+    }
+
+    /// Nothing to hand on, not even progress.
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0 && self.progress.is_empty()
+    }
+
+    pub(super) fn is_full(&self, batch_size: usize) -> bool {
+        self.len() >= batch_size || self.rows.byte_len() >= MAX_BYTES
+    }
+
+    /// Adds the rows of one stream and time.
+    pub(super) fn push(&mut self, group: &GroupKey, rows: &[LogRow<'_>], cells: &Cells<'_>) {
+        decode::group(
+            rows,
+            cells,
+            &mut self.rows,
+            &mut self.positions,
+            &mut self.undecodable,
+        );
+        for row in rows {
+            let table = &row.version.schema;
+            if self.tables.last().is_none_or(|t| t.id != table.id)
+                && !self.tables.iter().any(|t| t.id == table.id)
+            {
+                self.tables.push(table.clone());
+            }
+        }
+        if let Some(last) = rows.last() {
+            let last = last.head.position;
+            let streams = &mut self.progress_of(group).streams;
+            match streams.iter_mut().find(|p| p.stream == last.stream) {
+                Some(p) => *p = last,
+                None => streams.push(last),
+            }
+        }
+    }
+
+    /// Adds a row of which not even the position is known.
+    pub(super) fn push_unreadable(&mut self, row: Undecodable) {
+        self.undecodable.push(row);
+    }
+
+    /// All of the group's changes before this time are in here, or were handed on earlier.
+    pub(super) fn complete(&mut self, group: &GroupKey, until_us: i64) {
+        self.progress_of(group).complete_until_us = Some(until_us);
+    }
+
+    /// Whether something of this group is in it.
+    pub(super) fn touches(&self, group: &GroupKey) -> bool {
+        self.by_group.contains_key(group)
+    }
+
+    /// The group is read to its end, and its successors have checkpoints.
+    pub(super) fn finished(&mut self, group: &GroupKey) {
+        self.progress_of(group).finished = true;
+    }
+
+    pub(super) fn seal(self, shard: u32, epoch: u64) -> Batch {
+        Batch {
+            shard,
+            epoch,
+            rows: self.rows.finish(),
+            positions: self.positions,
+            tables: self.tables,
+            undecodable: self.undecodable,
+            progress: self.progress,
+            read_at: Instant::now(),
+        }
+    }
+
+    fn progress_of(&mut self, group: &GroupKey) -> &mut Progress {
+        let at = *self.by_group.entry(group.clone()).or_insert_with(|| {
+            self.progress.push(Progress {
+                group: group.clone(),
+                complete_until_us: None,
+                streams: Vec::new(),
+                finished: false,
+            });
+            self.progress.len() - 1
+        });
+        &mut self.progress[at]
+    }
+}
