@@ -41,11 +41,18 @@ pub fn diff(old: &[Effective], new: &[Effective]) -> Vec<Changed> {
             let class = match (before, after) {
                 (Some(before), Some(_)) => before.class,
                 // A transform that comes or goes brings its keys along.
-                (Some(one), None) | (None, Some(one)) if key.starts_with("transform.") => one.class.max(Class::Rebuild),
+                (Some(one), None) | (None, Some(one)) if key.starts_with("transform.") => {
+                    one.class.max(Class::Rebuild)
+                }
                 (Some(one), None) | (None, Some(one)) => one.class,
                 (None, None) => return None,
             };
-            Some(Changed { key: key.clone(), old: before.map(|e| e.value.clone()), new: after.map(|e| e.value.clone()), class })
+            Some(Changed {
+                key: key.clone(),
+                old: before.map(|e| e.value.clone()),
+                new: after.map(|e| e.value.clone()),
+                class,
+            })
         })
         .collect()
 }
@@ -135,8 +142,15 @@ impl ReloadHistory {
     /// How often each verdict came.
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
         let inner = self.0.lock();
-        let all = [Verdict::Applied, Verdict::Unchanged, Verdict::Rejected, Verdict::Failed];
-        all.into_iter().map(|v| (v.name(), inner.counts.get(&v).copied().unwrap_or_default())).collect()
+        let all = [
+            Verdict::Applied,
+            Verdict::Unchanged,
+            Verdict::Rejected,
+            Verdict::Failed,
+        ];
+        all.into_iter()
+            .map(|v| (v.name(), inner.counts.get(&v).copied().unwrap_or_default()))
+            .collect()
     }
 
     /// Why the newest configuration is not in force; `None` if it is.
@@ -172,8 +186,15 @@ impl ReloadHistory {
 }
 
 /// A revision that is being made.
-pub fn revision(outcome: Verdict, loaded: Option<&Loaded>, changed: Vec<Changed>, error: Option<String>, took: Duration) -> Revision {
-    let at = jiff::Timestamp::try_from(SystemTime::now()).map_or_else(|_| String::new(), |t| t.to_string());
+pub fn revision(
+    outcome: Verdict,
+    loaded: Option<&Loaded>,
+    changed: Vec<Changed>,
+    error: Option<String>,
+    took: Duration,
+) -> Revision {
+    let at = jiff::Timestamp::try_from(SystemTime::now())
+        .map_or_else(|_| String::new(), |t| t.to_string());
     Revision {
         at,
         hash: loaded.map(|l| l.hash.clone()),

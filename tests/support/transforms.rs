@@ -1,27 +1,17 @@
 //! Batches, settings and a running clock for tests of transforms.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock::change::{
     Batch, Column, ColumnKind, Position, RecordBatch, Slice, StreamId, TableSchema,
 };
-use penstock::config::settings::*;
+use penstock::config;
+use penstock::config::settings::{Limits, OnError, Policies, Settings, Transform};
 use penstock::transform::{Engine, TICK};
 use penstock_plugin_encoding::{ColumnTag, Operation, RowMeta, RowsBuilder};
 use uuid::Uuid;
-
-/// Default policies.
-pub fn policies() -> Policies {
-    Policies {
-        breaker: Default::default(),
-        retry: Default::default(),
-        rate_limit: None,
-        supervision: Default::default(),
-    }
-}
 
 /// A transform of these settings.
 pub fn transform(name: &str, on_error: OnError, settings: &[(&str, &str)]) -> Transform {
@@ -36,97 +26,35 @@ pub fn transform(name: &str, on_error: OnError, settings: &[(&str, &str)]) -> Tr
             deadline: Duration::from_secs(10),
         },
         settings: settings.iter().map(owned).collect(),
-        policies: policies(),
+        policies: Policies {
+            breaker: Default::default(),
+            retry: Default::default(),
+            rate_limit: None,
+            supervision: Default::default(),
+        },
     }
 }
 
 /// Settings with these transforms; everything else is of no matter here.
 pub fn settings(transforms: Vec<Transform>) -> Settings {
-    let one = std::num::NonZeroU32::MIN;
-    let second = Duration::from_secs(1);
-    let any = "127.0.0.1:0".parse().unwrap();
+    let text = r#"
+        [pipeline]
+        name = "test"
+        [source]
+        type = "scylla-cdc"
+        nodes = ["127.0.0.1:9042"]
+        keyspace = "ks"
+        tables = ["t"]
+        [sink]
+        type = "redpanda"
+        brokers = ["127.0.0.1:9092"]
+        topic = "{pipeline}.{keyspace}.{table}"
+    "#;
+    let loaded = config::parse(Path::new("test.toml"), text, config::Checks::default());
+    let loaded = loaded.unwrap_or_else(|invalid| panic!("{invalid}"));
     Settings {
-        pipeline: Pipeline {
-            name: "test".to_owned(),
-            delivery: Delivery::AtLeastOnce,
-            shards: one,
-            max_in_flight: one,
-            batch_size: one,
-        },
-        source: Source {
-            nodes: Nodes::Embedded,
-            keyspace: "ks".to_owned(),
-            tables: vec!["t".to_owned()],
-            start_from: StartFrom::Earliest,
-            poll_interval: second,
-            window: second,
-            safety_interval: second,
-            read_timeout: second,
-            page_size: one,
-            concurrency: one,
-            consistency: Consistency::LocalQuorum,
-            username: None,
-            password: None,
-            policies: policies(),
-        },
         transforms,
-        sink: Sink {
-            brokers: Nodes::Embedded,
-            properties: BTreeMap::new(),
-            attempt_timeout: second,
-            topic: "{pipeline}.{keyspace}.{table}".to_owned(),
-            topics: Topics {
-                create: true,
-                partitions: one,
-                replication_factor: None,
-                properties: BTreeMap::new(),
-            },
-            checkpoint_interval: second,
-            policies: policies(),
-        },
-        dead_letter: DeadLetter {
-            topic: "test.dead-letters".to_owned(),
-            max: one,
-            within: second,
-            policies: policies(),
-        },
-        orders: Orders {
-            enabled: false,
-            listen: any,
-            keyspace: "ks".to_owned(),
-            outbox_ttl: second,
-            request_timeout: second,
-            policies: policies(),
-        },
-        admin: Admin {
-            enabled: false,
-            listen: any,
-            token: None,
-        },
-        health: Health {
-            check_interval: second,
-            report_interval: second,
-            stalled_after: second,
-            critical: Vec::new(),
-            headroom_degraded: 0.5,
-            headroom_unhealthy: 0.2,
-            open_breaker: OpenBreaker::Degraded,
-        },
-        shutdown: Shutdown { timeout: second },
-        log: Log {
-            filter: "info".to_owned(),
-            format: LogFormat::Text,
-        },
-        reload: Reload {
-            watch: false,
-            poll_interval: second,
-            debounce: second,
-        },
-        embedded: Embedded {
-            scylla_listen: any,
-            vnodes: one,
-            shards_per_vnode: one,
-        },
+        ..(*loaded.settings).clone()
     }
 }
 
