@@ -52,6 +52,8 @@ pub fn settings(name: &str, brokers: &str, shards: u32) -> Settings {
                 properties: BTreeMap::new(),
             },
             checkpoint_interval: Duration::from_secs(1),
+            username: None,
+            password: None,
             policies: Policies::default(),
         },
         dead_letter: DeadLetter {

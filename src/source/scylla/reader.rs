@@ -24,7 +24,7 @@ use super::log::{Generations, LogTable, Page, Read};
 use super::pace::{Concurrency, Span};
 use super::segment::{MAX_BYTES, Segment};
 use super::{ScyllaSource, ShardStats, classify};
-use crate::change::{Batch, GroupKey, Position, StreamId};
+use crate::change::{Batch, GroupKey, Position, StreamId, timeuuid_us};
 use crate::checkpoint::{Checkpoints, GroupCheckpoint};
 use crate::config::settings::StartFrom;
 use crate::source::ShardReader;
@@ -34,6 +34,8 @@ use crate::source::ShardReader;
 pub(super) const MAX_GROUP_ROWS: usize = 10_000;
 /// Progress without rows is handed on no more often than this for a group: each costs a checkpoint.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// The lag looks at all groups, so not at every read.
+const MEASURE_INTERVAL: Duration = Duration::from_millis(50);
 /// Bounds of how often the generations are looked at; half the safety interval between them. Windows never
 /// pass the last look, so a new generation is never read over.
 const GENERATION_POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -151,6 +153,7 @@ pub struct ScyllaShardReader {
     urgent: bool,
     sealed: VecDeque<(Batch, bool)>,
     reported_at: Instant,
+    measured_at: Instant,
     /// Groups that are behind.
     behind: usize,
     barrier: watch::Receiver<()>,
@@ -206,6 +209,7 @@ impl ScyllaShardReader {
             urgent: false,
             sealed: VecDeque::new(),
             reported_at: now,
+            measured_at: now,
             behind: 0,
         }
     }
@@ -301,6 +305,7 @@ impl ScyllaShardReader {
             self.advance_group(id, source.window, safe_us, now);
         }
         self.stats.concurrency.store(allowed as u32, Relaxed);
+        self.measure(now);
         wake
     }
 
@@ -715,9 +720,12 @@ impl ScyllaShardReader {
                     self.source.stats.windows.fetch_add(1, Relaxed);
                     group.span.finished(window.pages + 1, window.limited);
                     group.at.complete_until_us = window.to_us;
-                    // All of them are before `to`.
-                    group.at.streams.clear();
-                    group.resumed = false;
+                    // Positions of a checkpoint may be past this window: the earlier one was longer.
+                    group
+                        .at
+                        .streams
+                        .retain(|_, (time, _)| timeuuid_us(time) >= window.to_us);
+                    group.resumed = !group.at.streams.is_empty();
                     self.set_behind(group, window.limited);
                     if self.filling.touches(&group.key) {
                         self.filling.complete(&group.key, window.to_us);
@@ -765,16 +773,23 @@ impl ScyllaShardReader {
     /// Puts what is new of every group's progress into the batch.
     fn report(&mut self) {
         self.reported_at = Instant::now();
-        let mut oldest = i64::MAX;
         for group in self.groups.values_mut() {
             let complete = group.at.complete_until_us;
-            oldest = oldest.min(complete);
             if complete > group.reported_us {
                 group.reported_us = complete;
                 self.filling.complete(&group.key, complete);
             }
         }
-        if oldest != i64::MAX {
+    }
+
+    /// Brings the lag that others see up to date.
+    fn measure(&mut self, now: Instant) {
+        if now.duration_since(self.measured_at) < MEASURE_INTERVAL {
+            return;
+        }
+        self.measured_at = now;
+        let complete = self.groups.values().map(|g| g.at.complete_until_us);
+        if let Some(oldest) = complete.min() {
             self.stats.complete_us.store(oldest, Relaxed);
         }
     }

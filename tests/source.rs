@@ -1,0 +1,582 @@
+//! The source against a ScyllaDB: what is read, from where, and what trouble does to it.
+
+#[path = "support/scylla.rs"]
+mod scylla_db;
+#[path = "support/settings.rs"]
+mod settings;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use penstock::checkpoint::Checkpoints;
+use penstock::config::settings::{Nodes, StartFrom};
+use penstock::source::SourceError;
+use penstock_plugin_encoding::{ColumnTag, Operation};
+use scylla_db::{Change, Db, Key, Rig, apply, changes, key, now_ms, positions};
+use scylla_double::{Action, Fault};
+
+const TABLE: &str = "(k int, c int, v int, PRIMARY KEY (k, c)) WITH cdc = {'enabled': true}";
+
+async fn write(db: &Db, table: &str, keys: std::ops::Range<i32>) {
+    for k in keys {
+        db.run(&format!(
+            "INSERT INTO {table} (k, c, v) VALUES ({}, {k}, {k})",
+            k % 11
+        ))
+        .await;
+    }
+}
+
+/// Each key's values must come in the order in which they were written.
+fn assert_key_order(changes: &[Change]) {
+    let mut last = std::collections::HashMap::new();
+    for change in changes {
+        let (k, c) = (change.int("k"), change.int("c"));
+        let before = last.insert((change.table.clone(), k), c);
+        assert!(
+            before.is_none_or(|b| b < c),
+            "key {k:?}: {before:?} then {c:?}"
+        );
+    }
+}
+
+fn exactly(seen: &[Key], log: &BTreeSet<Key>, when: &str) {
+    let set: BTreeSet<_> = seen.iter().copied().collect();
+    let repeats = seen.len() - set.len();
+    let (lost, invented) = (log.difference(&set).count(), set.difference(log).count());
+    assert_eq!(
+        (repeats, lost, invented),
+        (0, 0, 0),
+        "repeated, lost, invented: {when}"
+    );
+}
+
+async fn two_tables(tablets: bool) {
+    let db = Db::start(tablets).await;
+    for table in ["a", "b"] {
+        db.run(&format!("CREATE TABLE {table} {TABLE}")).await;
+    }
+    write(&db, "a", 0..60).await;
+    write(&db, "b", 0..40).await;
+    let rig = Rig::connect(db.settings(&["a", "b"], 3)).await.unwrap();
+    let batches = rig.read(1, &Checkpoints::new(), 100).await;
+    let log = db
+        .log("a")
+        .await
+        .into_iter()
+        .chain(db.log("b").await)
+        .collect();
+    exactly(&positions(&batches), &log, "at once");
+    assert_key_order(&changes(&batches));
+    assert!(
+        batches
+            .iter()
+            .all(|b| b.positions.len() <= 5 && b.epoch == 1)
+    );
+
+    let status = rig.source.status();
+    assert_eq!((status.rows, status.undecodable), (100, 0));
+    assert_eq!(status.shards.len(), 3);
+    assert_eq!(status.tables.len(), 2);
+    for table in &status.tables {
+        assert_eq!(table.cdc_ttl, Some(Duration::from_secs(86_400)));
+        assert_eq!((table.tablets, table.schema_versions), (tablets, 1));
+        assert!(table.generation_ms.is_some());
+    }
+    assert!(
+        status
+            .shards
+            .iter()
+            .all(|s| s.lag < Duration::from_secs(10)),
+        "{status:?}"
+    );
+    assert!(status.retention_headroom().unwrap() > 0.99);
+    assert!(rig.source.progress() > 100);
+}
+
+#[tokio::test]
+async fn two_tables_of_vnodes() {
+    two_tables(false).await;
+}
+
+#[tokio::test]
+async fn two_tables_of_tablets() {
+    two_tables(true).await;
+}
+
+#[tokio::test]
+async fn a_checkpoint_after_any_batch_resumes_without_loss_or_repeat() {
+    let db = Db::start(false).await;
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    write(&db, "t", 0..30).await;
+    // Several rows of one stream and time, larger than a batch and than a page.
+    let inserts: Vec<_> = (100..112)
+        .map(|c| format!("INSERT INTO t (k, c, v) VALUES (3, {c}, 0)"))
+        .collect();
+    db.run(&format!(
+        "BEGIN UNLOGGED BATCH {}; APPLY BATCH",
+        inserts.join("; ")
+    ))
+    .await;
+    write(&db, "t", 200..210).await;
+    let log = db.log("t").await;
+    let mut settings = db.settings(&["t"], 1);
+    // Few streams at a time, so that many batches end within a window.
+    settings.source.concurrency = 2.try_into().unwrap();
+    let rig = Rig::connect(settings).await.unwrap();
+    let whole = rig.read(0, &Checkpoints::new(), log.len()).await;
+    exactly(&positions(&whole), &log, "at once");
+    let large = whole.iter().map(|b| b.positions.len()).max().unwrap();
+    assert!(large >= 12, "a write is not torn apart: {large}");
+    let with_rows = whole.iter().rposition(|b| !b.positions.is_empty()).unwrap();
+    for cut in 0..=with_rows {
+        let mut checkpoints = Checkpoints::new();
+        apply(&mut checkpoints, &whole[..cut]);
+        let done = positions(&whole[..cut]);
+        let rest = rig
+            .read(1 + cut as u64, &checkpoints, log.len() - done.len())
+            .await;
+        let mut all = done;
+        all.extend(positions(&rest));
+        exactly(&all, &log, &format!("cut after batch {cut}"));
+    }
+}
+
+async fn generations(tablets: bool) {
+    let db = Db::start(tablets).await;
+    let Some(node) = db.stand_in() else { return };
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    let rig = Rig::connect(db.settings(&["t"], 3)).await.unwrap();
+    let mut starts = Vec::new();
+    for generation in 0..3 {
+        write(&db, "t", generation * 100..generation * 100 + 30).await;
+        let at = Some(now_ms() + 150);
+        let at = match tablets {
+            true => node.engine().split_tablets(&db.keyspace, "t", at).unwrap(),
+            false => node.engine().new_generation(at),
+        };
+        starts.push(at);
+        while now_ms() <= at {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    write(&db, "t", 300..330).await;
+    let log = db.log("t").await;
+    let batches = rig.read(0, &Checkpoints::new(), log.len()).await;
+    exactly(&positions(&batches), &log, "at once");
+    assert_key_order(&changes(&batches));
+    // All of an old generation comes before any of a newer one.
+    let generation = |b: &penstock::change::Batch| {
+        let us = b.positions.first()?.timestamp_us();
+        Some(starts.iter().filter(|&&s| us >= s * 1000).count())
+    };
+    let order: Vec<_> = batches.iter().filter_map(generation).collect();
+    assert!(order.is_sorted(), "{order:?}");
+    assert_eq!(order.last(), Some(&3));
+
+    let mut checkpoints = Checkpoints::new();
+    apply(&mut checkpoints, &batches);
+    let newest = format!("/{}/", starts[2]);
+    assert!(
+        checkpoints.keys().all(|k| k.0.contains(&newest)),
+        "old ones are forgotten: {checkpoints:?}"
+    );
+    // At every boundary, also between the generations, a new process goes on exactly there.
+    for cut in (0..batches.len()).step_by(7) {
+        let mut checkpoints = Checkpoints::new();
+        apply(&mut checkpoints, &batches[..cut]);
+        let done = positions(&batches[..cut]);
+        let rig = Rig::connect(db.settings(&["t"], 3)).await.unwrap();
+        let rest = rig.read(1, &checkpoints, log.len() - done.len()).await;
+        let mut all = done;
+        all.extend(positions(&rest));
+        exactly(&all, &log, &format!("cut after batch {cut}"));
+    }
+}
+
+#[tokio::test]
+async fn generations_of_vnodes_are_read_in_order() {
+    generations(false).await;
+}
+
+#[tokio::test]
+async fn generations_of_tablets_are_read_in_order() {
+    generations(true).await;
+}
+
+#[tokio::test]
+async fn a_generation_is_not_opened_before_the_old_one_is_acknowledged_everywhere() {
+    let db = Db::start(false).await;
+    let Some(node) = db.stand_in() else { return };
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    write(&db, "t", 0..5).await;
+    let at = node.engine().new_generation(Some(now_ms() + 50));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    write(&db, "t", 10..15).await;
+    let rig = Rig::connect(db.settings(&["t"], 1)).await.unwrap();
+    let mut reader = rig.source.open_shard(0, 1, 0, Checkpoints::new());
+    let mut held = Vec::new();
+    let newest = format!("/{at}/");
+    let is_new =
+        |b: &penstock::change::Batch| b.progress.iter().any(|p| p.group.0.contains(&newest));
+    while let Ok(batch) = tokio::time::timeout(Duration::from_millis(1500), reader.next()).await {
+        let batch = batch.unwrap();
+        assert!(!is_new(&batch), "the old generation is not acknowledged");
+        held.push(batch);
+    }
+    assert_eq!(positions(&held).len(), 5);
+    assert!(rig.source.status().shards[0].waiting_for_generation);
+    for batch in &held {
+        rig.source.acknowledged(0, &batch.progress);
+    }
+    let next = tokio::time::timeout(Duration::from_secs(10), reader.next()).await;
+    assert!(is_new(&next.expect("it goes on").unwrap()));
+}
+
+#[tokio::test]
+async fn trouble_of_every_kind_passes_without_loss_or_repeat() {
+    let db = Db::start(false).await;
+    let Some(node) = db.stand_in() else { return };
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    write(&db, "t", 0..120).await;
+    let log = db.log("t").await;
+    let mut settings = db.settings(&["t"], 2);
+    settings.source.read_timeout = Duration::from_millis(300);
+    let retry = &mut settings.source.policies.retry;
+    *retry = penstock::policy::backoff::Settings::new(
+        Duration::from_millis(1),
+        Duration::from_millis(20),
+        2.0,
+        None,
+    )
+    .unwrap();
+    let rig = Rig::connect(settings).await.unwrap();
+    let faults = node.faults();
+    for action in [
+        Action::Overloaded,
+        Action::ReadTimeout,
+        Action::ReadFailure,
+        Action::Unavailable,
+        Action::ServerError("of a bad disk".into()),
+        Action::BreakConnection,
+        Action::Silence,
+    ] {
+        faults.inject(Fault::new(action).on_table("t_scylla_cdc_log").times(2));
+    }
+    for own in ["cdc_generation_timestamps", "cdc_streams_descriptions_v2"] {
+        let table = format!("system_distributed.{own}");
+        faults.inject(
+            Fault::new(Action::ServerError("x".into()))
+                .on_table(&table)
+                .times(2),
+        );
+    }
+    // So many failures in a row open the breaker; its 30 s are not of interest here.
+    let policies = rig.policies.clone();
+    let resetting = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            policies.reset_breaker();
+        }
+    });
+    let batches = rig.read(0, &Checkpoints::new(), log.len()).await;
+    resetting.abort();
+    exactly(&positions(&batches), &log, "at once");
+    assert_key_order(&changes(&batches));
+    let status = rig.source.status();
+    assert!(status.failed_reads >= 18, "{status:?}");
+    assert!(status.last_error.is_some());
+}
+
+#[tokio::test]
+async fn a_dropped_call_loses_nothing() {
+    let db = Db::start(false).await;
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    write(&db, "t", 0..80).await;
+    let log = db.log("t").await;
+    let rig = Rig::connect(db.settings(&["t"], 1)).await.unwrap();
+    let mut reader = rig.source.open_shard(0, 1, 0, Checkpoints::new());
+    let mut batches = Vec::new();
+    let mut micros = 1;
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while positions(&batches).len() < log.len() {
+        assert!(std::time::Instant::now() < deadline);
+        // Polled once, or for a moment that is another each time.
+        micros = micros * 7 % 3001;
+        let wait = Duration::from_micros(micros);
+        if let Ok(batch) = tokio::time::timeout(wait, reader.next()).await {
+            batches.push(batch.unwrap());
+        }
+    }
+    exactly(&positions(&batches), &log, "at once");
+}
+
+#[tokio::test]
+async fn a_schema_change_is_followed_without_a_restart() {
+    let db = Db::start(false).await;
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    let rig = Rig::connect(db.settings(&["t"], 1)).await.unwrap();
+    let mut reader = rig.source.open_shard(0, 1, 0, Checkpoints::new());
+    let mut next_change = async || loop {
+        let batch = tokio::time::timeout(Duration::from_secs(20), reader.next()).await;
+        let batch = batch.expect("a batch in time").expect("a batch");
+        if !batch.positions.is_empty() {
+            let tables = batch.tables.clone();
+            return (changes(&[batch]), tables);
+        }
+    };
+    db.run("INSERT INTO t (k, c, v) VALUES (1, 1, 1)").await;
+    let (first, v1) = next_change().await;
+    assert_eq!(first[0].int("v"), Some(1));
+
+    db.run("ALTER TABLE t ADD tags set<text>").await;
+    db.run("UPDATE t SET tags = tags - {'x'}, v = 2 WHERE k = 1 AND c = 1")
+        .await;
+    let (second, v2) = next_change().await;
+    assert_eq!(second[0].column("tags").0, ColumnTag::Removed);
+    assert_ne!(v1[0].id, v2[0].id);
+    let tags = v2[0].columns.iter().find(|c| c.name == "tags").unwrap();
+    assert_eq!(tags.cql_type, "set<text>");
+
+    db.run("ALTER TABLE t DROP tags").await;
+    db.run("INSERT INTO t (k, c, v) VALUES (1, 2, 3)").await;
+    let (third, v3) = next_change().await;
+    assert_eq!(third[0].int("v"), Some(3));
+    assert!(v3[0].columns.iter().all(|c| c.name != "tags"));
+    assert_eq!(v3[0].columns, v1[0].columns);
+}
+
+#[tokio::test]
+async fn an_operation_that_nobody_knows_is_kept_as_undecodable() {
+    let db = Db::start(false).await;
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    write(&db, "t", 0..3).await;
+    let (stream, ..) = *db.log("t").await.first().unwrap();
+    db.run(&format!(
+        "INSERT INTO t_scylla_cdc_log (\"cdc$stream_id\", \"cdc$time\", \"cdc$batch_seq_no\", \"cdc$operation\", \
+         \"cdc$end_of_batch\", k, c) VALUES (0x{stream}, now(), 0, 42, true, 7, 8)"
+    ))
+    .await;
+    let rig = Rig::connect(db.settings(&["t"], 1)).await.unwrap();
+    let batches = rig.read(0, &Checkpoints::new(), 4).await;
+    let bad: Vec<_> = batches.iter().flat_map(|b| &b.undecodable).collect();
+    assert_eq!((bad.len(), positions(&batches).len()), (1, 3));
+    assert_eq!(bad[0].error, "unknown cdc$operation 42");
+    let raw: serde_json::Value = serde_json::from_slice(&bad[0].raw).unwrap();
+    assert_eq!(raw["c"], "00000008");
+    let mut all: BTreeSet<_> = positions(&batches).into_iter().collect();
+    all.insert(key(&bad[0].position));
+    assert_eq!(all, db.log("t").await);
+    // Its dead letter acknowledged, it is not read again.
+    let mut checkpoints = Checkpoints::new();
+    apply(&mut checkpoints, &batches);
+    let again = rig.read(1, &checkpoints, 0).await;
+    assert!(
+        again
+            .iter()
+            .all(|b| b.positions.is_empty() && b.undecodable.is_empty())
+    );
+}
+
+#[tokio::test]
+async fn where_to_start_is_as_asked_until_there_is_a_checkpoint() {
+    let db = Db::start(false).await;
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    write(&db, "t", 0..5).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let middle = now_ms() * 1000;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    write(&db, "t", 5..9).await;
+    let mut settings = db.settings(&["t"], 1);
+    settings.source.start_from = StartFrom::At(middle);
+    let rig = Rig::connect(settings.clone()).await.unwrap();
+    let from_middle = rig.read(0, &Checkpoints::new(), 4).await;
+    assert_eq!(positions(&from_middle).len(), 4);
+
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    settings.source.start_from = StartFrom::Latest;
+    let rig = Rig::connect(settings.clone()).await.unwrap();
+    let nothing = rig.read(0, &Checkpoints::new(), 0).await;
+    assert_eq!(positions(&nothing).len(), 0);
+    let mut checkpoints = Checkpoints::new();
+    apply(&mut checkpoints, &nothing);
+    assert!(!checkpoints.is_empty(), "the place is pinned at once");
+    write(&db, "t", 9..12).await;
+    // Another process, later: what came while none was running is read.
+    let rig = Rig::connect(settings).await.unwrap();
+    let since = rig.read(0, &checkpoints, 3).await;
+    assert_eq!(positions(&since).len(), 3);
+}
+
+#[tokio::test]
+async fn the_limits_are_read_live_and_a_large_backlog_is_read_in_large_steps() {
+    let db = Db::start(false).await;
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    write(&db, "t", 0..50).await;
+    let mut settings = db.settings(&["t"], 1);
+    // A window of 1 ms over the ten seconds of the first generation: 10,000 reads a group without growth.
+    settings.source.window = Duration::from_millis(1);
+    let rig = Rig::connect(settings.clone()).await.unwrap();
+    let batches = rig.read(0, &Checkpoints::new(), 50).await;
+    assert_eq!(positions(&batches).len(), 50);
+    let windows = rig.source.status().windows;
+    settings.pipeline.batch_size = 1000.try_into().unwrap();
+    settings.source.page_size = 1000.try_into().unwrap();
+    settings.source.window = Duration::from_secs(60);
+    rig.retune.send_replace(Arc::new(settings));
+    let batches = rig.read(1, &Checkpoints::new(), 50).await;
+    assert!(
+        batches.iter().any(|b| b.positions.len() > 5),
+        "the batch size is live"
+    );
+    if db.node.is_some() {
+        assert!(windows < 4000, "{windows}");
+    }
+}
+
+#[tokio::test]
+async fn progress_without_rows_is_seldom() {
+    let db = Db::start(false).await;
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    let rig = Rig::connect(db.settings(&["t"], 1)).await.unwrap();
+    let mut reader = rig.source.open_shard(0, 1, 0, Checkpoints::new());
+    let start = std::time::Instant::now();
+    let mut batches = 0;
+    while start.elapsed() < Duration::from_millis(2500) {
+        if let Ok(batch) = tokio::time::timeout(Duration::from_millis(100), reader.next()).await {
+            let batch = batch.unwrap();
+            assert!(batch.positions.is_empty() && !batch.progress.is_empty());
+            batches += 1;
+        }
+    }
+    assert!(
+        (2..=4).contains(&batches),
+        "the first, then one a second: {batches}"
+    );
+}
+
+#[tokio::test]
+async fn preimages_ranges_and_statics_are_linked() {
+    let db = Db::start(false).await;
+    db.run(
+        "CREATE TABLE t (k int, c int, s int static, v int, PRIMARY KEY (k, c)) \
+         WITH cdc = {'enabled': true, 'preimage': 'full', 'postimage': true}",
+    )
+    .await;
+    db.run("INSERT INTO t (k, c, v) VALUES (1, 1, 10)").await;
+    db.run("INSERT INTO t (k, c, v) VALUES (1, 2, 20)").await;
+    db.run("BEGIN UNLOGGED BATCH UPDATE t SET v = 11 WHERE k = 1 AND c = 1; UPDATE t SET v = 21 WHERE k = 1 AND c = 2; APPLY BATCH").await;
+    db.run("UPDATE t SET s = 5 WHERE k = 1").await;
+    db.run("DELETE FROM t WHERE k = 1 AND c > 0 AND c <= 2")
+        .await;
+    let mut settings = db.settings(&["t"], 1);
+    settings.pipeline.batch_size = 100.try_into().unwrap();
+    let log = db.log("t").await.len();
+    let rig = Rig::connect(settings).await.unwrap();
+    let changes = changes(&rig.read(0, &Checkpoints::new(), log).await);
+    let updates: Vec<_> = changes
+        .iter()
+        .filter(|c| c.operation == Operation::Update && c.column("v").0 == ColumnTag::Value)
+        .collect();
+    assert_eq!(updates.len(), 2);
+    for update in updates {
+        let (k, v) = (update.int("c").unwrap(), update.int("v").unwrap());
+        let linked = |seq: Option<i32>| {
+            let (stream, time, _) = update.key;
+            let found = changes
+                .iter()
+                .find(|c| c.key == (stream, time, seq.expect("a link")));
+            found.expect("what the link names")
+        };
+        let (pre, post) = (linked(update.preimage), linked(update.end));
+        assert_eq!(
+            (pre.operation, pre.int("c"), pre.int("v")),
+            (Operation::PreImage, Some(k), Some(k * 10))
+        );
+        assert_eq!(
+            (post.operation, post.int("c"), post.int("v")),
+            (Operation::PostImage, Some(k), Some(v))
+        );
+    }
+    let start = changes
+        .iter()
+        .find(|c| c.operation == Operation::RangeDeleteStartExclusive)
+        .unwrap();
+    let end = changes
+        .iter()
+        .find(|c| c.operation == Operation::RangeDeleteEndInclusive)
+        .unwrap();
+    assert_eq!(start.end, Some(end.key.2));
+    let statics: Vec<_> = changes
+        .iter()
+        .filter(|c| c.operation == Operation::Update && c.column("s").0 == ColumnTag::Value)
+        .collect();
+    assert_eq!(statics.len(), 1);
+    assert_eq!(statics[0].column("c").0, ColumnTag::Null);
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_refused_in_one_clear_line() {
+    let db = Db::start(false).await;
+    db.run(&format!("CREATE TABLE orders {TABLE}")).await;
+    db.run("CREATE TABLE plain (k int PRIMARY KEY, v int)")
+        .await;
+    db.run("CREATE TABLE hits (k int PRIMARY KEY, n counter)")
+        .await;
+    let refusal = async |tables: &[&str]| {
+        let error = Rig::connect(db.settings(tables, 1))
+            .await
+            .err()
+            .expect("a refusal");
+        assert!(!error.is_retryable());
+        let text = error.to_string();
+        assert!(!text.contains('\n'), "{text}");
+        text
+    };
+    let ks = &db.keyspace;
+    let text = refusal(&["orders", "plain"]).await;
+    assert!(
+        text.contains(&format!(
+            "ALTER TABLE {ks}.plain WITH cdc = {{'enabled': true}}"
+        )),
+        "{text}"
+    );
+    let text = refusal(&["order"]).await;
+    assert!(
+        text.contains("does not exist") && text.contains("perhaps orders"),
+        "{text}"
+    );
+    let text = refusal(&["hits"]).await;
+    assert!(text.contains("counter column n"), "{text}");
+    let text = refusal(&["orders_scylla_cdc_log"]).await;
+    assert!(text.contains("base table orders"), "{text}");
+    let mut settings = db.settings(&["orders"], 1);
+    settings.source.keyspace = "nowhere".into();
+    let error = Rig::connect(settings).await.err().unwrap();
+    assert!(
+        matches!(error, SourceError::MissingKeyspace { .. }),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn unreachable_nodes_are_said_to_be() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let mut settings = settings::settings("p", "127.0.0.1:1", 1);
+    settings.source.nodes = Nodes::At(vec![nobody.to_string()]);
+    let error = Rig::connect(settings.clone()).await.err().unwrap();
+    assert!(error.is_retryable());
+    let text = error.to_string();
+    assert!(
+        text.starts_with(&format!("cannot reach ScyllaDB at {nobody}: ")),
+        "{text}"
+    );
+    assert!(!text.contains('\n'));
+    settings.source.nodes = Nodes::Embedded;
+    let error = Rig::connect(settings).await.err().unwrap();
+    assert!(matches!(error, SourceError::NoEmbeddedNode));
+}
