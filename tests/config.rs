@@ -143,11 +143,14 @@ fn legal_files_are_taken() {
         r#"[1,"two",{"three":3.5}]"#
     );
     // [policies] gives the default, each stage overrides key by key.
-    let threshold = |stage: &str| s.policies(stage).unwrap().breaker.failure_threshold.get();
+    let threshold = |stage: &str| s.policies(stage).unwrap().breaker.failure_threshold().get();
     assert_eq!(threshold("transform.first"), 7);
     assert_eq!(threshold("transform.second"), 9);
     assert_eq!(threshold("sink"), 9);
-    assert_eq!(s.sink.policies.breaker.open_for, Duration::from_secs(5));
-    assert_eq!(s.source.policies.breaker.open_for, Duration::from_secs(30));
+    assert_eq!(s.sink.policies.breaker.open_for(), Duration::from_secs(5));
+    assert_eq!(
+        s.source.policies.breaker.open_for(),
+        Duration::from_secs(30)
+    );
     assert_eq!(s.dead_letter.topic, "orders-2.orders_ks.dead");
 }

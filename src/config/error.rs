@@ -418,7 +418,7 @@ pub struct Invalid {
     /// Never empty.
     pub problems: Vec<Problem>,
     /// What was read, so that a watcher sees the file that is put right.
-    pub sources: Vec<PathBuf>,
+    pub sources: super::Sources,
 }
 
 impl std::error::Error for Invalid {}

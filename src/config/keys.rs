@@ -103,6 +103,9 @@ pub struct Key {
 /// What stages are called in pipeline.toml; `*` stands for a transform's name.
 pub const STAGES: [&str; 5] = ["source", "transform.*", "sink", "dead_letter", "orders"];
 
+/// What stands for the transforms and their order among the values in force.
+pub const TRANSFORMS: &str = "transform";
+
 const DAY: u64 = 86_400_000;
 const COUNT: Kind = Kind::Int(1, u32::MAX as u64);
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
+use sha2::{Digest, Sha256};
 use toml::de::{DeTable, DeValue};
 
 use super::error::{Place, Problem, Reason, Text};
@@ -21,6 +22,12 @@ const LARGEST: u64 = 1 << 20;
 
 /// The variables that configure start so, and have `__` between the steps of a path.
 pub(super) const PREFIX: &str = "PENSTOCK_";
+
+/// The SHA-256 of a source's content.
+pub type Digest32 = [u8; 32];
+
+/// All that a configuration was read from (files, folders, plugins, secrets), with the content that was seen.
+pub type Sources = BTreeMap<PathBuf, Digest32>;
 
 /// What a configuration is made from, lowest layer first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,7 +62,7 @@ pub(super) struct Raw {
     /// What is wrong so far.
     pub(super) problems: Vec<Problem>,
     /// Files and folders that were read or looked for.
-    pub(super) sources: Vec<PathBuf>,
+    pub(super) sources: Sources,
     /// Some file is not TOML: what is missing may only not have been understood.
     pub(super) broken: bool,
     figment: Figment,
@@ -89,7 +96,7 @@ impl Raw {
             root: Dict::new(),
             transforms: Vec::new(),
             problems: Vec::new(),
-            sources: Vec::new(),
+            sources: Sources::new(),
             broken: false,
             figment: Figment::new(),
             origins: BTreeMap::new(),
@@ -181,23 +188,12 @@ impl Raw {
     }
 
     fn path(&mut self, path: &Path) {
-        self.sources.push(path.to_owned());
         if !path.is_dir() {
             return self.file(path);
         }
-        match std::fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
-            Ok(entries) => {
-                // `..data` and its like are how Kubernetes swaps a folder; they name the same files again.
-                let mut files: Vec<PathBuf> = entries
-                    .into_iter()
-                    .map(|entry| entry.path())
-                    .filter(|p| p.extension().is_some_and(|e| e == "toml") && p.is_file())
-                    .filter(|p| {
-                        !p.file_name()
-                            .is_some_and(|n| n.as_encoded_bytes().starts_with(b"."))
-                    })
-                    .collect();
-                files.sort();
+        self.sources.insert(path.to_owned(), digest(path));
+        match folder(path) {
+            Ok(files) => {
                 if files.is_empty() {
                     let reason = Reason::EmptyFolder {
                         path: path.display().to_string(),
@@ -205,7 +201,6 @@ impl Raw {
                     self.problem(reason, Place::Nowhere);
                 }
                 for file in files {
-                    self.sources.push(file.clone());
                     self.file(&file);
                 }
             }
@@ -226,7 +221,14 @@ impl Raw {
 
     fn file(&mut self, path: &Path) {
         let shown = path.display().to_string();
-        match read_bounded(path) {
+        let read = read_bounded(path);
+        // Of what was read, so that a write that comes after is seen as one.
+        let seen = match &read {
+            Ok(Ok(bytes)) => Sha256::digest(bytes).into(),
+            _ => digest(path),
+        };
+        self.sources.insert(path.to_owned(), seen);
+        match read {
             Ok(Ok(bytes)) => match String::from_utf8(bytes) {
                 Ok(text) => self.text(path, &text),
                 Err(error) => {
@@ -424,6 +426,39 @@ impl Raw {
         if let Some(data) = data.into_dict() {
             self.add(data, Origin::Other(place));
         }
+    }
+}
+
+/// The files of a folder, in name order. What starts with a dot is left out: `..data` and its like are how
+/// Kubernetes swaps a folder, and name the same files again; editors keep their swap files so.
+fn folder(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(path)?
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<Result<_, _>>()?;
+    files.retain(|p| {
+        let hidden = p
+            .file_name()
+            .is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+        !hidden && p.extension().is_some_and(|e| e == "toml") && p.is_file()
+    });
+    files.sort();
+    Ok(files)
+}
+
+/// The content of a source as it is now; a folder's is the names of its files. What is missing or cannot be
+/// read is all zeros.
+pub(super) fn digest(path: &Path) -> Digest32 {
+    let mut hash = Sha256::new();
+    if path.is_dir() {
+        for file in folder(path).unwrap_or_default() {
+            hash.update(file.as_os_str().as_encoded_bytes());
+            hash.update([0]);
+        }
+        return hash.finalize().into();
+    }
+    match std::fs::read(path) {
+        Ok(bytes) => Sha256::digest(bytes).into(),
+        Err(_) => [0; 32],
     }
 }
 

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::{Invalid, Place, Problem, Reason};
 use super::keys::{self, Class, Fallback, Key, Kind};
-use super::raw::{self, Inputs, Raw, show_path};
+use super::raw::{self, Inputs, Raw, Sources, show_path};
 use super::settings::*;
 use super::value::{self, Fault, Leaf, Step};
 use crate::policy::{backoff, breaker, rate, restart};
@@ -55,8 +55,8 @@ pub struct Loaded {
     pub settings: Arc<Settings>,
     /// Every value with where it comes from.
     pub effective: Vec<Effective>,
-    /// All that it was read from: files, folders, plugins, secrets.
-    pub sources: Vec<PathBuf>,
+    /// All that it was read from.
+    pub sources: Sources,
     /// SHA-256, in hex, of all that counts: equal exactly if nothing that counts differs.
     pub hash: String,
     /// When it was read.
@@ -130,7 +130,7 @@ struct Check<'a> {
     /// What files that keys name contain.
     contents: BTreeMap<String, [u8; 32]>,
     problems: Vec<Problem>,
-    sources: Vec<PathBuf>,
+    sources: Sources,
 }
 
 impl Check<'_> {
@@ -636,18 +636,22 @@ impl Check<'_> {
             );
             return None;
         }
-        self.sources.push(path.clone());
+        let read = raw::read_bounded(&path);
+        let seen = match &read {
+            Ok(Ok(bytes)) => Sha256::digest(bytes).into(),
+            _ => raw::digest(&path),
+        };
+        self.sources.insert(path.clone(), seen);
         let bad = |error: String| Reason::SecretFile {
             key: file_key.clone(),
             path: path.display().to_string(),
             error,
         };
-        let reason = match raw::read_bounded(&path) {
+        let reason = match read {
             Err(error) => bad(error.to_string()),
             Ok(Err(_)) => bad("it is too large for a secret".to_owned()),
             Ok(Ok(bytes)) => {
-                let hash = Sha256::digest(&bytes).into();
-                self.contents.insert(file_key.clone(), hash);
+                self.contents.insert(file_key.clone(), seen);
                 match String::from_utf8(bytes) {
                     Err(_) => bad("it is not UTF-8".to_owned()),
                     Ok(text) => match text.trim_end_matches(['\r', '\n']) {
@@ -1004,9 +1008,11 @@ impl Check<'_> {
             if !self.leaves.contains_key(&key) {
                 continue;
             }
-            self.sources.push(transform.plugin.clone());
             let path = transform.plugin.display().to_string();
-            let hash = std::fs::read(&transform.plugin).map(|bytes| Sha256::digest(bytes).into());
+            let hash: std::io::Result<raw::Digest32> =
+                std::fs::read(&transform.plugin).map(|bytes| Sha256::digest(bytes).into());
+            let seen = hash.as_ref().copied().unwrap_or_default();
+            self.sources.insert(transform.plugin.clone(), seen);
             match hash {
                 Err(error) => {
                     let reason = Reason::PluginFile {
@@ -1037,16 +1043,14 @@ impl Check<'_> {
 
     // ---- the result ----
 
-    fn report(mut self, settings: Settings) -> Result<Loaded, Invalid> {
-        self.sources.sort();
-        self.sources.dedup();
+    fn report(self, settings: Settings) -> Result<Loaded, Invalid> {
         if !self.problems.is_empty() {
             return Err(Invalid {
                 problems: in_order(self.problems, self.raw.broken),
                 sources: self.sources,
             });
         }
-        let effective: Vec<Effective> = keys::all()
+        let mut effective: Vec<Effective> = keys::all()
             .iter()
             .flat_map(|key| {
                 self.concrete(key)
@@ -1055,16 +1059,20 @@ impl Check<'_> {
             })
             .filter_map(|(key, path)| self.effective(key, path))
             .collect();
+        // The order of the transforms counts and is in no single value.
+        let order = toml::Value::from(self.raw.transforms.clone()).to_string();
+        effective.push(Effective {
+            key: keys::TRANSFORMS.to_owned(),
+            origin: self.raw.table_place(&["transform".to_owned()]).to_string(),
+            class: Class::Rebuild,
+            fingerprint: Sha256::digest(order.as_bytes()).into(),
+            value: order,
+        });
         let mut hash = Sha256::new();
         for entry in &effective {
             hash.update(entry.key.as_bytes());
             hash.update([0]);
             hash.update(entry.fingerprint);
-        }
-        // The order of transforms is part of what counts and is in no single value.
-        for name in &self.raw.transforms {
-            hash.update(name.as_bytes());
-            hash.update([0]);
         }
         Ok(Loaded {
             settings: Arc::new(settings),
