@@ -13,7 +13,7 @@ mod functions;
 mod generations;
 mod lower;
 mod lwt;
-mod order;
+pub(crate) mod order;
 mod paging;
 mod plan;
 mod restrict;

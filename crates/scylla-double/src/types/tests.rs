@@ -287,6 +287,14 @@ proptest! {
         prop_assert_eq!(compare(&ty, &a.encode(), &b.encode()), a.compare(b));
     }
 
+    /// The engine keeps keys by an encoding of its own; both must agree on what comes first.
+    #[test]
+    fn order_is_the_engines((ty, values) in typed_values(2)) {
+        let [a, b] = [values[0].encode(), values[1].encode()];
+        let key = |bytes: &[u8]| crate::engine::order::value(&ty, bytes);
+        prop_assert_eq!(key(&a).cmp(&key(&b)), compare(&ty, &a, &b), "{} {} {}", ty, values[0], values[1]);
+    }
+
     #[test]
     fn no_bytes_panic(ty in frozen_type(), a in any::<Vec<u8>>(), b in any::<Vec<u8>>()) {
         if let Ok(value) = Value::decode(&ty, &a) {
