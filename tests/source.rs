@@ -1,5 +1,7 @@
 //! The source against a ScyllaDB: what is read, from where, and what trouble does to it.
 
+#[path = "source/differential.rs"]
+mod differential;
 #[path = "support/scylla.rs"]
 mod scylla_db;
 #[path = "support/settings.rs"]
