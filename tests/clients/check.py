@@ -20,7 +20,7 @@ import uuid
 from collections import namedtuple
 
 from cassandra import AlreadyExists, ConsistencyLevel, InvalidRequest
-from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
+from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
 from cassandra.concurrent import execute_concurrent_with_args
 from cassandra.policies import RoundRobinPolicy
 from cassandra.protocol import SyntaxException
@@ -577,4 +577,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except NoHostAvailable as e:
+        sys.exit(f"check.py: {e}")
