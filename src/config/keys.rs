@@ -349,3 +349,55 @@ pub fn pattern(path: &[String]) -> String {
     }
     out.join(".")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::raw;
+
+    /// Where the table is wrong, nothing else can be right.
+    #[test]
+    fn every_key_is_documented_and_its_default_and_example_are_legal() {
+        for key in all() {
+            assert!(
+                key.doc.len() > 10 && !key.doc.ends_with('.'),
+                "{}",
+                key.path
+            );
+            let same = all().iter().filter(|k| k.path == key.path).count();
+            assert_eq!(same, 1, "{}", key.path);
+            for text in match key.fallback {
+                Fallback::Value(default) => vec![default, key.example],
+                _ => vec![key.example],
+            } {
+                let value = raw::from_text(text, false);
+                if let Err(fault) = key.kind.decode(&value) {
+                    panic!("{} = {text}: {fault:?}", key.path);
+                }
+            }
+            // A value that goes on as a u32 is in its range.
+            if let Kind::Int(min, max) = key.kind {
+                assert!(min <= max && u32::try_from(max).is_ok(), "{}", key.path);
+            }
+            // Only secrets are masked, and all of them.
+            let steps: Vec<String> = key.path.split('.').map(str::to_owned).collect();
+            assert_eq!(
+                raw::is_secret(&steps),
+                matches!(key.kind, Kind::Secret),
+                "{}",
+                key.path
+            );
+        }
+    }
+
+    #[test]
+    fn each_stage_takes_each_policy_and_inherits_it() {
+        for policy in POLICIES {
+            assert!(get(&format!("policies.{}", policy.0)).is_some());
+            for stage in STAGES {
+                let key = get(&format!("{stage}.{}", policy.0)).expect("each stage takes it");
+                assert_eq!((key.fallback, key.class), (Fallback::Policies, Class::Live));
+            }
+        }
+    }
+}

@@ -75,6 +75,17 @@ pub fn reserved_property(name: &str) -> Option<&'static str> {
         .map(|(_, why)| *why)
 }
 
+/// Whether librdkafka takes these properties for a producer. Connects to nothing.
+///
+/// # Errors
+/// What it says to the first that it does not take.
+pub fn check_properties(properties: &BTreeMap<String, String>) -> Result<(), SinkError> {
+    producer(&base("127.0.0.1:9092", "penstock", properties)?, 1)
+        .create_native_config()
+        .map_err(creation)?;
+    Ok(())
+}
+
 /// What every client of the pipeline starts from.
 pub(super) fn base(
     brokers: &str,

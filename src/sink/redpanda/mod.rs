@@ -31,7 +31,7 @@ mod reader;
 mod shard;
 mod topics;
 
-pub use client::reserved_property;
+pub use client::{check_properties, reserved_property};
 pub use dead_letters::DeadLetters;
 pub use shard::ShardSink;
 
@@ -81,7 +81,13 @@ impl RedpandaSink {
         let (base, admin) = {
             let settings = live.borrow();
             let id = format!("penstock.{}", settings.pipeline.name);
-            let base = client::base(brokers, &id, &settings.sink.properties)?;
+            let mut base = client::base(brokers, &id, &settings.sink.properties)?;
+            if let Some(username) = &settings.sink.username {
+                base.set("sasl.username", username);
+            }
+            if let Some(password) = &settings.sink.password {
+                base.set("sasl.password", password.expose());
+            }
             let quiet = Quiet::default();
             let admin: AdminClient<Quiet> =
                 base.create_with_context(quiet).map_err(client::creation)?;

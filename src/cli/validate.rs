@@ -1,0 +1,122 @@
+//! `penstock validate`: everything that is wrong with the configuration.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Args;
+
+use super::{ConfigArgs, exit};
+use crate::config::settings::Transform;
+use crate::config::{self, Checks, Loaded, Settings};
+use crate::sink::redpanda::check_properties;
+use crate::transform::{Engine, Plugin, Prepared, TICK};
+
+/// `penstock validate`
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// Print what is wrong as JSON: an array, empty if nothing is
+    #[arg(long)]
+    pub json: bool,
+    /// Also connect: the nodes, the tables with CDC enabled, the brokers
+    #[arg(long)]
+    pub connect: bool,
+}
+
+/// Checks, and with `--connect` has `connect` look at what the settings name.
+pub fn run(
+    config: &ConfigArgs,
+    args: ValidateArgs,
+    connect: impl FnOnce(Arc<Settings>) -> Result<(), String>,
+) -> u8 {
+    let loaded = match check(config, args.json) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    if args.connect
+        && let Err(error) = connect(loaded.settings.clone())
+    {
+        eprintln!("error: {error}");
+        return exit::FAILURE;
+    }
+    good(&loaded, args.json);
+    exit::OK
+}
+
+/// Loads the configuration with all checks and prints what is wrong; the exit code, if anything is.
+///
+/// Plugins are compiled, configured and warmed, as they will be on start.
+pub fn check(config: &ConfigArgs, json: bool) -> Result<Loaded, u8> {
+    let engine = Engine::new(None, 1).map_err(|error| {
+        eprintln!("error: {error}");
+        exit::FAILURE
+    })?;
+    let done = AtomicBool::new(false);
+    let ticker = engine.ticker();
+    let loaded = std::thread::scope(|scope| {
+        // A plugin that never returns from `configure` meets its deadline by this clock.
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) && ticker.tick() {
+                std::thread::sleep(TICK);
+            }
+        });
+        let checks = Checks {
+            plugin: &|path, transform| check_plugin(&engine, path, transform),
+            properties: &|properties| check_properties(properties).map_err(|e| e.to_string()),
+            ..Checks::default()
+        };
+        let _stops_the_clock = Done(&done);
+        config::load(&config.inputs(), checks)
+    });
+    loaded.map_err(|invalid| {
+        if json {
+            println!("{:#}", invalid.to_json());
+        } else {
+            eprint!("{}", invalid.render(std::io::stderr().is_terminal()));
+        }
+        exit::BAD_CONFIG
+    })
+}
+
+/// Ends the clock's thread even where a check panics.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Compiles, configures and warms a plugin, and lets go of it.
+///
+/// # Errors
+/// Why it cannot be used.
+pub fn check_plugin(engine: &Engine, path: &Path, transform: &Transform) -> Result<(), String> {
+    let plugin = Plugin::load(engine, path).map_err(|e| e.to_string())?;
+    Prepared::new(transform, plugin, &[]).map_err(|e| e.to_string())?;
+    Ok(())
+}
+
+/// Says that the configuration is good, once all is checked.
+fn good(loaded: &Loaded, json: bool) {
+    if json {
+        println!("[]");
+        return;
+    }
+    let settings = &loaded.settings;
+    println!(
+        "the configuration is good: pipeline {}, {} table{}, {} transform{}, {} shard{}",
+        settings.pipeline.name,
+        settings.source.tables.len(),
+        plural(settings.source.tables.len()),
+        settings.transforms.len(),
+        plural(settings.transforms.len()),
+        settings.pipeline.shards,
+        plural(settings.pipeline.shards.get() as usize),
+    );
+}
+
+fn plural(n: usize) -> &'static str {
+    if n == 1 { "" } else { "s" }
+}
