@@ -108,7 +108,7 @@ pub struct Source {
     pub start_from: StartFrom,
     /// Pause between windows when caught up.
     pub poll_interval: Duration,
-    /// The longest span of time one read covers.
+    /// The span of time one read covers; up to 64 times as much while behind, less under pressure.
     pub window: Duration,
     /// How far behind now a window may end.
     pub safety_interval: Duration,

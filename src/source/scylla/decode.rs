@@ -171,6 +171,9 @@ fn may_lack_clustering(version: &Version, operation: Operation) -> bool {
     }
 }
 
+/// The rows of a key's preimage and postimage.
+type Images = (Option<u32>, Option<u32>);
+
 /// Up to this many rows a search from the front beats a hash table.
 const FEW: usize = 16;
 
@@ -241,7 +244,7 @@ fn link(
             .take_while(|r| matches!(r.kind, ColumnKind::PartitionKey | ColumnKind::ClusteringKey))
             .map(move |r| cells[row.start + r.value])
     };
-    let mut by_key: HashMap<Vec<Option<&[u8]>>, (Option<u32>, Option<u32>)> = HashMap::new();
+    let mut by_key: HashMap<Vec<Option<&[u8]>>, Images> = HashMap::new();
     let many = operations.len() > FEW;
     if many {
         for (nth, &(i, operation)) in operations.iter().enumerate() {

@@ -51,12 +51,14 @@ pub(super) struct Start {
 }
 
 /// Chooses where to start. `bound_us` counts where the table has no checkpoint: changes before it are not
-/// wanted, or no longer in the log. `None`: there is no generation yet.
+/// wanted, or no longer in the log. `floor_us` counts always: it is the part of `bound_us` that does not depend
+/// on when the process was started. `None`: there is no generation yet.
 pub(super) fn start(
     known: &[Generation],
     table: &str,
     checkpoints: &Checkpoints,
     bound_us: i64,
+    floor_us: i64,
 ) -> Option<Start> {
     let own: Vec<(Generation, &GroupKey, &GroupCheckpoint)> = checkpoints
         .iter()
@@ -81,17 +83,11 @@ pub(super) fn start(
             before.or_else(|| known.iter().copied().min())?
         }
     };
-    // A generation's groups start together. One without a checkpoint beside others that have one was cut
-    // off in their first commit, so the others have not moved since.
-    let together = own
-        .iter()
-        .filter(|(g, ..)| *g == generation)
-        .map(|(_, _, c)| c.complete_until_us)
-        .min();
-    let from_us = match (together, resumed) {
-        (Some(us), _) => us,
-        (None, Some(_)) => start_us(generation),
-        (None, None) => bound_us,
+    let from_us = match resumed {
+        // A group without a checkpoint beside others that have one was cut off in its first commit, or comes
+        // from a shard that another number of shards has dissolved: rather again than never.
+        Some(_) => floor_us,
+        None => bound_us,
     };
     Some(Start {
         generation,
@@ -127,7 +123,7 @@ mod tests {
         of: &[(Generation, u8, i64)],
         bound_us: i64,
     ) -> Option<(i64, i64, usize)> {
-        start(known, TABLE, &checkpoints(of), bound_us)
+        start(known, TABLE, &checkpoints(of), bound_us, 0)
             .map(|s| (s.generation, s.from_us, s.old.len()))
     }
 
@@ -150,7 +146,7 @@ mod tests {
             (20, 3, 30_000),
             (30, 4, 31_000),
         ];
-        assert_eq!(at(&known, &of, 0), Some((20, 29_999, 1)));
+        assert_eq!(at(&known, &of, 0), Some((20, 20_000, 1)));
     }
 
     #[test]
@@ -158,7 +154,7 @@ mod tests {
         let known = [10, 20];
         assert_eq!(
             at(&known, &[(10, 1, 20_500), (10, 2, 20_000)], 0),
-            Some((10, 20_000, 0))
+            Some((10, 10_000, 0))
         );
         assert_eq!(
             at(&known, &[(10, 1, 20_500), (20, 2, 20_000)], 0),
@@ -173,10 +169,22 @@ mod tests {
     }
 
     #[test]
+    fn a_group_without_a_checkpoint_is_not_started_where_its_neighbours_are() {
+        let of = checkpoints(&[(20, 1, 26_000)]);
+        let from = |bound, floor| start(&[10, 20], TABLE, &of, bound, floor).unwrap().from_us;
+        assert_eq!(
+            from(90_000, i64::MIN),
+            20_000,
+            "the present is not where it was left"
+        );
+        assert_eq!(from(24_000, 24_000), 24_000, "a given time is");
+    }
+
+    #[test]
     fn another_table_is_no_business_of_ours() {
         let mut of = checkpoints(&[(10, 1, 12_000)]);
         let foreign = GroupKey("ks.t2/20/00".into());
         of.insert(foreign, GroupCheckpoint::default());
-        assert_eq!(start(&[10, 20], TABLE, &of, 0).unwrap().generation, 10);
+        assert_eq!(start(&[10, 20], TABLE, &of, 0, 0).unwrap().generation, 10);
     }
 }

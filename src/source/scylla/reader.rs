@@ -235,14 +235,14 @@ impl ScyllaShardReader {
                 had_event = true;
                 self.on_event(event)?;
             }
-            if had_event && self.sealed.is_empty() && self.filling.len() == 0 && !self.urgent {
+            if had_event && self.sealed.is_empty() && !self.filling.has_changes() && !self.urgent {
                 continue;
             }
             let due = self.urgent || self.reported_at.elapsed() >= PROGRESS_INTERVAL;
             if due {
                 self.report();
             }
-            if due || self.filling.len() > 0 {
+            if due || self.filling.has_changes() {
                 self.seal();
             }
             if !self.sealed.is_empty() {
@@ -747,8 +747,9 @@ impl ScyllaShardReader {
     ) {
         let Some(last) = rows.last() else { return };
         let position = last.head.position;
-        if self.filling.len() > 0
-            && (self.filling.len() + rows.len() > batch_size || self.filling.is_full(batch_size))
+        if self.filling.has_changes()
+            && (self.filling.changes() + rows.len() > batch_size
+                || self.filling.is_full(batch_size))
         {
             self.seal();
         }
@@ -886,15 +887,21 @@ async fn locate(
     start_from: StartFrom,
 ) -> Result<Option<Located>, SourceError> {
     let known = known(source, table, Duration::ZERO).await?;
-    let bound_us = match start_from {
-        StartFrom::Earliest => table.known_ttl().map_or(i64::MIN, |ttl| {
-            clock::wall_us().saturating_sub(i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX))
-        }),
-        StartFrom::Latest => source.connected_us,
-        StartFrom::At(us) => us,
+    let (bound_us, floor_us) = match start_from {
+        StartFrom::Earliest => {
+            let kept = table.known_ttl().map_or(i64::MAX, |ttl| {
+                i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX)
+            });
+            let oldest = clock::wall_us().saturating_sub(kept);
+            (oldest, oldest)
+        }
+        StartFrom::Latest => (source.connected_us, i64::MIN),
+        StartFrom::At(us) => (us, us),
     };
-    let Some(mut start) = generations::start(&known.list, &table.full, checkpoints, bound_us)
-    else {
+    let from = |known: &Generations| {
+        generations::start(&known.list, &table.full, checkpoints, bound_us, floor_us)
+    };
+    let Some(mut start) = from(&known) else {
         return Ok(None);
     };
     // An empty generation is skipped if another follows; the last one may just not be filled in yet.

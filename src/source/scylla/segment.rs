@@ -32,17 +32,21 @@ impl Segment {
     }
 
     /// Changes in it, decoded or not.
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn changes(&self) -> usize {
         self.positions.len() + self.undecodable.len()
+    }
+
+    pub(super) fn has_changes(&self) -> bool {
+        self.changes() > 0
     }
 
     /// Nothing to hand on, not even progress.
     pub(super) fn is_empty(&self) -> bool {
-        self.len() == 0 && self.progress.is_empty()
+        !self.has_changes() && self.progress.is_empty()
     }
 
     pub(super) fn is_full(&self, batch_size: usize) -> bool {
-        self.len() >= batch_size || self.rows.byte_len() >= MAX_BYTES
+        self.changes() >= batch_size || self.rows.byte_len() >= MAX_BYTES
     }
 
     /// Adds the rows of one stream and time.
