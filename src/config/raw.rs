@@ -162,15 +162,20 @@ impl Raw {
         }
     }
 
-    /// Where the key of a table stands first in any file, for what is missing from it.
+    /// Where the key of a table stands first in any file, for what is missing from it; else the first file.
     pub(super) fn table_place(&self, path: &[String]) -> Place {
-        self.origins
-            .values()
-            .find_map(|origin| match origin {
-                Origin::File { text, spans } => spans
-                    .get(path)
-                    .map(|(key, _)| Place::File(text.clone(), key.clone())),
-                Origin::Other(_) => None,
+        let files = self.origins.values().filter_map(|origin| match origin {
+            Origin::File { text, spans } => Some((text, spans)),
+            Origin::Other(_) => None,
+        });
+        files
+            .clone()
+            .find_map(|(text, spans)| Some(Place::File(text.clone(), spans.get(path)?.0.clone())))
+            .or_else(|| {
+                files
+                    .clone()
+                    .next()
+                    .map(|(text, _)| Place::Path(text.path.clone()))
             })
             .unwrap_or(Place::Nowhere)
     }
@@ -456,10 +461,33 @@ pub(super) fn digest(path: &Path) -> Digest32 {
         }
         return hash.finalize().into();
     }
-    match std::fs::read(path) {
-        Ok(bytes) => Sha256::digest(bytes).into(),
-        Err(_) => [0; 32],
+    hash_file(path).unwrap_or_default()
+}
+
+/// The SHA-256 of a file of any size.
+pub(super) fn hash_file(path: &Path) -> std::io::Result<Digest32> {
+    use std::io::Read;
+    let mut file = open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hash.finalize().into()),
+            n => hash.update(&buffer[..n]),
+        }
     }
+}
+
+/// Opens a regular file: a pipe would block, and a device has no end.
+fn open(path: &Path) -> std::io::Result<std::fs::File> {
+    let kind = std::fs::metadata(path)?;
+    if kind.is_dir() {
+        return Err(std::io::ErrorKind::IsADirectory.into());
+    }
+    if !kind.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
+    std::fs::File::open(path)
 }
 
 /// The tag of a value, or of the first leaf below it: figment keeps whole layers apart, not tables.
@@ -472,7 +500,7 @@ fn leaf_tag(value: &Value) -> figment::value::Tag {
 
 pub(super) fn read_bounded(path: &Path) -> std::io::Result<Result<Vec<u8>, u64>> {
     use std::io::Read;
-    let file = std::fs::File::open(path)?;
+    let file = open(path)?;
     let size = file.metadata()?.len();
     if size > LARGEST {
         return Ok(Err(size));

@@ -1009,8 +1009,7 @@ impl Check<'_> {
                 continue;
             }
             let path = transform.plugin.display().to_string();
-            let hash: std::io::Result<raw::Digest32> =
-                std::fs::read(&transform.plugin).map(|bytes| Sha256::digest(bytes).into());
+            let hash = raw::hash_file(&transform.plugin);
             let seen = hash.as_ref().copied().unwrap_or_default();
             self.sources.insert(transform.plugin.clone(), seen);
             match hash {

@@ -1,0 +1,328 @@
+//! A configuration's sources change in each way in which files really change.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use penstock::config::watch::{Change, Watch};
+use penstock::config::{self, Checks, Inputs, Loaded, Settings};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// Far beyond what an event and the debounce take on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+/// Several debounces: what has not come by then does not come.
+const QUIET: Duration = Duration::from_millis(400);
+
+struct Rig {
+    folder: tempfile::TempDir,
+    files: Vec<PathBuf>,
+    watch: Watch,
+    sender: watch::Sender<Arc<Settings>>,
+}
+
+fn text(window: u32, more: &str) -> String {
+    format!(
+        "[pipeline]\nname = \"orders\"\n[source]\nkeyspace = \"k\"\ntables = [\"t\"]\nwindow = \"{window}s\"\n\
+         [reload]\ndebounce = \"50ms\"\npoll_interval = \"1h\"\n{more}"
+    )
+}
+
+impl Rig {
+    /// `pipeline.toml` in a folder that `lay_out` has filled.
+    fn new(lay_out: impl FnOnce(&Path)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        lay_out(folder.path());
+        let files = vec![folder.path().join("pipeline.toml")];
+        Self::of(folder, files)
+    }
+
+    fn of(folder: tempfile::TempDir, files: Vec<PathBuf>) -> Self {
+        let loaded = read(&files).unwrap();
+        let (sender, live) = watch::channel(loaded.settings.clone());
+        let watch = Watch::new(live, &loaded.sources);
+        Self {
+            folder,
+            files,
+            watch,
+            sender,
+        }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("pipeline.toml")
+    }
+
+    /// Waits for a change and loads, as the coordinator does; the window that is then read.
+    async fn next(&mut self) -> Option<Duration> {
+        let change = timeout(SOON, self.watch.next())
+            .await
+            .expect("no change was seen");
+        assert_eq!(change, Change::Content);
+        self.load()
+    }
+
+    fn load(&mut self) -> Option<Duration> {
+        let (sources, window) = match read(&self.files) {
+            Ok(loaded) => (loaded.sources, Some(loaded.settings.source.window)),
+            Err(invalid) => (invalid.sources, None),
+        };
+        self.watch.set_sources(&sources);
+        window
+    }
+
+    /// Loads until the window is read: a save in two steps may be seen in two.
+    async fn until(&mut self, window: u64) {
+        while self.next().await != Some(Duration::from_secs(window)) {}
+    }
+
+    async fn quiet(&mut self) {
+        let change = timeout(QUIET, self.watch.next()).await;
+        assert!(change.is_err(), "{change:?}");
+    }
+}
+
+fn read(files: &[PathBuf]) -> Result<Loaded, config::Invalid> {
+    let inputs = Inputs {
+        files: files.to_vec(),
+        ..Inputs::default()
+    };
+    config::load(&inputs, Checks::default())
+}
+
+fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+}
+
+fn plain() -> Rig {
+    Rig::new(|folder| write(&folder.join("pipeline.toml"), &text(1, "")))
+}
+
+#[tokio::test]
+async fn written_in_place() {
+    let mut rig = plain();
+    rig.quiet().await;
+    for window in 2..5 {
+        write(&rig.file(), &text(window, ""));
+        rig.until(window.into()).await;
+    }
+    rig.quiet().await;
+}
+
+#[tokio::test]
+async fn renamed_over_by_an_editor() {
+    let mut rig = plain();
+    for window in 2..5 {
+        let temporary = rig.folder.path().join(".pipeline.toml.swp");
+        write(&temporary, &text(window, ""));
+        std::fs::rename(&temporary, rig.file()).unwrap();
+        rig.until(window.into()).await;
+    }
+}
+
+#[tokio::test]
+async fn deleted_and_made_again() {
+    let mut rig = plain();
+    for window in 2..4 {
+        std::fs::remove_file(rig.file()).unwrap();
+        assert_eq!(rig.next().await, None, "a file that is gone is refused");
+        write(&rig.file(), &text(window, ""));
+        rig.until(window.into()).await;
+    }
+}
+
+#[tokio::test]
+async fn emptied_then_filled() {
+    let mut rig = plain();
+    write(&rig.file(), "");
+    assert_eq!(rig.next().await, None);
+    write(&rig.file(), &text(2, ""));
+    rig.until(2).await;
+}
+
+/// Kubernetes: `pipeline.toml` → `..data/pipeline.toml`, `..data` → a folder by date, swapped by rename.
+#[tokio::test]
+async fn swapped_as_kubernetes_does() {
+    let publish = |folder: &Path, window: u32| {
+        let version = format!("..2026_{window}");
+        std::fs::create_dir(folder.join(&version)).unwrap();
+        write(
+            &folder.join(&version).join("pipeline.toml"),
+            &text(window, ""),
+        );
+        symlink(&version, folder.join("..data_tmp")).unwrap();
+        std::fs::rename(folder.join("..data_tmp"), folder.join("..data")).unwrap();
+    };
+    let mut rig = Rig::new(|folder| {
+        publish(folder, 1);
+        symlink("..data/pipeline.toml", folder.join("pipeline.toml")).unwrap();
+    });
+    for window in 2..5 {
+        publish(rig.folder.path(), window);
+        std::fs::remove_dir_all(rig.folder.path().join(format!("..2026_{}", window - 1))).unwrap();
+        rig.until(window.into()).await;
+    }
+    // The whole folder as the configuration.
+    let folder = rig.folder.path().to_owned();
+    rig.files = vec![folder.clone()];
+    assert_eq!(rig.load(), Some(Duration::from_secs(4)));
+    publish(&folder, 5);
+    rig.until(5).await;
+}
+
+/// A bind-mounted single file: the folder that is watched tells nothing, the file's inode does. A hard link
+/// is the same inode under a folder that nobody watches.
+#[tokio::test]
+async fn written_through_another_mount() {
+    let elsewhere = tempfile::tempdir_in(".").unwrap();
+    let source = elsewhere.path().join("on-the-host.toml");
+    write(&source, &text(1, ""));
+    let folder = tempfile::tempdir_in(".").unwrap();
+    std::fs::hard_link(&source, folder.path().join("pipeline.toml")).unwrap();
+    let files = vec![folder.path().join("pipeline.toml")];
+    let mut rig = Rig::of(folder, files);
+    for window in 2..5 {
+        write(&source, &text(window, ""));
+        rig.until(window.into()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_link_to_a_file_elsewhere() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let real = elsewhere.path().join("real.toml");
+    write(&real, &text(1, ""));
+    let mut rig = Rig::new(|folder| symlink(&real, folder.join("pipeline.toml")).unwrap());
+    let temporary = elsewhere.path().join("t");
+    write(&temporary, &text(2, ""));
+    std::fs::rename(&temporary, &real).unwrap();
+    rig.until(2).await;
+}
+
+#[tokio::test]
+async fn plugins_and_secrets_count() {
+    let more = "username = \"u\"\npassword_file = \"secrets/password\"\n[[transform]]\nname = \"one\"\nplugin = \"plugins/p.wasm\"\n";
+    // The keys of [source] come before [reload].
+    let text = text(1, "").replace(
+        "[reload]",
+        &format!("{}[reload]", more.split_once("[[").unwrap().0),
+    );
+    let text = format!("{text}[[{}", more.split_once("[[").unwrap().1);
+    let mut rig = Rig::new(|folder| {
+        std::fs::create_dir(folder.join("plugins")).unwrap();
+        std::fs::create_dir(folder.join("secrets")).unwrap();
+        write(&folder.join("plugins/p.wasm"), "1");
+        write(&folder.join("secrets/password"), "tiger");
+        write(&folder.join("pipeline.toml"), &text);
+    });
+    for file in ["plugins/p.wasm", "secrets/password"] {
+        write(&rig.folder.path().join(file), "2");
+        assert!(rig.next().await.is_some());
+    }
+    // What is beside them does not.
+    write(&rig.folder.path().join("plugins/other.wasm"), "1");
+    rig.quiet().await;
+}
+
+#[tokio::test]
+async fn a_touch_is_no_change() {
+    let mut rig = plain();
+    for _ in 0..3 {
+        let now = std::time::SystemTime::now();
+        std::fs::File::options()
+            .write(true)
+            .open(rig.file())
+            .unwrap()
+            .set_modified(now)
+            .unwrap();
+        write(&rig.file(), &text(1, ""));
+    }
+    rig.quiet().await;
+}
+
+#[tokio::test]
+async fn a_hundred_saves_are_few_changes() {
+    let mut rig = plain();
+    let path = rig.file();
+    let writer = std::thread::spawn(move || {
+        for window in 2..=101 {
+            let temporary = path.with_extension("new");
+            write(&temporary, &text(window, ""));
+            std::fs::rename(&temporary, &path).unwrap();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+    let began = std::time::Instant::now();
+    let mut loads = 0;
+    loop {
+        loads += 1;
+        if rig.next().await == Some(Duration::from_secs(101)) {
+            break;
+        }
+    }
+    writer.join().unwrap();
+    // One each time that patience ends (10 debounces), one at the start of the next, one at the end: with the
+    // default debounce, a second of saves is one or two.
+    let most = began.elapsed().as_millis() / 500 + 2;
+    assert!(loads <= most, "{loads} in {:?}", began.elapsed());
+    rig.quiet().await;
+}
+
+#[tokio::test]
+async fn a_half_written_file_is_seen_again() {
+    let mut rig = plain();
+    let whole = text(2, "");
+    write(&rig.file(), &whole[..whole.len() / 2]);
+    assert_eq!(rig.next().await, None);
+    write(&rig.file(), &whole);
+    rig.until(2).await;
+}
+
+/// A write between the load and the watch has no event.
+#[tokio::test]
+async fn what_changed_before_the_watch_is_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = vec![folder.path().join("pipeline.toml")];
+    write(&files[0], &text(1, ""));
+    let loaded = read(&files).unwrap();
+    write(&files[0], &text(2, ""));
+    let (_sender, live) = watch::channel(loaded.settings.clone());
+    let mut watch = Watch::new(live, &loaded.sources);
+    assert_eq!(timeout(SOON, watch.next()).await, Ok(Change::Content));
+}
+
+/// Without events the poll finds it, and `[reload]` is live: the first interval is an hour.
+#[tokio::test]
+async fn the_poll_finds_it_and_its_interval_is_live() {
+    let mut rig = plain();
+    // A source in a folder that did not exist when the watch was set up, by a path that has no watch.
+    let retuned = text(1, "").replace("1h", "100ms");
+    let settings = config::parse(&rig.file(), &retuned, Checks::default())
+        .unwrap()
+        .settings;
+    let mut sources = read(&rig.files).unwrap().sources;
+    let proc = PathBuf::from("/proc/self/io");
+    // Its content differs with each read, and no event says so.
+    sources.insert(proc, [1; 32]);
+    rig.watch.set_sources(&sources);
+    rig.sender.send_replace(settings);
+    for _ in 0..3 {
+        assert_eq!(timeout(SOON, rig.watch.next()).await, Ok(Change::Content));
+    }
+}
+
+#[tokio::test]
+async fn forced_is_at_once_and_switched_off_is_off() {
+    let mut rig = plain();
+    let off = text(1, "").replace("[reload]", "[reload]\nwatch = false");
+    rig.sender.send_replace(
+        config::parse(&rig.file(), &off, Checks::default())
+            .unwrap()
+            .settings,
+    );
+    write(&rig.file(), &text(2, ""));
+    rig.quiet().await;
+    rig.watch.forcer().force();
+    assert_eq!(timeout(SOON, rig.watch.next()).await, Ok(Change::Forced));
+}
