@@ -51,7 +51,9 @@ impl Inputs {
     }
 }
 
-type Spans = BTreeMap<Vec<String>, (Range<usize>, Range<usize>)>;
+/// Of a key and of its value.
+type Span = (Range<usize>, Range<usize>);
+type Spans = BTreeMap<Vec<String>, Span>;
 
 /// The merged layers.
 pub(super) struct Raw {
@@ -140,12 +142,7 @@ impl Raw {
         self.locate(value, path, |(key, _)| key)
     }
 
-    fn locate(
-        &self,
-        value: &Value,
-        path: &[String],
-        which: fn(&(Range<usize>, Range<usize>)) -> &Range<usize>,
-    ) -> Place {
+    fn locate(&self, value: &Value, path: &[String], which: fn(&Span) -> &Range<usize>) -> Place {
         let origin = self
             .figment
             .get_metadata(leaf_tag(value))
