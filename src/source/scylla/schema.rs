@@ -301,9 +301,10 @@ pub(super) fn type_text(typ: &ColumnType<'_>) -> String {
             format!("vector<{}, {dimensions}>", type_text(typ))
         }
         ColumnType::UserDefinedType { frozen, definition } => {
-            let mut text = format!("udt<{}.{}", definition.keyspace, definition.name);
+            let (keyspace, name) = (named(&definition.keyspace), named(&definition.name));
+            let mut text = format!("udt<{keyspace}.{name}");
             for (field, typ) in &definition.field_types {
-                text.push_str(&format!(", {field}: {}", type_text(typ)));
+                text.push_str(&format!(", {}: {}", named(field), type_text(typ)));
             }
             freeze(*frozen, text + ">")
         }
@@ -312,6 +313,16 @@ pub(super) fn type_text(typ: &ColumnType<'_>) -> String {
             format!("tuple<{}>", types.join(", "))
         }
         other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// A name as the notation has it: in double quotes where it must be.
+fn named(name: &str) -> std::borrow::Cow<'_, str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if !name.is_empty() && name.chars().all(plain) {
+        name.into()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\"")).into()
     }
 }
 
@@ -510,13 +521,23 @@ pub(super) mod tests {
                 keyspace: "ks".into(),
                 field_types: vec![
                     ("street".into(), native(NativeType::Text)),
-                    ("codes".into(), list(true)),
+                    ("post codes".into(), list(true)),
                 ],
             }),
         };
-        let text = "frozen<udt<ks.address, street: text, codes: frozen<list<int>>>>";
+        let text = "frozen<udt<ks.address, street: text, \"post codes\": frozen<list<int>>>>";
         assert_eq!(type_text(&udt), text);
         let tuple = ColumnType::Tuple(vec![native(NativeType::Inet), udt]);
         assert_eq!(type_text(&tuple), format!("tuple<inet, {text}>"));
+        for typ in [
+            &tuple,
+            &list(false),
+            &positions_of_list(),
+            &set(NativeType::Duration),
+        ] {
+            let text = type_text(typ);
+            let parsed = text.parse::<penstock_plugin_encoding::CqlType>();
+            assert_eq!(parsed.unwrap().to_string(), text, "plugins read it");
+        }
     }
 }
