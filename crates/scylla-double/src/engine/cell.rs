@@ -51,11 +51,19 @@ pub(crate) struct AtomicCell {
 
 impl AtomicCell {
     pub(crate) fn live(timestamp: Timestamp, value: Bytes, ttl: Ttl) -> Self {
-        Self { timestamp, value: Some(value), ttl }
+        Self {
+            timestamp,
+            value: Some(value),
+            ttl,
+        }
     }
 
     pub(crate) fn dead(timestamp: Timestamp) -> Self {
-        Self { timestamp, value: None, ttl: Ttl::default() }
+        Self {
+            timestamp,
+            value: None,
+            ttl: Ttl::default(),
+        }
     }
 
     /// The value as a reader at `now` sees it.
@@ -98,7 +106,10 @@ pub(crate) struct Collection {
 
 impl Default for Collection {
     fn default() -> Self {
-        Self { tombstone: NEVER, cells: BTreeMap::new() }
+        Self {
+            tombstone: NEVER,
+            cells: BTreeMap::new(),
+        }
     }
 }
 
@@ -121,7 +132,9 @@ impl Collection {
 
     /// The elements a reader at `now` sees, in the key's order.
     pub(crate) fn live(&self, now: i64) -> impl Iterator<Item = (&Bytes, &Bytes)> {
-        self.cells.values().filter_map(move |e| Some((&e.key, e.cell.get(now)?)))
+        self.cells
+            .values()
+            .filter_map(move |e| Some((&e.key, e.cell.get(now)?)))
     }
 }
 
@@ -192,11 +205,19 @@ impl Default for Row {
 
 impl Row {
     pub(crate) fn new(key: Vec<Bytes>) -> Self {
-        Self { key, tombstone: NEVER, marker: None, cells: Vec::new() }
+        Self {
+            key,
+            tombstone: NEVER,
+            marker: None,
+            cells: Vec::new(),
+        }
     }
 
     pub(crate) fn cell(&self, column: ColumnId) -> Option<&CellData> {
-        let at = self.cells.binary_search_by_key(&column, |(id, _)| *id).ok()?;
+        let at = self
+            .cells
+            .binary_search_by_key(&column, |(id, _)| *id)
+            .ok()?;
         Some(&self.cells[at].1)
     }
 
@@ -213,7 +234,8 @@ impl Row {
         let at = match self.cells.binary_search_by_key(&column, |(id, _)| *id) {
             Ok(at) => at,
             Err(at) => {
-                self.cells.insert(at, (column, CellData::Multi(Box::default())));
+                self.cells
+                    .insert(at, (column, CellData::Multi(Box::default())));
                 at
             }
         };
@@ -234,7 +256,8 @@ impl Row {
 
     /// Whether a reader at `now` sees the row.
     pub(crate) fn is_live(&self, now: i64) -> bool {
-        self.marker.is_some_and(|m| m.ttl.alive(now)) || self.cells.iter().any(|(_, c)| c.is_live(now))
+        self.marker.is_some_and(|m| m.ttl.alive(now))
+            || self.cells.iter().any(|(_, c)| c.is_live(now))
     }
 
     fn merge(&mut self, other: Row) {
@@ -242,7 +265,11 @@ impl Row {
         if let Some(theirs) = other.marker {
             let newer = self.marker.is_none_or(|ours| {
                 (ours.timestamp, ours.ttl.seconds > 0, ours.ttl.expires_at)
-                    < (theirs.timestamp, theirs.ttl.seconds > 0, theirs.ttl.expires_at)
+                    < (
+                        theirs.timestamp,
+                        theirs.ttl.seconds > 0,
+                        theirs.ttl.expires_at,
+                    )
             });
             if newer {
                 self.marker = Some(theirs);
@@ -293,7 +320,11 @@ pub(crate) struct RangeTombstone {
 
 impl RangeTombstone {
     fn between(start: &Bound, end: &Bound, timestamp: Timestamp) -> Option<Self> {
-        (start.position < end.position).then(|| Self { start: start.clone(), end: end.clone(), timestamp })
+        (start.position < end.position).then(|| Self {
+            start: start.clone(),
+            end: end.clone(),
+            timestamp,
+        })
     }
 
     pub(crate) fn covers(&self, key: &[u8]) -> bool {
@@ -302,9 +333,25 @@ impl RangeTombstone {
 
     /// The parts of `self` outside of `other`.
     fn without(&self, other: &Self) -> impl Iterator<Item = Self> {
-        let earlier = |a: &'_ Bound, b: &'_ Bound| if a.position <= b.position { a.clone() } else { b.clone() };
-        let later = |a: &'_ Bound, b: &'_ Bound| if a.position >= b.position { a.clone() } else { b.clone() };
-        let left = Self::between(&self.start, &earlier(&self.end, &other.start), self.timestamp);
+        let earlier = |a: &'_ Bound, b: &'_ Bound| {
+            if a.position <= b.position {
+                a.clone()
+            } else {
+                b.clone()
+            }
+        };
+        let later = |a: &'_ Bound, b: &'_ Bound| {
+            if a.position >= b.position {
+                a.clone()
+            } else {
+                b.clone()
+            }
+        };
+        let left = Self::between(
+            &self.start,
+            &earlier(&self.end, &other.start),
+            self.timestamp,
+        );
         let right = Self::between(&later(&self.start, &other.end), &self.end, self.timestamp);
         left.into_iter().chain(right)
     }
@@ -339,7 +386,10 @@ impl RangeTombstones {
         kept.sort_by(|a, b| a.start.position.cmp(&b.start.position));
         for range in kept {
             match self.0.last_mut() {
-                Some(last) if last.timestamp == range.timestamp && last.end.position == range.start.position => {
+                Some(last)
+                    if last.timestamp == range.timestamp
+                        && last.end.position == range.start.position =>
+                {
                     last.end = range.end;
                 }
                 _ => self.0.push(range),
@@ -348,8 +398,13 @@ impl RangeTombstones {
     }
 
     fn covering(&self, key: &[u8]) -> Timestamp {
-        let after = self.0.partition_point(|r| r.start.position.as_slice() <= key);
-        self.0[..after].last().filter(|r| r.covers(key)).map_or(NEVER, |r| r.timestamp)
+        let after = self
+            .0
+            .partition_point(|r| r.start.position.as_slice() <= key);
+        self.0[..after]
+            .last()
+            .filter(|r| r.covers(key))
+            .map_or(NEVER, |r| r.timestamp)
     }
 }
 
@@ -366,19 +421,29 @@ pub(crate) struct Partition {
 
 impl Default for Partition {
     fn default() -> Self {
-        Self { tombstone: NEVER, static_row: Row::default(), rows: BTreeMap::new(), ranges: RangeTombstones::default() }
+        Self {
+            tombstone: NEVER,
+            static_row: Row::default(),
+            rows: BTreeMap::new(),
+            ranges: RangeTombstones::default(),
+        }
     }
 }
 
 impl Partition {
     /// Whether nothing at all is known of it.
     pub(crate) fn is_blank(&self) -> bool {
-        self.tombstone == NEVER && self.static_row.is_blank() && self.rows.is_empty() && self.ranges.is_empty()
+        self.tombstone == NEVER
+            && self.static_row.is_blank()
+            && self.rows.is_empty()
+            && self.ranges.is_empty()
     }
 
     /// The row at an encoded clustering key, made when there is none.
     pub(crate) fn row_mut(&mut self, at: Vec<u8>, key: &[Bytes]) -> &mut Row {
-        self.rows.entry(at).or_insert_with(|| Row::new(key.to_vec()))
+        self.rows
+            .entry(at)
+            .or_insert_with(|| Row::new(key.to_vec()))
     }
 
     /// Merges without removing what tombstones cover: for mutations of one batch.
@@ -410,7 +475,10 @@ impl Partition {
         self.static_row.shadow(self.tombstone);
         for range in mutation.ranges.0 {
             let mut emptied = Vec::new();
-            for (at, row) in self.rows.range_mut(range.start.position.clone()..range.end.position.clone()) {
+            for (at, row) in self
+                .rows
+                .range_mut(range.start.position.clone()..range.end.position.clone())
+            {
                 row.shadow(range.timestamp);
                 if row.is_blank() {
                     emptied.push(at.clone());
@@ -458,26 +526,50 @@ mod tests {
     use super::*;
 
     fn bound(position: &str) -> Bound {
-        Bound { position: position.into(), prefix: vec![], after: false }
+        Bound {
+            position: position.into(),
+            prefix: vec![],
+            after: false,
+        }
     }
 
     fn range(start: &str, end: &str, timestamp: i64) -> RangeTombstone {
-        RangeTombstone { start: bound(start), end: bound(end), timestamp }
+        RangeTombstone {
+            start: bound(start),
+            end: bound(end),
+            timestamp,
+        }
     }
 
     fn shown(ranges: &RangeTombstones) -> Vec<(String, String, i64)> {
         let text = |b: &Bound| String::from_utf8(b.position.clone()).unwrap();
-        ranges.iter().map(|r| (text(&r.start), text(&r.end), r.timestamp)).collect()
+        ranges
+            .iter()
+            .map(|r| (text(&r.start), text(&r.end), r.timestamp))
+            .collect()
     }
 
     #[test]
     fn newer_range_deletion_cuts_older_ones_and_equal_ones_join() {
         let mut ranges = RangeTombstones::default();
-        for r in [range("a", "f", 1), range("c", "d", 2), range("e", "h", 1), range("b", "z", 0)] {
+        for r in [
+            range("a", "f", 1),
+            range("c", "d", 2),
+            range("e", "h", 1),
+            range("b", "z", 0),
+        ] {
             ranges.add(r);
         }
         let own = |s: &str, e: &str, t| (s.to_owned(), e.to_owned(), t);
-        assert_eq!(shown(&ranges), [own("a", "c", 1), own("c", "d", 2), own("d", "h", 1), own("h", "z", 0)]);
+        assert_eq!(
+            shown(&ranges),
+            [
+                own("a", "c", 1),
+                own("c", "d", 2),
+                own("d", "h", 1),
+                own("h", "z", 0)
+            ]
+        );
         assert_eq!(ranges.covering(b"cc"), 2);
         assert_eq!(ranges.covering(b"zz"), NEVER);
     }
@@ -491,9 +583,20 @@ mod tests {
         for (key, timestamp, seen) in [("b", 9, false), ("b", 11, true), ("g", 9, true)] {
             let mut insert = Partition::default();
             let row = insert.row_mut(key.into(), &[]);
-            row.set(1, CellData::Atomic(AtomicCell::live(timestamp, Bytes::from_static(b"x"), Ttl::default())));
+            row.set(
+                1,
+                CellData::Atomic(AtomicCell::live(
+                    timestamp,
+                    Bytes::from_static(b"x"),
+                    Ttl::default(),
+                )),
+            );
             stored.apply(insert);
-            assert_eq!(stored.rows.contains_key(key.as_bytes()), seen, "{key} at {timestamp}");
+            assert_eq!(
+                stored.rows.contains_key(key.as_bytes()),
+                seen,
+                "{key} at {timestamp}"
+            );
         }
     }
 
@@ -501,12 +604,22 @@ mod tests {
     fn precedence_of_cells_at_one_timestamp() {
         let plain = AtomicCell::live(1, Bytes::from_static(b"b"), Ttl::default());
         let less = AtomicCell::live(1, Bytes::from_static(b"a"), Ttl::default());
-        let expiring = AtomicCell::live(1, Bytes::from_static(b"a"), Ttl { seconds: 5, expires_at: 100 });
+        let expiring = AtomicCell::live(
+            1,
+            Bytes::from_static(b"a"),
+            Ttl {
+                seconds: 5,
+                expires_at: 100,
+            },
+        );
         let dead = AtomicCell::dead(1);
         let order = [less, plain, expiring, dead];
         for (i, weak) in order.iter().enumerate() {
             for strong in &order[i + 1..] {
-                for (mut first, second) in [(weak.clone(), strong.clone()), (strong.clone(), weak.clone())] {
+                for (mut first, second) in [
+                    (weak.clone(), strong.clone()),
+                    (strong.clone(), weak.clone()),
+                ] {
                     first.merge(second);
                     assert_eq!(&first, strong);
                 }

@@ -31,7 +31,10 @@ struct Done {
 
 impl Done {
     fn nothing() -> Self {
-        Self { outcome: Outcome::Void, changes: Vec::new() }
+        Self {
+            outcome: Outcome::Void,
+            changes: Vec::new(),
+        }
     }
 
     fn one(change: ChangeKind, target: ChangeTarget, keyspace: &str, name: &str) -> Self {
@@ -40,25 +43,46 @@ impl Done {
 
     /// The first change is the statement's own.
     fn of(changes: Vec<SchemaChange>) -> Self {
-        let outcome = changes.first().cloned().map_or(Outcome::Void, Outcome::SchemaChange);
+        let outcome = changes
+            .first()
+            .cloned()
+            .map_or(Outcome::Void, Outcome::SchemaChange);
         Self { outcome, changes }
     }
 }
 
 fn changed(change: ChangeKind, target: ChangeTarget, keyspace: &str, name: &str) -> SchemaChange {
-    SchemaChange { change, target, keyspace: keyspace.into(), name: name.into(), args: Vec::new() }
+    SchemaChange {
+        change,
+        target,
+        keyspace: keyspace.into(),
+        name: name.into(),
+        args: Vec::new(),
+    }
 }
 
 /// A type by its name; the user-defined types of one keyspace know only each other.
-pub(crate) fn resolve_type(schema: &Schema, name: &TypeName, keyspace: Option<&str>) -> Result<CqlType, CqlError> {
+pub(crate) fn resolve_type(
+    schema: &Schema,
+    name: &TypeName,
+    keyspace: Option<&str>,
+) -> Result<CqlType, CqlError> {
     let find = |keyspace: &str, name: &str| {
-        schema.keyspaces.get(keyspace).and_then(|k| k.types.get(name)).map(|t| t.fields.clone())
+        schema
+            .keyspaces
+            .get(keyspace)
+            .and_then(|k| k.types.get(name))
+            .map(|t| t.fields.clone())
     };
-    name.resolve(keyspace, &find).map_err(|e| CqlError::invalid(e.to_string()))
+    name.resolve(keyspace, &find)
+        .map_err(|e| CqlError::invalid(e.to_string()))
 }
 
 /// The table that a `CREATE TABLE` describes.
-pub(crate) fn table_of(schema: &Schema, statement: &ast::Statement) -> Result<TableSchema, CqlError> {
+pub(crate) fn table_of(
+    schema: &Schema,
+    statement: &ast::Statement,
+) -> Result<TableSchema, CqlError> {
     let ast::Statement::CreateTable(create) = statement else {
         return Err(CqlError::invalid("not a CREATE TABLE"));
     };
@@ -66,22 +90,42 @@ pub(crate) fn table_of(schema: &Schema, statement: &ast::Statement) -> Result<Ta
     new_table(schema, create, keyspace)
 }
 
-fn new_table(schema: &Schema, create: &ast::CreateTable, keyspace: &str) -> Result<TableSchema, CqlError> {
+fn new_table(
+    schema: &Schema,
+    create: &ast::CreateTable,
+    keyspace: &str,
+) -> Result<TableSchema, CqlError> {
     let name = &create.table.name;
     check_name("table", name)?;
     if create.compact_storage {
-        return Err(CqlError::invalid("COMPACT STORAGE is not supported by this in-memory stand-in for ScyllaDB"));
+        return Err(CqlError::invalid(
+            "COMPACT STORAGE is not supported by this in-memory stand-in for ScyllaDB",
+        ));
     }
     let key = match create.primary_keys.as_slice() {
-        [] => return Err(CqlError::invalid("No PRIMARY KEY specified (exactly one required)")),
+        [] => {
+            return Err(CqlError::invalid(
+                "No PRIMARY KEY specified (exactly one required)",
+            ));
+        }
         [one] => one,
-        _ => return Err(CqlError::invalid("Multiple PRIMARY KEYs specified (exactly one required)")),
+        _ => {
+            return Err(CqlError::invalid(
+                "Multiple PRIMARY KEYs specified (exactly one required)",
+            ));
+        }
     };
     let mut columns: IndexMap<&str, (CqlType, bool)> = IndexMap::new();
     for column in &create.columns {
         let ty = resolve_type(schema, &column.ty, Some(keyspace))?;
-        if columns.insert(&column.name, (ty, column.is_static)).is_some() {
-            return Err(CqlError::invalid(format!("Multiple definition of identifier {}", column.name)));
+        if columns
+            .insert(&column.name, (ty, column.is_static))
+            .is_some()
+        {
+            return Err(CqlError::invalid(format!(
+                "Multiple definition of identifier {}",
+                column.name
+            )));
         }
     }
     let mut table = TableSchema {
@@ -98,24 +142,41 @@ fn new_table(schema: &Schema, create: &ast::CreateTable, keyspace: &str) -> Resu
         log: None,
         next_column: 0,
     };
-    let parts = [(&key.partition, ColumnKind::PartitionKey), (&key.clustering, ColumnKind::Clustering)];
+    let parts = [
+        (&key.partition, ColumnKind::PartitionKey),
+        (&key.clustering, ColumnKind::Clustering),
+    ];
     for (part, kind) in parts {
         for name in part {
             let Some((ty, is_static)) = columns.shift_remove(name.as_str()) else {
-                return Err(CqlError::invalid(format!("Unknown definition {name} referenced in PRIMARY KEY")));
+                return Err(CqlError::invalid(format!(
+                    "Unknown definition {name} referenced in PRIMARY KEY"
+                )));
             };
             if ty.is_multi_cell() {
-                let what = if ty.is_collection() { "collection" } else { "user" };
-                return Err(CqlError::invalid(format!("Invalid non-frozen {what} type for PRIMARY KEY component {name}")));
+                let what = if ty.is_collection() {
+                    "collection"
+                } else {
+                    "user"
+                };
+                return Err(CqlError::invalid(format!(
+                    "Invalid non-frozen {what} type for PRIMARY KEY component {name}"
+                )));
             }
             if ty == CqlType::Counter {
-                return Err(CqlError::invalid(format!("counter type is not supported for PRIMARY KEY part {name}")));
+                return Err(CqlError::invalid(format!(
+                    "counter type is not supported for PRIMARY KEY part {name}"
+                )));
             }
             if ty.any(&|t| *t == CqlType::Duration) {
-                return Err(CqlError::invalid(format!("duration type is not supported for PRIMARY KEY part {name}")));
+                return Err(CqlError::invalid(format!(
+                    "duration type is not supported for PRIMARY KEY part {name}"
+                )));
             }
             if is_static {
-                return Err(CqlError::invalid(format!("Static column {name} cannot be part of the PRIMARY KEY")));
+                return Err(CqlError::invalid(format!(
+                    "Static column {name} cannot be part of the PRIMARY KEY"
+                )));
             }
             table.push_column(name, ty, kind);
         }
@@ -125,18 +186,33 @@ fn new_table(schema: &Schema, create: &ast::CreateTable, keyspace: &str) -> Resu
             "Static columns are only useful (and thus allowed) if the table has at least one clustering column",
         ));
     }
-    let counters = columns.values().filter(|(ty, _)| *ty == CqlType::Counter).count();
+    let counters = columns
+        .values()
+        .filter(|(ty, _)| *ty == CqlType::Counter)
+        .count();
     if counters > 0 && counters < columns.len() {
-        return Err(CqlError::invalid("Cannot mix counter and non counter columns in the same table"));
+        return Err(CqlError::invalid(
+            "Cannot mix counter and non counter columns in the same table",
+        ));
     }
     table.counter = counters > 0;
     for (name, (ty, is_static)) in columns {
-        table.push_column(name, ty, if is_static { ColumnKind::Static } else { ColumnKind::Regular });
+        table.push_column(
+            name,
+            ty,
+            if is_static {
+                ColumnKind::Static
+            } else {
+                ColumnKind::Regular
+            },
+        );
     }
     table.arrange();
     for (i, (name, order)) in create.clustering_order.iter().enumerate() {
         let keys = table.partition_key_len;
-        let Some(column) = table.columns[keys..keys + table.clustering_key_len].get_mut(i).filter(|c| c.name == *name)
+        let Some(column) = table.columns[keys..keys + table.clustering_key_len]
+            .get_mut(i)
+            .filter(|c| c.name == *name)
         else {
             return Err(CqlError::invalid(format!(
                 "The order of columns in the CLUSTERING ORDER directive must be the one of the clustering key (got {name})"
@@ -144,7 +220,9 @@ fn new_table(schema: &Schema, create: &ast::CreateTable, keyspace: &str) -> Resu
         };
         column.descending = *order == ast::Order::Desc;
     }
-    if !create.clustering_order.is_empty() && create.clustering_order.len() < table.clustering_key_len {
+    if !create.clustering_order.is_empty()
+        && create.clustering_order.len() < table.clustering_key_len
+    {
         return Err(CqlError::invalid(format!(
             "Missing CLUSTERING ORDER for column {}",
             table.clustering_key()[create.clustering_order.len()].name
@@ -156,17 +234,28 @@ fn new_table(schema: &Schema, create: &ast::CreateTable, keyspace: &str) -> Resu
 
 fn check_name(what: &str, name: &str) -> Result<(), CqlError> {
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-        return Err(CqlError::invalid(format!("{what} names must be composed of alphanumerics and underscores only (got \"{name}\")")));
+        return Err(CqlError::invalid(format!(
+            "{what} names must be composed of alphanumerics and underscores only (got \"{name}\")"
+        )));
     }
     // A log's name is as much longer as its suffix.
     if name.len() > MAX_NAME + LOG_SUFFIX.len() {
-        return Err(CqlError::invalid(format!("{what} names shouldn't be more than {MAX_NAME} characters long (got \"{name}\")")));
+        return Err(CqlError::invalid(format!(
+            "{what} names shouldn't be more than {MAX_NAME} characters long (got \"{name}\")"
+        )));
     }
     Ok(())
 }
 
 fn set_options(options: &mut TableOptions, properties: &ast::Properties) -> Result<(), CqlError> {
-    const MAPS: [&str; 6] = ["caching", "compaction", "compression", "cdc", "tablets", "per_partition_rate_limit"];
+    const MAPS: [&str; 6] = [
+        "caching",
+        "compaction",
+        "compression",
+        "cdc",
+        "tablets",
+        "per_partition_rate_limit",
+    ];
     const VALUES: [&str; 14] = [
         "bloom_filter_fp_chance",
         "crc_check_chance",
@@ -186,7 +275,9 @@ fn set_options(options: &mut TableOptions, properties: &ast::Properties) -> Resu
     for (name, value) in properties {
         let name = name.to_lowercase();
         match value {
-            PropertyValue::Map(entries) if MAPS.contains(&name.as_str()) || name == "tombstone_gc" => {
+            PropertyValue::Map(entries)
+                if MAPS.contains(&name.as_str()) || name == "tombstone_gc" =>
+            {
                 let map: BTreeMap<String, String> = entries.iter().cloned().collect();
                 if name == "cdc" {
                     options.cdc = Some(cdc::parse_options(&map)?);
@@ -208,7 +299,9 @@ fn set_options(options: &mut TableOptions, properties: &ast::Properties) -> Resu
                 }
             }
             _ if MAPS.contains(&name.as_str()) || VALUES.contains(&name.as_str()) => {
-                return Err(CqlError::syntax(format!("Invalid value for property '{name}'")));
+                return Err(CqlError::syntax(format!(
+                    "Invalid value for property '{name}'"
+                )));
             }
             _ => return Err(CqlError::syntax(format!("Unknown property '{name}'"))),
         }
@@ -216,11 +309,19 @@ fn set_options(options: &mut TableOptions, properties: &ast::Properties) -> Resu
     Ok(())
 }
 
-fn map_of(properties: &ast::Properties, name: &str) -> Result<Option<IndexMap<String, String>>, CqlError> {
-    match properties.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)) {
+fn map_of(
+    properties: &ast::Properties,
+    name: &str,
+) -> Result<Option<IndexMap<String, String>>, CqlError> {
+    match properties
+        .iter()
+        .find(|(n, _)| n.eq_ignore_ascii_case(name))
+    {
         None => Ok(None),
         Some((_, PropertyValue::Map(entries))) => Ok(Some(entries.iter().cloned().collect())),
-        Some((_, PropertyValue::Text(_))) => Err(CqlError::syntax(format!("Invalid value for property '{name}'. It should be a map."))),
+        Some((_, PropertyValue::Text(_))) => Err(CqlError::syntax(format!(
+            "Invalid value for property '{name}'. It should be a map."
+        ))),
     }
 }
 
@@ -230,7 +331,9 @@ fn durable_writes(properties: &ast::Properties) -> Result<Option<bool>, CqlError
     for (name, value) in properties {
         match (name.to_lowercase().as_str(), value) {
             ("replication" | "tablets" | "storage" | "consistency", _) => {}
-            ("durable_writes", PropertyValue::Text(text)) => durable = Some(text.eq_ignore_ascii_case("true")),
+            ("durable_writes", PropertyValue::Text(text)) => {
+                durable = Some(text.eq_ignore_ascii_case("true"))
+            }
             _ => return Err(CqlError::syntax(format!("Unknown property '{name}'"))),
         }
     }
@@ -267,32 +370,54 @@ impl Engine {
         now: i64,
     ) -> Result<Done, CqlError> {
         let named = |name: &ast::QualifiedName| -> Result<String, CqlError> {
-            let keyspace = name.keyspace.as_deref().or(session).ok_or_else(no_keyspace)?;
+            let keyspace = name
+                .keyspace
+                .as_deref()
+                .or(session)
+                .ok_or_else(no_keyspace)?;
             writable(keyspace)?;
             Ok(keyspace.to_owned())
         };
         match statement {
             ast::Statement::CreateKeyspace(create) => self.create_keyspace(state, create),
             ast::Statement::AlterKeyspace(alter) => alter_keyspace(state, alter),
-            ast::Statement::DropKeyspace { name, if_exists } => self.drop_keyspace(state, name, *if_exists),
-            ast::Statement::CreateTable(create) => self.create_table(state, create, &named(&create.table)?, now),
-            ast::Statement::AlterTable(alter) => self.alter_table(state, alter, &named(&alter.table)?, now),
+            ast::Statement::DropKeyspace { name, if_exists } => {
+                self.drop_keyspace(state, name, *if_exists)
+            }
+            ast::Statement::CreateTable(create) => {
+                self.create_table(state, create, &named(&create.table)?, now)
+            }
+            ast::Statement::AlterTable(alter) => {
+                self.alter_table(state, alter, &named(&alter.table)?, now)
+            }
             ast::Statement::DropTable { table, if_exists } => {
                 self.drop_table(state, &named(table)?, &table.name, *if_exists)
             }
             ast::Statement::CreateType(create) => create_type(state, create, &named(&create.name)?),
             ast::Statement::AlterType(alter) => alter_type(state, alter, &named(&alter.name)?),
-            ast::Statement::DropType { name, if_exists } => drop_type(state, &named(name)?, &name.name, *if_exists),
-            _ => Err(CqlError::invalid("this statement does not change the schema")),
+            ast::Statement::DropType { name, if_exists } => {
+                drop_type(state, &named(name)?, &name.name, *if_exists)
+            }
+            _ => Err(CqlError::invalid(
+                "this statement does not change the schema",
+            )),
         }
     }
 
-    fn create_keyspace(&self, state: &mut State, create: &ast::CreateKeyspace) -> Result<Done, CqlError> {
+    fn create_keyspace(
+        &self,
+        state: &mut State,
+        create: &ast::CreateKeyspace,
+    ) -> Result<Done, CqlError> {
         let name = &create.name;
         writable(name)?;
         check_name("Keyspace", name)?;
         if state.schema.keyspaces.contains_key(name) {
-            return if create.if_not_exists { Ok(Done::nothing()) } else { Err(CqlError::keyspace_exists(name)) };
+            return if create.if_not_exists {
+                Ok(Done::nothing())
+            } else {
+                Err(CqlError::keyspace_exists(name))
+            };
         }
         let durable_writes = durable_writes(&create.properties)?.unwrap_or(true);
         let replication = map_of(&create.properties, "replication")?
@@ -308,14 +433,24 @@ impl Engine {
             tables: BTreeMap::new(),
             types: BTreeMap::new(),
         };
-        state.schema.keyspaces.insert(name.clone(), Arc::new(keyspace));
-        Ok(Done::one(ChangeKind::Created, ChangeTarget::Keyspace, name, ""))
+        state
+            .schema
+            .keyspaces
+            .insert(name.clone(), Arc::new(keyspace));
+        Ok(Done::one(
+            ChangeKind::Created,
+            ChangeTarget::Keyspace,
+            name,
+            "",
+        ))
     }
 
     /// The tablets of a keyspace's tables. ScyllaDB of today uses tablets unless told otherwise; here
     /// it is vnodes, which all readers of CDC know.
     fn tablets(&self, properties: &ast::Properties) -> Result<Option<u32>, CqlError> {
-        let Some(options) = map_of(properties, "tablets")? else { return Ok(None) };
+        let Some(options) = map_of(properties, "tablets")? else {
+            return Ok(None);
+        };
         let mut enabled = true;
         let mut initial = 0;
         for (name, value) in &options {
@@ -323,34 +458,58 @@ impl Engine {
                 "enabled" => enabled = value.eq_ignore_ascii_case("true"),
                 "initial" => {
                     initial = value.parse().map_err(|_| {
-                        CqlError::config(format!("Initial tablets value should be numeric; found {value}"))
+                        CqlError::config(format!(
+                            "Initial tablets value should be numeric; found {value}"
+                        ))
                     })?;
                 }
-                _ => return Err(CqlError::config(format!("Unrecognized tablets option {name}"))),
+                _ => {
+                    return Err(CqlError::config(format!(
+                        "Unrecognized tablets option {name}"
+                    )));
+                }
             }
         }
-        let count = if initial == 0 { self.options.initial_tablets } else { initial };
+        let count = if initial == 0 {
+            self.options.initial_tablets
+        } else {
+            initial
+        };
         // ScyllaDB's tablets are a power of two.
         Ok(enabled.then(|| count.max(1).next_power_of_two()))
     }
 
-    fn drop_keyspace(&self, state: &mut State, name: &str, if_exists: bool) -> Result<Done, CqlError> {
+    fn drop_keyspace(
+        &self,
+        state: &mut State,
+        name: &str,
+        if_exists: bool,
+    ) -> Result<Done, CqlError> {
         writable(name)?;
         let Some(keyspace) = state.schema.keyspaces.remove(name) else {
             if if_exists {
                 return Ok(Done::nothing());
             }
-            return Err(CqlError::config(format!("Cannot drop non existing keyspace '{name}'.")));
+            return Err(CqlError::config(format!(
+                "Cannot drop non existing keyspace '{name}'."
+            )));
         };
         for table in keyspace.tables.values() {
             self.forget(state, table);
         }
-        Ok(Done::one(ChangeKind::Dropped, ChangeTarget::Keyspace, name, ""))
+        Ok(Done::one(
+            ChangeKind::Dropped,
+            ChangeTarget::Keyspace,
+            name,
+            "",
+        ))
     }
 
     fn forget(&self, state: &mut State, table: &TableSchema) {
         state.data.remove(&table.id);
-        if table.is_log && let Some(base) = table.name.strip_suffix(LOG_SUFFIX) {
+        if table.is_log
+            && let Some(base) = table.name.strip_suffix(LOG_SUFFIX)
+        {
             self.drop_tablet_streams(state, &table.keyspace, base);
         }
     }
@@ -365,7 +524,11 @@ impl Engine {
         let name = &create.table.name;
         let found = keyspace_of(&state.schema, keyspace)?;
         if found.tables.contains_key(name) {
-            return if create.if_not_exists { Ok(Done::nothing()) } else { Err(CqlError::table_exists(keyspace, name)) };
+            return if create.if_not_exists {
+                Ok(Done::nothing())
+            } else {
+                Err(CqlError::table_exists(keyspace, name))
+            };
         }
         let table = new_table(&state.schema, create, keyspace)?;
         self.settle(state, table, None, ChangeKind::Created, now)
@@ -390,7 +553,11 @@ impl Engine {
             refuse_log(&state.schema, &table, old, existing.as_deref())?;
             let made = cdc::log_schema(&table, existing.as_deref().filter(|l| l.is_log));
             table.log = cdc::layout(&table, &made).map(Arc::new);
-            let kind = if existing.is_some() { ChangeKind::Updated } else { ChangeKind::Created };
+            let kind = if existing.is_some() {
+                ChangeKind::Updated
+            } else {
+                ChangeKind::Created
+            };
             changes.push(changed(kind, ChangeTarget::Table, &keyspace, &log_table));
             log = Some(made);
         }
@@ -400,7 +567,9 @@ impl Engine {
             holder.tables.insert(name.clone(), Arc::new(table));
             if let Some(log) = log {
                 holder.tables.insert(log_table, Arc::new(log));
-                if existing.is_none() && let Some(tablets) = tablets {
+                if existing.is_none()
+                    && let Some(tablets) = tablets
+                {
                     self.create_tablet_streams(state, &keyspace, &name, tablets, now);
                 }
             }
@@ -417,11 +586,17 @@ impl Engine {
     ) -> Result<Done, CqlError> {
         let name = &alter.table.name;
         let holder = keyspace_of(&state.schema, keyspace)?;
-        let old = holder.tables.get(name).ok_or_else(|| CqlError::unconfigured_table(name))?.clone();
+        let old = holder
+            .tables
+            .get(name)
+            .ok_or_else(|| CqlError::unconfigured_table(name))?
+            .clone();
         let mut table = (*old).clone();
         let structural = !matches!(alter.action, AlterTableAction::With(_));
         if old.is_log && structural && base_is_logged(&state.schema, &old) {
-            return Err(CqlError::invalid("Cannot modify the schema of a CDC log table"));
+            return Err(CqlError::invalid(
+                "Cannot modify the schema of a CDC log table",
+            ));
         }
         match &alter.action {
             AlterTableAction::Add(columns) => {
@@ -455,24 +630,47 @@ impl Engine {
         self.settle(state, table, Some(&old), ChangeKind::Updated, now)
     }
 
-    fn drop_table(&self, state: &mut State, keyspace: &str, name: &str, if_exists: bool) -> Result<Done, CqlError> {
-        let missing = || CqlError::invalid(format!("Cannot drop non existing table '{name}' in keyspace '{keyspace}'."));
+    fn drop_table(
+        &self,
+        state: &mut State,
+        keyspace: &str,
+        name: &str,
+        if_exists: bool,
+    ) -> Result<Done, CqlError> {
+        let missing = || {
+            CqlError::invalid(format!(
+                "Cannot drop non existing table '{name}' in keyspace '{keyspace}'."
+            ))
+        };
         let Some(table) = state.schema.table(keyspace, name).cloned() else {
-            return if if_exists { Ok(Done::nothing()) } else { Err(missing()) };
+            return if if_exists {
+                Ok(Done::nothing())
+            } else {
+                Err(missing())
+            };
         };
         if table.is_log && base_is_logged(&state.schema, &table) {
             return Err(CqlError::invalid(format!(
                 "Cannot drop CDC log table {keyspace}.{name} of a table with CDC enabled"
             )));
         }
-        let log = state.schema.table(keyspace, &log_name(name)).filter(|l| l.is_log).cloned();
+        let log = state
+            .schema
+            .table(keyspace, &log_name(name))
+            .filter(|l| l.is_log)
+            .cloned();
         let mut changes = Vec::new();
         for table in std::iter::once(table).chain(log) {
             if let Some(holder) = state.schema.keyspaces.get_mut(keyspace) {
                 Arc::make_mut(holder).tables.remove(&table.name);
             }
             self.forget(state, &table);
-            changes.push(changed(ChangeKind::Dropped, ChangeTarget::Table, keyspace, &table.name));
+            changes.push(changed(
+                ChangeKind::Dropped,
+                ChangeTarget::Table,
+                keyspace,
+                &table.name,
+            ));
         }
         Ok(Done::of(changes))
     }
@@ -480,17 +678,25 @@ impl Engine {
 
 fn writable(keyspace: &str) -> Result<(), CqlError> {
     if is_system(keyspace) {
-        return Err(CqlError::unauthorized(format!("{keyspace} keyspace is not user-modifiable.")));
+        return Err(CqlError::unauthorized(format!(
+            "{keyspace} keyspace is not user-modifiable."
+        )));
     }
     Ok(())
 }
 
 fn keyspace_of<'s>(schema: &'s Schema, name: &str) -> Result<&'s Arc<KeyspaceSchema>, CqlError> {
-    schema.keyspaces.get(name).ok_or_else(|| CqlError::invalid(format!("Keyspace '{name}' does not exist")))
+    schema
+        .keyspaces
+        .get(name)
+        .ok_or_else(|| CqlError::invalid(format!("Keyspace '{name}' does not exist")))
 }
 
 fn base_is_logged(schema: &Schema, log: &TableSchema) -> bool {
-    let base = log.name.strip_suffix(LOG_SUFFIX).and_then(|base| schema.table(&log.keyspace, base));
+    let base = log
+        .name
+        .strip_suffix(LOG_SUFFIX)
+        .and_then(|base| schema.table(&log.keyspace, base));
     base.is_some_and(|b| b.cdc_enabled())
 }
 
@@ -532,24 +738,41 @@ fn refuse_log(
     Ok(())
 }
 
-fn strategy(mut replication: IndexMap<String, String>) -> Result<IndexMap<String, String>, CqlError> {
+fn strategy(
+    mut replication: IndexMap<String, String>,
+) -> Result<IndexMap<String, String>, CqlError> {
     const PACKAGE: &str = "org.apache.cassandra.locator.";
     let class = replication
         .get("class")
         .ok_or_else(|| CqlError::config("Missing mandatory replication strategy class"))?;
     let short = class.strip_prefix(PACKAGE).unwrap_or(class).to_owned();
-    if !["SimpleStrategy", "NetworkTopologyStrategy", "LocalStrategy", "EverywhereStrategy"].contains(&short.as_str()) {
-        return Err(CqlError::config(format!("Unable to find replication strategy class '{PACKAGE}{short}'")));
+    if ![
+        "SimpleStrategy",
+        "NetworkTopologyStrategy",
+        "LocalStrategy",
+        "EverywhereStrategy",
+    ]
+    .contains(&short.as_str())
+    {
+        return Err(CqlError::config(format!(
+            "Unable to find replication strategy class '{PACKAGE}{short}'"
+        )));
     }
     if short == "SimpleStrategy" && !replication.contains_key("replication_factor") {
-        return Err(CqlError::config("SimpleStrategy requires a replication_factor strategy option."));
+        return Err(CqlError::config(
+            "SimpleStrategy requires a replication_factor strategy option.",
+        ));
     }
     for (name, value) in &replication {
         if name != "class" && value.parse::<u32>().is_err() {
-            return Err(CqlError::config(format!("Replication factor must be numeric and non-negative, found '{value}'")));
+            return Err(CqlError::config(format!(
+                "Replication factor must be numeric and non-negative, found '{value}'"
+            )));
         }
     }
-    if short == "NetworkTopologyStrategy" && let Some(factor) = replication.shift_remove("replication_factor") {
+    if short == "NetworkTopologyStrategy"
+        && let Some(factor) = replication.shift_remove("replication_factor")
+    {
         // It means "in each data centre", and there is one.
         replication.entry("datacenter1".into()).or_insert(factor);
     }
@@ -566,7 +789,9 @@ fn alter_keyspace(state: &mut State, alter: &ast::AlterKeyspace) -> Result<Done,
         }
         return Err(CqlError::invalid(format!("Unknown keyspace {name}")));
     };
-    let replication = map_of(&alter.properties, "replication")?.map(strategy).transpose()?;
+    let replication = map_of(&alter.properties, "replication")?
+        .map(strategy)
+        .transpose()?;
     let durable = durable_writes(&alter.properties)?;
     let keyspace = Arc::make_mut(keyspace);
     if let Some(replication) = replication {
@@ -575,36 +800,77 @@ fn alter_keyspace(state: &mut State, alter: &ast::AlterKeyspace) -> Result<Done,
     if let Some(durable) = durable {
         keyspace.durable_writes = durable;
     }
-    Ok(Done::one(ChangeKind::Updated, ChangeTarget::Keyspace, name, ""))
+    Ok(Done::one(
+        ChangeKind::Updated,
+        ChangeTarget::Keyspace,
+        name,
+        "",
+    ))
 }
 
-fn add_column(table: &mut TableSchema, name: &str, ty: CqlType, is_static: bool) -> Result<(), CqlError> {
+fn add_column(
+    table: &mut TableSchema,
+    name: &str,
+    ty: CqlType,
+    is_static: bool,
+) -> Result<(), CqlError> {
     if table.column(name).is_some() {
-        return Err(CqlError::invalid(format!("Invalid column name {name} because it conflicts with an existing column")));
+        return Err(CqlError::invalid(format!(
+            "Invalid column name {name} because it conflicts with an existing column"
+        )));
     }
     if is_static && !table.has_clustering() {
-        return Err(CqlError::invalid("Static columns are not allowed in tables without clustering columns"));
+        return Err(CqlError::invalid(
+            "Static columns are not allowed in tables without clustering columns",
+        ));
     }
     if (ty == CqlType::Counter) != table.counter && (table.counter || ty == CqlType::Counter) {
-        return Err(CqlError::config(format!("Cannot add a {} column ({name}) in a {} column family",
-            if table.counter { "non counter" } else { "counter" },
-            if table.counter { "counter" } else { "non counter" })));
+        return Err(CqlError::config(format!(
+            "Cannot add a {} column ({name}) in a {} column family",
+            if table.counter {
+                "non counter"
+            } else {
+                "counter"
+            },
+            if table.counter {
+                "counter"
+            } else {
+                "non counter"
+            }
+        )));
     }
-    table.push_column(name, ty, if is_static { ColumnKind::Static } else { ColumnKind::Regular });
+    table.push_column(
+        name,
+        ty,
+        if is_static {
+            ColumnKind::Static
+        } else {
+            ColumnKind::Regular
+        },
+    );
     Ok(())
 }
 
 fn retype(table: &mut TableSchema, name: &str, ty: CqlType) -> Result<(), CqlError> {
     let Some(at) = table.index_of(name) else {
-        return Err(CqlError::invalid(format!("Column {name} was not found in table {}", table.name)));
+        return Err(CqlError::invalid(format!(
+            "Column {name} was not found in table {}",
+            table.name
+        )));
     };
     let column = &mut table.columns[at];
     // Only to a type that has the same bytes, and for a key also the same order.
     let widens = matches!(
         (&column.ty, &ty),
-        (CqlType::Ascii, CqlType::Text) | (CqlType::Timeuuid, CqlType::Uuid) | (CqlType::Timestamp, CqlType::Bigint)
-    ) || (column.kind == ColumnKind::Regular && ty == CqlType::Blob && !column.ty.is_multi_cell());
-    if column.ty != ty && (!widens || (column.kind == ColumnKind::Clustering && ty == CqlType::Uuid)) {
+        (CqlType::Ascii, CqlType::Text)
+            | (CqlType::Timeuuid, CqlType::Uuid)
+            | (CqlType::Timestamp, CqlType::Bigint)
+    ) || (column.kind == ColumnKind::Regular
+        && ty == CqlType::Blob
+        && !column.ty.is_multi_cell());
+    if column.ty != ty
+        && (!widens || (column.kind == ColumnKind::Clustering && ty == CqlType::Uuid))
+    {
         return Err(CqlError::config(format!(
             "Cannot change {name} from type {} to type {ty}: types are incompatible.",
             column.ty
@@ -616,10 +882,15 @@ fn retype(table: &mut TableSchema, name: &str, ty: CqlType) -> Result<(), CqlErr
 
 fn drop_column(table: &mut TableSchema, name: &str) -> Result<(), CqlError> {
     let Some(at) = table.index_of(name) else {
-        return Err(CqlError::invalid(format!("Column {name} was not found in table {}", table.name)));
+        return Err(CqlError::invalid(format!(
+            "Column {name} was not found in table {}",
+            table.name
+        )));
     };
     if table.columns[at].kind <= ColumnKind::Clustering {
-        return Err(CqlError::invalid(format!("Cannot drop PRIMARY KEY part {name}")));
+        return Err(CqlError::invalid(format!(
+            "Cannot drop PRIMARY KEY part {name}"
+        )));
     }
     table.columns.remove(at);
     Ok(())
@@ -627,39 +898,69 @@ fn drop_column(table: &mut TableSchema, name: &str) -> Result<(), CqlError> {
 
 fn rename_column(table: &mut TableSchema, from: &str, to: &str) -> Result<(), CqlError> {
     let Some(at) = table.index_of(from) else {
-        return Err(CqlError::invalid(format!("Cannot rename unknown column {from} in table {}", table.name)));
+        return Err(CqlError::invalid(format!(
+            "Cannot rename unknown column {from} in table {}",
+            table.name
+        )));
     };
     if table.columns[at].kind > ColumnKind::Clustering {
-        return Err(CqlError::invalid(format!("Cannot rename non PRIMARY KEY part {from}")));
+        return Err(CqlError::invalid(format!(
+            "Cannot rename non PRIMARY KEY part {from}"
+        )));
     }
     if table.column(to).is_some() {
-        return Err(CqlError::invalid(format!("Cannot rename column {from} to {to} in table {}; another column of that name already exists", table.name)));
+        return Err(CqlError::invalid(format!(
+            "Cannot rename column {from} to {to} in table {}; another column of that name already exists",
+            table.name
+        )));
     }
     table.columns[at].name = to.into();
     Ok(())
 }
 
-fn create_type(state: &mut State, create: &ast::CreateType, keyspace: &str) -> Result<Done, CqlError> {
+fn create_type(
+    state: &mut State,
+    create: &ast::CreateType,
+    keyspace: &str,
+) -> Result<Done, CqlError> {
     let name = &create.name.name;
-    if keyspace_of(&state.schema, keyspace)?.types.contains_key(name) {
+    if keyspace_of(&state.schema, keyspace)?
+        .types
+        .contains_key(name)
+    {
         return if create.if_not_exists {
             Ok(Done::nothing())
         } else {
-            Err(CqlError::invalid(format!("A user type of name {keyspace}.{name} already exists")))
+            Err(CqlError::invalid(format!(
+                "A user type of name {keyspace}.{name} already exists"
+            )))
         };
     }
     let mut fields: Vec<(String, CqlType)> = Vec::with_capacity(create.fields.len());
     for (field, ty) in &create.fields {
         if fields.iter().any(|(f, _)| f == field) {
-            return Err(CqlError::invalid(format!("Cannot have several fields with the same name {field} in a type")));
+            return Err(CqlError::invalid(format!(
+                "Cannot have several fields with the same name {field} in a type"
+            )));
         }
         fields.push((field.clone(), field_type(&state.schema, ty, keyspace)?));
     }
     if let Some(holder) = state.schema.keyspaces.get_mut(keyspace) {
-        let ty = UserType { keyspace: keyspace.into(), name: name.clone(), fields };
-        Arc::make_mut(holder).types.insert(name.clone(), Arc::new(ty));
+        let ty = UserType {
+            keyspace: keyspace.into(),
+            name: name.clone(),
+            fields,
+        };
+        Arc::make_mut(holder)
+            .types
+            .insert(name.clone(), Arc::new(ty));
     }
-    Ok(Done::one(ChangeKind::Created, ChangeTarget::Type, keyspace, name))
+    Ok(Done::one(
+        ChangeKind::Created,
+        ChangeTarget::Type,
+        keyspace,
+        name,
+    ))
 }
 
 fn field_type(schema: &Schema, name: &TypeName, keyspace: &str) -> Result<CqlType, CqlError> {
@@ -673,40 +974,64 @@ fn field_type(schema: &Schema, name: &TypeName, keyspace: &str) -> Result<CqlTyp
 fn alter_type(state: &mut State, alter: &ast::AlterType, keyspace: &str) -> Result<Done, CqlError> {
     let name = &alter.name.name;
     let Some(old) = keyspace_of(&state.schema, keyspace)?.types.get(name) else {
-        return Err(CqlError::invalid(format!("No user type named {keyspace}.{name} exists.")));
+        return Err(CqlError::invalid(format!(
+            "No user type named {keyspace}.{name} exists."
+        )));
     };
     let mut ty = (**old).clone();
     match &alter.action {
         AlterTypeAction::Add(field, new) => {
             if ty.fields.iter().any(|(f, _)| f == field) {
-                return Err(CqlError::invalid(format!("Cannot add new field {field} to type {keyspace}.{name}: a field of the same name already exists")));
+                return Err(CqlError::invalid(format!(
+                    "Cannot add new field {field} to type {keyspace}.{name}: a field of the same name already exists"
+                )));
             }
-            ty.fields.push((field.clone(), field_type(&state.schema, new, keyspace)?));
+            ty.fields
+                .push((field.clone(), field_type(&state.schema, new, keyspace)?));
         }
         AlterTypeAction::Rename(pairs) => {
             for (from, to) in pairs {
                 if ty.fields.iter().any(|(f, _)| f == to) {
-                    return Err(CqlError::invalid(format!("Duplicate field name {to} in type {name}")));
+                    return Err(CqlError::invalid(format!(
+                        "Duplicate field name {to} in type {name}"
+                    )));
                 }
                 let field = ty.fields.iter_mut().find(|(f, _)| f == from);
-                field.ok_or_else(|| CqlError::invalid(format!("Unknown field {from} in type {name}")))?.0 = to.clone();
+                field
+                    .ok_or_else(|| {
+                        CqlError::invalid(format!("Unknown field {from} in type {name}"))
+                    })?
+                    .0 = to.clone();
             }
         }
         AlterTypeAction::Type(..) => {
-            return Err(CqlError::invalid("Altering the type of a field is not supported"));
+            return Err(CqlError::invalid(
+                "Altering the type of a field is not supported",
+            ));
         }
     }
     replace_type(state, ty);
-    Ok(Done::one(ChangeKind::Updated, ChangeTarget::Type, keyspace, name))
+    Ok(Done::one(
+        ChangeKind::Updated,
+        ChangeTarget::Type,
+        keyspace,
+        name,
+    ))
 }
 
 /// Puts a changed type in its place, in all types and tables that use it.
 fn replace_type(state: &mut State, changed: UserType) {
-    let Some(holder) = state.schema.keyspaces.get_mut(&changed.keyspace) else { return };
+    let Some(holder) = state.schema.keyspaces.get_mut(&changed.keyspace) else {
+        return;
+    };
     let holder = Arc::make_mut(holder);
     let swap = |ty: &CqlType| with_type(ty, &changed);
     for ty in holder.types.values_mut() {
-        let fields: Vec<_> = ty.fields.iter().map(|(n, t)| (n.clone(), swap(t))).collect();
+        let fields: Vec<_> = ty
+            .fields
+            .iter()
+            .map(|(n, t)| (n.clone(), swap(t)))
+            .collect();
         if fields != ty.fields {
             Arc::make_mut(ty).fields = fields;
         }
@@ -716,7 +1041,9 @@ fn replace_type(state: &mut State, changed: UserType) {
             let table = Arc::make_mut(table);
             for column in &mut table.columns {
                 column.ty = swap(&column.ty);
-                column.multi = column.multi.and_then(|_| super::types::multi_kind(&column.ty));
+                column.multi = column
+                    .multi
+                    .and_then(|_| super::types::multi_kind(&column.ty));
             }
             table.arrange();
         }
@@ -728,42 +1055,93 @@ fn replace_type(state: &mut State, changed: UserType) {
 fn with_type(ty: &CqlType, changed: &UserType) -> CqlType {
     let inner = |ty: &CqlType| Box::new(with_type(ty, changed));
     match ty {
-        CqlType::List { element, frozen } => CqlType::List { element: inner(element), frozen: *frozen },
-        CqlType::Set { element, frozen } => CqlType::Set { element: inner(element), frozen: *frozen },
-        CqlType::Map { key, value, frozen } => CqlType::Map { key: inner(key), value: inner(value), frozen: *frozen },
-        CqlType::Tuple(types) => CqlType::Tuple(types.iter().map(|t| with_type(t, changed)).collect()),
-        CqlType::Udt { keyspace, name, fields, frozen } => {
+        CqlType::List { element, frozen } => CqlType::List {
+            element: inner(element),
+            frozen: *frozen,
+        },
+        CqlType::Set { element, frozen } => CqlType::Set {
+            element: inner(element),
+            frozen: *frozen,
+        },
+        CqlType::Map { key, value, frozen } => CqlType::Map {
+            key: inner(key),
+            value: inner(value),
+            frozen: *frozen,
+        },
+        CqlType::Tuple(types) => {
+            CqlType::Tuple(types.iter().map(|t| with_type(t, changed)).collect())
+        }
+        CqlType::Udt {
+            keyspace,
+            name,
+            fields,
+            frozen,
+        } => {
             let same = *name == changed.name && *keyspace == changed.keyspace;
             let fields = if same {
                 changed.fields.clone()
             } else {
-                fields.iter().map(|(n, t)| (n.clone(), with_type(t, changed))).collect()
+                fields
+                    .iter()
+                    .map(|(n, t)| (n.clone(), with_type(t, changed)))
+                    .collect()
             };
-            let ty = CqlType::Udt { keyspace: keyspace.clone(), name: name.clone(), fields, frozen: *frozen };
+            let ty = CqlType::Udt {
+                keyspace: keyspace.clone(),
+                name: name.clone(),
+                fields,
+                frozen: *frozen,
+            };
             if *frozen { ty.frozen() } else { ty }
         }
         native => native.clone(),
     }
 }
 
-fn drop_type(state: &mut State, keyspace: &str, name: &str, if_exists: bool) -> Result<Done, CqlError> {
+fn drop_type(
+    state: &mut State,
+    keyspace: &str,
+    name: &str,
+    if_exists: bool,
+) -> Result<Done, CqlError> {
     let holder = keyspace_of(&state.schema, keyspace)?;
     if !holder.types.contains_key(name) {
         return if if_exists {
             Ok(Done::nothing())
         } else {
-            Err(CqlError::invalid(format!("No user type named {keyspace}.{name} exists.")))
+            Err(CqlError::invalid(format!(
+                "No user type named {keyspace}.{name} exists."
+            )))
         };
     }
     let uses = |ty: &CqlType| ty.any(&|t| matches!(t, CqlType::Udt { name: n, .. } if n == name));
-    if let Some(other) = holder.types.values().find(|t| t.fields.iter().any(|(_, ty)| uses(ty))) {
-        return Err(CqlError::invalid(format!("Cannot drop user type {keyspace}.{name} as it is still used by user type {}", other.name)));
+    if let Some(other) = holder
+        .types
+        .values()
+        .find(|t| t.fields.iter().any(|(_, ty)| uses(ty)))
+    {
+        return Err(CqlError::invalid(format!(
+            "Cannot drop user type {keyspace}.{name} as it is still used by user type {}",
+            other.name
+        )));
     }
-    if let Some(table) = holder.tables.values().find(|t| t.columns.iter().any(|c| uses(&c.ty))) {
-        return Err(CqlError::invalid(format!("Cannot drop user type {keyspace}.{name} as it is still used by table {keyspace}.{}", table.name)));
+    if let Some(table) = holder
+        .tables
+        .values()
+        .find(|t| t.columns.iter().any(|c| uses(&c.ty)))
+    {
+        return Err(CqlError::invalid(format!(
+            "Cannot drop user type {keyspace}.{name} as it is still used by table {keyspace}.{}",
+            table.name
+        )));
     }
     if let Some(holder) = state.schema.keyspaces.get_mut(keyspace) {
         Arc::make_mut(holder).types.remove(name);
     }
-    Ok(Done::one(ChangeKind::Dropped, ChangeTarget::Type, keyspace, name))
+    Ok(Done::one(
+        ChangeKind::Dropped,
+        ChangeTarget::Type,
+        keyspace,
+        name,
+    ))
 }

@@ -58,7 +58,11 @@ pub const ALREADY_EXISTS: u32 = 0x2400;
 impl CqlError {
     /// An error with no detail beyond its message.
     pub fn new(code: u32, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), detail: ErrorDetail::None }
+        Self {
+            code,
+            message: message.into(),
+            detail: ErrorDetail::None,
+        }
     }
 
     /// 0x2200: the statement parses but cannot be run.
@@ -96,7 +100,10 @@ impl CqlError {
         Self {
             code: ALREADY_EXISTS,
             message: format!("Cannot add existing keyspace \"{keyspace}\""),
-            detail: ErrorDetail::AlreadyExists { keyspace: keyspace.into(), table: String::new() },
+            detail: ErrorDetail::AlreadyExists {
+                keyspace: keyspace.into(),
+                table: String::new(),
+            },
         }
     }
 
@@ -104,8 +111,13 @@ impl CqlError {
     pub fn table_exists(keyspace: &str, table: &str) -> Self {
         Self {
             code: ALREADY_EXISTS,
-            message: format!("Cannot add already existing table \"{table}\" to keyspace \"{keyspace}\""),
-            detail: ErrorDetail::AlreadyExists { keyspace: keyspace.into(), table: table.into() },
+            message: format!(
+                "Cannot add already existing table \"{table}\" to keyspace \"{keyspace}\""
+            ),
+            detail: ErrorDetail::AlreadyExists {
+                keyspace: keyspace.into(),
+                table: table.into(),
+            },
         }
     }
 }

@@ -30,7 +30,10 @@ pub(crate) fn prepare<'a>(
     table: &TableSchema,
     context: &Context<'_>,
 ) -> Result<Vec<Ready<'a>>, CqlError> {
-    filters.iter().map(|f| ready(f, table, context, false)).collect()
+    filters
+        .iter()
+        .map(|f| ready(f, table, context, false))
+        .collect()
 }
 
 /// Prepares the conditions of an `IF`.
@@ -39,7 +42,10 @@ pub(crate) fn prepare_conditions<'a>(
     table: &TableSchema,
     context: &Context<'_>,
 ) -> Result<Vec<Ready<'a>>, CqlError> {
-    filters.iter().map(|f| ready(f, table, context, true)).collect()
+    filters
+        .iter()
+        .map(|f| ready(f, table, context, true))
+        .collect()
 }
 
 /// The type of what is compared with.
@@ -59,8 +65,12 @@ fn ready<'a>(
     nulls: bool,
 ) -> Result<Ready<'a>, CqlError> {
     let name = match &filter.operand {
-        Operand::Column(at) | Operand::Element(at, _) | Operand::Field(at, _) => table.columns[*at].name.as_str(),
-        Operand::Tuple(columns) => columns.first().map_or("", |at| table.columns[*at].name.as_str()),
+        Operand::Column(at) | Operand::Element(at, _) | Operand::Field(at, _) => {
+            table.columns[*at].name.as_str()
+        }
+        Operand::Tuple(columns) => columns
+            .first()
+            .map_or("", |at| table.columns[*at].name.as_str()),
     };
     let ty = value_type(filter);
     let placed = |bytes: Bytes| (order::value(ty, &bytes), bytes);
@@ -70,10 +80,14 @@ fn ready<'a>(
             Evaluated::Value(bytes) => Some(placed(bytes)),
             Evaluated::Null if nulls => None,
             Evaluated::Null => {
-                return Err(CqlError::invalid(format!("Invalid null value in condition for column {name}")));
+                return Err(CqlError::invalid(format!(
+                    "Invalid null value in condition for column {name}"
+                )));
             }
             Evaluated::Unset if nulls => {
-                return Err(CqlError::invalid(format!("Invalid 'unset' value in condition for column {name}")));
+                return Err(CqlError::invalid(format!(
+                    "Invalid 'unset' value in condition for column {name}"
+                )));
             }
             Evaluated::Unset => {
                 always = true;
@@ -84,7 +98,11 @@ fn ready<'a>(
     let values = match &filter.values {
         Values::One(expr) => vec![one(expr)?],
         Values::Many(exprs) => exprs.iter().map(one).collect::<Result<_, CqlError>>()?,
-        list @ Values::List(_) => list.eval(context, name)?.into_iter().map(|b| Some(placed(b))).collect(),
+        list @ Values::List(_) => list
+            .eval(context, name)?
+            .into_iter()
+            .map(|b| Some(placed(b)))
+            .collect(),
     };
     let key = match &filter.operand {
         Operand::Element(_, key) => Some(key.eval(context)?.bytes().ok_or_else(|| {
@@ -92,7 +110,13 @@ fn ready<'a>(
         })?),
         _ => None,
     };
-    Ok(Ready { filter, values, key, nulls, always })
+    Ok(Ready {
+        filter,
+        values,
+        key,
+        nulls,
+        always,
+    })
 }
 
 impl Ready<'_> {
@@ -109,7 +133,11 @@ impl Ready<'_> {
                 _ => None,
             },
             Operand::Field(at, index) => view.value(&columns[*at]).and_then(|value| {
-                types::tuple_fields(&value).get(*index).copied().flatten().map(|f| value.slice_ref(f))
+                types::tuple_fields(&value)
+                    .get(*index)
+                    .copied()
+                    .flatten()
+                    .map(|f| value.slice_ref(f))
             }),
             Operand::Tuple(all) => {
                 let mut out = Vec::new();
@@ -134,7 +162,8 @@ impl Ready<'_> {
                     _ => false,
                 });
         };
-        let equal_to = |place: &[u8], bytes: &[u8]| order::value(value_type(self.filter), bytes) == place;
+        let equal_to =
+            |place: &[u8], bytes: &[u8]| order::value(value_type(self.filter), bytes) == place;
         let compare = || first.map(|(place, _)| order::value(ty, value).as_slice().cmp(place));
         Ok(match self.filter.comparison {
             Comparison::Eq => compare().is_some_and(|o| o.is_eq()),
@@ -149,15 +178,23 @@ impl Ready<'_> {
                 found == (self.filter.comparison == Comparison::In)
             }
             Comparison::Contains => {
-                let Some((place, _)) = first else { return Ok(false) };
+                let Some((place, _)) = first else {
+                    return Ok(false);
+                };
                 match shape(ty) {
-                    Shape::Map(..) => types::map_entries(value).iter().any(|(_, v)| equal_to(place, v)),
+                    Shape::Map(..) => types::map_entries(value)
+                        .iter()
+                        .any(|(_, v)| equal_to(place, v)),
                     _ => types::elements(value).iter().any(|e| equal_to(place, e)),
                 }
             }
             Comparison::ContainsKey => {
-                let Some((place, _)) = first else { return Ok(false) };
-                types::map_entries(value).iter().any(|(k, _)| equal_to(place, k))
+                let Some((place, _)) = first else {
+                    return Ok(false);
+                };
+                types::map_entries(value)
+                    .iter()
+                    .any(|(k, _)| equal_to(place, k))
             }
             Comparison::Like => first.is_some_and(|(_, pattern)| like(value, pattern)),
         })
@@ -170,7 +207,9 @@ fn like(text: &[u8], pattern: &[u8]) -> bool {
         [] => text.is_empty(),
         [b'%', rest @ ..] => (0..=text.len()).any(|skip| like(&text[skip..], rest)),
         [b'_', rest @ ..] => {
-            let Some(first) = text.first() else { return false };
+            let Some(first) = text.first() else {
+                return false;
+            };
             let width = match first {
                 0xf0.. => 4,
                 0xe0.. => 3,
@@ -179,7 +218,9 @@ fn like(text: &[u8], pattern: &[u8]) -> bool {
             };
             text.get(width..).is_some_and(|text| like(text, rest))
         }
-        [b'\\', c, rest @ ..] | [c, rest @ ..] => text.split_first().is_some_and(|(t, text)| t == c && like(text, rest)),
+        [b'\\', c, rest @ ..] | [c, rest @ ..] => text
+            .split_first()
+            .is_some_and(|(t, text)| t == c && like(text, rest)),
     }
 }
 
@@ -199,7 +240,11 @@ mod tests {
             ("abc", "a\\%c", false),
             ("", "%", true),
         ] {
-            assert_eq!(like(text.as_bytes(), pattern.as_bytes()), holds, "{text} LIKE {pattern}");
+            assert_eq!(
+                like(text.as_bytes(), pattern.as_bytes()),
+                holds,
+                "{text} LIKE {pattern}"
+            );
         }
     }
 }

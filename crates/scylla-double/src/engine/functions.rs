@@ -34,7 +34,9 @@ pub(crate) enum Function {
     ToTimestamp(TimeSource),
     ToDate(TimeSource),
     ToUnixTimestamp(TimeSource),
-    Token { is_log: bool },
+    Token {
+        is_log: bool,
+    },
     /// Between a type and its bytes: nothing but the type changes.
     Reinterpret(CqlType),
     Cast(CqlType, CqlType),
@@ -47,14 +49,19 @@ const EPOCH_DAY: i64 = 1 << 31;
 
 impl Function {
     /// Finds a function by its name, ignoring case, and its argument types; gives it and its result.
-    pub(crate) fn resolve(name: &str, args: &[Option<CqlType>]) -> Result<(Self, CqlType), CqlError> {
+    pub(crate) fn resolve(
+        name: &str,
+        args: &[Option<CqlType>],
+    ) -> Result<(Self, CqlType), CqlError> {
         let lower = name.to_lowercase();
         let source = |default: TimeSource| match args.first() {
             Some(Some(CqlType::Timestamp)) => Ok(TimeSource::Timestamp),
             Some(Some(CqlType::Timeuuid)) => Ok(TimeSource::Timeuuid),
             Some(Some(CqlType::Date)) => Ok(TimeSource::Date),
             Some(None) => Ok(default),
-            _ => Err(CqlError::invalid(format!("Invalid call to function {lower}, none of its type signatures match"))),
+            _ => Err(CqlError::invalid(format!(
+                "Invalid call to function {lower}, none of its type signatures match"
+            ))),
         };
         let arity = |n: usize| {
             if args.len() == n {
@@ -73,7 +80,11 @@ impl Function {
             "uuid" => (Function::Uuid, CqlType::Uuid),
             "mintimeuuid" | "maxtimeuuid" => {
                 arity(1)?;
-                let function = if lower.starts_with("min") { Function::MinTimeuuid } else { Function::MaxTimeuuid };
+                let function = if lower.starts_with("min") {
+                    Function::MinTimeuuid
+                } else {
+                    Function::MaxTimeuuid
+                };
                 return Ok((function, CqlType::Timeuuid));
             }
             "totimestamp" | "dateof" | "todate" | "tounixtimestamp" | "unixtimestampof" => {
@@ -88,7 +99,11 @@ impl Function {
             _ => {
                 let ty = if let Some(ty) = lower.strip_prefix("blobas").and_then(types::by_name) {
                     ty
-                } else if lower.strip_suffix("asblob").and_then(types::by_name).is_some() {
+                } else if lower
+                    .strip_suffix("asblob")
+                    .and_then(types::by_name)
+                    .is_some()
+                {
                     CqlType::Blob
                 } else {
                     return Err(CqlError::invalid(format!("Unknown function '{lower}'")));
@@ -106,7 +121,9 @@ impl Function {
         let lower = name.to_lowercase();
         match lower.as_str() {
             "mintimeuuid" | "maxtimeuuid" => Some(CqlType::Timestamp),
-            "totimestamp" | "dateof" | "todate" | "tounixtimestamp" | "unixtimestampof" => Some(CqlType::Timeuuid),
+            "totimestamp" | "dateof" | "todate" | "tounixtimestamp" | "unixtimestampof" => {
+                Some(CqlType::Timeuuid)
+            }
             _ if lower.starts_with("blobas") => Some(CqlType::Blob),
             _ => lower.strip_suffix("asblob").and_then(types::by_name),
         }
@@ -128,29 +145,39 @@ impl Function {
             Function::CurrentTime => return Ok(long(now.rem_euclid(DAY_MS * 1_000) * 1_000)),
             Function::Uuid => return Ok(uuid(Uuid::new_v4())),
             Function::Token { is_log } => {
-                let Some(components) = args.iter().cloned().collect::<Option<Vec<Bytes>>>() else { return Ok(None) };
+                let Some(components) = args.iter().cloned().collect::<Option<Vec<Bytes>>>() else {
+                    return Ok(None);
+                };
                 return Ok(long(RingKey::of(*is_log, &components).token));
             }
             _ => {}
         }
-        let Some(Some(arg)) = args.first() else { return Ok(None) };
+        let Some(Some(arg)) = args.first() else {
+            return Ok(None);
+        };
         let time = |source: TimeSource| -> Result<i64, CqlError> {
             match source {
                 TimeSource::Timestamp => types::bigint(arg),
                 TimeSource::Timeuuid => types::timeuuid_micros(arg).map(|us| us.div_euclid(1_000)),
-                TimeSource::Date => {
-                    arg.first_chunk::<4>().map(|b| (i64::from(u32::from_be_bytes(*b)) - EPOCH_DAY) * DAY_MS)
-                }
+                TimeSource::Date => arg
+                    .first_chunk::<4>()
+                    .map(|b| (i64::from(u32::from_be_bytes(*b)) - EPOCH_DAY) * DAY_MS),
             }
             .ok_or_else(|| CqlError::invalid("Invalid value of a time"))
         };
         Ok(match self {
             // The least and the greatest low bytes, compared as signed bytes.
-            Function::MinTimeuuid => uuid(timeuuid(ticks(time(TimeSource::Timestamp)?)?, 0x8080_8080_8080_8080)),
-            Function::MaxTimeuuid => {
-                uuid(timeuuid(ticks(time(TimeSource::Timestamp)?)? + 9_999, 0x7f7f_7f7f_7f7f_7f7f))
+            Function::MinTimeuuid => uuid(timeuuid(
+                ticks(time(TimeSource::Timestamp)?)?,
+                0x8080_8080_8080_8080,
+            )),
+            Function::MaxTimeuuid => uuid(timeuuid(
+                ticks(time(TimeSource::Timestamp)?)? + 9_999,
+                0x7f7f_7f7f_7f7f_7f7f,
+            )),
+            Function::ToTimestamp(source) | Function::ToUnixTimestamp(source) => {
+                long(time(*source)?)
             }
-            Function::ToTimestamp(source) | Function::ToUnixTimestamp(source) => long(time(*source)?),
             Function::ToDate(source) => date(time(*source)?),
             Function::Reinterpret(ty) => {
                 types::validate(ty, arg)?;
@@ -167,7 +194,9 @@ fn ticks(ms: i64) -> Result<i64, CqlError> {
     /// What keeps 60-bit UUID times apart: a little over three thousand years.
     const LIMIT: i64 = 100_000_000_000_000;
     if !(-LIMIT..=LIMIT).contains(&ms) {
-        return Err(CqlError::invalid(format!("Timestamp is out of range for a timeuuid: {ms}")));
+        return Err(CqlError::invalid(format!(
+            "Timestamp is out of range for a timeuuid: {ms}"
+        )));
     }
     Ok(ms * 10_000)
 }

@@ -69,8 +69,10 @@ impl Engine {
     fn add_generation(&self, at_ms: i64) {
         let mut state = self.state.write();
         let state = &mut *state;
-        let vnodes: Vec<VnodeStreams> =
-            state.streams.add_generation(at_ms, self.options.vnodes, self.options.shards_per_vnode).to_vec();
+        let vnodes: Vec<VnodeStreams> = state
+            .streams
+            .add_generation(at_ms, self.options.vnodes, self.options.shards_per_vnode)
+            .to_vec();
         for vnode in vnodes {
             let mut streams = vnode.streams;
             // Bytes of one length: as a set has them.
@@ -131,11 +133,18 @@ impl Engine {
             (StreamState::Closed, &diff.closed[..]),
             (StreamState::Opened, &diff.opened[..]),
         ];
-        let key = [("keyspace_name", text(keyspace)), ("table_name", text(table)), ("timestamp", long(at_ms))];
+        let key = [
+            ("keyspace_name", text(keyspace)),
+            ("table_name", text(table)),
+            ("timestamp", long(at_ms)),
+        ];
         for (stream_state, streams) in sets {
             for stream in streams {
                 let mut row = key.to_vec();
-                row.push(("stream_state", Some(Bytes::copy_from_slice(&[stream_state as u8]))));
+                row.push((
+                    "stream_state",
+                    Some(Bytes::copy_from_slice(&[stream_state as u8])),
+                ));
                 row.push(("stream_id", Some(stream.clone())));
                 self.put_own(state, SYSTEM, "cdc_streams", &row);
             }
@@ -144,11 +153,24 @@ impl Engine {
     }
 
     /// Makes the streams of a log that was just created in a keyspace with tablets.
-    pub(super) fn create_tablet_streams(&self, state: &mut State, keyspace: &str, table: &str, tablets: u32, now: i64) {
+    pub(super) fn create_tablet_streams(
+        &self,
+        state: &mut State,
+        keyspace: &str,
+        table: &str,
+        tablets: u32,
+        now: i64,
+    ) {
         // From a leeway ago, so that writes of clients whose clock is a little behind find a stream.
         let at_ms = (now - super::cdc::streams::LEEWAY_US).div_euclid(1_000);
-        let current = state.streams.add_table(keyspace, table, at_ms, tablets).to_vec();
-        let none = StreamDiff { closed: Vec::new(), opened: Vec::new() };
+        let current = state
+            .streams
+            .add_table(keyspace, table, at_ms, tablets)
+            .to_vec();
+        let none = StreamDiff {
+            closed: Vec::new(),
+            opened: Vec::new(),
+        };
         self.tell_tablet_streams(state, keyspace, table, at_ms, &current, &none);
     }
 
@@ -156,7 +178,10 @@ impl Engine {
     pub(super) fn drop_tablet_streams(&self, state: &mut State, keyspace: &str, table: &str) {
         state.streams.remove_table(keyspace, table);
         for own in ["cdc_streams", "cdc_timestamps"] {
-            let key = [("keyspace_name", text(keyspace)), ("table_name", text(table))];
+            let key = [
+                ("keyspace_name", text(keyspace)),
+                ("table_name", text(table)),
+            ];
             if let Err(error) = remove(state, SYSTEM, own, &key) {
                 tracing::error!(%error, table = own, "internal rows cannot be removed");
             }
@@ -169,44 +194,71 @@ impl Engine {
         let mut state = self.state.write();
         let state = &mut *state;
         let named = lower::created_table(ddl)?;
-        let keyspace = state.schema.keyspaces.entry(named.0.clone()).or_insert_with(|| {
-            let class = if named.0 == DISTRIBUTED { "org.apache.cassandra.locator.EverywhereStrategy" } else { "org.apache.cassandra.locator.LocalStrategy" };
-            Arc::new(KeyspaceSchema {
-                name: named.0.clone(),
-                replication: [("class".to_owned(), class.to_owned())].into_iter().collect(),
-                durable_writes: true,
-                tablets: None,
-                internal: true,
-                tables: Default::default(),
-                types: Default::default(),
-            })
-        });
+        let keyspace = state
+            .schema
+            .keyspaces
+            .entry(named.0.clone())
+            .or_insert_with(|| {
+                let class = if named.0 == DISTRIBUTED {
+                    "org.apache.cassandra.locator.EverywhereStrategy"
+                } else {
+                    "org.apache.cassandra.locator.LocalStrategy"
+                };
+                Arc::new(KeyspaceSchema {
+                    name: named.0.clone(),
+                    replication: [("class".to_owned(), class.to_owned())]
+                        .into_iter()
+                        .collect(),
+                    durable_writes: true,
+                    tablets: None,
+                    internal: true,
+                    tables: Default::default(),
+                    types: Default::default(),
+                })
+            });
         if keyspace.tables.contains_key(&named.1) {
             return Ok(());
         }
         let lowered = lower::statement(&state.schema, ddl, None)?;
         let Statement::Ddl(statement) = lowered.statement else {
-            return Err(CqlError::invalid("an internal table is made by CREATE TABLE"));
+            return Err(CqlError::invalid(
+                "an internal table is made by CREATE TABLE",
+            ));
         };
         let mut table = super::ddl::table_of(&state.schema, &statement)?;
         // Stable, as ScyllaDB derives it from the name.
-        table.id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{}.{}", named.0, named.1).as_bytes());
+        table.id = Uuid::new_v5(
+            &Uuid::NAMESPACE_OID,
+            format!("{}.{}", named.0, named.1).as_bytes(),
+        );
         if let Some(keyspace) = state.schema.keyspaces.get_mut(&named.0) {
-            Arc::make_mut(keyspace).tables.insert(named.1, Arc::new(table));
+            Arc::make_mut(keyspace)
+                .tables
+                .insert(named.1, Arc::new(table));
         }
         Ok(())
     }
 
     /// Writes a row of an internal table, replacing the one with the same key: columns that are not
     /// named become null.
-    pub fn put_internal(&self, keyspace: &str, table: &str, row: InternalRow<'_>) -> Result<(), CqlError> {
+    pub fn put_internal(
+        &self,
+        keyspace: &str,
+        table: &str,
+        row: InternalRow<'_>,
+    ) -> Result<(), CqlError> {
         let now = self.now();
         put(&mut self.state.write(), keyspace, table, row, now)
     }
 
     /// Removes rows of an internal table: the row with a full key, or all of a partition, or with an
     /// empty key all there are.
-    pub fn remove_internal(&self, keyspace: &str, table: &str, key: InternalRow<'_>) -> Result<(), CqlError> {
+    pub fn remove_internal(
+        &self,
+        keyspace: &str,
+        table: &str,
+        key: InternalRow<'_>,
+    ) -> Result<(), CqlError> {
         remove(&mut self.state.write(), keyspace, table, key)
     }
 }
@@ -215,27 +267,58 @@ impl Engine {
 fn components(columns: &[super::Column], row: InternalRow<'_>) -> Vec<Bytes> {
     columns
         .iter()
-        .map_while(|c| row.iter().find(|(name, _)| *name == c.name).and_then(|(_, value)| value.clone()))
+        .map_while(|c| {
+            row.iter()
+                .find(|(name, _)| *name == c.name)
+                .and_then(|(_, value)| value.clone())
+        })
         .collect()
 }
 
-fn put(state: &mut State, keyspace: &str, table: &str, row: InternalRow<'_>, now: i64) -> Result<(), CqlError> {
-    let schema = state.schema.table(keyspace, table).ok_or_else(|| CqlError::unconfigured_table(table))?.clone();
+fn put(
+    state: &mut State,
+    keyspace: &str,
+    table: &str,
+    row: InternalRow<'_>,
+    now: i64,
+) -> Result<(), CqlError> {
+    let schema = state
+        .schema
+        .table(keyspace, table)
+        .ok_or_else(|| CqlError::unconfigured_table(table))?
+        .clone();
     let key = components(schema.partition_key(), row);
     let clustering = components(schema.clustering_key(), row);
     if key.len() < schema.partition_key_len || clustering.len() < schema.clustering_key_len {
-        return Err(CqlError::invalid(format!("the key of a row of {keyspace}.{table} is not complete")));
+        return Err(CqlError::invalid(format!(
+            "the key of a row of {keyspace}.{table} is not complete"
+        )));
     }
     let position = order::key(schema.clustering_key(), &clustering);
     let mut new = Row::new(clustering);
     let mut statics = Row::default();
-    new.marker = Some(Marker { timestamp: now, ttl: Ttl::default() });
+    new.marker = Some(Marker {
+        timestamp: now,
+        ttl: Ttl::default(),
+    });
     for (name, value) in row {
-        let column = schema.column(name).ok_or_else(|| CqlError::invalid(format!("Unknown identifier {name}")))?;
-        let (target, Some(value)) = (if column.kind == ColumnKind::Static { &mut statics } else { &mut new }, value) else {
+        let column = schema
+            .column(name)
+            .ok_or_else(|| CqlError::invalid(format!("Unknown identifier {name}")))?;
+        let (target, Some(value)) = (
+            if column.kind == ColumnKind::Static {
+                &mut statics
+            } else {
+                &mut new
+            },
+            value,
+        ) else {
             continue;
         };
-        if matches!(column.kind, ColumnKind::PartitionKey | ColumnKind::Clustering) {
+        if matches!(
+            column.kind,
+            ColumnKind::PartitionKey | ColumnKind::Clustering
+        ) {
             continue;
         }
         let cell = |value: Bytes| AtomicCell::live(now, value, Ttl::default());
@@ -248,22 +331,37 @@ fn put(state: &mut State, keyspace: &str, table: &str, row: InternalRow<'_>, now
                         .into_iter()
                         .map(|(k, v)| (value.slice_ref(k), value.slice_ref(v)))
                         .collect(),
-                    MultiKind::Set => {
-                        types::elements(value).into_iter().map(|e| (value.slice_ref(e), Bytes::new())).collect()
-                    }
+                    MultiKind::Set => types::elements(value)
+                        .into_iter()
+                        .map(|e| (value.slice_ref(e), Bytes::new()))
+                        .collect(),
                     MultiKind::List | MultiKind::Udt { .. } => {
-                        return Err(CqlError::invalid("internal tables have frozen lists and types only"));
+                        return Err(CqlError::invalid(
+                            "internal tables have frozen lists and types only",
+                        ));
                     }
                 };
                 for (key, value) in elements {
-                    collection.cells.insert(super::write::element_position(column, &key), Element { key, cell: cell(value) });
+                    collection.cells.insert(
+                        super::write::element_position(column, &key),
+                        Element {
+                            key,
+                            cell: cell(value),
+                        },
+                    );
                 }
             }
         }
     }
     let data = state.data.entry(schema.id).or_default();
     let ring = RingKey::new(&schema, &key);
-    let stored = data.partitions.entry(ring).or_insert_with(|| super::storage::Stored { key, data: Partition::default() });
+    let stored = data
+        .partitions
+        .entry(ring)
+        .or_insert_with(|| super::storage::Stored {
+            key,
+            data: Partition::default(),
+        });
     stored.data.rows.insert(position, new);
     if !statics.is_blank() {
         stored.data.static_row = statics;
@@ -271,16 +369,29 @@ fn put(state: &mut State, keyspace: &str, table: &str, row: InternalRow<'_>, now
     Ok(())
 }
 
-fn remove(state: &mut State, keyspace: &str, table: &str, key: InternalRow<'_>) -> Result<(), CqlError> {
-    let schema = state.schema.table(keyspace, table).ok_or_else(|| CqlError::unconfigured_table(table))?.clone();
-    let Some(data) = state.data.get_mut(&schema.id) else { return Ok(()) };
+fn remove(
+    state: &mut State,
+    keyspace: &str,
+    table: &str,
+    key: InternalRow<'_>,
+) -> Result<(), CqlError> {
+    let schema = state
+        .schema
+        .table(keyspace, table)
+        .ok_or_else(|| CqlError::unconfigured_table(table))?
+        .clone();
+    let Some(data) = state.data.get_mut(&schema.id) else {
+        return Ok(());
+    };
     let partition = components(schema.partition_key(), key);
     if partition.is_empty() {
         data.partitions.clear();
         return Ok(());
     }
     if partition.len() < schema.partition_key_len {
-        return Err(CqlError::invalid(format!("the partition key of {keyspace}.{table} is not complete")));
+        return Err(CqlError::invalid(format!(
+            "the partition key of {keyspace}.{table} is not complete"
+        )));
     }
     let ring = RingKey::new(&schema, &partition);
     let clustering = components(schema.clustering_key(), key);

@@ -8,8 +8,8 @@ use super::{
     functions::Function,
     lwt,
     plan::{
-        Aggregate, Change, Comparison, Condition, Expr, Filter, ModifyKind, ModifyPlan, Operand, PartitionPart,
-        SelectPlan, Selector, Values,
+        Aggregate, Change, Comparison, Condition, Expr, Filter, ModifyKind, ModifyPlan, Operand,
+        PartitionPart, SelectPlan, Selector, Values,
     },
     restrict::{Purpose, Relation, restrictions, tuple_type},
     schema::{Column, ColumnKind, MultiKind, Schema, TableSchema},
@@ -22,7 +22,10 @@ use crate::{
 
 /// A statement that can be executed.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "one value a statement, behind an Arc")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one value a statement, behind an Arc"
+)]
 pub(crate) enum Statement {
     Select(SelectPlan),
     Modify(ModifyPlan),
@@ -54,7 +57,9 @@ pub(crate) struct BatchPlan {
 
 impl BatchPlan {
     pub(crate) fn is_conditional(&self) -> bool {
-        self.plans.iter().any(|p| !matches!(p.condition, Condition::None))
+        self.plans
+            .iter()
+            .any(|p| !matches!(p.condition, Condition::None))
     }
 }
 
@@ -80,12 +85,16 @@ pub(crate) fn created_table(ddl: &str) -> Result<(String, String), CqlError> {
         ast::Statement::CreateTable(ast::CreateTable { table, .. }) => {
             Ok((table.keyspace.ok_or_else(no_keyspace)?, table.name))
         }
-        _ => Err(CqlError::invalid("an internal table is made by CREATE TABLE")),
+        _ => Err(CqlError::invalid(
+            "an internal table is made by CREATE TABLE",
+        )),
     }
 }
 
 pub(crate) fn no_keyspace() -> CqlError {
-    CqlError::invalid("No keyspace has been specified. USE a keyspace, or explicitly specify keyspace.tablename")
+    CqlError::invalid(
+        "No keyspace has been specified. USE a keyspace, or explicitly specify keyspace.tablename",
+    )
 }
 
 /// The table a name means.
@@ -94,14 +103,26 @@ pub(crate) fn table<'s>(
     name: &ast::QualifiedName,
     keyspace: Option<&str>,
 ) -> Result<&'s Arc<TableSchema>, CqlError> {
-    let keyspace = name.keyspace.as_deref().or(keyspace).ok_or_else(no_keyspace)?;
+    let keyspace = name
+        .keyspace
+        .as_deref()
+        .or(keyspace)
+        .ok_or_else(no_keyspace)?;
     let found = schema.keyspaces.get(keyspace);
-    let found = found.ok_or_else(|| CqlError::invalid(format!("Keyspace {keyspace} does not exist")))?;
-    found.tables.get(&name.name).ok_or_else(|| CqlError::unconfigured_table(&name.name))
+    let found =
+        found.ok_or_else(|| CqlError::invalid(format!("Keyspace {keyspace} does not exist")))?;
+    found
+        .tables
+        .get(&name.name)
+        .ok_or_else(|| CqlError::unconfigured_table(&name.name))
 }
 
 /// Parses and resolves a statement.
-pub(crate) fn statement(schema: &Schema, text: &str, keyspace: Option<&str>) -> Result<Lowered, CqlError> {
+pub(crate) fn statement(
+    schema: &Schema,
+    text: &str,
+    keyspace: Option<&str>,
+) -> Result<Lowered, CqlError> {
     let parsed = parse(text)?;
     let mut lowering = Lowering {
         schema,
@@ -115,23 +136,30 @@ pub(crate) fn statement(schema: &Schema, text: &str, keyspace: Option<&str>) -> 
         ast::Statement::Batch(batch) => lowering.batch(&batch)?,
         ast::Statement::Use(keyspace) => {
             if !schema.keyspaces.contains_key(&keyspace) {
-                return Err(CqlError::invalid(format!("Keyspace '{keyspace}' does not exist")));
+                return Err(CqlError::invalid(format!(
+                    "Keyspace '{keyspace}' does not exist"
+                )));
             }
             Statement::Use(keyspace)
         }
         ast::Statement::Truncate(name) => {
             let table = table(schema, &name, keyspace)?;
             if is_system(&table.keyspace) {
-                return Err(CqlError::unauthorized(format!("{} keyspace is not user-modifiable.", table.keyspace)));
+                return Err(CqlError::unauthorized(format!(
+                    "{} keyspace is not user-modifiable.",
+                    table.keyspace
+                )));
             }
             Statement::Truncate(table.clone())
         }
         ast::Statement::Unsupported { what } => {
-            return Err(CqlError::invalid(format!("{what} is not supported by this in-memory stand-in for ScyllaDB")));
+            return Err(CqlError::invalid(format!(
+                "{what} is not supported by this in-memory stand-in for ScyllaDB"
+            )));
         }
-        modification @ (ast::Statement::Insert(_) | ast::Statement::Update(_) | ast::Statement::Delete(_)) => {
-            Statement::Modify(lowering.modification(&modification)?)
-        }
+        modification @ (ast::Statement::Insert(_)
+        | ast::Statement::Update(_)
+        | ast::Statement::Delete(_)) => Statement::Modify(lowering.modification(&modification)?),
         ddl => Statement::Ddl(Box::new(ddl)),
     };
     let bind = lowering.finish()?;
@@ -140,11 +168,17 @@ pub(crate) fn statement(schema: &Schema, text: &str, keyspace: Option<&str>) -> 
         Statement::Modify(plan) => key_markers(&plan.restrictions.partition),
         _ => Vec::new(),
     };
-    Ok(Lowered { statement, bind, primary_key_indexes })
+    Ok(Lowered {
+        statement,
+        bind,
+        primary_key_indexes,
+    })
 }
 
 fn key_markers(partition: &PartitionPart) -> Vec<u16> {
-    let PartitionPart::Keys(parts) = partition else { return Vec::new() };
+    let PartitionPart::Keys(parts) = partition else {
+        return Vec::new();
+    };
     let markers: Option<Vec<u16>> = parts
         .iter()
         .map(|part| match part {
@@ -174,7 +208,10 @@ fn unknown(name: &str) -> CqlError {
 impl Lowering<'_> {
     fn finish(self) -> Result<Vec<ColumnSpec>, CqlError> {
         let untyped = || CqlError::invalid("Cannot infer the type of a bind marker");
-        self.bind.into_iter().map(|spec| spec.ok_or_else(untyped)).collect()
+        self.bind
+            .into_iter()
+            .map(|spec| spec.ok_or_else(untyped))
+            .collect()
     }
 
     fn resolve_table(&mut self, name: &ast::QualifiedName) -> Result<Arc<TableSchema>, CqlError> {
@@ -185,39 +222,63 @@ impl Lowering<'_> {
 
     /// The user-defined types of a type's name are those of the table's keyspace.
     fn resolve_type(&self, name: &ast::TypeName) -> Result<CqlType, CqlError> {
-        let keyspace = self.table.as_ref().map(|t| t.keyspace.as_str()).or(self.keyspace);
+        let keyspace = self
+            .table
+            .as_ref()
+            .map(|t| t.keyspace.as_str())
+            .or(self.keyspace);
         super::ddl::resolve_type(self.schema, name, keyspace)
     }
 
     fn marker(&mut self, at: usize, ty: &CqlType, name: &str) -> Expr {
-        let name = self.names.get(at).cloned().flatten().unwrap_or_else(|| name.to_owned());
+        let name = self
+            .names
+            .get(at)
+            .cloned()
+            .flatten()
+            .unwrap_or_else(|| name.to_owned());
         let (keyspace, table) = match &self.table {
             Some(table) => (table.keyspace.clone(), table.name.clone()),
             None => Default::default(),
         };
         if let Some(slot) = self.bind.get_mut(at) {
-            slot.get_or_insert(ColumnSpec { keyspace, table, name, ty: ty.clone() });
+            slot.get_or_insert(ColumnSpec {
+                keyspace,
+                table,
+                name,
+                ty: ty.clone(),
+            });
         }
         Expr::Bind(at, ty.clone())
     }
 
     /// A term for a receiver of a known type, named for markers and messages.
     fn term(&mut self, term: &ast::Term, ty: &CqlType, name: &str) -> Result<Expr, CqlError> {
-        let mismatch = |what: &str| CqlError::invalid(format!("Invalid {what} literal for {name} of type {ty}"));
+        let mismatch = |what: &str| {
+            CqlError::invalid(format!("Invalid {what} literal for {name} of type {ty}"))
+        };
         Ok(match term {
             ast::Term::Bind(at) => self.marker(*at, ty, name),
             ast::Term::Constant(constant) => Expr::Const(types::constant(constant, ty, name)?),
             ast::Term::List(items) => match shape(ty) {
                 Shape::List(element) if !types::is_set(ty) => {
                     let name = format!("value({name})");
-                    Expr::List(items.iter().map(|i| self.term(i, element, &name)).collect::<Result<_, _>>()?)
+                    Expr::List(
+                        items
+                            .iter()
+                            .map(|i| self.term(i, element, &name))
+                            .collect::<Result<_, _>>()?,
+                    )
                 }
                 _ => return Err(mismatch("list")),
             },
             ast::Term::Set(items) => match shape(ty) {
                 Shape::List(element) if types::is_set(ty) => {
                     let name = format!("value({name})");
-                    let items = items.iter().map(|i| self.term(i, element, &name)).collect::<Result<_, _>>()?;
+                    let items = items
+                        .iter()
+                        .map(|i| self.term(i, element, &name))
+                        .collect::<Result<_, _>>()?;
                     Expr::Set(element.clone(), items)
                 }
                 Shape::Map(key, _) if items.is_empty() => Expr::Map(key.clone(), Vec::new()),
@@ -228,7 +289,10 @@ impl Lowering<'_> {
                     let (key_name, value_name) = (format!("key({name})"), format!("value({name})"));
                     let mut lowered = Vec::with_capacity(entries.len());
                     for (k, v) in entries {
-                        lowered.push((self.term(k, key, &key_name)?, self.term(v, value, &value_name)?));
+                        lowered.push((
+                            self.term(k, key, &key_name)?,
+                            self.term(v, value, &value_name)?,
+                        ));
                     }
                     Expr::Map(key.clone(), lowered)
                 }
@@ -236,7 +300,10 @@ impl Lowering<'_> {
             },
             ast::Term::Udt(entries) => {
                 let fields = types::udt_fields(ty).ok_or_else(|| mismatch("user type"))?;
-                if let Some((unknown, _)) = entries.iter().find(|(f, _)| !fields.iter().any(|(n, _)| n == f)) {
+                if let Some((unknown, _)) = entries
+                    .iter()
+                    .find(|(f, _)| !fields.iter().any(|(n, _)| n == f))
+                {
                     return Err(CqlError::invalid(format!(
                         "Unknown field '{unknown}' in value of user defined type {ty}"
                     )));
@@ -244,7 +311,9 @@ impl Lowering<'_> {
                 let mut values = Vec::with_capacity(fields.len());
                 for (field, field_type) in fields {
                     values.push(match entries.iter().find(|(f, _)| f == field) {
-                        Some((_, value)) => self.term(value, field_type, &format!("{name}.{field}"))?,
+                        Some((_, value)) => {
+                            self.term(value, field_type, &format!("{name}.{field}"))?
+                        }
                         None => Expr::Const(None),
                     });
                 }
@@ -278,7 +347,10 @@ impl Lowering<'_> {
     fn call(&mut self, function: &str, args: &[ast::Term]) -> Result<(Expr, CqlType), CqlError> {
         let lower = function.to_lowercase();
         if lower == "token" {
-            let table = self.table.clone().ok_or_else(|| CqlError::invalid("token() without a table"))?;
+            let table = self
+                .table
+                .clone()
+                .ok_or_else(|| CqlError::invalid("token() without a table"))?;
             let columns = table.partition_key();
             if columns.len() != args.len() {
                 return Err(CqlError::invalid(format!(
@@ -287,8 +359,20 @@ impl Lowering<'_> {
                     args.len()
                 )));
             }
-            let args = args.iter().zip(columns).map(|(a, c)| self.term(a, &c.ty, &c.name)).collect::<Result<_, _>>()?;
-            return Ok((Expr::Call(Function::Token { is_log: table.is_log }, args), CqlType::Bigint));
+            let args = args
+                .iter()
+                .zip(columns)
+                .map(|(a, c)| self.term(a, &c.ty, &c.name))
+                .collect::<Result<_, _>>()?;
+            return Ok((
+                Expr::Call(
+                    Function::Token {
+                        is_log: table.is_log,
+                    },
+                    args,
+                ),
+                CqlType::Bigint,
+            ));
         }
         let hint = Function::argument_hint(&lower);
         let mut lowered = Vec::with_capacity(args.len());
@@ -304,9 +388,10 @@ impl Lowering<'_> {
                     let ty = self.resolve_type(ty)?;
                     (self.term(arg, &ty, &name)?, Some(ty))
                 }
-                ast::Term::Constant(ast::Constant::Uuid(_)) if hint == Some(CqlType::Timeuuid) => {
-                    (self.term(arg, &CqlType::Timeuuid, &name)?, Some(CqlType::Timeuuid))
-                }
+                ast::Term::Constant(ast::Constant::Uuid(_)) if hint == Some(CqlType::Timeuuid) => (
+                    self.term(arg, &CqlType::Timeuuid, &name)?,
+                    Some(CqlType::Timeuuid),
+                ),
                 _ => match &hint {
                     Some(ty) => (self.term(arg, ty, &name)?, None),
                     None => return Err(CqlError::invalid(format!("Unknown function '{lower}'"))),
@@ -321,7 +406,12 @@ impl Lowering<'_> {
 
     // Relations.
 
-    fn relation(&mut self, table: &TableSchema, relation: &ast::Relation, what: Clause) -> Result<Relation, CqlError> {
+    fn relation(
+        &mut self,
+        table: &TableSchema,
+        relation: &ast::Relation,
+        what: Clause,
+    ) -> Result<Relation, CqlError> {
         let column_at = |name: &str| table.index_of(name).ok_or_else(|| unrecognized(name));
         let comparison = match relation.operator {
             ast::Operator::Eq => Comparison::Eq,
@@ -336,7 +426,9 @@ impl Lowering<'_> {
             ast::Operator::ContainsKey => Comparison::ContainsKey,
             ast::Operator::Like => Comparison::Like,
             ast::Operator::IsNot => {
-                return Err(CqlError::invalid("IS NOT NULL is only supported in materialized views"));
+                return Err(CqlError::invalid(
+                    "IS NOT NULL is only supported in materialized views",
+                ));
             }
         };
         if what == Clause::Where && comparison == Comparison::Ne {
@@ -344,7 +436,11 @@ impl Lowering<'_> {
         }
         let (operand, ty, name) = match &relation.left {
             ast::RelationLeft::Token(columns) => {
-                let expected: Vec<&str> = table.partition_key().iter().map(|c| c.name.as_str()).collect();
+                let expected: Vec<&str> = table
+                    .partition_key()
+                    .iter()
+                    .map(|c| c.name.as_str())
+                    .collect();
                 for column in columns {
                     column_at(column)?;
                 }
@@ -354,34 +450,61 @@ impl Lowering<'_> {
                     ));
                 }
                 let ast::RelationRight::One(term) = &relation.right else {
-                    return Err(CqlError::invalid("IN cannot be used with the token function"));
+                    return Err(CqlError::invalid(
+                        "IN cannot be used with the token function",
+                    ));
                 };
-                return Ok(Relation::Token(comparison, self.term(term, &CqlType::Bigint, "partition key token")?));
+                return Ok(Relation::Token(
+                    comparison,
+                    self.term(term, &CqlType::Bigint, "partition key token")?,
+                ));
             }
             ast::RelationLeft::Column(name) => {
                 let at = column_at(name)?;
-                (Operand::Column(at), table.columns[at].ty.clone(), name.clone())
+                (
+                    Operand::Column(at),
+                    table.columns[at].ty.clone(),
+                    name.clone(),
+                )
             }
             ast::RelationLeft::Tuple(names) => {
-                let columns = names.iter().map(|n| column_at(n)).collect::<Result<Vec<_>, _>>()?;
-                if let Some(at) = columns.iter().find(|at| table.columns[**at].kind != ColumnKind::Clustering) {
+                let columns = names
+                    .iter()
+                    .map(|n| column_at(n))
+                    .collect::<Result<Vec<_>, _>>()?;
+                if let Some(at) = columns
+                    .iter()
+                    .find(|at| table.columns[**at].kind != ColumnKind::Clustering)
+                {
                     return Err(CqlError::invalid(format!(
                         "Multi-column relations can only be applied to clustering columns: {}",
                         table.columns[*at].name
                     )));
                 }
                 let ty = tuple_type(table, &columns);
-                (Operand::Tuple(columns), ty, format!("({})", names.join(", ")))
+                (
+                    Operand::Tuple(columns),
+                    ty,
+                    format!("({})", names.join(", ")),
+                )
             }
             ast::RelationLeft::Element(name, key) => {
                 let at = column_at(name)?;
                 let column = &table.columns[at];
                 let (key, ty) = match shape(&column.ty) {
-                    Shape::Map(key_type, value) => (self.term(key, key_type, &format!("key({name})"))?, value.clone()),
-                    Shape::List(element) if !types::is_set(&column.ty) => {
-                        (self.term(key, &CqlType::Int, &format!("idx({name})"))?, element.clone())
+                    Shape::Map(key_type, value) => (
+                        self.term(key, key_type, &format!("key({name})"))?,
+                        value.clone(),
+                    ),
+                    Shape::List(element) if !types::is_set(&column.ty) => (
+                        self.term(key, &CqlType::Int, &format!("idx({name})"))?,
+                        element.clone(),
+                    ),
+                    _ => {
+                        return Err(CqlError::invalid(format!(
+                            "Column {name} is not a map/list, cannot be subscripted"
+                        )));
                     }
-                    _ => return Err(CqlError::invalid(format!("Column {name} is not a map/list, cannot be subscripted"))),
                 };
                 (Operand::Element(at, key), ty, format!("value({name})"))
             }
@@ -396,32 +519,58 @@ impl Lowering<'_> {
             (Comparison::Contains, Shape::Map(_, value)) => value.clone(),
             (Comparison::ContainsKey, Shape::Map(key, _)) => key.clone(),
             (Comparison::Contains | Comparison::ContainsKey, _) => {
-                return Err(CqlError::invalid(format!("Cannot use CONTAINS on non-collection column \"{name}\"")));
+                return Err(CqlError::invalid(format!(
+                    "Cannot use CONTAINS on non-collection column \"{name}\""
+                )));
             }
             _ => ty.clone(),
         };
         let values = match &relation.right {
             ast::RelationRight::NotNull => {
-                return Err(CqlError::invalid("IS NOT NULL is only supported in materialized views"));
+                return Err(CqlError::invalid(
+                    "IS NOT NULL is only supported in materialized views",
+                ));
             }
             ast::RelationRight::Many(terms) => {
                 let name = format!("in({name})");
-                Values::Many(terms.iter().map(|t| self.term(t, &value_type, &name)).collect::<Result<_, _>>()?)
+                Values::Many(
+                    terms
+                        .iter()
+                        .map(|t| self.term(t, &value_type, &name))
+                        .collect::<Result<_, _>>()?,
+                )
             }
-            ast::RelationRight::One(term) if matches!(comparison, Comparison::In | Comparison::NotIn) => {
+            ast::RelationRight::One(term)
+                if matches!(comparison, Comparison::In | Comparison::NotIn) =>
+            {
                 let list = types::list_of(&value_type);
                 Values::List(self.term(term, &list, &format!("in({name})"))?)
             }
             ast::RelationRight::One(term) => Values::One(self.term(term, &value_type, &name)?),
         };
-        Ok(Relation::Plain(Filter { operand, ty, comparison, values }))
+        Ok(Relation::Plain(Filter {
+            operand,
+            ty,
+            comparison,
+            values,
+        }))
     }
 
-    fn relations(&mut self, table: &TableSchema, all: &[ast::Relation]) -> Result<Vec<Relation>, CqlError> {
-        all.iter().map(|r| self.relation(table, r, Clause::Where)).collect()
+    fn relations(
+        &mut self,
+        table: &TableSchema,
+        all: &[ast::Relation],
+    ) -> Result<Vec<Relation>, CqlError> {
+        all.iter()
+            .map(|r| self.relation(table, r, Clause::Where))
+            .collect()
     }
 
-    fn condition(&mut self, table: &TableSchema, condition: &ast::Condition) -> Result<Condition, CqlError> {
+    fn condition(
+        &mut self,
+        table: &TableSchema,
+        condition: &ast::Condition,
+    ) -> Result<Condition, CqlError> {
         Ok(match condition {
             ast::Condition::None => Condition::None,
             ast::Condition::Exists => Condition::Exists,
@@ -438,8 +587,16 @@ impl Lowering<'_> {
     }
 
     fn using(&mut self, using: &ast::Using) -> Result<(Option<Expr>, Option<Expr>), CqlError> {
-        let timestamp = using.timestamp.as_ref().map(|t| self.term(t, &CqlType::Bigint, "[timestamp]")).transpose()?;
-        let ttl = using.ttl.as_ref().map(|t| self.term(t, &CqlType::Int, "[ttl]")).transpose()?;
+        let timestamp = using
+            .timestamp
+            .as_ref()
+            .map(|t| self.term(t, &CqlType::Bigint, "[timestamp]"))
+            .transpose()?;
+        let ttl = using
+            .ttl
+            .as_ref()
+            .map(|t| self.term(t, &CqlType::Int, "[ttl]"))
+            .transpose()?;
         if let Some(timeout) = &using.timeout {
             self.term(timeout, &CqlType::Duration, "[timeout]")?;
         }
@@ -450,16 +607,26 @@ impl Lowering<'_> {
 
     fn batch(&mut self, batch: &ast::Batch) -> Result<Statement, CqlError> {
         if batch.using.ttl.is_some() {
-            return Err(CqlError::invalid("Global TTL on the BATCH statement is not supported."));
+            return Err(CqlError::invalid(
+                "Global TTL on the BATCH statement is not supported.",
+            ));
         }
         let (timestamp, _) = self.using(&batch.using)?;
-        let plans = batch.statements.iter().map(|s| self.modification(s)).collect::<Result<Vec<_>, _>>()?;
+        let plans = batch
+            .statements
+            .iter()
+            .map(|s| self.modification(s))
+            .collect::<Result<Vec<_>, _>>()?;
         let kind = match batch.kind {
             ast::BatchKind::Logged => BatchKind::Logged,
             ast::BatchKind::Unlogged => BatchKind::Unlogged,
             ast::BatchKind::Counter => BatchKind::Counter,
         };
-        Ok(Statement::Batch(BatchPlan { kind, plans, timestamp }))
+        Ok(Statement::Batch(BatchPlan {
+            kind,
+            plans,
+            timestamp,
+        }))
     }
 
     fn modification(&mut self, statement: &ast::Statement) -> Result<ModifyPlan, CqlError> {
@@ -467,14 +634,22 @@ impl Lowering<'_> {
             ast::Statement::Insert(insert) => self.insert(insert)?,
             ast::Statement::Update(update) => self.update(update)?,
             ast::Statement::Delete(delete) => self.delete(delete)?,
-            _ => return Err(CqlError::invalid("Only UPDATE, INSERT and DELETE statements are allowed in a batch")),
+            _ => {
+                return Err(CqlError::invalid(
+                    "Only UPDATE, INSERT and DELETE statements are allowed in a batch",
+                ));
+            }
         };
         lwt::validate(&plan)?;
         if plan.table.counter && plan.timestamp.is_some() {
-            return Err(CqlError::invalid("Cannot provide custom timestamp for counter updates"));
+            return Err(CqlError::invalid(
+                "Cannot provide custom timestamp for counter updates",
+            ));
         }
         if plan.table.counter && plan.ttl.is_some() {
-            return Err(CqlError::invalid("Cannot provide custom TTL for counter updates"));
+            return Err(CqlError::invalid(
+                "Cannot provide custom TTL for counter updates",
+            ));
         }
         require_rows(&plan)?;
         Ok(plan)
@@ -486,31 +661,49 @@ impl Lowering<'_> {
             return Err(CqlError::invalid("Unmatched column names/values"));
         }
         if table.counter {
-            return Err(CqlError::invalid("INSERT statements are not allowed on counter tables, use UPDATE instead"));
+            return Err(CqlError::invalid(
+                "INSERT statements are not allowed on counter tables, use UPDATE instead",
+            ));
         }
         let mut relations = Vec::new();
         let mut changes: Vec<(usize, Change)> = Vec::new();
         for (i, (name, value)) in insert.columns.iter().zip(&insert.values).enumerate() {
             let at = table.index_of(name).ok_or_else(|| unknown(name))?;
             if insert.columns[..i].contains(name) {
-                return Err(CqlError::invalid(format!("Multiple definitions found for column {name}")));
+                return Err(CqlError::invalid(format!(
+                    "Multiple definitions found for column {name}"
+                )));
             }
             let column = &table.columns[at];
             let expr = self.term(value, &column.ty, name)?;
             match column.kind {
-                ColumnKind::PartitionKey | ColumnKind::Clustering => relations.push(Relation::Plain(Filter {
-                    operand: Operand::Column(at),
-                    ty: column.ty.clone(),
-                    comparison: Comparison::Eq,
-                    values: Values::One(expr),
-                })),
+                ColumnKind::PartitionKey | ColumnKind::Clustering => {
+                    relations.push(Relation::Plain(Filter {
+                        operand: Operand::Column(at),
+                        ty: column.ty.clone(),
+                        comparison: Comparison::Eq,
+                        values: Values::One(expr),
+                    }))
+                }
                 ColumnKind::Static | ColumnKind::Regular => changes.push((at, Change::Set(expr))),
             }
         }
         let (timestamp, ttl) = self.using(&insert.using)?;
-        let condition = if insert.if_not_exists { Condition::NotExists } else { Condition::None };
+        let condition = if insert.if_not_exists {
+            Condition::NotExists
+        } else {
+            Condition::None
+        };
         let restrictions = restrictions(&table, relations, Purpose::Modify)?;
-        Ok(ModifyPlan { table, kind: ModifyKind::Insert, restrictions, changes, timestamp, ttl, condition })
+        Ok(ModifyPlan {
+            table,
+            kind: ModifyKind::Insert,
+            restrictions,
+            changes,
+            timestamp,
+            ttl,
+            condition,
+        })
     }
 
     fn update(&mut self, update: &ast::Update) -> Result<ModifyPlan, CqlError> {
@@ -518,25 +711,48 @@ impl Lowering<'_> {
         let (timestamp, ttl) = self.using(&update.using)?;
         let mut changes = Vec::with_capacity(update.assignments.len());
         for assignment in &update.assignments {
-            let at = table.index_of(&assignment.column).ok_or_else(|| unknown(&assignment.column))?;
+            let at = table
+                .index_of(&assignment.column)
+                .ok_or_else(|| unknown(&assignment.column))?;
             let column = &table.columns[at];
             if column.kind <= ColumnKind::Clustering {
-                return Err(CqlError::invalid(format!("PRIMARY KEY part {} found in SET part", column.name)));
+                return Err(CqlError::invalid(format!(
+                    "PRIMARY KEY part {} found in SET part",
+                    column.name
+                )));
             }
             changes.push((at, self.assignment(column, &assignment.operation)?));
         }
         let relations = self.relations(&table, &update.restrictions)?;
         let condition = self.condition(&table, &update.condition)?;
         let restrictions = restrictions(&table, relations, Purpose::Modify)?;
-        Ok(ModifyPlan { table, kind: ModifyKind::Update, restrictions, changes, timestamp, ttl, condition })
+        Ok(ModifyPlan {
+            table,
+            kind: ModifyKind::Update,
+            restrictions,
+            changes,
+            timestamp,
+            ttl,
+            condition,
+        })
     }
 
-    fn assignment(&mut self, column: &Column, operation: &ast::AssignmentOperation) -> Result<Change, CqlError> {
+    fn assignment(
+        &mut self,
+        column: &Column,
+        operation: &ast::AssignmentOperation,
+    ) -> Result<Change, CqlError> {
         let name = &column.name;
         let counter = column.ty == CqlType::Counter;
         let refused = |what: &str| {
-            let reason = if column.ty.is_collection() { "frozen collection" } else { "non counter" };
-            CqlError::invalid(format!("Invalid operation ({name} = {what}) for {reason} column {name}"))
+            let reason = if column.ty.is_collection() {
+                "frozen collection"
+            } else {
+                "non counter"
+            };
+            CqlError::invalid(format!(
+                "Invalid operation ({name} = {what}) for {reason} column {name}"
+            ))
         };
         let multi = column.multi.filter(|m| !matches!(m, MultiKind::Udt { .. }));
         Ok(match operation {
@@ -547,7 +763,9 @@ impl Lowering<'_> {
                 )));
             }
             ast::AssignmentOperation::Set(term) => Change::Set(self.term(term, &column.ty, name)?),
-            ast::AssignmentOperation::Add(term) if counter => Change::Add(self.term(term, &CqlType::Bigint, name)?),
+            ast::AssignmentOperation::Add(term) if counter => {
+                Change::Add(self.term(term, &CqlType::Bigint, name)?)
+            }
             ast::AssignmentOperation::Subtract(term) if counter => {
                 Change::Remove(self.term(term, &CqlType::Bigint, name)?)
             }
@@ -558,7 +776,11 @@ impl Lowering<'_> {
             ast::AssignmentOperation::Prepend(term) => {
                 let kind = multi.ok_or_else(|| refused(&format!("? + {name}")))?;
                 let term = self.term(term, &column.ty, name)?;
-                if kind == MultiKind::List { Change::Prepend(term) } else { Change::Add(term) }
+                if kind == MultiKind::List {
+                    Change::Prepend(term)
+                } else {
+                    Change::Add(term)
+                }
             }
             ast::AssignmentOperation::Subtract(term) => {
                 multi.ok_or_else(|| refused(&format!("{name} - ?")))?;
@@ -568,7 +790,8 @@ impl Lowering<'_> {
                 };
                 Change::Remove(self.term(term, &keys, name)?)
             }
-            ast::AssignmentOperation::SetElement { key, value } => match (multi, shape(&column.ty)) {
+            ast::AssignmentOperation::SetElement { key, value } => match (multi, shape(&column.ty))
+            {
                 (Some(MultiKind::Map), Shape::Map(key_type, value_type)) => Change::SetElement(
                     self.term(key, key_type, &format!("key({name})"))?,
                     self.term(value, value_type, &format!("value({name})"))?,
@@ -579,13 +802,19 @@ impl Lowering<'_> {
                 ),
                 _ => return Err(refused(&format!("{name}[?] = ?"))),
             },
-            ast::AssignmentOperation::SetListElement { key, value } => match (multi, shape(&column.ty)) {
-                (Some(MultiKind::List), Shape::List(element)) => Change::SetListElement(
-                    self.term(key, &CqlType::Timeuuid, &format!("key({name})"))?,
-                    self.term(value, element, &format!("value({name})"))?,
-                ),
-                _ => return Err(refused(&format!("{name}[SCYLLA_TIMEUUID_LIST_INDEX(?)] = ?"))),
-            },
+            ast::AssignmentOperation::SetListElement { key, value } => {
+                match (multi, shape(&column.ty)) {
+                    (Some(MultiKind::List), Shape::List(element)) => Change::SetListElement(
+                        self.term(key, &CqlType::Timeuuid, &format!("key({name})"))?,
+                        self.term(value, element, &format!("value({name})"))?,
+                    ),
+                    _ => {
+                        return Err(refused(&format!(
+                            "{name}[SCYLLA_TIMEUUID_LIST_INDEX(?)] = ?"
+                        )));
+                    }
+                }
+            }
             ast::AssignmentOperation::SetField { field, value } => {
                 let (index, ty) = field_of(column, field)?;
                 if column.multi.is_none() {
@@ -610,7 +839,9 @@ impl Lowering<'_> {
             let at = table.index_of(name).ok_or_else(|| unknown(name))?;
             let column = &table.columns[at];
             if column.kind <= ColumnKind::Clustering {
-                return Err(CqlError::invalid(format!("Invalid identifier {name} for deletion (should not be a PRIMARY KEY part)")));
+                return Err(CqlError::invalid(format!(
+                    "Invalid identifier {name} for deletion (should not be a PRIMARY KEY part)"
+                )));
             }
             let change = match deletion {
                 ast::Deletion::Column(_) => Change::Delete,
@@ -643,7 +874,15 @@ impl Lowering<'_> {
         let relations = self.relations(&table, &delete.restrictions)?;
         let condition = self.condition(&table, &delete.condition)?;
         let restrictions = restrictions(&table, relations, Purpose::Modify)?;
-        Ok(ModifyPlan { table, kind: ModifyKind::Delete, restrictions, changes, timestamp, ttl, condition })
+        Ok(ModifyPlan {
+            table,
+            kind: ModifyKind::Delete,
+            restrictions,
+            changes,
+            timestamp,
+            ttl,
+            condition,
+        })
     }
 
     // SELECT.
@@ -651,7 +890,9 @@ impl Lowering<'_> {
     fn select(&mut self, select: &ast::Select) -> Result<SelectPlan, CqlError> {
         let table = self.resolve_table(&select.table)?;
         if select.json {
-            return Err(CqlError::invalid("SELECT JSON is not supported by this in-memory stand-in for ScyllaDB"));
+            return Err(CqlError::invalid(
+                "SELECT JSON is not supported by this in-memory stand-in for ScyllaDB",
+            ));
         }
         let (mut selectors, mut columns) = (Vec::new(), Vec::new());
         match &select.selection {
@@ -665,22 +906,37 @@ impl Lowering<'_> {
                 for item in items {
                     let (selector, ty, name) = self.selector(&table, &item.selector)?;
                     selectors.push(selector);
-                    columns.push(ColumnSpec::new(&table, item.alias.clone().unwrap_or(name), ty));
+                    columns.push(ColumnSpec::new(
+                        &table,
+                        item.alias.clone().unwrap_or(name),
+                        ty,
+                    ));
                 }
             }
         }
         let relations = self.relations(&table, &select.restrictions)?;
-        let purpose = Purpose::Select { allow_filtering: select.allow_filtering };
+        let purpose = Purpose::Select {
+            allow_filtering: select.allow_filtering,
+        };
         let restrictions = restrictions(&table, relations, purpose)?;
         let kinds = |wanted: fn(ColumnKind) -> bool, of: &Selector| match of {
             Selector::Column(at) => wanted(table.columns[*at].kind),
             _ => false,
         };
         let only_static = select.selection.is_some()
-            && selectors.iter().any(|s| kinds(|k| k == ColumnKind::Static, s))
-            && selectors.iter().all(|s| kinds(|k| matches!(k, ColumnKind::Static | ColumnKind::PartitionKey), s));
+            && selectors
+                .iter()
+                .any(|s| kinds(|k| k == ColumnKind::Static, s))
+            && selectors.iter().all(|s| {
+                kinds(
+                    |k| matches!(k, ColumnKind::Static | ColumnKind::PartitionKey),
+                    s,
+                )
+            });
         if only_static && !restrictions.clustering.is_empty() {
-            return Err(CqlError::invalid("Cannot restrict clustering columns when selecting only static columns"));
+            return Err(CqlError::invalid(
+                "Cannot restrict clustering columns when selecting only static columns",
+            ));
         }
         if select.distinct {
             refuse_distinct(&table, &selectors)?;
@@ -691,11 +947,17 @@ impl Lowering<'_> {
             _ => false,
         };
         let group_by = group_by(&table, &select.group_by)?;
-        let aggregated = group_by > 0 || selectors.iter().any(|s| matches!(s, Selector::Aggregate(..)));
+        let aggregated = group_by > 0
+            || selectors
+                .iter()
+                .any(|s| matches!(s, Selector::Aggregate(..)));
         let limit = |this: &mut Self, term: &Option<ast::Term>, name| {
-            term.as_ref().map(|t| this.term(t, &CqlType::Int, name)).transpose()
+            term.as_ref()
+                .map(|t| this.term(t, &CqlType::Int, name))
+                .transpose()
         };
-        let per_partition_limit = limit(self, &select.per_partition_limit, "[per_partition_limit]")?;
+        let per_partition_limit =
+            limit(self, &select.per_partition_limit, "[per_partition_limit]")?;
         let limit = limit(self, &select.limit, "[limit]")?;
         if let Some(timeout) = &select.timeout {
             self.term(timeout, &CqlType::Duration, "[timeout]")?;
@@ -733,14 +995,22 @@ impl Lowering<'_> {
         let mut reversed = None;
         for (i, (name, order)) in order.iter().enumerate() {
             let column = table.column(name).ok_or_else(|| unrecognized(name))?;
-            if table.clustering_key().get(i).is_none_or(|c| c.name != *name) {
-                return Err(CqlError::invalid(if column.kind == ColumnKind::Clustering {
-                    "Order by currently only supports the ordering of columns following their declared order in the \
+            if table
+                .clustering_key()
+                .get(i)
+                .is_none_or(|c| c.name != *name)
+            {
+                return Err(CqlError::invalid(
+                    if column.kind == ColumnKind::Clustering {
+                        "Order by currently only supports the ordering of columns following their declared order in the \
                      PRIMARY KEY"
                         .to_owned()
-                } else {
-                    format!("Order by is currently only supported on the clustered columns of the PRIMARY KEY, got {name}")
-                }));
+                    } else {
+                        format!(
+                            "Order by is currently only supported on the clustered columns of the PRIMARY KEY, got {name}"
+                        )
+                    },
+                ));
             }
             let against = (*order == ast::Order::Desc) != column.descending;
             if reversed.is_some_and(|r| r != against) {
@@ -752,64 +1022,105 @@ impl Lowering<'_> {
     }
 
     /// A selector with its type and the name of its column.
-    fn selector(&mut self, table: &TableSchema, selector: &ast::Selector) -> Result<(Selector, CqlType, String), CqlError> {
+    fn selector(
+        &mut self,
+        table: &TableSchema,
+        selector: &ast::Selector,
+    ) -> Result<(Selector, CqlType, String), CqlError> {
         Ok(match selector {
             ast::Selector::Column(name) => {
                 let at = table.index_of(name).ok_or_else(|| unrecognized(name))?;
-                (Selector::Column(at), table.columns[at].ty.clone(), name.clone())
+                (
+                    Selector::Column(at),
+                    table.columns[at].ty.clone(),
+                    name.clone(),
+                )
             }
             ast::Selector::Field(inner, field) => {
                 let (inner, ty, name) = self.selector(table, inner)?;
                 let (index, field_type) = field_in(&ty, field)
                     .ok_or_else(|| CqlError::invalid(format!("{ty} has no field {field}")))?;
-                (Selector::Field(Box::new(inner), index), field_type, format!("{name}.{field}"))
+                (
+                    Selector::Field(Box::new(inner), index),
+                    field_type,
+                    format!("{name}.{field}"),
+                )
             }
             ast::Selector::Element(inner, key) => {
                 let (inner, ty, name) = self.selector(table, inner)?;
                 let (key, value) = match shape(&ty) {
-                    Shape::Map(key_type, value) => (self.term(key, key_type, &format!("key({name})"))?, value.clone()),
-                    Shape::List(element) if !types::is_set(&ty) => {
-                        (self.term(key, &CqlType::Int, &format!("idx({name})"))?, element.clone())
-                    }
+                    Shape::Map(key_type, value) => (
+                        self.term(key, key_type, &format!("key({name})"))?,
+                        value.clone(),
+                    ),
+                    Shape::List(element) if !types::is_set(&ty) => (
+                        self.term(key, &CqlType::Int, &format!("idx({name})"))?,
+                        element.clone(),
+                    ),
                     _ => return Err(CqlError::invalid(format!("{name} cannot be subscripted"))),
                 };
-                (Selector::Element(Box::new(inner), ty.clone(), key), value, format!("{name}[]"))
+                (
+                    Selector::Element(Box::new(inner), ty.clone(), key),
+                    value,
+                    format!("{name}[]"),
+                )
             }
             ast::Selector::WriteTime(inner) | ast::Selector::Ttl(inner) => {
                 let is_ttl = matches!(selector, ast::Selector::Ttl(_));
                 let what = if is_ttl { "ttl" } else { "writetime" };
                 let ast::Selector::Column(name) = &**inner else {
-                    return Err(CqlError::invalid(format!("{what} of an element or a field is not supported by this stand-in")));
+                    return Err(CqlError::invalid(format!(
+                        "{what} of an element or a field is not supported by this stand-in"
+                    )));
                 };
                 let at = table.index_of(name).ok_or_else(|| unrecognized(name))?;
                 let column = &table.columns[at];
                 if column.kind <= ColumnKind::Clustering {
-                    return Err(CqlError::invalid(format!("Cannot use selection function {what} on PRIMARY KEY part {name}")));
+                    return Err(CqlError::invalid(format!(
+                        "Cannot use selection function {what} on PRIMARY KEY part {name}"
+                    )));
                 }
                 if column.multi.is_some() {
-                    return Err(CqlError::invalid(format!("Cannot use selection function {what} on collections")));
+                    return Err(CqlError::invalid(format!(
+                        "Cannot use selection function {what} on collections"
+                    )));
                 }
-                let (selector, ty) =
-                    if is_ttl { (Selector::Ttl(at), CqlType::Int) } else { (Selector::WriteTime(at), CqlType::Bigint) };
+                let (selector, ty) = if is_ttl {
+                    (Selector::Ttl(at), CqlType::Int)
+                } else {
+                    (Selector::WriteTime(at), CqlType::Bigint)
+                };
                 (selector, ty, format!("{what}({name})"))
             }
-            ast::Selector::CountRows => {
-                (Selector::Aggregate(Aggregate::CountRows, Vec::new(), CqlType::Bigint), CqlType::Bigint, "count".into())
-            }
+            ast::Selector::CountRows => (
+                Selector::Aggregate(Aggregate::CountRows, Vec::new(), CqlType::Bigint),
+                CqlType::Bigint,
+                "count".into(),
+            ),
             ast::Selector::Cast(inner, to) => {
                 let (inner, from, name) = self.selector(table, inner)?;
                 let name = format!("cast({name} as {to})");
-                (Selector::Call(Function::Cast(from, to.clone()), vec![inner]), to.clone(), name)
+                (
+                    Selector::Call(Function::Cast(from, to.clone()), vec![inner]),
+                    to.clone(),
+                    name,
+                )
             }
             ast::Selector::Term(term) => {
                 let (ty, name) = match term {
                     ast::Term::Constant(constant) => types::natural_type(constant),
                     ast::Term::Hint(ty, _) => (self.resolve_type(ty)?, "(term)".into()),
-                    _ => return Err(CqlError::invalid("Cannot infer the type of a selected term")),
+                    _ => {
+                        return Err(CqlError::invalid(
+                            "Cannot infer the type of a selected term",
+                        ));
+                    }
                 };
                 (Selector::Term(self.term(term, &ty, &name)?), ty, name)
             }
-            ast::Selector::Call(function, args) => self.selected_call(table, &function.name, args)?,
+            ast::Selector::Call(function, args) => {
+                self.selected_call(table, &function.name, args)?
+            }
         })
     }
 
@@ -825,7 +1136,11 @@ impl Lowering<'_> {
         let mut names = Vec::with_capacity(args.len());
         for arg in args {
             let (selector, ty, name) = match (arg, Function::argument_hint(&lower)) {
-                (ast::Selector::Term(term), Some(hint)) => (Selector::Term(self.term(term, &hint, &lower)?), hint, "?".into()),
+                (ast::Selector::Term(term), Some(hint)) => (
+                    Selector::Term(self.term(term, &hint, &lower)?),
+                    hint,
+                    "?".into(),
+                ),
                 _ => self.selector(table, arg)?,
             };
             inner.push(selector);
@@ -843,20 +1158,45 @@ impl Lowering<'_> {
         };
         if let Some(aggregate) = aggregate {
             let [ty] = arg_types.as_slice() else {
-                return Err(CqlError::invalid(format!("Invalid number of arguments in call to function {lower}")));
+                return Err(CqlError::invalid(format!(
+                    "Invalid number of arguments in call to function {lower}"
+                )));
             };
             if matches!(aggregate, Aggregate::Sum | Aggregate::Avg) && !types::is_numeric(ty) {
-                return Err(CqlError::invalid(format!("Invalid call to function {lower}, none of its type signatures match")));
+                return Err(CqlError::invalid(format!(
+                    "Invalid call to function {lower}, none of its type signatures match"
+                )));
             }
-            let result = if aggregate == Aggregate::Count { CqlType::Bigint } else { ty.clone() };
-            return Ok((Selector::Aggregate(aggregate, inner, ty.clone()), result, name));
+            let result = if aggregate == Aggregate::Count {
+                CqlType::Bigint
+            } else {
+                ty.clone()
+            };
+            return Ok((
+                Selector::Aggregate(aggregate, inner, ty.clone()),
+                result,
+                name,
+            ));
         }
         if lower == "token" {
             let is_key = |i: usize, s: &Selector| matches!(s, Selector::Column(at) if *at == i);
-            if inner.len() != table.partition_key_len || !inner.iter().enumerate().all(|(i, s)| is_key(i, s)) {
-                return Err(CqlError::invalid("token() must be given the partition key's columns"));
+            if inner.len() != table.partition_key_len
+                || !inner.iter().enumerate().all(|(i, s)| is_key(i, s))
+            {
+                return Err(CqlError::invalid(
+                    "token() must be given the partition key's columns",
+                ));
             }
-            return Ok((Selector::Call(Function::Token { is_log: table.is_log }, inner), CqlType::Bigint, name));
+            return Ok((
+                Selector::Call(
+                    Function::Token {
+                        is_log: table.is_log,
+                    },
+                    inner,
+                ),
+                CqlType::Bigint,
+                name,
+            ));
         }
         let known: Vec<Option<CqlType>> = arg_types.into_iter().map(Some).collect();
         let (function, result) = Function::resolve(&lower, &known)?;
@@ -879,10 +1219,17 @@ fn field_in(ty: &CqlType, field: &str) -> Option<(usize, CqlType)> {
 
 fn field_of(column: &Column, field: &str) -> Result<(usize, CqlType), CqlError> {
     if types::udt_fields(&column.ty).is_none() {
-        return Err(CqlError::invalid(format!("Invalid operation on field {field} of column {}: it is not of a user type", column.name)));
+        return Err(CqlError::invalid(format!(
+            "Invalid operation on field {field} of column {}: it is not of a user type",
+            column.name
+        )));
     }
-    field_in(&column.ty, field)
-        .ok_or_else(|| CqlError::invalid(format!("UDT column {} does not have a field named {field}", column.name)))
+    field_in(&column.ty, field).ok_or_else(|| {
+        CqlError::invalid(format!(
+            "UDT column {} does not have a field named {field}",
+            column.name
+        ))
+    })
 }
 
 fn assignable(from: &CqlType, to: &CqlType, name: &str) -> Result<(), CqlError> {
@@ -899,7 +1246,9 @@ fn assignable(from: &CqlType, to: &CqlType, name: &str) -> Result<(), CqlError> 
     if compatible {
         return Ok(());
     }
-    Err(CqlError::invalid(format!("Type error: cannot assign result of type {from} to {name} of type {to}")))
+    Err(CqlError::invalid(format!(
+        "Type error: cannot assign result of type {from} to {name} of type {to}"
+    )))
 }
 
 fn refuse_distinct(table: &TableSchema, selectors: &[Selector]) -> Result<(), CqlError> {
@@ -920,7 +1269,9 @@ fn group_by(table: &TableSchema, names: &[String]) -> Result<usize, CqlError> {
     for (i, name) in names.iter().enumerate() {
         let at = table.index_of(name).ok_or_else(|| unrecognized(name))?;
         if at != i || at >= table.partition_key_len + table.clustering_key_len {
-            return Err(CqlError::invalid(format!("Group by is currently only supported on the columns of the PRIMARY KEY, got {name}")));
+            return Err(CqlError::invalid(format!(
+                "Group by is currently only supported on the columns of the PRIMARY KEY, got {name}"
+            )));
         }
     }
     Ok(names.len())
@@ -930,10 +1281,17 @@ fn group_by(table: &TableSchema, names: &[String]) -> Result<usize, CqlError> {
 fn require_rows(plan: &ModifyPlan) -> Result<(), CqlError> {
     let table = &plan.table;
     let points = plan.restrictions.points();
-    let statics_only = plan.changes.iter().all(|(at, _)| table.columns[*at].kind == ColumnKind::Static);
+    let statics_only = plan
+        .changes
+        .iter()
+        .all(|(at, _)| table.columns[*at].kind == ColumnKind::Static);
     let clustered = !plan.restrictions.clustering.is_empty();
     if plan.kind != ModifyKind::Insert && statics_only && clustered && !plan.changes.is_empty() {
-        let verb = if plan.kind == ModifyKind::Update { "UPDATE" } else { "DELETE" };
+        let verb = if plan.kind == ModifyKind::Update {
+            "UPDATE"
+        } else {
+            "DELETE"
+        };
         return Err(CqlError::invalid(format!(
             "Invalid restrictions on clustering columns since the {verb} statement modifies only static columns"
         )));
@@ -943,18 +1301,40 @@ fn require_rows(plan: &ModifyPlan) -> Result<(), CqlError> {
     }
     let missing = &table.clustering_key()[points.min(table.clustering_key_len - 1)].name;
     match plan.kind {
-        ModifyKind::Delete if plan.changes.is_empty() && matches!(plan.condition, Condition::None) => Ok(()),
+        ModifyKind::Delete
+            if plan.changes.is_empty() && matches!(plan.condition, Condition::None) =>
+        {
+            Ok(())
+        }
         ModifyKind::Delete if plan.changes.is_empty() => Err(CqlError::invalid(
             "DELETE statements must restrict all PRIMARY KEY columns with equality relations in order to use IF \
              condition on non static columns",
         )),
-        ModifyKind::Insert if plan.restrictions.clustering.is_empty() && statics_only && !plan.changes.is_empty() => Ok(()),
-        ModifyKind::Update | ModifyKind::Delete if plan.restrictions.clustering.is_empty() && statics_only => Ok(()),
-        ModifyKind::Delete => {
-            let changed = plan.changes.iter().map(|(at, _)| &table.columns[*at]).find(|c| c.kind == ColumnKind::Regular);
-            let changed = changed.map_or("", |c| c.name.as_str());
-            Err(CqlError::invalid(format!("Primary key column '{missing}' must be specified in order to modify column '{changed}'")))
+        ModifyKind::Insert
+            if plan.restrictions.clustering.is_empty()
+                && statics_only
+                && !plan.changes.is_empty() =>
+        {
+            Ok(())
         }
-        _ => Err(CqlError::invalid(format!("Missing mandatory PRIMARY KEY part {missing}"))),
+        ModifyKind::Update | ModifyKind::Delete
+            if plan.restrictions.clustering.is_empty() && statics_only =>
+        {
+            Ok(())
+        }
+        ModifyKind::Delete => {
+            let changed = plan
+                .changes
+                .iter()
+                .map(|(at, _)| &table.columns[*at])
+                .find(|c| c.kind == ColumnKind::Regular);
+            let changed = changed.map_or("", |c| c.name.as_str());
+            Err(CqlError::invalid(format!(
+                "Primary key column '{missing}' must be specified in order to modify column '{changed}'"
+            )))
+        }
+        _ => Err(CqlError::invalid(format!(
+            "Missing mandatory PRIMARY KEY part {missing}"
+        ))),
     }
 }

@@ -10,8 +10,7 @@ use super::{
     ColumnSpec,
     cell::{Partition, Row},
     error::CqlError,
-    filter,
-    order,
+    filter, order,
     plan::{Condition, Context, ModifyPlan, Operand},
     schema::{ColumnKind, TableSchema},
     select::{Partitions, Rows, key_ranges, partitions},
@@ -34,7 +33,9 @@ fn answer_columns(plan: &ModifyPlan) -> Vec<usize> {
             let mut columns: Vec<usize> = filters
                 .iter()
                 .flat_map(|f| match &f.operand {
-                    Operand::Column(at) | Operand::Element(at, _) | Operand::Field(at, _) => vec![*at],
+                    Operand::Column(at) | Operand::Element(at, _) | Operand::Field(at, _) => {
+                        vec![*at]
+                    }
                     Operand::Tuple(all) => all.clone(),
                 })
                 .collect();
@@ -47,7 +48,9 @@ fn answer_columns(plan: &ModifyPlan) -> Vec<usize> {
 
 /// The columns of the answer of one conditional statement, or of a batch of them.
 pub(crate) fn columns(plans: &[&ModifyPlan], batch: bool) -> (Vec<usize>, Vec<ColumnSpec>) {
-    let Some(table) = plans.first().map(|p| &p.table) else { return (Vec::new(), Vec::new()) };
+    let Some(table) = plans.first().map(|p| &p.table) else {
+        return (Vec::new(), Vec::new());
+    };
     let mut told: Vec<usize> = plans.iter().flat_map(|p| answer_columns(p)).collect();
     if batch {
         told.extend(0..table.partition_key_len + table.clustering_key_len);
@@ -55,7 +58,10 @@ pub(crate) fn columns(plans: &[&ModifyPlan], batch: bool) -> (Vec<usize>, Vec<Co
     told.sort_unstable();
     told.dedup();
     let mut specs = vec![ColumnSpec::new(table, "[applied]", CqlType::Boolean)];
-    specs.extend(told.iter().map(|at| ColumnSpec::of(table, &table.columns[*at])));
+    specs.extend(
+        told.iter()
+            .map(|at| ColumnSpec::of(table, &table.columns[*at])),
+    );
     (told, specs)
 }
 
@@ -65,7 +71,11 @@ fn only_static(plan: &ModifyPlan) -> bool {
 }
 
 /// Checks all conditions and makes the answer; all statements are of one partition.
-pub(crate) fn check(statements: &[Statement<'_>], data: &TableData, batch: bool) -> Result<(bool, Rows), CqlError> {
+pub(crate) fn check(
+    statements: &[Statement<'_>],
+    data: &TableData,
+    batch: bool,
+) -> Result<(bool, Rows), CqlError> {
     let plans: Vec<&ModifyPlan> = statements.iter().map(|s| s.plan).collect();
     let (told, _) = columns(&plans, batch);
     let mut applied = true;
@@ -73,10 +83,18 @@ pub(crate) fn check(statements: &[Statement<'_>], data: &TableData, batch: bool)
     for statement in statements {
         let (_, components, row) = target(statement.plan, statement.context, data)?;
         let stored = row.as_ref().map(|(partition, _)| *partition);
-        let view = old_row(statement, &components, stored, row.as_ref().and_then(|(_, at)| at.as_deref()));
+        let view = old_row(
+            statement,
+            &components,
+            stored,
+            row.as_ref().and_then(|(_, at)| at.as_deref()),
+        );
         applied = applied && holds(statement, view.as_ref())?;
-        let cells: Option<Vec<Option<Bytes>>> =
-            view.map(|v| told.iter().map(|at| v.value(&v.table.columns[*at])).collect());
+        let cells: Option<Vec<Option<Bytes>>> = view.map(|v| {
+            told.iter()
+                .map(|at| v.value(&v.table.columns[*at]))
+                .collect()
+        });
         found.push(cells);
     }
     let rows = found.into_iter().map(|cells| {
@@ -88,20 +106,33 @@ pub(crate) fn check(statements: &[Statement<'_>], data: &TableData, batch: bool)
 }
 
 /// The partition of a conditional statement.
-pub(crate) fn partition(plan: &ModifyPlan, context: &Context<'_>) -> Result<(RingKey, Vec<Bytes>), CqlError> {
+pub(crate) fn partition(
+    plan: &ModifyPlan,
+    context: &Context<'_>,
+) -> Result<(RingKey, Vec<Bytes>), CqlError> {
     let verb = match plan.kind {
         super::plan::ModifyKind::Delete => "deletions",
         _ => "updates",
     };
     match partitions(&plan.table, &plan.restrictions, context)? {
         Partitions::Keys(mut keys) if keys.len() == 1 => Ok(keys.remove(0)),
-        _ => Err(CqlError::invalid(format!("IN on the partition key is not supported with conditional {verb}"))),
+        _ => Err(CqlError::invalid(format!(
+            "IN on the partition key is not supported with conditional {verb}"
+        ))),
     }
 }
 
-type Target<'a> = (RingKey, Vec<Bytes>, Option<(&'a Partition, Option<Vec<u8>>)>);
+type Target<'a> = (
+    RingKey,
+    Vec<Bytes>,
+    Option<(&'a Partition, Option<Vec<u8>>)>,
+);
 
-fn target<'a>(plan: &ModifyPlan, context: &Context<'_>, data: &'a TableData) -> Result<Target<'a>, CqlError> {
+fn target<'a>(
+    plan: &ModifyPlan,
+    context: &Context<'_>,
+    data: &'a TableData,
+) -> Result<Target<'a>, CqlError> {
     let (key, components) = partition(plan, context)?;
     let ranges = key_ranges(&plan.table, &plan.restrictions, context)?;
     let row = match ranges.as_slice() {
@@ -113,7 +144,11 @@ fn target<'a>(plan: &ModifyPlan, context: &Context<'_>, data: &'a TableData) -> 
                  conditions",
             ));
         }
-        _ => return Err(CqlError::invalid("IN on the clustering key columns is not supported with conditional updates")),
+        _ => {
+            return Err(CqlError::invalid(
+                "IN on the clustering key columns is not supported with conditional updates",
+            ));
+        }
     };
     let stored = data.get(&key).map(|s| (&s.data, row));
     Ok((key, components, stored))
@@ -129,12 +164,20 @@ fn old_row<'a>(
     let (plan, stored) = (statement.plan, stored?);
     let now = statement.context.seconds();
     let has_static = |row: &Row| row.cells.iter().any(|(_, c)| c.is_live(now));
-    let row = at.and_then(|at| stored.rows.get(at)).filter(|r| r.is_live(now));
+    let row = at
+        .and_then(|at| stored.rows.get(at))
+        .filter(|r| r.is_live(now));
     let exists = matches!(plan.condition, Condition::Exists | Condition::NotExists);
     let there = row.is_some()
         || has_static(&stored.static_row) && (only_static(plan) || !exists)
         || only_static(plan) && !exists && stored.rows.values().any(|r| r.is_live(now));
-    let view = RowView { table: &plan.table, key: components, statics: Some(&stored.static_row), row, now };
+    let view = RowView {
+        table: &plan.table,
+        key: components,
+        statics: Some(&stored.static_row),
+        row,
+        now,
+    };
     there.then_some(view)
 }
 
@@ -146,7 +189,13 @@ fn holds(statement: &Statement<'_>, view: Option<&RowView<'_>>) -> Result<bool, 
         Condition::Exists => Ok(view.is_some()),
         Condition::If(filters) => {
             // A row that is not there has nulls everywhere.
-            let nothing = RowView { table, key: &[], statics: None, row: None, now: statement.context.seconds() };
+            let nothing = RowView {
+                table,
+                key: &[],
+                statics: None,
+                row: None,
+                now: statement.context.seconds(),
+            };
             for filter in filter::prepare_conditions(filters, table, statement.context)? {
                 if !filter.accepts(view.unwrap_or(&nothing))? {
                     return Ok(false);
@@ -163,16 +212,23 @@ pub(crate) fn validate(plan: &ModifyPlan) -> Result<(), CqlError> {
         return Ok(());
     }
     if plan.table.counter {
-        return Err(CqlError::invalid("Conditional updates are not supported on counter tables"));
+        return Err(CqlError::invalid(
+            "Conditional updates are not supported on counter tables",
+        ));
     }
     if plan.timestamp.is_some() {
-        return Err(CqlError::invalid("Cannot provide custom timestamp for conditional updates"));
+        return Err(CqlError::invalid(
+            "Cannot provide custom timestamp for conditional updates",
+        ));
     }
     if let Condition::If(filters) = &plan.condition {
         for filter in filters {
             if let Operand::Column(at) = &filter.operand {
                 let column = &plan.table.columns[*at];
-                if matches!(column.kind, ColumnKind::PartitionKey | ColumnKind::Clustering) {
+                if matches!(
+                    column.kind,
+                    ColumnKind::PartitionKey | ColumnKind::Clustering
+                ) {
                     return Err(CqlError::invalid(format!(
                         "PRIMARY KEY column '{}' cannot have IF conditions",
                         column.name

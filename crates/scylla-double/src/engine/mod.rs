@@ -20,10 +20,10 @@ mod restrict;
 mod schema;
 mod select;
 mod storage;
-mod token;
-mod types;
 #[cfg(test)]
 mod tests;
+mod token;
+mod types;
 mod write;
 
 use std::{
@@ -42,11 +42,13 @@ use uuid::Uuid;
 pub use self::{
     cdc::{LOG_SUFFIX, Operation, log_name},
     error::{
-        ALREADY_EXISTS, CONFIG_ERROR, CqlError, ErrorDetail, INVALID, SERVER_ERROR, SYNTAX_ERROR, UNAUTHORIZED,
+        ALREADY_EXISTS, CONFIG_ERROR, CqlError, ErrorDetail, INVALID, SERVER_ERROR, SYNTAX_ERROR,
+        UNAUTHORIZED,
     },
     plan::BoundValue,
     schema::{
-        CdcOptions, Column, ColumnKind, Images, KeyspaceSchema, MultiKind, Schema, TableOptions, TableSchema, UserType,
+        CdcOptions, Column, ColumnKind, Images, KeyspaceSchema, MultiKind, Schema, TableOptions,
+        TableSchema, UserType,
     },
     token::murmur3,
 };
@@ -96,7 +98,9 @@ impl Default for Options {
 
 /// The system's clock, µs since the epoch.
 pub fn system_clock() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as i64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_micros() as i64)
 }
 
 /// A column of a result, or what a bind marker stands for.
@@ -114,7 +118,12 @@ pub struct ColumnSpec {
 
 impl ColumnSpec {
     fn new(table: &TableSchema, name: impl Into<String>, ty: CqlType) -> Self {
-        Self { keyspace: table.keyspace.clone(), table: table.name.clone(), name: name.into(), ty }
+        Self {
+            keyspace: table.keyspace.clone(),
+            table: table.name.clone(),
+            name: name.into(),
+            ty,
+        }
     }
 
     fn of(table: &TableSchema, column: &Column) -> Self {
@@ -325,7 +334,9 @@ impl State {
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }
 
@@ -359,7 +370,10 @@ impl Engine {
 
     /// Has `callback` called after each schema change, before the statement's answer, with no lock
     /// held. Internal tables are not told of.
-    pub fn on_schema_change(&self, callback: impl Fn(&Schema, &[SchemaChange]) + Send + Sync + 'static) {
+    pub fn on_schema_change(
+        &self,
+        callback: impl Fn(&Schema, &[SchemaChange]) + Send + Sync + 'static,
+    ) {
         self.callbacks.lock().push(Arc::new(callback));
     }
 
@@ -370,7 +384,11 @@ impl Engine {
     /// A write timestamp greater than all before.
     fn next_timestamp(&self, now: i64) -> Timestamp {
         let previous = self.last_timestamp.fetch_max(now, Ordering::Relaxed);
-        if previous < now { now } else { self.last_timestamp.fetch_add(1, Ordering::Relaxed) + 1 }
+        if previous < now {
+            now
+        } else {
+            self.last_timestamp.fetch_add(1, Ordering::Relaxed) + 1
+        }
     }
 
     /// Resolves a statement; `keyspace` is the connection's.
@@ -379,11 +397,18 @@ impl Engine {
         self.resolve(&state.schema, text, keyspace)
     }
 
-    fn resolve(&self, schema: &Schema, text: &str, keyspace: Option<&str>) -> Result<Prepared, CqlError> {
+    fn resolve(
+        &self,
+        schema: &Schema,
+        text: &str,
+        keyspace: Option<&str>,
+    ) -> Result<Prepared, CqlError> {
         let lowered = lower::statement(schema, text, keyspace)?;
         let columns = match &lowered.statement {
             Statement::Select(plan) => plan.columns.clone(),
-            Statement::Modify(plan) if !matches!(plan.condition, Condition::None) => lwt::columns(&[plan], false).1,
+            Statement::Modify(plan) if !matches!(plan.condition, Condition::None) => {
+                lwt::columns(&[plan], false).1
+            }
             Statement::Batch(batch) if batch.is_conditional() => {
                 let plans: Vec<&ModifyPlan> = batch.plans.iter().collect();
                 lwt::columns(&plans, true).1
@@ -423,28 +448,71 @@ impl Engine {
         let now = params.now.unwrap_or_else(|| self.now());
         let prepared = &self.refreshed(prepared)?;
         let values = arrange(prepared, &params.values, &params.names)?;
-        let context = Context { values: &values, now };
+        let context = Context {
+            values: &values,
+            now,
+        };
         match &prepared.0.statement {
             Statement::Select(plan) => {
-                let size = params.page_size.and_then(|s| usize::try_from(s).ok()).filter(|s| *s > 0);
-                let page = Page { size, state: params.paging_state.clone().map(PagingState::decode).transpose()? };
+                let size = params
+                    .page_size
+                    .and_then(|s| usize::try_from(s).ok())
+                    .filter(|s| *s > 0);
+                let page = Page {
+                    size,
+                    state: params
+                        .paging_state
+                        .clone()
+                        .map(PagingState::decode)
+                        .transpose()?,
+                };
                 let state = self.state.read();
-                let (rows, paging_state) = select::select(plan, state.table(&plan.table), &context, &page)?;
-                Ok(Outcome::Rows { columns: plan.columns.clone(), rows, paging_state })
+                let (rows, paging_state) =
+                    select::select(plan, state.table(&plan.table), &context, &page)?;
+                Ok(Outcome::Rows {
+                    columns: plan.columns.clone(),
+                    rows,
+                    paging_state,
+                })
             }
             Statement::Modify(plan) => {
                 let default = params.default_timestamp;
-                self.modify(&[(plan, context)], BatchScope { default, own: None, batch: false })
+                self.modify(
+                    &[(plan, context)],
+                    BatchScope {
+                        default,
+                        own: None,
+                        batch: false,
+                    },
+                )
             }
             Statement::Batch(batch) => {
                 let own = match &batch.timestamp {
                     Some(expr) => write::timestamp_value(expr, &context)?,
                     None => None,
                 };
-                let statements: Vec<_> =
-                    batch.plans.iter().map(|plan| (plan, Context { values: &values, now })).collect();
+                let statements: Vec<_> = batch
+                    .plans
+                    .iter()
+                    .map(|plan| {
+                        (
+                            plan,
+                            Context {
+                                values: &values,
+                                now,
+                            },
+                        )
+                    })
+                    .collect();
                 check_batch(batch.kind, &statements, batch.timestamp.is_some())?;
-                self.modify(&statements, BatchScope { default: params.default_timestamp, own, batch: true })
+                self.modify(
+                    &statements,
+                    BatchScope {
+                        default: params.default_timestamp,
+                        own,
+                        batch: true,
+                    },
+                )
             }
             Statement::Use(keyspace) => Ok(Outcome::SetKeyspace(keyspace.clone())),
             Statement::Truncate(table) => {
@@ -453,7 +521,9 @@ impl Engine {
                 }
                 Ok(Outcome::Void)
             }
-            Statement::Ddl(statement) => self.change_schema(statement, prepared.0.keyspace.as_deref(), now),
+            Statement::Ddl(statement) => {
+                self.change_schema(statement, prepared.0.keyspace.as_deref(), now)
+            }
         }
     }
 
@@ -474,12 +544,21 @@ impl Engine {
         let mut plans = Vec::with_capacity(fresh.len());
         for (prepared, values) in &fresh {
             let Statement::Modify(plan) = &prepared.0.statement else {
-                return Err(CqlError::invalid("Invalid statement in batch: only UPDATE, INSERT and DELETE statements are allowed."));
+                return Err(CqlError::invalid(
+                    "Invalid statement in batch: only UPDATE, INSERT and DELETE statements are allowed.",
+                ));
             };
             plans.push((plan, Context { values, now }));
         }
         check_batch(kind, &plans, false)?;
-        self.modify(&plans, BatchScope { default: params.default_timestamp, own: None, batch: true })
+        self.modify(
+            &plans,
+            BatchScope {
+                default: params.default_timestamp,
+                own: None,
+                batch: true,
+            },
+        )
     }
 
     fn refreshed(&self, prepared: &Prepared) -> Result<Prepared, CqlError> {
@@ -487,37 +566,65 @@ impl Engine {
         if is_current(&state.schema, prepared) {
             return Ok(prepared.clone());
         }
-        self.resolve(&state.schema, &prepared.0.text, prepared.0.keyspace.as_deref())
+        self.resolve(
+            &state.schema,
+            &prepared.0.text,
+            prepared.0.keyspace.as_deref(),
+        )
     }
 
     /// Runs modifications as one.
-    fn modify(&self, statements: &[(&ModifyPlan, Context<'_>)], scope: BatchScope) -> Result<Outcome, CqlError> {
-        let Some((first, context)) = statements.first() else { return Ok(Outcome::Void) };
+    fn modify(
+        &self,
+        statements: &[(&ModifyPlan, Context<'_>)],
+        scope: BatchScope,
+    ) -> Result<Outcome, CqlError> {
+        let Some((first, context)) = statements.first() else {
+            return Ok(Outcome::Void);
+        };
         for (plan, _) in statements {
             refuse_internal(plan)?;
         }
-        let conditional = statements.iter().any(|(p, _)| !matches!(p.condition, Condition::None));
+        let conditional = statements
+            .iter()
+            .any(|(p, _)| !matches!(p.condition, Condition::None));
         let now = context.now;
         let mut state = self.state.write();
         // The schema may have changed since the statements were resolved, before this lock was had.
-        if statements.iter().any(|(p, _)| !same_table(&state.schema, &p.table)) {
-            return Err(CqlError::server("the schema changed while the statement was executed"));
+        if statements
+            .iter()
+            .any(|(p, _)| !same_table(&state.schema, &p.table))
+        {
+            return Err(CqlError::server(
+                "the schema changed while the statement was executed",
+            ));
         }
         let mut answer = Outcome::Void;
         let timestamp = if conditional {
             let (key, _) = lwt::partition(first, context)?;
             for (plan, context) in &statements[1..] {
                 if plan.table.id != first.table.id {
-                    return Err(CqlError::invalid("BATCH with conditions cannot span multiple tables"));
+                    return Err(CqlError::invalid(
+                        "BATCH with conditions cannot span multiple tables",
+                    ));
                 }
                 if lwt::partition(plan, context)?.0 != key {
-                    return Err(CqlError::invalid("BATCH with conditions cannot span multiple partitions"));
+                    return Err(CqlError::invalid(
+                        "BATCH with conditions cannot span multiple partitions",
+                    ));
                 }
             }
-            let checked: Vec<_> = statements.iter().map(|(plan, context)| lwt::Statement { plan, context }).collect();
+            let checked: Vec<_> = statements
+                .iter()
+                .map(|(plan, context)| lwt::Statement { plan, context })
+                .collect();
             let (applied, rows) = lwt::check(&checked, state.table(&first.table), scope.batch)?;
             let plans: Vec<&ModifyPlan> = statements.iter().map(|(p, _)| *p).collect();
-            answer = Outcome::Rows { columns: lwt::columns(&plans, scope.batch).1, rows, paging_state: None };
+            answer = Outcome::Rows {
+                columns: lwt::columns(&plans, scope.batch).1,
+                rows,
+                paging_state: None,
+            };
             if !applied {
                 return Ok(answer);
             }
@@ -533,7 +640,8 @@ impl Engine {
         let mut places: HashMap<(Uuid, RingKey), usize> = HashMap::new();
         for (plan, context) in statements {
             let at = write::own_timestamp(plan, context)?.unwrap_or(timestamp);
-            let made = write::mutations(plan, state.table(&plan.table), context, at, &mut sequence)?;
+            let made =
+                write::mutations(plan, state.table(&plan.table), context, at, &mut sequence)?;
             if plan.table.counter {
                 // Each increment adds to the one before, also within a batch; counters have no log.
                 state.write(made, now)?;
@@ -569,15 +677,30 @@ impl State {
         let mut logs = Vec::new();
         for mutation in &mutations {
             let table = &mutation.table;
-            let Some(layout) = table.log.as_ref().filter(|_| table.cdc_enabled()) else { continue };
-            let Some(log) = self.schema.table(&table.keyspace, &log_name(&table.name)) else { continue };
-            let tablets = self.schema.keyspaces.get(&table.keyspace).is_some_and(|k| k.tablets.is_some());
+            let Some(layout) = table.log.as_ref().filter(|_| table.cdc_enabled()) else {
+                continue;
+            };
+            let Some(log) = self.schema.table(&table.keyspace, &log_name(&table.name)) else {
+                continue;
+            };
+            let tablets = self
+                .schema
+                .keyspaces
+                .get(&table.keyspace)
+                .is_some_and(|k| k.tablets.is_some());
             let stored = self.table(table).get(&mutation.key).map(|s| &s.data);
-            let source = images::Source { base: table, layout, key: &mutation.components, stored, now };
+            let source = images::Source {
+                base: table,
+                layout,
+                key: &mutation.components,
+                stored,
+                now,
+            };
             let token = mutation.key.token;
             let rows = images::log_rows(&source, &mutation.data, |at| {
                 if tablets {
-                    self.streams.tablet_stream(&table.keyspace, &table.name, at, now, token)
+                    self.streams
+                        .tablet_stream(&table.keyspace, &table.name, at, now, token)
                 } else {
                     self.streams.vnode_stream(at, now, token)
                 }
@@ -591,14 +714,21 @@ impl State {
         for (log, rows) in logs {
             let components = [rows.stream];
             let key = RingKey::new(&log, &components);
-            self.data.entry(log.id).or_default().append(key, &components, rows.rows, now.div_euclid(1_000_000));
+            self.data.entry(log.id).or_default().append(
+                key,
+                &components,
+                rows.rows,
+                now.div_euclid(1_000_000),
+            );
         }
         Ok(())
     }
 }
 
 fn same_table(schema: &Schema, table: &TableSchema) -> bool {
-    schema.table(&table.keyspace, &table.name).is_some_and(|t| t.version == table.version)
+    schema
+        .table(&table.keyspace, &table.name)
+        .is_some_and(|t| t.version == table.version)
 }
 
 fn is_current(schema: &Schema, prepared: &Prepared) -> bool {
@@ -618,9 +748,15 @@ fn refuse_internal(plan: &ModifyPlan) -> Result<(), CqlError> {
     Ok(())
 }
 
-fn check_batch(kind: BatchKind, statements: &[(&ModifyPlan, Context<'_>)], timestamped: bool) -> Result<(), CqlError> {
+fn check_batch(
+    kind: BatchKind,
+    statements: &[(&ModifyPlan, Context<'_>)],
+    timestamped: bool,
+) -> Result<(), CqlError> {
     let counters = statements.iter().filter(|(p, _)| p.table.counter).count();
-    let conditional = statements.iter().any(|(p, _)| !matches!(p.condition, Condition::None));
+    let conditional = statements
+        .iter()
+        .any(|(p, _)| !matches!(p.condition, Condition::None));
     let refused = if timestamped && conditional {
         "Cannot provide custom timestamp for conditional BATCH"
     } else if timestamped && counters > 0 {
@@ -640,7 +776,11 @@ fn check_batch(kind: BatchKind, statements: &[(&ModifyPlan, Context<'_>)], times
 }
 
 /// Brings values into the order of the markers.
-fn arrange(prepared: &Prepared, values: &[BoundValue], names: &[String]) -> Result<Vec<BoundValue>, CqlError> {
+fn arrange(
+    prepared: &Prepared,
+    values: &[BoundValue],
+    names: &[String],
+) -> Result<Vec<BoundValue>, CqlError> {
     let bind = &prepared.0.bind;
     if names.is_empty() {
         if values.len() != bind.len() {

@@ -36,7 +36,11 @@ pub(crate) fn bound(columns: &[Column], prefix: Vec<Bytes>, after: bool) -> Boun
     if after {
         position.push(0xff);
     }
-    Bound { position, prefix, after }
+    Bound {
+        position,
+        prefix,
+        after,
+    }
 }
 
 /// The encoding of one serialised value.
@@ -137,7 +141,16 @@ fn escaped(bytes: &[u8], out: &mut Vec<u8>) {
 /// The 60-bit time of a version 1 UUID, most significant byte first.
 fn uuid_time(bytes: &[u8]) -> [u8; 8] {
     let byte = |i: usize| bytes.get(i).copied().unwrap_or(0);
-    [byte(6) & 0x0f, byte(7), byte(4), byte(5), byte(0), byte(1), byte(2), byte(3)]
+    [
+        byte(6) & 0x0f,
+        byte(7),
+        byte(4),
+        byte(5),
+        byte(0),
+        byte(1),
+        byte(2),
+        byte(3),
+    ]
 }
 
 /// By time, then by the low bytes *as signed bytes* (ScyllaDB `timeuuid_tri_compare`).
@@ -171,7 +184,10 @@ fn decimal(bytes: &[u8], out: &mut Vec<u8>) {
         return;
     }
     let exponent = digits.len() as i64 - scale;
-    let kept = digits.iter().rposition(|d| *d != 0).map_or(0, |last| last + 1);
+    let kept = digits
+        .iter()
+        .rposition(|d| *d != 0)
+        .map_or(0, |last| last + 1);
     out.push(if negative { 0 } else { 2 });
     let from = out.len();
     signed(&exponent.to_be_bytes(), out);

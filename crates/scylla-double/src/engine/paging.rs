@@ -49,6 +49,11 @@ impl PagingState {
         }
         let key = bytes.split_to(length);
         let row = (!bytes.is_empty()).then(|| bytes[1..].to_vec());
-        Ok(Self { partition: RingKey { token, bytes: key }, row, remaining, partition_remaining })
+        Ok(Self {
+            partition: RingKey { token, bytes: key },
+            row,
+            remaining,
+            partition_remaining,
+        })
     }
 }

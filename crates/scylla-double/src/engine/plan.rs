@@ -77,11 +77,15 @@ impl Context<'_> {
 impl Expr {
     pub(crate) fn eval(&self, context: &Context<'_>) -> Result<Evaluated, CqlError> {
         let inner = |expr: &Expr| match expr.eval(context)? {
-            Evaluated::Unset => Err(CqlError::invalid("Invalid unset value inside a collection or a function call")),
+            Evaluated::Unset => Err(CqlError::invalid(
+                "Invalid unset value inside a collection or a function call",
+            )),
             other => Ok(other.bytes()),
         };
         let present = |expr: &Expr, what: &str| {
-            inner(expr)?.ok_or_else(|| CqlError::invalid(format!("null is not supported inside collections ({what})")))
+            inner(expr)?.ok_or_else(|| {
+                CqlError::invalid(format!("null is not supported inside collections ({what})"))
+            })
         };
         Ok(match self {
             Expr::Bind(index, ty) => match context.values.get(*index) {
@@ -99,11 +103,17 @@ impl Expr {
                 function.call(&args, context.now)?.into()
             }
             Expr::List(items) => {
-                let items = items.iter().map(|i| present(i, "list")).collect::<Result<Vec<_>, _>>()?;
+                let items = items
+                    .iter()
+                    .map(|i| present(i, "list"))
+                    .collect::<Result<Vec<_>, _>>()?;
                 Evaluated::Value(types::collection(items.iter()))
             }
             Expr::Set(ty, items) => {
-                let mut items = items.iter().map(|i| present(i, "set")).collect::<Result<Vec<_>, _>>()?;
+                let mut items = items
+                    .iter()
+                    .map(|i| present(i, "set"))
+                    .collect::<Result<Vec<_>, _>>()?;
                 items.sort_by_cached_key(|i| order::value(ty, i));
                 items.dedup_by_key(|i| order::value(ty, i));
                 Evaluated::Value(types::collection(items.iter()))
@@ -145,15 +155,22 @@ impl Values {
     pub(crate) fn eval(&self, context: &Context<'_>, what: &str) -> Result<Vec<Bytes>, CqlError> {
         let present = |expr: &Expr| match expr.eval(context)? {
             Evaluated::Value(bytes) => Ok(bytes),
-            Evaluated::Null => Err(CqlError::invalid(format!("Invalid null value in condition for column {what}"))),
-            Evaluated::Unset => Err(CqlError::invalid(format!("Invalid unset value for column {what}"))),
+            Evaluated::Null => Err(CqlError::invalid(format!(
+                "Invalid null value in condition for column {what}"
+            ))),
+            Evaluated::Unset => Err(CqlError::invalid(format!(
+                "Invalid unset value for column {what}"
+            ))),
         };
         match self {
             Values::One(expr) => Ok(vec![present(expr)?]),
             Values::Many(exprs) => exprs.iter().map(present).collect(),
             Values::List(expr) => {
                 let bytes = present(expr)?;
-                Ok(types::elements(&bytes).into_iter().map(|e| bytes.slice_ref(e)).collect())
+                Ok(types::elements(&bytes)
+                    .into_iter()
+                    .map(|e| bytes.slice_ref(e))
+                    .collect())
             }
         }
     }
@@ -177,12 +194,18 @@ pub(crate) enum Comparison {
 
 /// Which partitions.
 #[derive(Debug, Clone)]
-#[allow(clippy::large_enum_variant, reason = "a few a statement; a box would only be in the way")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a few a statement; a box would only be in the way"
+)]
 pub(crate) enum PartitionPart {
     /// Values for each component.
     Keys(Vec<Values>),
     /// By `token(…)`: the bounds, each with whether it is inclusive.
-    Tokens { lower: Option<(Expr, bool)>, upper: Option<(Expr, bool)> },
+    Tokens {
+        lower: Option<(Expr, bool)>,
+        upper: Option<(Expr, bool)>,
+    },
     All,
 }
 
@@ -190,8 +213,17 @@ pub(crate) enum PartitionPart {
 /// tuples when `tuple`.
 #[derive(Debug, Clone)]
 pub(crate) enum ClusteringPart {
-    Points { width: usize, tuple: bool, values: Values },
-    Slice { width: usize, tuple: bool, lower: Option<(Expr, bool)>, upper: Option<(Expr, bool)> },
+    Points {
+        width: usize,
+        tuple: bool,
+        values: Values,
+    },
+    Slice {
+        width: usize,
+        tuple: bool,
+        lower: Option<(Expr, bool)>,
+        upper: Option<(Expr, bool)>,
+    },
 }
 
 /// The left side of a filter.

@@ -4,14 +4,19 @@
 
 use super::{
     error::CqlError,
-    plan::{ClusteringPart, Comparison, Expr, Filter, Operand, PartitionPart, Restrictions, Values},
+    plan::{
+        ClusteringPart, Comparison, Expr, Filter, Operand, PartitionPart, Restrictions, Values,
+    },
     schema::{Column, ColumnKind, TableSchema},
 };
 use crate::types::CqlType;
 
 /// One relation, with its names and types resolved.
 #[derive(Debug, Clone)]
-#[allow(clippy::large_enum_variant, reason = "a few a statement; a box would only be in the way")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a few a statement; a box would only be in the way"
+)]
 pub(crate) enum Relation {
     Plain(Filter),
     /// `token(partition key) op term`.
@@ -48,10 +53,20 @@ pub(crate) fn restrictions(
                     ));
                 }
                 match comparison {
-                    Comparison::Eq => (lower, upper) = (Some((term.clone(), true)), Some((term, true))),
-                    Comparison::Gt | Comparison::Ge => lower = Some((term, comparison == Comparison::Ge)),
-                    Comparison::Lt | Comparison::Le => upper = Some((term, comparison == Comparison::Le)),
-                    _ => return Err(CqlError::invalid("IN cannot be used with the token function")),
+                    Comparison::Eq => {
+                        (lower, upper) = (Some((term.clone(), true)), Some((term, true)))
+                    }
+                    Comparison::Gt | Comparison::Ge => {
+                        lower = Some((term, comparison == Comparison::Ge))
+                    }
+                    Comparison::Lt | Comparison::Le => {
+                        upper = Some((term, comparison == Comparison::Le))
+                    }
+                    _ => {
+                        return Err(CqlError::invalid(
+                            "IN cannot be used with the token function",
+                        ));
+                    }
                 }
             }
         }
@@ -65,14 +80,22 @@ pub(crate) fn restrictions(
     };
     if purpose == Purpose::Modify {
         refuse_rest(table, &filters)?;
-    } else if purpose == (Purpose::Select { allow_filtering: false }) {
+    } else if purpose
+        == (Purpose::Select {
+            allow_filtering: false,
+        })
+    {
         let ranged = !matches!(partition, PartitionPart::Keys(_));
         if !filters.is_empty() || (ranged && !clustering.is_empty()) {
             return Err(explain(table, &filters, &partition));
         }
     }
     // Without a partition the clustering ranges hold in each partition just the same.
-    Ok(Restrictions { partition, clustering, filters })
+    Ok(Restrictions {
+        partition,
+        clustering,
+        filters,
+    })
 }
 
 /// The column a filter is about, when it is about one as a whole.
@@ -93,7 +116,12 @@ fn refuse_conflicts(table: &TableSchema, filters: &[Filter]) -> Result<(), CqlEr
         let equal = |f: &Filter| matches!(f.comparison, Comparison::Eq | Comparison::In);
         for other in filters[i + 1..].iter().filter(|f| single(f) == Some(at)) {
             if equal(filter) || equal(other) {
-                let what = if filter.comparison == Comparison::In || other.comparison == Comparison::In { "IN" } else { "Equal" };
+                let what =
+                    if filter.comparison == Comparison::In || other.comparison == Comparison::In {
+                        "IN"
+                    } else {
+                        "Equal"
+                    };
                 return Err(CqlError::invalid(format!(
                     "{} cannot be restricted by more than one relation if it includes an {what}",
                     column.name
@@ -112,7 +140,11 @@ fn refuse_conflicts(table: &TableSchema, filters: &[Filter]) -> Result<(), CqlEr
     Ok(())
 }
 
-fn partition(table: &TableSchema, filters: &mut Vec<Filter>, purpose: Purpose) -> Result<PartitionPart, CqlError> {
+fn partition(
+    table: &TableSchema,
+    filters: &mut Vec<Filter>,
+    purpose: Purpose,
+) -> Result<PartitionPart, CqlError> {
     let is_key = |f: &Filter, at: usize| {
         single(f) == Some(at) && matches!(f.comparison, Comparison::Eq | Comparison::In)
     };
@@ -137,7 +169,10 @@ fn partition(table: &TableSchema, filters: &mut Vec<Filter>, purpose: Purpose) -
                 )));
             }
             if !named {
-                return Err(CqlError::invalid(format!("Missing mandatory PRIMARY KEY part {}", column.name)));
+                return Err(CqlError::invalid(format!(
+                    "Missing mandatory PRIMARY KEY part {}",
+                    column.name
+                )));
             }
         }
     }
@@ -154,26 +189,41 @@ fn clustering(table: &TableSchema, filters: &mut Vec<Filter>) -> Vec<ClusteringP
     while at < end {
         let begins = |f: &Filter, wanted: &[Comparison]| match &f.operand {
             Operand::Column(c) if *c == at && wanted.contains(&f.comparison) => Some((1, false)),
-            Operand::Tuple(all) if wanted.contains(&f.comparison) && consecutive(all, at) => Some((all.len(), true)),
+            Operand::Tuple(all) if wanted.contains(&f.comparison) && consecutive(all, at) => {
+                Some((all.len(), true))
+            }
             _ => None,
         };
         let equal = [Comparison::Eq, Comparison::In];
-        if let Some((found, (width, tuple))) =
-            filters.iter().enumerate().find_map(|(i, f)| Some((i, begins(f, &equal)?)))
+        if let Some((found, (width, tuple))) = filters
+            .iter()
+            .enumerate()
+            .find_map(|(i, f)| Some((i, begins(f, &equal)?)))
         {
-            parts.push(ClusteringPart::Points { width, tuple, values: filters.remove(found).values });
+            parts.push(ClusteringPart::Points {
+                width,
+                tuple,
+                values: filters.remove(found).values,
+            });
             at += width;
             continue;
         }
         let mut slice = None;
-        for wanted in [[Comparison::Gt, Comparison::Ge], [Comparison::Lt, Comparison::Le]] {
-            let Some((found, (width, tuple))) =
-                filters.iter().enumerate().find_map(|(i, f)| Some((i, begins(f, &wanted)?)))
+        for wanted in [
+            [Comparison::Gt, Comparison::Ge],
+            [Comparison::Lt, Comparison::Le],
+        ] {
+            let Some((found, (width, tuple))) = filters
+                .iter()
+                .enumerate()
+                .find_map(|(i, f)| Some((i, begins(f, &wanted)?)))
             else {
                 continue;
             };
             // A tuple slice is one range only where all its columns sort the same way.
-            let mixed = table.columns[at..at + width].iter().any(|c| c.descending != table.columns[at].descending);
+            let mixed = table.columns[at..at + width]
+                .iter()
+                .any(|c| c.descending != table.columns[at].descending);
             let (w, t, lower, upper) = slice.get_or_insert((width, tuple, None, None));
             if mixed || (*w, *t) != (width, tuple) {
                 continue;
@@ -181,13 +231,22 @@ fn clustering(table: &TableSchema, filters: &mut Vec<Filter>) -> Vec<ClusteringP
             let filter = filters.remove(found);
             let inclusive = matches!(filter.comparison, Comparison::Ge | Comparison::Le);
             if let Values::One(expr) = filter.values {
-                *(if wanted[0] == Comparison::Gt { lower } else { upper }) = Some((expr, inclusive));
+                *(if wanted[0] == Comparison::Gt {
+                    lower
+                } else {
+                    upper
+                }) = Some((expr, inclusive));
             }
         }
         if let Some((width, tuple, lower, upper)) = slice
             && (lower.is_some() || upper.is_some())
         {
-            parts.push(ClusteringPart::Slice { width, tuple, lower, upper });
+            parts.push(ClusteringPart::Slice {
+                width,
+                tuple,
+                lower,
+                upper,
+            });
         }
         break;
     }
@@ -199,7 +258,9 @@ fn consecutive(columns: &[usize], from: usize) -> bool {
 }
 
 fn refuse_rest(table: &TableSchema, filters: &[Filter]) -> Result<(), CqlError> {
-    let Some(filter) = filters.first() else { return Ok(()) };
+    let Some(filter) = filters.first() else {
+        return Ok(());
+    };
     let at = match &filter.operand {
         Operand::Column(at) | Operand::Element(at, _) | Operand::Field(at, _) => *at,
         Operand::Tuple(all) => all.first().copied().unwrap_or_default(),
@@ -208,7 +269,10 @@ fn refuse_rest(table: &TableSchema, filters: &[Filter]) -> Result<(), CqlError> 
     if column.kind == ColumnKind::Clustering {
         return Err(skipped(table, column));
     }
-    Err(CqlError::invalid(format!("Invalid where clause contains non PRIMARY KEY columns: {}", column.name)))
+    Err(CqlError::invalid(format!(
+        "Invalid where clause contains non PRIMARY KEY columns: {}",
+        column.name
+    )))
 }
 
 fn skipped(table: &TableSchema, column: &Column) -> CqlError {
@@ -220,7 +284,11 @@ fn skipped(table: &TableSchema, column: &Column) -> CqlError {
 }
 
 fn explain(table: &TableSchema, filters: &[Filter], partition: &PartitionPart) -> CqlError {
-    let clustering = filters.iter().filter_map(single).map(|at| &table.columns[at]).find(|c| c.kind == ColumnKind::Clustering);
+    let clustering = filters
+        .iter()
+        .filter_map(single)
+        .map(|at| &table.columns[at])
+        .find(|c| c.kind == ColumnKind::Clustering);
     match (clustering, partition) {
         (Some(column), PartitionPart::Keys(_)) if column.position > 0 => skipped(table, column),
         _ => CqlError::invalid(FILTERING),
@@ -229,5 +297,10 @@ fn explain(table: &TableSchema, filters: &[Filter], partition: &PartitionPart) -
 
 /// The tuple type of several columns, for relations on them together.
 pub(crate) fn tuple_type(table: &TableSchema, columns: &[usize]) -> CqlType {
-    CqlType::Tuple(columns.iter().map(|at| table.columns[*at].ty.clone()).collect())
+    CqlType::Tuple(
+        columns
+            .iter()
+            .map(|at| table.columns[*at].ty.clone())
+            .collect(),
+    )
 }

@@ -95,7 +95,13 @@ pub struct CdcOptions {
 
 impl Default for CdcOptions {
     fn default() -> Self {
-        Self { enabled: false, preimage: Images::Off, postimage: false, delta_keys: false, ttl: 86_400 }
+        Self {
+            enabled: false,
+            preimage: Images::Off,
+            postimage: false,
+            delta_keys: false,
+            ttl: 86_400,
+        }
     }
 }
 
@@ -111,7 +117,10 @@ impl CdcOptions {
             ("enabled", self.enabled.to_string()),
             ("preimage", preimage.to_owned()),
             ("postimage", self.postimage.to_string()),
-            ("delta", if self.delta_keys { "keys" } else { "full" }.to_owned()),
+            (
+                "delta",
+                if self.delta_keys { "keys" } else { "full" }.to_owned(),
+            ),
             ("ttl", self.ttl.to_string()),
         ]
         .map(|(k, v)| (k.to_owned(), v))
@@ -138,16 +147,33 @@ pub struct TableOptions {
 
 impl Default for TableOptions {
     fn default() -> Self {
-        let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let map = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect()
+        };
         Self {
             default_ttl: 0,
             gc_grace_seconds: 864_000,
             comment: String::new(),
             cdc: None,
             maps: [
-                ("caching".to_owned(), map(&[("keys", "ALL"), ("rows_per_partition", "ALL")])),
-                ("compaction".to_owned(), map(&[("class", "IncrementalCompactionStrategy")])),
-                ("compression".to_owned(), map(&[("sstable_compression", "org.apache.cassandra.io.compress.LZ4Compressor")])),
+                (
+                    "caching".to_owned(),
+                    map(&[("keys", "ALL"), ("rows_per_partition", "ALL")]),
+                ),
+                (
+                    "compaction".to_owned(),
+                    map(&[("class", "IncrementalCompactionStrategy")]),
+                ),
+                (
+                    "compression".to_owned(),
+                    map(&[(
+                        "sstable_compression",
+                        "org.apache.cassandra.io.compress.LZ4Compressor",
+                    )]),
+                ),
             ]
             .into(),
             values: BTreeMap::new(),
@@ -206,7 +232,9 @@ impl TableSchema {
     }
 
     fn of_kind(&self, kind: ColumnKind) -> impl Iterator<Item = &Column> {
-        self.columns[self.partition_key_len + self.clustering_key_len..].iter().filter(move |c| c.kind == kind)
+        self.columns[self.partition_key_len + self.clustering_key_len..]
+            .iter()
+            .filter(move |c| c.kind == kind)
     }
 
     /// Whether a partition may have more than one row.
@@ -246,7 +274,15 @@ impl TableSchema {
             ColumnKind::PartitionKey | ColumnKind::Clustering => None,
             ColumnKind::Static | ColumnKind::Regular => super::types::multi_kind(&ty),
         };
-        self.columns.push(Column { name: name.into(), ty, kind, position: -1, descending: false, multi, id });
+        self.columns.push(Column {
+            name: name.into(),
+            ty,
+            kind,
+            position: -1,
+            descending: false,
+            multi,
+            id,
+        });
     }
 
     /// Puts the columns in their order; key columns must have been pushed in the order of the key.
@@ -258,11 +294,17 @@ impl TableSchema {
             })
         });
         let count = |kind| self.columns.iter().filter(|c| c.kind == kind).count();
-        (self.partition_key_len, self.clustering_key_len) =
-            (count(ColumnKind::PartitionKey), count(ColumnKind::Clustering));
+        (self.partition_key_len, self.clustering_key_len) = (
+            count(ColumnKind::PartitionKey),
+            count(ColumnKind::Clustering),
+        );
         let keys = self.partition_key_len + self.clustering_key_len;
         for (i, column) in self.columns[..keys].iter_mut().enumerate() {
-            let position = if column.kind == ColumnKind::Clustering { i - self.partition_key_len } else { i };
+            let position = if column.kind == ColumnKind::Clustering {
+                i - self.partition_key_len
+            } else {
+                i
+            };
             column.position = position as i32;
         }
         self.version = Uuid::new_v4();

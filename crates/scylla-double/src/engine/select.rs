@@ -10,10 +10,12 @@ use bytes::Bytes;
 use super::{
     cell::{CellData, Row},
     error::CqlError,
-    filter,
-    order,
+    filter, order,
     paging::PagingState,
-    plan::{Aggregate, ClusteringPart, Context, Evaluated, PartitionPart, Restrictions, SelectPlan, Selector, Values},
+    plan::{
+        Aggregate, ClusteringPart, Context, Evaluated, PartitionPart, Restrictions, SelectPlan,
+        Selector, Values,
+    },
     schema::{ColumnKind, TableSchema},
     storage::{RingKey, RowView, Stored, TableData},
     types,
@@ -74,7 +76,10 @@ pub(crate) fn partitions(
             for (column, values) in table.partition_key().iter().zip(parts) {
                 let mut values = values.eval(context, &column.name)?;
                 sort_unique(&column.ty, &mut values);
-                if let Some(value) = values.iter().find(|v| v.is_empty() && table.partition_key_len == 1) {
+                if let Some(value) = values
+                    .iter()
+                    .find(|v| v.is_empty() && table.partition_key_len == 1)
+                {
                     debug_assert!(value.is_empty());
                     return Err(CqlError::invalid("Key may not be empty"));
                 }
@@ -92,7 +97,11 @@ pub(crate) fn partitions(
                     })
                     .collect();
             }
-            Partitions::Keys(keys.into_iter().map(|key| (RingKey::new(table, &key), key)).collect())
+            Partitions::Keys(
+                keys.into_iter()
+                    .map(|key| (RingKey::new(table, &key), key))
+                    .collect(),
+            )
         }
     })
 }
@@ -124,18 +133,31 @@ pub(crate) fn key_ranges(
     let mut slice = None;
     for part in &restrictions.clustering {
         match part {
-            ClusteringPart::Points { width, tuple, values } => {
+            ClusteringPart::Points {
+                width,
+                tuple,
+                values,
+            } => {
                 let values = points(table, at, *width, *tuple, values, context)?;
                 if prefixes.len().saturating_mul(values.len()) > MAX_KEYS {
                     return Err(CqlError::invalid("clustering-key IN list is too large"));
                 }
                 prefixes = prefixes
                     .into_iter()
-                    .flat_map(|prefix| values.iter().map(move |v| prefix.iter().chain(v).cloned().collect()))
+                    .flat_map(|prefix| {
+                        values
+                            .iter()
+                            .map(move |v| prefix.iter().chain(v).cloned().collect())
+                    })
                     .collect();
                 at += width;
             }
-            ClusteringPart::Slice { width, tuple, lower, upper } => {
+            ClusteringPart::Slice {
+                width,
+                tuple,
+                lower,
+                upper,
+            } => {
                 let bound = |b: &Option<(super::plan::Expr, bool)>| -> Result<Option<(Vec<Bytes>, bool)>, CqlError> {
                     let Some((expr, inclusive)) = b else { return Ok(None) };
                     let mut values = points(table, at, *width, *tuple, &Values::One(expr.clone()), context)?;
@@ -167,7 +189,8 @@ pub(crate) fn key_ranges(
         }
     }
     ranges.sort_by(|a, b| a.start.position.cmp(&b.start.position));
-    ranges.dedup_by(|a, b| a.start.position == b.start.position && a.end.position == b.end.position);
+    ranges
+        .dedup_by(|a, b| a.start.position == b.start.position && a.end.position == b.end.position);
     Ok(ranges)
 }
 
@@ -187,10 +210,14 @@ fn points(
             all.push(vec![value]);
             continue;
         }
-        let fields: Option<Vec<Bytes>> =
-            types::tuple_fields(&value).into_iter().map(|f| f.map(|f| value.slice_ref(f))).collect();
+        let fields: Option<Vec<Bytes>> = types::tuple_fields(&value)
+            .into_iter()
+            .map(|f| f.map(|f| value.slice_ref(f)))
+            .collect();
         let fields = fields.filter(|f| f.len() == width);
-        all.push(fields.ok_or_else(|| CqlError::invalid(format!("Invalid null value in condition for column {name}")))?);
+        all.push(fields.ok_or_else(|| {
+            CqlError::invalid(format!("Invalid null value in condition for column {name}"))
+        })?);
     }
     Ok(all)
 }
@@ -209,28 +236,45 @@ pub(crate) fn select(
     page: &Page,
 ) -> Result<(Rows, Option<Bytes>), CqlError> {
     let limit = |expr: &Option<super::plan::Expr>, what: &str| -> Result<u64, CqlError> {
-        let Some(expr) = expr else { return Ok(u64::MAX) };
+        let Some(expr) = expr else {
+            return Ok(u64::MAX);
+        };
         let value = match expr.eval(context)? {
             Evaluated::Unset => return Ok(u64::MAX),
-            Evaluated::Null => return Err(CqlError::invalid(format!("Invalid null value of {what}"))),
+            Evaluated::Null => {
+                return Err(CqlError::invalid(format!("Invalid null value of {what}")));
+            }
             Evaluated::Value(bytes) => types::int(&bytes).unwrap_or(0),
         };
         if value <= 0 {
-            return Err(CqlError::invalid(format!("{what} must be strictly positive")));
+            return Err(CqlError::invalid(format!(
+                "{what} must be strictly positive"
+            )));
         }
         Ok(value as u64)
     };
     let rows_limit = limit(&plan.limit, "LIMIT")?;
     let partition_limit = limit(&plan.per_partition_limit, "PER PARTITION LIMIT")?;
     let whole = plan.aggregated || plan.sorted;
-    let page_size = if whole { usize::MAX } else { page.size.unwrap_or(usize::MAX) };
+    let page_size = if whole {
+        usize::MAX
+    } else {
+        page.size.unwrap_or(usize::MAX)
+    };
     let state = if whole { None } else { page.state.as_ref() };
     let mut sink = Sink {
         plan,
         context,
         filters: filter::prepare(&plan.restrictions.filters, &plan.table, context)?,
         page_size,
-        remaining: state.map_or(if plan.aggregated { u64::MAX } else { rows_limit }, |s| s.remaining),
+        remaining: state.map_or(
+            if plan.aggregated {
+                u64::MAX
+            } else {
+                rows_limit
+            },
+            |s| s.remaining,
+        ),
         partition_limit,
         partition_remaining: partition_limit,
         rows: Vec::new(),
@@ -258,7 +302,10 @@ pub(crate) fn select(
             Partitions::Keys(keys) => {
                 let mut keys = &keys[..];
                 if let Some((from, _)) = resume {
-                    let at = keys.iter().position(|(k, _)| k == from).unwrap_or(keys.len());
+                    let at = keys
+                        .iter()
+                        .position(|(k, _)| k == from)
+                        .unwrap_or(keys.len());
                     keys = &keys[at..];
                 }
                 for (key, _) in keys {
@@ -273,7 +320,10 @@ pub(crate) fn select(
             Partitions::Tokens(from, to) if from <= to => {
                 let start = match resume {
                     Some((key, _)) => Bound::Included(key.clone()),
-                    None => Bound::Included(RingKey { token: from, bytes: Bytes::new() }),
+                    None => Bound::Included(RingKey {
+                        token: from,
+                        bytes: Bytes::new(),
+                    }),
                 };
                 for (key, stored) in data.partitions.range((start, Bound::Unbounded)) {
                     if key.token > to {
@@ -320,19 +370,38 @@ impl Reader<'_> {
             }
         };
         let statics = &stored.data.static_row;
-        let empty = RowView { table: self.table, key: &stored.key, statics: Some(statics), row: None, now: self.now };
+        let empty = RowView {
+            table: self.table,
+            key: &stored.key,
+            statics: Some(statics),
+            row: None,
+            now: self.now,
+        };
         let mut seen = after.is_some();
         let mut visit = |at: &Vec<u8>, row: &Row, sink: &mut Sink<'_>| {
             if !row.is_live(self.now) {
                 return Ok(ControlFlow::Continue(true));
             }
             seen = true;
-            sink.row(key, Some(at), RowView { row: Some(row), ..empty })
+            sink.row(
+                key,
+                Some(at),
+                RowView {
+                    row: Some(row),
+                    ..empty
+                },
+            )
         };
-        let ranges: Box<dyn Iterator<Item = &(Vec<u8>, Vec<u8>)>> =
-            if self.reversed { Box::new(self.ranges.iter().rev()) } else { Box::new(self.ranges.iter()) };
+        let ranges: Box<dyn Iterator<Item = &(Vec<u8>, Vec<u8>)>> = if self.reversed {
+            Box::new(self.ranges.iter().rev())
+        } else {
+            Box::new(self.ranges.iter())
+        };
         'ranges: for (from, to) in ranges {
-            let (mut start, mut end) = (Bound::Included(from.as_slice()), Bound::Excluded(to.as_slice()));
+            let (mut start, mut end) = (
+                Bound::Included(from.as_slice()),
+                Bound::Excluded(to.as_slice()),
+            );
             match after {
                 Some(row) if self.reversed => {
                     if row <= from.as_slice() {
@@ -406,7 +475,12 @@ struct Sink<'a> {
 
 impl Sink<'_> {
     /// Takes a row; `Continue(false)`: no more of this partition, `Break`: no more at all.
-    fn row(&mut self, key: &RingKey, at: Option<&Vec<u8>>, view: RowView<'_>) -> Result<ControlFlow<(), bool>, CqlError> {
+    fn row(
+        &mut self,
+        key: &RingKey,
+        at: Option<&Vec<u8>>,
+        view: RowView<'_>,
+    ) -> Result<ControlFlow<(), bool>, CqlError> {
         for filter in &self.filters {
             if !filter.accepts(&view)? {
                 return Ok(ControlFlow::Continue(true));
@@ -429,9 +503,14 @@ impl Sink<'_> {
         } else {
             self.remaining -= 1;
         }
-        self.rows.push(selected(&self.plan.selectors, &view, self.context)?);
+        self.rows
+            .push(selected(&self.plan.selectors, &view, self.context)?);
         if self.rows.len() == self.page_size {
-            let row = if self.plan.distinct { None } else { at.cloned() };
+            let row = if self.plan.distinct {
+                None
+            } else {
+                at.cloned()
+            };
             self.last = Some(PagingState {
                 partition: key.clone(),
                 row,
@@ -465,7 +544,11 @@ impl Sink<'_> {
     }
 }
 
-fn selected(selectors: &[Selector], view: &RowView<'_>, context: &Context<'_>) -> Result<Vec<Option<Bytes>>, CqlError> {
+fn selected(
+    selectors: &[Selector],
+    view: &RowView<'_>,
+    context: &Context<'_>,
+) -> Result<Vec<Option<Bytes>>, CqlError> {
     let mut row = Vec::with_capacity(selectors.len());
     for selector in selectors {
         row.push(match selector {
@@ -476,16 +559,29 @@ fn selected(selectors: &[Selector], view: &RowView<'_>, context: &Context<'_>) -
     Ok(row)
 }
 
-fn select_value(selector: &Selector, view: &RowView<'_>, context: &Context<'_>) -> Result<Option<Bytes>, CqlError> {
+fn select_value(
+    selector: &Selector,
+    view: &RowView<'_>,
+    context: &Context<'_>,
+) -> Result<Option<Bytes>, CqlError> {
     let columns = &view.table.columns;
     Ok(match selector {
         Selector::Column(at) => view.value(&columns[*at]),
         Selector::Field(inner, index) => {
-            let Some(value) = select_value(inner, view, context)? else { return Ok(None) };
-            types::tuple_fields(&value).get(*index).copied().flatten().map(|f| value.slice_ref(f))
+            let Some(value) = select_value(inner, view, context)? else {
+                return Ok(None);
+            };
+            types::tuple_fields(&value)
+                .get(*index)
+                .copied()
+                .flatten()
+                .map(|f| value.slice_ref(f))
         }
         Selector::Element(inner, ty, key) => {
-            let (Some(value), Some(key)) = (select_value(inner, view, context)?, key.eval(context)?.bytes()) else {
+            let (Some(value), Some(key)) = (
+                select_value(inner, view, context)?,
+                key.eval(context)?.bytes(),
+            ) else {
                 return Ok(None);
             };
             types::element(ty, &value, &key)
@@ -493,13 +589,20 @@ fn select_value(selector: &Selector, view: &RowView<'_>, context: &Context<'_>) 
         Selector::WriteTime(at) => atomic(view, *at).map(|(timestamp, _, _)| bigint(timestamp)),
         Selector::Ttl(at) => atomic(view, *at)
             .filter(|(_, seconds, _)| *seconds > 0)
-            .map(|(_, _, expires_at)| Bytes::copy_from_slice(&((expires_at - view.now) as i32).to_be_bytes())),
+            .map(|(_, _, expires_at)| {
+                Bytes::copy_from_slice(&((expires_at - view.now) as i32).to_be_bytes())
+            }),
         Selector::Term(expr) => expr.eval(context)?.bytes(),
         Selector::Call(function, args) => {
-            let args = args.iter().map(|a| select_value(a, view, context)).collect::<Result<Vec<_>, _>>()?;
+            let args = args
+                .iter()
+                .map(|a| select_value(a, view, context))
+                .collect::<Result<Vec<_>, _>>()?;
             function.call(&args, context.now)?
         }
-        Selector::Aggregate(..) => return Err(CqlError::server("an aggregate outside of an aggregation")),
+        Selector::Aggregate(..) => {
+            return Err(CqlError::server("an aggregate outside of an aggregation"));
+        }
     })
 }
 
@@ -531,12 +634,19 @@ enum Gathered {
     First(Option<Option<Bytes>>),
     Count(i64),
     Extreme(Option<(Vec<u8>, Bytes)>),
-    Sum { sum: types::Sum, count: i64 },
+    Sum {
+        sum: types::Sum,
+        count: i64,
+    },
 }
 
 impl<'a> Groups<'a> {
     fn new(plan: &'a SelectPlan) -> Self {
-        let mut groups = Self { plan, groups: Vec::new(), by_key: BTreeMap::new() };
+        let mut groups = Self {
+            plan,
+            groups: Vec::new(),
+            by_key: BTreeMap::new(),
+        };
         if plan.group_by == 0 {
             // Without GROUP BY there is one answer, even over no rows.
             groups.groups.push(groups.empty());
@@ -549,16 +659,20 @@ impl<'a> Groups<'a> {
         let gathered = |selector: &Selector| match selector {
             Selector::Aggregate(Aggregate::CountRows | Aggregate::Count, ..) => Gathered::Count(0),
             Selector::Aggregate(Aggregate::Min | Aggregate::Max, ..) => Gathered::Extreme(None),
-            Selector::Aggregate(Aggregate::Sum | Aggregate::Avg, _, ty) => {
-                Gathered::Sum { sum: types::Sum::zero(ty), count: 0 }
-            }
+            Selector::Aggregate(Aggregate::Sum | Aggregate::Avg, _, ty) => Gathered::Sum {
+                sum: types::Sum::zero(ty),
+                count: 0,
+            },
             _ => Gathered::First(None),
         };
         self.plan.selectors.iter().map(gathered).collect()
     }
 
     fn add(&mut self, view: &RowView<'_>, context: &Context<'_>) -> Result<(), CqlError> {
-        let key: Vec<_> = self.plan.table.columns[..self.plan.group_by].iter().map(|c| view.value(c)).collect();
+        let key: Vec<_> = self.plan.table.columns[..self.plan.group_by]
+            .iter()
+            .map(|c| view.value(c))
+            .collect();
         let at = match self.by_key.get(&key) {
             Some(at) => *at,
             None => {
@@ -611,7 +725,9 @@ impl<'a> Groups<'a> {
                     (Gathered::First(value), _) => value.flatten(),
                     (Gathered::Count(count), _) => Some(bigint(count)),
                     (Gathered::Extreme(best), _) => best.map(|(_, value)| value),
-                    (Gathered::Sum { sum, count }, Selector::Aggregate(Aggregate::Avg, ..)) => Some(sum.average(count)),
+                    (Gathered::Sum { sum, count }, Selector::Aggregate(Aggregate::Avg, ..)) => {
+                        Some(sum.average(count))
+                    }
                     (Gathered::Sum { sum, .. }, _) => Some(sum.total()),
                 });
             }

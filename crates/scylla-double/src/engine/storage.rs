@@ -38,7 +38,11 @@ impl RingKey {
             }
         };
         // ScyllaDB's `cdc_partitioner`: a stream identifier begins with its token.
-        let token = if is_log { stream_token(&bytes) } else { murmur3(&bytes) };
+        let token = if is_log {
+            stream_token(&bytes)
+        } else {
+            murmur3(&bytes)
+        };
         Self { token, bytes }
     }
 }
@@ -62,20 +66,26 @@ impl TableData {
     }
 
     pub(crate) fn apply(&mut self, key: RingKey, components: &[Bytes], mutation: Partition) {
-        let stored = self
-            .partitions
-            .entry(key)
-            .or_insert_with(|| Stored { key: components.to_vec(), data: Partition::default() });
+        let stored = self.partitions.entry(key).or_insert_with(|| Stored {
+            key: components.to_vec(),
+            data: Partition::default(),
+        });
         stored.data.apply(mutation);
     }
 
     /// Adds rows to a log's partition. They are new by their key's random bytes, so there is nothing
     /// to merge; rows that have expired are removed from the front, for a log is only ever appended to.
-    pub(crate) fn append(&mut self, key: RingKey, components: &[Bytes], mutation: Partition, now: i64) {
-        let stored = self
-            .partitions
-            .entry(key)
-            .or_insert_with(|| Stored { key: components.to_vec(), data: Partition::default() });
+    pub(crate) fn append(
+        &mut self,
+        key: RingKey,
+        components: &[Bytes],
+        mutation: Partition,
+        now: i64,
+    ) {
+        let stored = self.partitions.entry(key).or_insert_with(|| Stored {
+            key: components.to_vec(),
+            data: Partition::default(),
+        });
         while let Some(first) = stored.data.rows.first_entry() {
             if first.get().is_live(now) {
                 break;

@@ -21,8 +21,16 @@ pub fn murmur3(key: &[u8]) -> i64 {
     let mut blocks = key.chunks_exact(16);
     for block in &mut blocks {
         let word = |at: usize| u64::from_le_bytes(block[at..at + 8].try_into().unwrap_or_default());
-        h1 = (h1 ^ mix1(word(0))).rotate_left(27).wrapping_add(h2).wrapping_mul(5).wrapping_add(0x52dc_e729);
-        h2 = (h2 ^ mix2(word(8))).rotate_left(31).wrapping_add(h1).wrapping_mul(5).wrapping_add(0x3849_5ab5);
+        h1 = (h1 ^ mix1(word(0)))
+            .rotate_left(27)
+            .wrapping_add(h2)
+            .wrapping_mul(5)
+            .wrapping_add(0x52dc_e729);
+        h2 = (h2 ^ mix2(word(8)))
+            .rotate_left(31)
+            .wrapping_add(h1)
+            .wrapping_mul(5)
+            .wrapping_add(0x3849_5ab5);
     }
     let (mut k1, mut k2) = (0u64, 0u64);
     for (i, byte) in blocks.remainder().iter().enumerate() {
@@ -76,7 +84,11 @@ fn next_token_for_shard(token: i64, shard: u32, shards: u32) -> i64 {
         return i64::MAX;
     }
     left <<= 64 - IGNORE_MSB;
-    let mut start = if shards == 1 { 0 } else { (((u128::from(shard)) << 64) / u128::from(shards)) as u64 >> IGNORE_MSB };
+    let mut start = if shards == 1 {
+        0
+    } else {
+        (((u128::from(shard)) << 64) / u128::from(shards)) as u64 >> IGNORE_MSB
+    };
     while shards > 1 && zero_based_shard(start, shards) != shard {
         start += 1;
     }
@@ -88,7 +100,11 @@ fn next_token_for_shard(token: i64, shard: u32, shards: u32) -> i64 {
 pub(super) fn first_token_for_shard(start: i64, end: i64, shard: u32, shards: u32) -> i64 {
     let within = |start: i64, end: i64| {
         let first = start.wrapping_add(1);
-        let token = if shard_of(first, shards) == shard { first } else { next_token_for_shard(first, shard, shards) };
+        let token = if shard_of(first, shards) == shard {
+            first
+        } else {
+            next_token_for_shard(first, shard, shards)
+        };
         token.min(end)
     };
     if start < end {
@@ -123,8 +139,14 @@ mod tests {
     fn tokens_equal_those_of_the_official_driver() {
         use scylla::routing::partitioner::{Murmur3Partitioner, Partitioner};
         for length in 0..64u8 {
-            let key: Vec<u8> = (0..length).map(|i| i.wrapping_mul(37).wrapping_add(0x80)).collect();
-            assert_eq!(murmur3(&key), Murmur3Partitioner.hash_one(&key).value(), "length {length}");
+            let key: Vec<u8> = (0..length)
+                .map(|i| i.wrapping_mul(37).wrapping_add(0x80))
+                .collect();
+            assert_eq!(
+                murmur3(&key),
+                Murmur3Partitioner.hash_one(&key).value(),
+                "length {length}"
+            );
         }
     }
 

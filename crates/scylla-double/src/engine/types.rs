@@ -40,7 +40,9 @@ pub(crate) fn shape(ty: &CqlType) -> Shape<'_> {
         | CqlType::Time
         | CqlType::Timestamp => Shape::Signed,
         CqlType::Boolean | CqlType::Date => Shape::Plain,
-        CqlType::Ascii | CqlType::Text | CqlType::Blob | CqlType::Inet | CqlType::Duration => Shape::Bytes,
+        CqlType::Ascii | CqlType::Text | CqlType::Blob | CqlType::Inet | CqlType::Duration => {
+            Shape::Bytes
+        }
         CqlType::Float | CqlType::Double => Shape::Float,
         CqlType::Timeuuid => Shape::Timeuuid,
         CqlType::Uuid => Shape::Uuid,
@@ -59,7 +61,13 @@ pub(crate) fn multi_kind(ty: &CqlType) -> Option<MultiKind> {
         CqlType::List { frozen: false, .. } => Some(MultiKind::List),
         CqlType::Set { frozen: false, .. } => Some(MultiKind::Set),
         CqlType::Map { frozen: false, .. } => Some(MultiKind::Map),
-        CqlType::Udt { frozen: false, fields, .. } => Some(MultiKind::Udt { fields: fields.len() }),
+        CqlType::Udt {
+            frozen: false,
+            fields,
+            ..
+        } => Some(MultiKind::Udt {
+            fields: fields.len(),
+        }),
         _ => None,
     }
 }
@@ -68,9 +76,11 @@ pub(crate) fn multi_kind(ty: &CqlType) -> Option<MultiKind> {
 /// its timeuuid; all are frozen.
 pub(crate) fn log_type(ty: &CqlType) -> CqlType {
     match ty {
-        CqlType::List { element, .. } => {
-            CqlType::Map { key: Box::new(CqlType::Timeuuid), value: element.clone(), frozen: true }
-        }
+        CqlType::List { element, .. } => CqlType::Map {
+            key: Box::new(CqlType::Timeuuid),
+            value: element.clone(),
+            frozen: true,
+        },
         other => other.clone().frozen(),
     }
 }
@@ -83,7 +93,10 @@ pub(crate) fn deleted_elements_type(ty: &CqlType) -> CqlType {
         CqlType::Map { key, .. } => (**key).clone(),
         _ => CqlType::Smallint,
     };
-    CqlType::Set { element: Box::new(element), frozen: true }
+    CqlType::Set {
+        element: Box::new(element),
+        frozen: true,
+    }
 }
 
 /// A native type by the name CQL gives it.
@@ -97,11 +110,17 @@ pub(crate) fn is_set(ty: &CqlType) -> bool {
 
 /// The list an `IN ?` takes.
 pub(crate) fn list_of(element: &CqlType) -> CqlType {
-    CqlType::List { element: Box::new(element.clone()), frozen: true }
+    CqlType::List {
+        element: Box::new(element.clone()),
+        frozen: true,
+    }
 }
 
 pub(crate) fn set_of(element: &CqlType) -> CqlType {
-    CqlType::Set { element: Box::new(element.clone()), frozen: true }
+    CqlType::Set {
+        element: Box::new(element.clone()),
+        frozen: true,
+    }
 }
 
 pub(crate) fn is_numeric(ty: &CqlType) -> bool {
@@ -128,8 +147,13 @@ pub(crate) fn udt_fields(ty: &CqlType) -> Option<&[(String, CqlType)]> {
 }
 
 /// A constant, serialised; `None` is null. `name` is what messages say it is for.
-pub(crate) fn constant(constant: &Constant, ty: &CqlType, name: &str) -> Result<Option<Bytes>, CqlError> {
-    let value = Value::from_constant(constant, ty, name).map_err(|e| CqlError::invalid(e.to_string()))?;
+pub(crate) fn constant(
+    constant: &Constant,
+    ty: &CqlType,
+    name: &str,
+) -> Result<Option<Bytes>, CqlError> {
+    let value =
+        Value::from_constant(constant, ty, name).map_err(|e| CqlError::invalid(e.to_string()))?;
     Ok(value.map(|v| v.encode().into()))
 }
 
@@ -163,7 +187,9 @@ fn take<'b>(bytes: &mut &'b [u8]) -> Option<Option<&'b [u8]>> {
 }
 
 fn count(bytes: &mut &[u8]) -> usize {
-    let Some((count, rest)) = bytes.split_first_chunk::<4>() else { return 0 };
+    let Some((count, rest)) = bytes.split_first_chunk::<4>() else {
+        return 0;
+    };
     *bytes = rest;
     usize::try_from(i32::from_be_bytes(*count)).unwrap_or(0)
 }
@@ -171,13 +197,23 @@ fn count(bytes: &mut &[u8]) -> usize {
 /// The elements of a serialised list or set.
 pub(crate) fn elements(mut bytes: &[u8]) -> Vec<&[u8]> {
     let n = count(&mut bytes);
-    (0..n).map_while(|_| take(&mut bytes)).map(|part| part.unwrap_or_default()).collect()
+    (0..n)
+        .map_while(|_| take(&mut bytes))
+        .map(|part| part.unwrap_or_default())
+        .collect()
 }
 
 /// The entries of a serialised map.
 pub(crate) fn map_entries(mut bytes: &[u8]) -> Vec<(&[u8], &[u8])> {
     let n = count(&mut bytes);
-    (0..n).map_while(|_| Some((take(&mut bytes)?.unwrap_or_default(), take(&mut bytes)?.unwrap_or_default()))).collect()
+    (0..n)
+        .map_while(|_| {
+            Some((
+                take(&mut bytes)?.unwrap_or_default(),
+                take(&mut bytes)?.unwrap_or_default(),
+            ))
+        })
+        .collect()
 }
 
 /// The fields of a serialised tuple or user-defined type; missing ones at the end are not given.
@@ -195,7 +231,9 @@ pub(crate) fn element(ty: &CqlType, value: &Bytes, key: &Bytes) -> Option<Bytes>
         Shape::Map(key_type, _) => {
             let place = super::order::value(key_type, key);
             let entries = map_entries(value);
-            let found = entries.iter().find(|(k, _)| super::order::value(key_type, k) == place)?;
+            let found = entries
+                .iter()
+                .find(|(k, _)| super::order::value(key_type, k) == place)?;
             Some(value.slice_ref(found.1))
         }
         Shape::List(_) => {
@@ -242,7 +280,9 @@ pub(crate) fn map<'b>(entries: impl ExactSizeIterator<Item = (&'b Bytes, &'b Byt
 pub(crate) fn udt<'b>(fields: usize, cells: impl Iterator<Item = (&'b Bytes, &'b Bytes)>) -> Bytes {
     let mut values: Vec<Option<&[u8]>> = vec![None; fields];
     for (key, value) in cells {
-        let index = key.first_chunk::<2>().map_or(usize::MAX, |b| u16::from_be_bytes(*b).into());
+        let index = key
+            .first_chunk::<2>()
+            .map_or(usize::MAX, |b| u16::from_be_bytes(*b).into());
         if let Some(slot) = values.get_mut(index) {
             *slot = Some(value);
         }
@@ -286,24 +326,28 @@ pub(crate) fn validate(ty: &CqlType, bytes: &[u8]) -> Result<(), CqlError> {
         CqlType::Tinyint | CqlType::Boolean => expect(&[1]),
         CqlType::Smallint => expect(&[2]),
         CqlType::Int | CqlType::Float | CqlType::Date => expect(&[4]),
-        CqlType::Bigint | CqlType::Counter | CqlType::Double | CqlType::Timestamp | CqlType::Time => expect(&[8]),
+        CqlType::Bigint
+        | CqlType::Counter
+        | CqlType::Double
+        | CqlType::Timestamp
+        | CqlType::Time => expect(&[8]),
         CqlType::Uuid => expect(&[16]),
         CqlType::Timeuuid => {
             expect(&[16])?;
             match bytes.get(6) {
-                Some(byte) if byte >> 4 != 1 => {
-                    Err(CqlError::invalid("marshaling error: Unsupported UUID version for timeuuid"))
-                }
+                Some(byte) if byte >> 4 != 1 => Err(CqlError::invalid(
+                    "marshaling error: Unsupported UUID version for timeuuid",
+                )),
                 _ => Ok(()),
             }
         }
         CqlType::Inet => expect(&[4, 16]),
-        CqlType::Ascii if !bytes.is_ascii() => {
-            Err(CqlError::invalid("marshaling error: Validation failed - non-ASCII character in an ASCII string"))
-        }
-        CqlType::Text if std::str::from_utf8(bytes).is_err() => {
-            Err(CqlError::invalid("marshaling error: Validation failed - non-UTF8 character in a UTF8 string"))
-        }
+        CqlType::Ascii if !bytes.is_ascii() => Err(CqlError::invalid(
+            "marshaling error: Validation failed - non-ASCII character in an ASCII string",
+        )),
+        CqlType::Text if std::str::from_utf8(bytes).is_err() => Err(CqlError::invalid(
+            "marshaling error: Validation failed - non-UTF8 character in a UTF8 string",
+        )),
         CqlType::Decimal if !bytes.is_empty() && bytes.len() < 5 => expect(&[5]),
         _ => match shape(ty) {
             Shape::List(element) => parts(bytes, 1, &[element]),
@@ -317,7 +361,11 @@ pub(crate) fn validate(ty: &CqlType, bytes: &[u8]) -> Result<(), CqlError> {
                         fields.len()
                     )));
                 }
-                fields.iter().zip(types).filter_map(|(f, ty)| Some((*f)?).map(|f| validate(ty, f))).collect()
+                fields
+                    .iter()
+                    .zip(types)
+                    .filter_map(|(f, ty)| Some((*f)?).map(|f| validate(ty, f)))
+                    .collect()
             }
             _ => Ok(()),
         },
@@ -334,7 +382,8 @@ fn parts(mut bytes: &[u8], width: usize, types: &[&CqlType]) -> Result<(), CqlEr
     }
     for i in 0..count(&mut bytes) * width {
         let part = take(&mut bytes).ok_or_else(short)?;
-        let part = part.ok_or_else(|| CqlError::invalid("null is not supported inside collections"))?;
+        let part =
+            part.ok_or_else(|| CqlError::invalid("null is not supported inside collections"))?;
         validate(types[i % width], part)?;
     }
     Ok(())
@@ -401,7 +450,9 @@ fn number(ty: &CqlType, bytes: &[u8]) -> Option<Number> {
         }
         CqlType::Decimal => {
             let (scale, unscaled) = bytes.split_first_chunk::<4>()?;
-            let Number::Whole(unscaled) = number(&CqlType::Varint, unscaled)? else { return None };
+            let Number::Whole(unscaled) = number(&CqlType::Varint, unscaled)? else {
+                return None;
+            };
             Number::Float(unscaled as f64 / 10f64.powi(i32::from_be_bytes(*scale)))
         }
         _ => return None,
@@ -411,7 +462,9 @@ fn number(ty: &CqlType, bytes: &[u8]) -> Option<Number> {
 fn varint(n: i128) -> Bytes {
     let all = n.to_be_bytes();
     let mut at = 0;
-    while at < 15 && (all[at] == 0 && all[at + 1] & 0x80 == 0 || all[at] == 0xff && all[at + 1] & 0x80 != 0) {
+    while at < 15
+        && (all[at] == 0 && all[at + 1] & 0x80 == 0 || all[at] == 0xff && all[at + 1] & 0x80 != 0)
+    {
         at += 1;
     }
     Bytes::copy_from_slice(&all[at..])
@@ -425,7 +478,11 @@ fn display(ty: &CqlType, bytes: &[u8]) -> Option<String> {
         CqlType::Varint => {
             let (negative, digits) = decimal_digits(bytes);
             let digits: String = digits.iter().map(|d| char::from(b'0' + d)).collect();
-            format!("{}{}", if negative { "-" } else { "" }, if digits.is_empty() { "0" } else { &digits })
+            format!(
+                "{}{}",
+                if negative { "-" } else { "" },
+                if digits.is_empty() { "0" } else { &digits }
+            )
         }
         _ => match number(ty, bytes)? {
             Number::Whole(n) => n.to_string(),
@@ -442,13 +499,21 @@ pub(crate) struct Sum {
 
 impl Sum {
     pub(crate) fn zero(ty: &CqlType) -> Self {
-        let total = if matches!(ty, CqlType::Float | CqlType::Double) { Number::Float(0.0) } else { Number::Whole(0) };
-        Self { ty: ty.clone(), total }
+        let total = if matches!(ty, CqlType::Float | CqlType::Double) {
+            Number::Float(0.0)
+        } else {
+            Number::Whole(0)
+        };
+        Self {
+            ty: ty.clone(),
+            total,
+        }
     }
 
     pub(crate) fn add(&mut self, bytes: &[u8]) -> Result<(), CqlError> {
         let ty = &self.ty;
-        let next = number(ty, bytes).ok_or_else(|| CqlError::invalid(format!("Cannot sum values of type {ty}")))?;
+        let next = number(ty, bytes)
+            .ok_or_else(|| CqlError::invalid(format!("Cannot sum values of type {ty}")))?;
         self.total = match (self.total, next) {
             (Number::Whole(a), Number::Whole(b)) => Number::Whole(a.wrapping_add(b)),
             (a, b) => Number::Float(a.float() + b.float()),

@@ -62,7 +62,9 @@ impl ListSequence {
         self.prepended += within(self.prepended, count)?;
         let first = SUBMICROS - self.prepended;
         let mirrored = 2 * PREPEND_REFERENCE - at;
-        Ok((first..first + count as u32).map(|n| list_key(mirrored, n)).collect())
+        Ok((first..first + count as u32)
+            .map(|n| list_key(mirrored, n))
+            .collect())
     }
 }
 
@@ -80,24 +82,35 @@ fn within(used: u32, count: usize) -> Result<u32, CqlError> {
 fn list_key(at: Timestamp, number: u32) -> Bytes {
     /// Any node will do: there is one.
     const NODE: u64 = 0x0200_5343_594c;
-    let ticks = at.wrapping_mul(10).wrapping_add(i64::from(number >> 14 & 7));
+    let ticks = at
+        .wrapping_mul(10)
+        .wrapping_add(i64::from(number >> 14 & 7));
     let sequence = u64::from(number & 0x3fff ^ 0x80) | 0x8000;
     Bytes::copy_from_slice(timeuuid(ticks, sequence << 48 | NODE).as_bytes())
 }
 
 /// The timestamp a statement gives itself.
-pub(crate) fn own_timestamp(plan: &ModifyPlan, context: &Context<'_>) -> Result<Option<Timestamp>, CqlError> {
-    let Some(expr) = &plan.timestamp else { return Ok(None) };
+pub(crate) fn own_timestamp(
+    plan: &ModifyPlan,
+    context: &Context<'_>,
+) -> Result<Option<Timestamp>, CqlError> {
+    let Some(expr) = &plan.timestamp else {
+        return Ok(None);
+    };
     timestamp_value(expr, context)
 }
 
 /// The value of a `USING TIMESTAMP`; unset counts as absent.
-pub(crate) fn timestamp_value(expr: &Expr, context: &Context<'_>) -> Result<Option<Timestamp>, CqlError> {
+pub(crate) fn timestamp_value(
+    expr: &Expr,
+    context: &Context<'_>,
+) -> Result<Option<Timestamp>, CqlError> {
     match expr.eval(context)? {
         Evaluated::Unset => Ok(None),
         Evaluated::Null => Err(CqlError::invalid("Invalid null value of timestamp")),
         Evaluated::Value(bytes) => {
-            let at = types::bigint(&bytes).ok_or_else(|| CqlError::invalid("Invalid timestamp value"))?;
+            let at = types::bigint(&bytes)
+                .ok_or_else(|| CqlError::invalid("Invalid timestamp value"))?;
             if at == i64::MIN {
                 return Err(CqlError::invalid("Invalid timestamp value"));
             }
@@ -113,7 +126,9 @@ fn ttl(plan: &ModifyPlan, context: &Context<'_>) -> Result<Ttl, CqlError> {
         Some(expr) => match expr.eval(context)? {
             Evaluated::Unset => default,
             Evaluated::Null => return Err(CqlError::invalid("Invalid null value of TTL")),
-            Evaluated::Value(bytes) => types::int(&bytes).ok_or_else(|| CqlError::invalid("Invalid TTL value"))?,
+            Evaluated::Value(bytes) => {
+                types::int(&bytes).ok_or_else(|| CqlError::invalid("Invalid TTL value"))?
+            }
         },
     };
     if seconds < 0 {
@@ -124,7 +139,10 @@ fn ttl(plan: &ModifyPlan, context: &Context<'_>) -> Result<Ttl, CqlError> {
             "ttl is too large. requested ({seconds}) maximum ({MAX_TTL})"
         )));
     }
-    Ok(Ttl { seconds, expires_at: context.seconds() + i64::from(seconds) })
+    Ok(Ttl {
+        seconds,
+        expires_at: context.seconds() + i64::from(seconds),
+    })
 }
 
 /// The mutations of one statement, all at `timestamp`.
@@ -137,19 +155,37 @@ pub(crate) fn mutations(
 ) -> Result<Vec<Mutation>, CqlError> {
     let table = &plan.table;
     let Partitions::Keys(keys) = partitions(table, &plan.restrictions, context)? else {
-        let name = table.partition_key().first().map_or("", |c| c.name.as_str());
-        return Err(CqlError::invalid(format!("Missing mandatory PRIMARY KEY part {name}")));
+        let name = table
+            .partition_key()
+            .first()
+            .map_or("", |c| c.name.as_str());
+        return Err(CqlError::invalid(format!(
+            "Missing mandatory PRIMARY KEY part {name}"
+        )));
     };
     let ttl = ttl(plan, context)?;
     let ranges = key_ranges(table, &plan.restrictions, context)?;
     let mut all = Vec::with_capacity(keys.len());
     for (key, components) in keys {
         let stored = data.get(&key).map(|s| &s.data);
-        let mut writer = Writer { plan, context, timestamp, ttl, stored, sequence, out: Partition::default() };
+        let mut writer = Writer {
+            plan,
+            context,
+            timestamp,
+            ttl,
+            stored,
+            sequence,
+            out: Partition::default(),
+        };
         writer.partition(&ranges)?;
         let data = writer.out;
         if !data.is_blank() {
-            all.push(Mutation { table: table.clone(), key, components, data });
+            all.push(Mutation {
+                table: table.clone(),
+                key,
+                components,
+                data,
+            });
         }
     }
     Ok(all)
@@ -190,7 +226,8 @@ impl Writer<'_> {
             return Ok(());
         }
         let is_static = |at: usize| table.columns[at].kind == ColumnKind::Static;
-        let (statics, regular): (Vec<_>, Vec<_>) = plan.changes.iter().partition(|(at, _)| is_static(*at));
+        let (statics, regular): (Vec<_>, Vec<_>) =
+            plan.changes.iter().partition(|(at, _)| is_static(*at));
         if !statics.is_empty() {
             let mut row = Row::default();
             for (at, change) in statics {
@@ -198,7 +235,8 @@ impl Writer<'_> {
             }
             self.out.static_row = row;
         }
-        let marked = plan.kind == ModifyKind::Insert && (!table.has_clustering() || !plan.restrictions.clustering.is_empty());
+        let marked = plan.kind == ModifyKind::Insert
+            && (!table.has_clustering() || !plan.restrictions.clustering.is_empty());
         if regular.is_empty() && !marked {
             return Ok(());
         }
@@ -207,7 +245,10 @@ impl Writer<'_> {
             let position = order::key(table.clustering_key(), key);
             let mut row = Row::new(key.clone());
             if marked {
-                row.marker = Some(Marker { timestamp: self.timestamp, ttl: self.ttl });
+                row.marker = Some(Marker {
+                    timestamp: self.timestamp,
+                    ttl: self.ttl,
+                });
             }
             for (at, change) in &regular {
                 self.change(&mut row, Some(&position), &table.columns[*at], change)?;
@@ -258,23 +299,42 @@ impl Writer<'_> {
             Change::Add(expr) | Change::Remove(expr) => {
                 let delta = match expr.eval(self.context)? {
                     Evaluated::Unset => return Ok(()),
-                    Evaluated::Null => return Err(CqlError::invalid("Invalid null value for counter increment")),
+                    Evaluated::Null => {
+                        return Err(CqlError::invalid(
+                            "Invalid null value for counter increment",
+                        ));
+                    }
                     Evaluated::Value(bytes) => types::bigint(&bytes)
                         .ok_or_else(|| CqlError::invalid("Invalid value for counter increment"))?,
                 };
-                let delta = if matches!(change, Change::Remove(_)) { delta.wrapping_neg() } else { delta };
+                let delta = if matches!(change, Change::Remove(_)) {
+                    delta.wrapping_neg()
+                } else {
+                    delta
+                };
                 let before = match self.before(position, column) {
                     Some(CellData::Atomic(cell)) => Some(cell),
                     _ => None,
                 };
-                let value = before.and_then(|c| c.get(self.context.seconds())).and_then(|b| types::bigint(b));
+                let value = before
+                    .and_then(|c| c.get(self.context.seconds()))
+                    .and_then(|b| types::bigint(b));
                 // Concurrent increments all count, whatever their order.
-                let timestamp = before.map_or(self.timestamp, |c| self.timestamp.max(c.timestamp.saturating_add(1)));
+                let timestamp = before.map_or(self.timestamp, |c| {
+                    self.timestamp.max(c.timestamp.saturating_add(1))
+                });
                 let sum = value.unwrap_or(0).wrapping_add(delta);
-                AtomicCell::live(timestamp, Bytes::copy_from_slice(&sum.to_be_bytes()), Ttl::default())
+                AtomicCell::live(
+                    timestamp,
+                    Bytes::copy_from_slice(&sum.to_be_bytes()),
+                    Ttl::default(),
+                )
             }
             _ => {
-                return Err(CqlError::invalid(format!("Invalid operation on column {}: it is not a collection", column.name)));
+                return Err(CqlError::invalid(format!(
+                    "Invalid operation on column {}: it is not a collection",
+                    column.name
+                )));
             }
         };
         row.set(column.id, CellData::Atomic(cell));
@@ -289,8 +349,13 @@ impl Writer<'_> {
     }
 
     fn put(&self, row: &mut Row, column: &Column, key: Bytes, value: Option<Bytes>) {
-        let element = Element { cell: self.cell(value), key: key.clone() };
-        row.collection_mut(column.id).cells.insert(element_position(column, &key), element);
+        let element = Element {
+            cell: self.cell(value),
+            key: key.clone(),
+        };
+        row.collection_mut(column.id)
+            .cells
+            .insert(element_position(column, &key), element);
     }
 
     fn change_multi(
@@ -303,7 +368,9 @@ impl Writer<'_> {
     ) -> Result<(), CqlError> {
         let value = |expr: &Expr| expr.eval(self.context);
         let key = |expr: &Expr, what: &str| {
-            value(expr)?.bytes().ok_or_else(|| CqlError::invalid(format!("Invalid null {what}")))
+            value(expr)?
+                .bytes()
+                .ok_or_else(|| CqlError::invalid(format!("Invalid null {what}")))
         };
         match change {
             Change::Set(expr) => {
@@ -333,7 +400,9 @@ impl Writer<'_> {
                 }
             }
             Change::Remove(expr) => {
-                let Evaluated::Value(bytes) = value(expr)? else { return Ok(()) };
+                let Evaluated::Value(bytes) = value(expr)? else {
+                    return Ok(());
+                };
                 let items = types::elements(&bytes);
                 if kind == MultiKind::List {
                     let found = self.matching(position, column, &items);
@@ -356,7 +425,12 @@ impl Writer<'_> {
                     return Ok(());
                 }
                 let key = match kind {
-                    MultiKind::List => self.list_element(position, column, &key(at, "value for list index")?, "set")?,
+                    MultiKind::List => self.list_element(
+                        position,
+                        column,
+                        &key(at, "value for list index")?,
+                        "set",
+                    )?,
                     _ => key(at, "map key")?,
                 };
                 self.put(row, column, key, value.bytes());
@@ -370,7 +444,12 @@ impl Writer<'_> {
             }
             Change::DeleteElement(at) => {
                 let key = match kind {
-                    MultiKind::List => self.list_element(position, column, &key(at, "value for list index")?, "delete")?,
+                    MultiKind::List => self.list_element(
+                        position,
+                        column,
+                        &key(at, "value for list index")?,
+                        "delete",
+                    )?,
                     MultiKind::Set => key(at, "set element")?,
                     _ => key(at, "map key")?,
                 };
@@ -389,7 +468,13 @@ impl Writer<'_> {
     }
 
     /// Adds all elements of a serialised collection.
-    fn add(&mut self, row: &mut Row, column: &Column, kind: MultiKind, bytes: &Bytes) -> Result<(), CqlError> {
+    fn add(
+        &mut self,
+        row: &mut Row,
+        column: &Column,
+        kind: MultiKind,
+        bytes: &Bytes,
+    ) -> Result<(), CqlError> {
         let own = |part: &[u8]| bytes.slice_ref(part);
         match kind {
             MultiKind::Set => {
@@ -410,7 +495,11 @@ impl Writer<'_> {
                 }
             }
             MultiKind::Udt { fields } => {
-                for (index, field) in types::tuple_fields(bytes).into_iter().take(fields).enumerate() {
+                for (index, field) in types::tuple_fields(bytes)
+                    .into_iter()
+                    .take(fields)
+                    .enumerate()
+                {
                     if let Some(field) = field {
                         self.put(row, column, field_key(index), Some(own(field)));
                     }
@@ -422,18 +511,24 @@ impl Writer<'_> {
 
     fn live_list(&self, position: Option<&Vec<u8>>, column: &Column) -> Vec<(Bytes, Bytes)> {
         match self.before(position, column) {
-            Some(CellData::Multi(collection)) => {
-                collection.live(self.context.seconds()).map(|(k, v)| (k.clone(), v.clone())).collect()
-            }
+            Some(CellData::Multi(collection)) => collection
+                .live(self.context.seconds())
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
             _ => Vec::new(),
         }
     }
 
     fn matching(&self, position: Option<&Vec<u8>>, column: &Column, items: &[&[u8]]) -> Vec<Bytes> {
-        let Shape::List(element) = shape(&column.ty) else { return Vec::new() };
+        let Shape::List(element) = shape(&column.ty) else {
+            return Vec::new();
+        };
         let wanted: Vec<_> = items.iter().map(|i| order::value(element, i)).collect();
         let list = self.live_list(position, column);
-        list.into_iter().filter(|(_, v)| wanted.contains(&order::value(element, v))).map(|(k, _)| k).collect()
+        list.into_iter()
+            .filter(|(_, v)| wanted.contains(&order::value(element, v)))
+            .map(|(k, _)| k)
+            .collect()
     }
 
     fn list_element(
@@ -451,9 +546,16 @@ impl Writer<'_> {
             )));
         }
         let index = types::int(index).unwrap_or(-1);
-        usize::try_from(index).ok().and_then(|i| list.get(i)).map(|(key, _)| key.clone()).ok_or_else(|| {
-            CqlError::invalid(format!("List index {index} out of bound, list has size {}", list.len()))
-        })
+        usize::try_from(index)
+            .ok()
+            .and_then(|i| list.get(i))
+            .map(|(key, _)| key.clone())
+            .ok_or_else(|| {
+                CqlError::invalid(format!(
+                    "List index {index} out of bound, list has size {}",
+                    list.len()
+                ))
+            })
     }
 }
 

@@ -67,12 +67,19 @@ pub(crate) fn log_rows(
         let mut log = Builder::new(source, group.at);
         log.track = options.postimage || (preimage && i != last);
         if preimage {
-            let wanted = |columns: &'_ BTreeSet<ColumnId>| (options.preimage == Images::On).then(|| columns.clone());
+            let wanted = |columns: &'_ BTreeSet<ColumnId>| {
+                (options.preimage == Images::On).then(|| columns.clone())
+            };
             if let Some(columns) = &group.statics {
                 log.image(&state, Operation::Preimage, None, wanted(columns));
             }
             for (position, row) in &group.rows {
-                log.image(&state, Operation::Preimage, Some((position, &row.key)), wanted(&row.columns));
+                log.image(
+                    &state,
+                    Operation::Preimage,
+                    Some((position, &row.key)),
+                    wanted(&row.columns),
+                );
             }
         }
         for change in &group.changes {
@@ -82,7 +89,10 @@ pub(crate) fn log_rows(
             postimages(&mut log, &state, group);
         }
         if let Some(rows) = log.finish() {
-            all.push(LogRows { stream: stream(group.at)?, rows });
+            all.push(LogRows {
+                stream: stream(group.at)?,
+                rows,
+            });
         }
     }
     Ok(all)
@@ -93,7 +103,12 @@ fn postimages(log: &mut Builder<'_>, state: &State, group: &Group<'_>) {
         log.image(state, Operation::Postimage, None, None);
     }
     for (position, row) in &group.rows {
-        log.image(state, Operation::Postimage, Some((position, &row.key)), None);
+        log.image(
+            state,
+            Operation::Postimage,
+            Some((position, &row.key)),
+            None,
+        );
     }
 }
 
@@ -116,7 +131,10 @@ impl State {
         let whole_row_deleted = !base.has_clustering() && mutation.tombstone != NEVER;
         let named = |row: &Row, id: ColumnId| row.cell(id).is_some();
         if !mutation.static_row.cells.is_empty() {
-            for column in base.statics().filter(|c| everything || named(&mutation.static_row, c.id)) {
+            for column in base
+                .statics()
+                .filter(|c| everything || named(&mutation.static_row, c.id))
+            {
                 if let Some(image) = image_of(&stored.static_row, column, now) {
                     self.statics.insert(column.id, Some(image));
                 }
@@ -126,12 +144,19 @@ impl State {
         let first = mutation.rows.values().next();
         let columns: Vec<&Column> = base
             .regular()
-            .filter(|c| everything || deleted || whole_row_deleted || first.is_some_and(|r| named(r, c.id)))
+            .filter(|c| {
+                everything || deleted || whole_row_deleted || first.is_some_and(|r| named(r, c.id))
+            })
             .collect();
         let whole = whole_row_deleted.then(Vec::new);
         for position in mutation.rows.keys().chain(whole.as_ref()) {
-            let Some(row) = stored.rows.get(position).filter(|r| r.is_live(now)) else { continue };
-            let cells = columns.iter().filter_map(|c| Some((c.id, Some(image_of(row, c, now)?)))).collect();
+            let Some(row) = stored.rows.get(position).filter(|r| r.is_live(now)) else {
+                continue;
+            };
+            let cells = columns
+                .iter()
+                .filter_map(|c| Some((c.id, Some(image_of(row, c, now)?))))
+                .collect();
             self.rows.insert(position.clone(), cells);
         }
     }
@@ -166,15 +191,27 @@ struct Builder<'a> {
 impl<'a> Builder<'a> {
     fn new(source: &'a Source<'a>, at: Timestamp) -> Self {
         let seconds = source.base.cdc().ttl;
-        let ttl = Ttl { seconds, expires_at: source.now.div_euclid(1_000_000) + i64::from(seconds) };
+        let ttl = Ttl {
+            seconds,
+            expires_at: source.now.div_euclid(1_000_000) + i64::from(seconds),
+        };
         let time = Bytes::copy_from_slice(random_timeuuid(at).as_bytes());
-        Self { source, at, ttl, time, next: 0, rows: Partition::default(), track: false }
+        Self {
+            source,
+            at,
+            ttl,
+            time,
+            next: 0,
+            rows: Partition::default(),
+            track: false,
+        }
     }
 
     fn finish(mut self) -> Option<Partition> {
         let mut last = self.rows.rows.last_entry()?;
         let cell = AtomicCell::live(self.at, Bytes::from_static(&[1]), self.ttl);
-        last.get_mut().set(self.source.layout.end_of_batch, CellData::Atomic(cell));
+        last.get_mut()
+            .set(self.source.layout.end_of_batch, CellData::Atomic(cell));
         Some(self.rows)
     }
 
@@ -185,7 +222,11 @@ impl<'a> Builder<'a> {
         let mut position = Vec::with_capacity(24);
         order::put_timeuuid(&self.time, &mut position);
         order::put_int(number, &mut position);
-        let number = if number == 0 { Bytes::from_static(&[0; 4]) } else { Bytes::copy_from_slice(&number.to_be_bytes()) };
+        let number = if number == 0 {
+            Bytes::from_static(&[0; 4])
+        } else {
+            Bytes::copy_from_slice(&number.to_be_bytes())
+        };
         let key_bytes = [self.time.clone(), number];
         self.rows.row_mut(position.clone(), &key_bytes);
         self.set(&position, source.layout.operation, operation.serialised());
@@ -230,7 +271,11 @@ impl<'a> Builder<'a> {
 
     fn set_ttl(&mut self, position: &[u8], ttl: i32) {
         if ttl > 0 {
-            self.set(position, self.source.layout.ttl, Bytes::copy_from_slice(&i64::from(ttl).to_be_bytes()));
+            self.set(
+                position,
+                self.source.layout.ttl,
+                Bytes::copy_from_slice(&i64::from(ttl).to_be_bytes()),
+            );
         }
     }
 
@@ -255,9 +300,17 @@ impl<'a> Builder<'a> {
             }
         }
         for range in change.ranges.iter() {
-            let start = if range.start.after { Operation::RangeStartExclusive } else { Operation::RangeStartInclusive };
+            let start = if range.start.after {
+                Operation::RangeStartExclusive
+            } else {
+                Operation::RangeStartInclusive
+            };
             self.row(start, &range.start.prefix);
-            let end = if range.end.after { Operation::RangeEndInclusive } else { Operation::RangeEndExclusive };
+            let end = if range.end.after {
+                Operation::RangeEndInclusive
+            } else {
+                Operation::RangeEndExclusive
+            };
             self.row(end, &range.end.prefix);
             if self.track {
                 state.rows.retain(|at, _| !range.covers(at));
@@ -294,7 +347,9 @@ impl<'a> Builder<'a> {
         let full = !self.source.base.cdc().delta_keys;
         let mut ttl = -1;
         for (id, data) in &row.cells {
-            let Some(column) = self.source.base.column_by_id(*id) else { continue };
+            let Some(column) = self.source.base.column_by_id(*id) else {
+                continue;
+            };
             match data {
                 CellData::Atomic(cell) => {
                     match &cell.value {
@@ -331,9 +386,18 @@ impl<'a> Builder<'a> {
                         if cleared {
                             self.set_deleted(position, column);
                         }
-                        let log = self.source.layout.data.get(id).and_then(|l| l.deleted_elements);
+                        let log = self
+                            .source
+                            .layout
+                            .data
+                            .get(id)
+                            .and_then(|l| l.deleted_elements);
                         if let (Some(log), false) = (log, removed.is_empty()) {
-                            self.set(position, log, types::collection(removed.iter().map(|(_, k)| *k)));
+                            self.set(
+                                position,
+                                log,
+                                types::collection(removed.iter().map(|(_, k)| *k)),
+                            );
                         }
                         if told {
                             self.set_value(position, column, serialise(kind, &added));
@@ -382,10 +446,15 @@ impl<'a> Builder<'a> {
             Some(_) => source.base.regular().collect(),
             None => source.base.statics().collect(),
         };
-        for column in all.into_iter().filter(|c| columns.as_ref().is_none_or(|wanted| wanted.contains(&c.id))) {
+        for column in all
+            .into_iter()
+            .filter(|c| columns.as_ref().is_none_or(|wanted| wanted.contains(&c.id)))
+        {
             match (cells.get(&column.id).and_then(Option::as_ref), column.multi) {
                 (Some(Image::Atomic(value)), _) => self.set_value(&position, column, value.clone()),
-                (Some(Image::Multi(cells)), Some(kind)) => self.set_value(&position, column, serialise(kind, cells)),
+                (Some(Image::Multi(cells)), Some(kind)) => {
+                    self.set_value(&position, column, serialise(kind, cells))
+                }
                 // Tells "was null" from "was not asked for".
                 _ if operation == Operation::Preimage => self.set_deleted(&position, column),
                 _ => {}
@@ -398,15 +467,22 @@ impl<'a> Builder<'a> {
 fn serialise(kind: MultiKind, cells: &BTreeMap<Vec<u8>, (Bytes, Bytes)>) -> Bytes {
     match kind {
         MultiKind::Set => types::collection(cells.values().map(|(key, _)| key)),
-        MultiKind::List | MultiKind::Map => types::map(cells.values().map(|(key, value)| (key, value))),
-        MultiKind::Udt { fields } => types::udt(fields, cells.values().map(|(key, value)| (key, value))),
+        MultiKind::List | MultiKind::Map => {
+            types::map(cells.values().map(|(key, value)| (key, value)))
+        }
+        MultiKind::Udt { fields } => {
+            types::udt(fields, cells.values().map(|(key, value)| (key, value)))
+        }
     }
 }
 
 /// A version 1 UUID of a time in µs since the epoch, unique by random low bytes
 /// (`UUID_gen::get_random_time_UUID_from_micros`).
 pub(crate) fn random_timeuuid(at: Timestamp) -> Uuid {
-    timeuuid(at.wrapping_mul(10), rand::random::<u64>() & 0x3fff_ffff_ffff_ffff | 0x8000_0000_0000_0000)
+    timeuuid(
+        at.wrapping_mul(10),
+        rand::random::<u64>() & 0x3fff_ffff_ffff_ffff | 0x8000_0000_0000_0000,
+    )
 }
 
 /// A version 1 UUID from 100 ns steps since the Unix epoch and the low eight bytes.

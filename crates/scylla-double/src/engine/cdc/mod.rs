@@ -89,7 +89,12 @@ pub(crate) fn parse_options(map: &BTreeMap<String, String>) -> Result<CdcOptions
     let mut options = CdcOptions::default();
     for (name, given) in map {
         let value = given.to_lowercase();
-        let bad = || CqlError::config(format!("Invalid value for CDC option \"{}\": {given}", name.to_lowercase()));
+        let bad = || {
+            CqlError::config(format!(
+                "Invalid value for CDC option \"{}\": {given}",
+                name.to_lowercase()
+            ))
+        };
         let flag = match value.as_str() {
             "true" | "1" => Some(true),
             "false" | "0" => Some(false),
@@ -98,7 +103,13 @@ pub(crate) fn parse_options(map: &BTreeMap<String, String>) -> Result<CdcOptions
         match name.to_lowercase().as_str() {
             "enabled" => options.enabled = flag.ok_or_else(bad)?,
             "preimage" if value == "full" => options.preimage = Images::Full,
-            "preimage" => options.preimage = if flag.ok_or_else(bad)? { Images::On } else { Images::Off },
+            "preimage" => {
+                options.preimage = if flag.ok_or_else(bad)? {
+                    Images::On
+                } else {
+                    Images::Off
+                }
+            }
             "postimage" => options.postimage = flag.ok_or_else(bad)?,
             "delta" => {
                 options.delta_keys = match value.as_str() {
@@ -122,23 +133,55 @@ pub(crate) fn parse_options(map: &BTreeMap<String, String>) -> Result<CdcOptions
 /// The columns a log of `base` has, in the order of their making: name, type, kind.
 fn log_columns(base: &TableSchema) -> Vec<(String, CqlType, ColumnKind)> {
     let mut columns = vec![
-        ("cdc$stream_id".to_owned(), CqlType::Blob, ColumnKind::PartitionKey),
-        ("cdc$time".to_owned(), CqlType::Timeuuid, ColumnKind::Clustering),
-        ("cdc$batch_seq_no".to_owned(), CqlType::Int, ColumnKind::Clustering),
-        ("cdc$operation".to_owned(), CqlType::Tinyint, ColumnKind::Regular),
+        (
+            "cdc$stream_id".to_owned(),
+            CqlType::Blob,
+            ColumnKind::PartitionKey,
+        ),
+        (
+            "cdc$time".to_owned(),
+            CqlType::Timeuuid,
+            ColumnKind::Clustering,
+        ),
+        (
+            "cdc$batch_seq_no".to_owned(),
+            CqlType::Int,
+            ColumnKind::Clustering,
+        ),
+        (
+            "cdc$operation".to_owned(),
+            CqlType::Tinyint,
+            ColumnKind::Regular,
+        ),
         ("cdc$ttl".to_owned(), CqlType::Bigint, ColumnKind::Regular),
-        ("cdc$end_of_batch".to_owned(), CqlType::Boolean, ColumnKind::Regular),
+        (
+            "cdc$end_of_batch".to_owned(),
+            CqlType::Boolean,
+            ColumnKind::Regular,
+        ),
     ];
     for column in base.partition_key().iter().chain(base.clustering_key()) {
         columns.push((column.name.clone(), column.ty.clone(), ColumnKind::Regular));
     }
     for column in base.statics().chain(base.regular()) {
-        let logged = if column.multi.is_some() { types::log_type(&column.ty) } else { column.ty.clone() };
+        let logged = if column.multi.is_some() {
+            types::log_type(&column.ty)
+        } else {
+            column.ty.clone()
+        };
         columns.push((column.name.clone(), logged, ColumnKind::Regular));
-        columns.push((deleted_name(&column.name), CqlType::Boolean, ColumnKind::Regular));
+        columns.push((
+            deleted_name(&column.name),
+            CqlType::Boolean,
+            ColumnKind::Regular,
+        ));
         if column.multi.is_some() {
             let keys = types::deleted_elements_type(&column.ty);
-            columns.push((deleted_elements_name(&column.name), keys, ColumnKind::Regular));
+            columns.push((
+                deleted_elements_name(&column.name),
+                keys,
+                ColumnKind::Regular,
+            ));
         }
     }
     columns
@@ -182,7 +225,12 @@ pub(crate) fn log_schema(base: &TableSchema, old: Option<&TableSchema>) -> Table
 }
 
 fn log_options(base: &TableSchema, ttl: i32) -> TableOptions {
-    let text = |pairs: &[(&str, String)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+    let text = |pairs: &[(&str, String)]| {
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), v.clone()))
+            .collect()
+    };
     let mut options = TableOptions {
         comment: format!("CDC log for {}.{}", base.keyspace, base.name),
         gc_grace_seconds: if ttl > 0 { 0 } else { 864_000 },
@@ -194,12 +242,19 @@ fn log_options(base: &TableSchema, ttl: i32) -> TableOptions {
         let window = (ttl + 23) / 24;
         compaction.push(("compaction_window_unit", "MINUTES".to_owned()));
         compaction.push(("compaction_window_size", ((window + 59) / 60).to_string()));
-        compaction.push(("expired_sstable_check_frequency_seconds", (window / 2).max(1).to_string()));
+        compaction.push((
+            "expired_sstable_check_frequency_seconds",
+            (window / 2).max(1).to_string(),
+        ));
     }
     options.maps.insert("compaction".into(), text(&compaction));
     options.maps.insert(
         "caching".into(),
-        text(&[("enabled", "false".into()), ("keys", "NONE".into()), ("rows_per_partition", "NONE".into())]),
+        text(&[
+            ("enabled", "false".into()),
+            ("keys", "NONE".into()),
+            ("rows_per_partition", "NONE".into()),
+        ]),
     );
     options
 }
@@ -211,7 +266,9 @@ pub(crate) fn layout(base: &TableSchema, log: &TableSchema) -> Option<LogLayout>
         let columns = DataColumns {
             value: id(&column.name)?,
             deleted: id(&deleted_name(&column.name))?,
-            deleted_elements: column.multi.and_then(|_| id(&deleted_elements_name(&column.name))),
+            deleted_elements: column
+                .multi
+                .and_then(|_| id(&deleted_elements_name(&column.name))),
         };
         Some((column.id, columns))
     });
@@ -219,8 +276,16 @@ pub(crate) fn layout(base: &TableSchema, log: &TableSchema) -> Option<LogLayout>
         operation: id("cdc$operation")?,
         ttl: id("cdc$ttl")?,
         end_of_batch: id("cdc$end_of_batch")?,
-        partition_key: base.partition_key().iter().map(|c| id(&c.name)).collect::<Option<_>>()?,
-        clustering_key: base.clustering_key().iter().map(|c| id(&c.name)).collect::<Option<_>>()?,
+        partition_key: base
+            .partition_key()
+            .iter()
+            .map(|c| id(&c.name))
+            .collect::<Option<_>>()?,
+        clustering_key: base
+            .clustering_key()
+            .iter()
+            .map(|c| id(&c.name))
+            .collect::<Option<_>>()?,
         data: data.collect::<Option<_>>()?,
     })
 }

@@ -11,7 +11,10 @@ use std::{
 
 use bytes::Bytes;
 
-use super::super::cell::{AtomicCell, CellData, ColumnId, Element, Marker, NEVER, Partition, RangeTombstone, Row, Timestamp};
+use super::super::cell::{
+    AtomicCell, CellData, ColumnId, Element, Marker, NEVER, Partition, RangeTombstone, Row,
+    Timestamp,
+};
 
 /// A clustered row that a group touches.
 pub(super) struct AffectedRow {
@@ -29,7 +32,11 @@ pub(super) struct Group<'a> {
 
 /// The groups of a mutation, by rising timestamp. `regular` are the table's regular columns: a
 /// deletion affects them all.
-pub(super) fn groups<'a>(mutation: &'a Partition, regular: &[ColumnId], clustered: bool) -> Vec<Group<'a>> {
+pub(super) fn groups<'a>(
+    mutation: &'a Partition,
+    regular: &[ColumnId],
+    clustered: bool,
+) -> Vec<Group<'a>> {
     match single_timestamp(mutation) {
         Some(at) => vec![whole(at, mutation, regular)],
         None => split(mutation, regular, clustered),
@@ -44,7 +51,13 @@ fn whole<'a>(at: Timestamp, mutation: &'a Partition, regular: &[ColumnId]) -> Gr
         } else {
             regular.iter().copied().collect()
         };
-        (position.clone(), AffectedRow { key: row.key.clone(), columns })
+        (
+            position.clone(),
+            AffectedRow {
+                key: row.key.clone(),
+                columns,
+            },
+        )
     });
     Group {
         at,
@@ -98,7 +111,8 @@ impl Scan {
             self.visit(range.timestamp, 0)?;
         }
         // A partition deletion counts as no timestamp, so a mutation of nothing else is split too.
-        (mutation.tombstone == NEVER || !(self.range || self.static_row || self.clustered_row)).then_some(())
+        (mutation.tombstone == NEVER || !(self.range || self.static_row || self.clustered_row))
+            .then_some(())
     }
 
     fn cells(&mut self, row: &Row, marked: bool) -> Option<()> {
@@ -146,7 +160,11 @@ struct MultiUpdate {
 impl Update {
     fn multi(&mut self, column: ColumnId) -> &mut MultiUpdate {
         if self.multi.last().is_none_or(|m| m.column != column) {
-            self.multi.push(MultiUpdate { column, tombstone: NEVER, cells: Vec::new() });
+            self.multi.push(MultiUpdate {
+                column,
+                tombstone: NEVER,
+                cells: Vec::new(),
+            });
         }
         let at = self.multi.len() - 1;
         &mut self.multi[at]
@@ -172,17 +190,29 @@ fn updates(row: &Row) -> BTreeMap<(Timestamp, i32), Update> {
     for (column, data) in &row.cells {
         match data {
             CellData::Atomic(cell) => {
-                updates.entry((cell.timestamp, cell.ttl.seconds)).or_default().atomic.push((*column, cell.clone()));
+                updates
+                    .entry((cell.timestamp, cell.ttl.seconds))
+                    .or_default()
+                    .atomic
+                    .push((*column, cell.clone()));
             }
             CellData::Multi(collection) => {
                 if collection.tombstone != NEVER {
                     // Made by `SET c = {…}` one microsecond before the elements, so told with them.
-                    updates.entry((collection.tombstone.saturating_add(1), 0)).or_default().multi(*column).tombstone =
-                        collection.tombstone;
+                    updates
+                        .entry((collection.tombstone.saturating_add(1), 0))
+                        .or_default()
+                        .multi(*column)
+                        .tombstone = collection.tombstone;
                 }
                 for (position, element) in &collection.cells {
                     let key = (element.cell.timestamp, element.cell.ttl.seconds);
-                    updates.entry(key).or_default().multi(*column).cells.push((position.clone(), element.clone()));
+                    updates
+                        .entry(key)
+                        .or_default()
+                        .multi(*column)
+                        .cells
+                        .push((position.clone(), element.clone()));
                 }
             }
         }
@@ -212,16 +242,27 @@ fn split<'a>(mutation: &'a Partition, regular: &[ColumnId], clustered: bool) -> 
         extract_row(&mut by_time, position, row);
         if row.tombstone != NEVER {
             let deletion = (position.clone(), row.key.clone(), row.tombstone);
-            by_time.entry(row.tombstone).or_default().row_deletions.push(deletion);
+            by_time
+                .entry(row.tombstone)
+                .or_default()
+                .row_deletions
+                .push(deletion);
         }
     }
     for range in mutation.ranges.iter() {
-        by_time.entry(range.timestamp).or_default().ranges.push(range.clone());
+        by_time
+            .entry(range.timestamp)
+            .or_default()
+            .ranges
+            .push(range.clone());
     }
     if mutation.tombstone != NEVER {
         by_time.entry(mutation.tombstone).or_default().partition = Some(mutation.tombstone);
     }
-    by_time.into_iter().map(|(at, kinds)| group(at, kinds, regular, clustered)).collect()
+    by_time
+        .into_iter()
+        .map(|(at, kinds)| group(at, kinds, regular, clustered))
+        .collect()
 }
 
 fn extract_row(by_time: &mut BTreeMap<Timestamp, Kinds>, position: &[u8], row: &Row) {
@@ -237,13 +278,17 @@ fn extract_row(by_time: &mut BTreeMap<Timestamp, Kinds>, position: &[u8], row: &
             Some(marker) if marked == Some(key) => {
                 // An INSERT always deletes a collection first, so elements without the tombstone
                 // (it has no TTL, they have) can only be told by an update of their own.
-                let (inserted, added) = update.multi.into_iter().partition(|m| m.tombstone != NEVER);
+                let (inserted, added) =
+                    update.multi.into_iter().partition(|m| m.tombstone != NEVER);
                 update.multi = inserted;
                 let (position, key, update) = keyed(update);
                 kinds.inserts.push((position, key, (marker, update)));
                 let added: Vec<MultiUpdate> = added;
                 if !added.is_empty() {
-                    kinds.updates.push(keyed(Update { atomic: Vec::new(), multi: added }));
+                    kinds.updates.push(keyed(Update {
+                        atomic: Vec::new(),
+                        multi: added,
+                    }));
                 }
             }
             _ => kinds.updates.push(keyed(update)),
@@ -257,13 +302,18 @@ fn group<'a>(at: Timestamp, kinds: Kinds, regular: &[ColumnId], clustered: bool)
     let all = || regular.iter().copied().collect::<BTreeSet<_>>();
     let mut affect = |position: &[u8], key: &[Bytes], columns: BTreeSet<ColumnId>| {
         rows.entry(position.to_vec())
-            .or_insert_with(|| AffectedRow { key: key.to_vec(), columns: BTreeSet::new() })
+            .or_insert_with(|| AffectedRow {
+                key: key.to_vec(),
+                columns: BTreeSet::new(),
+            })
             .columns
             .extend(columns);
     };
     fn touched(update: &Update) -> BTreeSet<ColumnId> {
         let atomic = update.atomic.iter().map(|(id, _)| *id);
-        atomic.chain(update.multi.iter().map(|m| m.column)).collect()
+        atomic
+            .chain(update.multi.iter().map(|m| m.column))
+            .collect()
     }
     let mut changes = Vec::new();
     let mut change = |fill: &mut dyn FnMut(&mut Partition)| {
@@ -279,12 +329,22 @@ fn group<'a>(at: Timestamp, kinds: Kinds, regular: &[ColumnId], clustered: bool)
     for (position, key, (marker, update)) in kinds.inserts {
         affect(&position, &key, touched(&update));
         let mut row = Some(update.into_row(key, Some(marker)));
-        change(&mut |p| drop(p.rows.insert(position.clone(), row.take().unwrap_or_default())));
+        change(&mut |p| {
+            drop(
+                p.rows
+                    .insert(position.clone(), row.take().unwrap_or_default()),
+            )
+        });
     }
     for (position, key, update) in kinds.updates {
         affect(&position, &key, touched(&update));
         let mut row = Some(update.into_row(key, None));
-        change(&mut |p| drop(p.rows.insert(position.clone(), row.take().unwrap_or_default())));
+        change(&mut |p| {
+            drop(
+                p.rows
+                    .insert(position.clone(), row.take().unwrap_or_default()),
+            )
+        });
     }
     for (position, key, timestamp) in kinds.row_deletions {
         affect(&position, &key, all());
@@ -299,5 +359,10 @@ fn group<'a>(at: Timestamp, kinds: Kinds, regular: &[ColumnId], clustered: bool)
         }
         change(&mut |p| p.tombstone = timestamp);
     }
-    Group { at, statics: (!statics.is_empty()).then_some(statics), rows, changes }
+    Group {
+        at,
+        statics: (!statics.is_empty()).then_some(statics),
+        rows,
+        changes,
+    }
 }

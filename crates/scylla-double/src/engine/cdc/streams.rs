@@ -30,7 +30,8 @@ pub(crate) fn stream_id(token: i64, index: usize) -> Bytes {
 
 /// The token in a stream identifier, which is also its token as the log's partition key.
 pub(crate) fn stream_token(id: &[u8]) -> i64 {
-    id.first_chunk::<8>().map_or(i64::MAX, |head| i64::from_be_bytes(*head))
+    id.first_chunk::<8>()
+        .map_or(i64::MAX, |head| i64::from_be_bytes(*head))
 }
 
 /// The streams of one vnode.
@@ -59,16 +60,29 @@ pub(crate) struct StreamDiff {
 
 impl Streams {
     /// Makes a generation of vnode streams used from `at_ms`.
-    pub(crate) fn add_generation(&mut self, at_ms: i64, vnodes: u32, shards: u32) -> &[VnodeStreams] {
+    pub(crate) fn add_generation(
+        &mut self,
+        at_ms: i64,
+        vnodes: u32,
+        shards: u32,
+    ) -> &[VnodeStreams] {
         let ends = range_ends(vnodes);
         let generation = ends.iter().enumerate().map(|(index, &range_end)| {
             let start = ends[(index + ends.len() - 1) % ends.len()];
             let streams = (0..shards.max(1))
-                .map(|shard| stream_id(first_token_for_shard(start, range_end, shard, shards.max(1)), index))
+                .map(|shard| {
+                    stream_id(
+                        first_token_for_shard(start, range_end, shard, shards.max(1)),
+                        index,
+                    )
+                })
                 .collect();
             VnodeStreams { range_end, streams }
         });
-        self.vnodes.entry(at_ms).insert_entry(generation.collect()).into_mut()
+        self.vnodes
+            .entry(at_ms)
+            .insert_entry(generation.collect())
+            .into_mut()
     }
 
     /// The time of the newest generation, ms.
@@ -77,32 +91,60 @@ impl Streams {
     }
 
     /// Makes the first set of streams of a table with `count` tablets.
-    pub(crate) fn add_table(&mut self, keyspace: &str, table: &str, at_ms: i64, count: u32) -> &[Bytes] {
-        let set: Vec<Bytes> = range_ends(count).into_iter().map(|end| stream_id(end, 0)).collect();
-        let sets = self.tablets.entry((keyspace.into(), table.into())).or_default();
+    pub(crate) fn add_table(
+        &mut self,
+        keyspace: &str,
+        table: &str,
+        at_ms: i64,
+        count: u32,
+    ) -> &[Bytes] {
+        let set: Vec<Bytes> = range_ends(count)
+            .into_iter()
+            .map(|end| stream_id(end, 0))
+            .collect();
+        let sets = self
+            .tablets
+            .entry((keyspace.into(), table.into()))
+            .or_default();
         sets.entry(at_ms).insert_entry(set).into_mut()
     }
 
     /// Forgets a dropped table.
     pub(crate) fn remove_table(&mut self, keyspace: &str, table: &str) {
-        self.tablets.remove(&(keyspace.to_owned(), table.to_owned()));
+        self.tablets
+            .remove(&(keyspace.to_owned(), table.to_owned()));
     }
 
     /// Gives a table twice as many tablets from `at_ms`, or from just after its newest set if that is
     /// later. All streams change, for each ends in random bits, like in ScyllaDB
     /// (`generate_tablet_resize_update`).
-    pub(crate) fn split_table(&mut self, keyspace: &str, table: &str, at_ms: i64) -> Option<(i64, Vec<Bytes>, StreamDiff)> {
-        let sets = self.tablets.get_mut(&(keyspace.to_owned(), table.to_owned()))?;
+    pub(crate) fn split_table(
+        &mut self,
+        keyspace: &str,
+        table: &str,
+        at_ms: i64,
+    ) -> Option<(i64, Vec<Bytes>, StreamDiff)> {
+        let sets = self
+            .tablets
+            .get_mut(&(keyspace.to_owned(), table.to_owned()))?;
         let (newest, closed) = sets.last_key_value().map(|(at, set)| (*at, set.clone()))?;
         let at_ms = at_ms.max(newest + 1);
         let count = u32::try_from(closed.len() * 2).ok()?;
-        let opened: Vec<Bytes> = range_ends(count).into_iter().map(|end| stream_id(end, 0)).collect();
+        let opened: Vec<Bytes> = range_ends(count)
+            .into_iter()
+            .map(|end| stream_id(end, 0))
+            .collect();
         sets.insert(at_ms, opened.clone());
         Some((at_ms, opened.clone(), StreamDiff { closed, opened }))
     }
 
     /// The stream of a write to a table in a keyspace with vnodes; times in µs.
-    pub(crate) fn vnode_stream(&self, at: Timestamp, now: Timestamp, token: i64) -> Result<Bytes, CqlError> {
+    pub(crate) fn vnode_stream(
+        &self,
+        at: Timestamp,
+        now: Timestamp,
+        token: i64,
+    ) -> Result<Bytes, CqlError> {
         refuse_future(at, now)?;
         let used_at = |time: i64| self.vnodes.range(..=time.div_euclid(1_000)).next_back();
         if at <= now - LEEWAY_US {
@@ -110,7 +152,11 @@ impl Streams {
             let refused = match settled {
                 None => true,
                 Some(ms) => {
-                    let superseded = self.vnodes.range(ms + 1..).next().is_some_and(|(next, _)| *next <= now.div_euclid(1_000));
+                    let superseded = self
+                        .vnodes
+                        .range(ms + 1..)
+                        .next()
+                        .is_some_and(|(next, _)| *next <= now.div_euclid(1_000));
                     at < ms * 1_000 || superseded
                 }
             };
@@ -156,7 +202,9 @@ impl Streams {
             ))
         })?;
         let index = set.partition_point(|id| stream_token(id) < token);
-        set.get(index).cloned().ok_or_else(|| CqlError::server(format!("get_stream: no stream for token {token}.")))
+        set.get(index)
+            .cloned()
+            .ok_or_else(|| CqlError::server(format!("get_stream: no stream for token {token}.")))
     }
 }
 
@@ -193,10 +241,31 @@ mod tests {
         let second = streams.vnode_stream(20_000_000, 20_000_000, 5).unwrap();
         assert_ne!(first, second);
         // Shortly after the switch a late write still goes to the old one, later it is refused.
-        assert_eq!(streams.vnode_stream(19_999_999, 22_000_000, 5).unwrap(), first);
-        assert!(streams.vnode_stream(16_000_000, 22_000_000, 5).unwrap_err().message.contains("from the past"));
-        assert!(streams.vnode_stream(27_000_001, 22_000_000, 5).unwrap_err().message.contains("from the future"));
-        assert!(streams.vnode_stream(999_000, 3_000_000, 5).unwrap_err().message.contains("could not find"));
+        assert_eq!(
+            streams.vnode_stream(19_999_999, 22_000_000, 5).unwrap(),
+            first
+        );
+        assert!(
+            streams
+                .vnode_stream(16_000_000, 22_000_000, 5)
+                .unwrap_err()
+                .message
+                .contains("from the past")
+        );
+        assert!(
+            streams
+                .vnode_stream(27_000_001, 22_000_000, 5)
+                .unwrap_err()
+                .message
+                .contains("from the future")
+        );
+        assert!(
+            streams
+                .vnode_stream(999_000, 3_000_000, 5)
+                .unwrap_err()
+                .message
+                .contains("could not find")
+        );
     }
 
     #[test]
@@ -206,8 +275,17 @@ mod tests {
         let before = streams.tablet_stream("k", "t", 1_000, 1_000, -5).unwrap();
         assert_eq!(stream_token(&before), -1);
         let (at, set, diff) = streams.split_table("k", "t", 10).unwrap();
-        assert_eq!((at, set.len(), diff.closed.len(), diff.opened.len()), (10, 4, 2, 4));
-        assert_eq!(streams.tablet_stream("k", "t", 9_999, 10_000, -5).unwrap(), before);
-        assert_ne!(streams.tablet_stream("k", "t", 10_000, 10_000, -5).unwrap(), before);
+        assert_eq!(
+            (at, set.len(), diff.closed.len(), diff.opened.len()),
+            (10, 4, 2, 4)
+        );
+        assert_eq!(
+            streams.tablet_stream("k", "t", 9_999, 10_000, -5).unwrap(),
+            before
+        );
+        assert_ne!(
+            streams.tablet_stream("k", "t", 10_000, 10_000, -5).unwrap(),
+            before
+        );
     }
 }

@@ -21,13 +21,26 @@ fn logged(cdc: &str) -> Engine {
 /// the batch, `ttl=`, values, `-c` for `cdc$deleted_c`, `c-=` for `cdc$deleted_elements_c`. Times and
 /// list keys are random in part, so keys of lists are left out.
 fn log(engine: &Engine, table: &str) -> Vec<String> {
-    let (columns, rows) = parts(run(engine, &format!("SELECT * FROM {table}_scylla_cdc_log")));
+    let (columns, rows) = parts(run(
+        engine,
+        &format!("SELECT * FROM {table}_scylla_cdc_log"),
+    ));
     let mut lines: Vec<(i64, i32, String)> = rows
         .iter()
         .map(|row| {
-            let get = |name: &str| columns.iter().zip(row).find(|(c, _)| c.name == name).and_then(|(_, v)| v.clone());
+            let get = |name: &str| {
+                columns
+                    .iter()
+                    .zip(row)
+                    .find(|(c, _)| c.name == name)
+                    .and_then(|(_, v)| v.clone())
+            };
             let time = timeuuid_micros(&get("cdc$time").expect("a time")).expect("a timeuuid");
-            let number = i32::from_be_bytes(get("cdc$batch_seq_no").expect("a number")[..].try_into().expect("an int"));
+            let number = i32::from_be_bytes(
+                get("cdc$batch_seq_no").expect("a number")[..]
+                    .try_into()
+                    .expect("an int"),
+            );
             let operation = get("cdc$operation").expect("an operation")[0] as i8;
             let mut line = format!("{operation}/{number}");
             if let Some(end) = get("cdc$end_of_batch") {
@@ -35,20 +48,26 @@ fn log(engine: &Engine, table: &str) -> Vec<String> {
                 line.push('E');
             }
             if let Some(ttl) = get("cdc$ttl") {
-                line.push_str(&format!(" ttl={}", i64::from_be_bytes(ttl[..].try_into().expect("a bigint"))));
+                line.push_str(&format!(
+                    " ttl={}",
+                    i64::from_be_bytes(ttl[..].try_into().expect("a bigint"))
+                ));
             }
             for (column, value) in columns.iter().zip(row).filter(|(_, v)| v.is_some()) {
                 let text = match (&column.ty, value) {
                     (CqlType::Map { key, .. }, Some(bytes)) if **key == CqlType::Timeuuid => {
                         match Value::decode(&column.ty, bytes).expect("a map") {
                             Value::Map(entries) => {
-                                let values: Vec<_> = entries.iter().map(|(_, v)| v.to_string()).collect();
+                                let values: Vec<_> =
+                                    entries.iter().map(|(_, v)| v.to_string()).collect();
                                 format!("[{}]", values.join(", "))
                             }
                             other => other.to_string(),
                         }
                     }
-                    (CqlType::Set { element, .. }, Some(bytes)) if **element == CqlType::Timeuuid => {
+                    (CqlType::Set { element, .. }, Some(bytes))
+                        if **element == CqlType::Timeuuid =>
+                    {
                         match Value::decode(&column.ty, bytes).expect("a set") {
                             Value::Set(keys) => format!("{} keys", keys.len()),
                             other => other.to_string(),
@@ -70,7 +89,10 @@ fn log(engine: &Engine, table: &str) -> Vec<String> {
         .collect();
     lines.sort();
     let first = lines.first().map_or(0, |l| l.0);
-    lines.iter().map(|(time, _, line)| format!("+{} {line}", time - first)).collect()
+    lines
+        .iter()
+        .map(|(time, _, line)| format!("+{} {line}", time - first))
+        .collect()
 }
 
 /// Runs each statement list on a fresh table and compares what the last one adds to the log.
@@ -99,22 +121,52 @@ fn each_kind_of_statement_has_its_row() {
     check(
         "{'enabled': true}",
         &[
-            (&["INSERT INTO t (pk, ck, v) VALUES (0, 1, 2)"], &["+0 2/0E ck=1 pk=0 v=2"]),
-            (&["INSERT INTO t (pk, ck) VALUES (0, 1)"], &["+0 2/0E ck=1 pk=0"]),
-            (&["INSERT INTO t (pk, ck, v, w) VALUES (0, 1, 2, null)"], &["+0 2/0E -w ck=1 pk=0 v=2"]),
-            (&["INSERT INTO t (pk, ck, v) VALUES (0, 1, 2) USING TTL 9"], &["+0 2/0E ttl=9 ck=1 pk=0 v=2"]),
-            (&["UPDATE t SET v = 3 WHERE pk = 0 AND ck = 1"], &["+0 1/0E ck=1 pk=0 v=3"]),
-            (&["UPDATE t SET v = null WHERE pk = 0 AND ck = 1"], &["+0 1/0E -v ck=1 pk=0"]),
-            (&["DELETE v FROM t WHERE pk = 0 AND ck = 1"], &["+0 1/0E -v ck=1 pk=0"]),
-            (&["DELETE FROM t WHERE pk = 0 AND ck = 1"], &["+0 3/0E ck=1 pk=0"]),
+            (
+                &["INSERT INTO t (pk, ck, v) VALUES (0, 1, 2)"],
+                &["+0 2/0E ck=1 pk=0 v=2"],
+            ),
+            (
+                &["INSERT INTO t (pk, ck) VALUES (0, 1)"],
+                &["+0 2/0E ck=1 pk=0"],
+            ),
+            (
+                &["INSERT INTO t (pk, ck, v, w) VALUES (0, 1, 2, null)"],
+                &["+0 2/0E -w ck=1 pk=0 v=2"],
+            ),
+            (
+                &["INSERT INTO t (pk, ck, v) VALUES (0, 1, 2) USING TTL 9"],
+                &["+0 2/0E ttl=9 ck=1 pk=0 v=2"],
+            ),
+            (
+                &["UPDATE t SET v = 3 WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E ck=1 pk=0 v=3"],
+            ),
+            (
+                &["UPDATE t SET v = null WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E -v ck=1 pk=0"],
+            ),
+            (
+                &["DELETE v FROM t WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E -v ck=1 pk=0"],
+            ),
+            (
+                &["DELETE FROM t WHERE pk = 0 AND ck = 1"],
+                &["+0 3/0E ck=1 pk=0"],
+            ),
             (&["DELETE FROM t WHERE pk = 0"], &["+0 4/0E pk=0"]),
             (&["UPDATE t SET s = 5 WHERE pk = 0"], &["+0 1/0E pk=0 s=5"]),
-            (&["INSERT INTO t (pk, s) VALUES (0, 5)"], &["+0 1/0E pk=0 s=5"]),
+            (
+                &["INSERT INTO t (pk, s) VALUES (0, 5)"],
+                &["+0 1/0E pk=0 s=5"],
+            ),
             (
                 &["INSERT INTO t (pk, ck, s, v) VALUES (0, 1, 5, 6)"],
                 &["+0 1/0 pk=0 s=5", "+0 2/1E ck=1 pk=0 v=6"],
             ),
-            (&["INSERT INTO t (pk, ck, f) VALUES (0, 1, [3, 1])"], &["+0 2/0E ck=1 f=[3, 1] pk=0"]),
+            (
+                &["INSERT INTO t (pk, ck, f) VALUES (0, 1, [3, 1])"],
+                &["+0 2/0E ck=1 f=[3, 1] pk=0"],
+            ),
         ],
     );
 }
@@ -132,8 +184,14 @@ fn range_deletion_is_two_rows() {
                 &["DELETE FROM t WHERE pk = 0 AND ck >= 1 AND ck < 5"],
                 &["+0 5/0 ck=1 pk=0", "+0 8/1E ck=5 pk=0"],
             ),
-            (&["DELETE FROM t WHERE pk = 0 AND ck < 3"], &["+0 5/0 pk=0", "+0 8/1E ck=3 pk=0"]),
-            (&["DELETE FROM t WHERE pk = 0 AND ck >= 3"], &["+0 5/0 ck=3 pk=0", "+0 7/1E pk=0"]),
+            (
+                &["DELETE FROM t WHERE pk = 0 AND ck < 3"],
+                &["+0 5/0 pk=0", "+0 8/1E ck=3 pk=0"],
+            ),
+            (
+                &["DELETE FROM t WHERE pk = 0 AND ck >= 3"],
+                &["+0 5/0 ck=3 pk=0", "+0 7/1E pk=0"],
+            ),
         ],
     );
 }
@@ -143,34 +201,91 @@ fn collections_tell_of_overwriting_adding_and_removing() {
     check(
         "{'enabled': true}",
         &[
-            (&["UPDATE t SET m = {1: 2} WHERE pk = 0 AND ck = 1"], &["+0 1/0E -m ck=1 m={1: 2} pk=0"]),
-            (&["UPDATE t SET m = m + {1: 2} WHERE pk = 0 AND ck = 1"], &["+0 1/0E ck=1 m={1: 2} pk=0"]),
-            (&["UPDATE t SET m[1] = 2 WHERE pk = 0 AND ck = 1"], &["+0 1/0E ck=1 m={1: 2} pk=0"]),
-            (&["UPDATE t SET m[1] = null WHERE pk = 0 AND ck = 1"], &["+0 1/0E m-={1} ck=1 pk=0"]),
-            (&["UPDATE t SET m = m - {3, 1} WHERE pk = 0 AND ck = 1"], &["+0 1/0E m-={1, 3} ck=1 pk=0"]),
-            (&["DELETE m[7] FROM t WHERE pk = 0 AND ck = 1"], &["+0 1/0E m-={7} ck=1 pk=0"]),
-            (&["UPDATE t SET m = null WHERE pk = 0 AND ck = 1"], &["+0 1/0E -m ck=1 pk=0"]),
-            (&["INSERT INTO t (pk, ck, m) VALUES (0, 1, {1: 2})"], &["+0 2/0E -m ck=1 m={1: 2} pk=0"]),
-            (&["UPDATE t SET st = st + {2, 1} WHERE pk = 0 AND ck = 1"], &["+0 1/0E ck=1 pk=0 st={1, 2}"]),
-            (&["UPDATE t SET st = st - {2} WHERE pk = 0 AND ck = 1"], &["+0 1/0E st-={2} ck=1 pk=0"]),
-            (&["UPDATE t SET l = [5, 6] WHERE pk = 0 AND ck = 1"], &["+0 1/0E -l ck=1 l=[5, 6] pk=0"]),
-            (&["UPDATE t SET l = l + [5, 6] WHERE pk = 0 AND ck = 1"], &["+0 1/0E ck=1 l=[5, 6] pk=0"]),
-            (&["UPDATE t SET l = [5, 6] + l WHERE pk = 0 AND ck = 1"], &["+0 1/0E ck=1 l=[5, 6] pk=0"]),
             (
-                &["UPDATE t SET l = [5, 6, 5] WHERE pk = 0 AND ck = 1", "UPDATE t SET l = l - [5] WHERE pk = 0 AND ck = 1"],
+                &["UPDATE t SET m = {1: 2} WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E -m ck=1 m={1: 2} pk=0"],
+            ),
+            (
+                &["UPDATE t SET m = m + {1: 2} WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E ck=1 m={1: 2} pk=0"],
+            ),
+            (
+                &["UPDATE t SET m[1] = 2 WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E ck=1 m={1: 2} pk=0"],
+            ),
+            (
+                &["UPDATE t SET m[1] = null WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E m-={1} ck=1 pk=0"],
+            ),
+            (
+                &["UPDATE t SET m = m - {3, 1} WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E m-={1, 3} ck=1 pk=0"],
+            ),
+            (
+                &["DELETE m[7] FROM t WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E m-={7} ck=1 pk=0"],
+            ),
+            (
+                &["UPDATE t SET m = null WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E -m ck=1 pk=0"],
+            ),
+            (
+                &["INSERT INTO t (pk, ck, m) VALUES (0, 1, {1: 2})"],
+                &["+0 2/0E -m ck=1 m={1: 2} pk=0"],
+            ),
+            (
+                &["UPDATE t SET st = st + {2, 1} WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E ck=1 pk=0 st={1, 2}"],
+            ),
+            (
+                &["UPDATE t SET st = st - {2} WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E st-={2} ck=1 pk=0"],
+            ),
+            (
+                &["UPDATE t SET l = [5, 6] WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E -l ck=1 l=[5, 6] pk=0"],
+            ),
+            (
+                &["UPDATE t SET l = l + [5, 6] WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E ck=1 l=[5, 6] pk=0"],
+            ),
+            (
+                &["UPDATE t SET l = [5, 6] + l WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E ck=1 l=[5, 6] pk=0"],
+            ),
+            (
+                &[
+                    "UPDATE t SET l = [5, 6, 5] WHERE pk = 0 AND ck = 1",
+                    "UPDATE t SET l = l - [5] WHERE pk = 0 AND ck = 1",
+                ],
                 &["+0 1/0E l-=2 keys ck=1 pk=0"],
             ),
             (
-                &["UPDATE t SET l = [5, 6] WHERE pk = 0 AND ck = 1", "UPDATE t SET l[1] = 7 WHERE pk = 0 AND ck = 1"],
+                &[
+                    "UPDATE t SET l = [5, 6] WHERE pk = 0 AND ck = 1",
+                    "UPDATE t SET l[1] = 7 WHERE pk = 0 AND ck = 1",
+                ],
                 &["+0 1/0E ck=1 l=[7] pk=0"],
             ),
             (
-                &["UPDATE t SET l = [5, 6] WHERE pk = 0 AND ck = 1", "DELETE l[0] FROM t WHERE pk = 0 AND ck = 1"],
+                &[
+                    "UPDATE t SET l = [5, 6] WHERE pk = 0 AND ck = 1",
+                    "DELETE l[0] FROM t WHERE pk = 0 AND ck = 1",
+                ],
                 &["+0 1/0E l-=1 keys ck=1 pk=0"],
             ),
-            (&["UPDATE t SET u = {a: 1, b: 2} WHERE pk = 0 AND ck = 1"], &["+0 1/0E -u ck=1 pk=0 u={a: 1, b: 2}"]),
-            (&["UPDATE t SET u.a = 1 WHERE pk = 0 AND ck = 1"], &["+0 1/0E ck=1 pk=0 u={a: 1, b: null}"]),
-            (&["UPDATE t SET u.b = null WHERE pk = 0 AND ck = 1"], &["+0 1/0E u-={1} ck=1 pk=0 u={a: null, b: null}"]),
+            (
+                &["UPDATE t SET u = {a: 1, b: 2} WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E -u ck=1 pk=0 u={a: 1, b: 2}"],
+            ),
+            (
+                &["UPDATE t SET u.a = 1 WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E ck=1 pk=0 u={a: 1, b: null}"],
+            ),
+            (
+                &["UPDATE t SET u.b = null WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E u-={1} ck=1 pk=0 u={a: null, b: null}"],
+            ),
         ],
     );
 }
@@ -190,7 +305,11 @@ fn time_to_live_splits_what_has_none() {
             ),
             (
                 &["INSERT INTO t (pk, ck, m) VALUES (0, 1, {1: 1}) USING TTL 5"],
-                &["+0 2/0 ttl=5 ck=1 pk=0", "+0 1/1 -m ck=1 pk=0", "+0 1/2E ttl=5 ck=1 m={1: 1} pk=0"],
+                &[
+                    "+0 2/0 ttl=5 ck=1 pk=0",
+                    "+0 1/1 -m ck=1 pk=0",
+                    "+0 1/2E ttl=5 ck=1 m={1: 1} pk=0",
+                ],
             ),
         ],
     );
@@ -202,14 +321,18 @@ fn batches_are_split_by_time_and_kind() {
         "{'enabled': true}",
         &[
             (
-                &["BEGIN BATCH INSERT INTO t (pk, ck, v) VALUES (0, 2, 2); INSERT INTO t (pk, ck, v) VALUES (0, 1, 1); \
-                   APPLY BATCH"],
+                &[
+                    "BEGIN BATCH INSERT INTO t (pk, ck, v) VALUES (0, 2, 2); INSERT INTO t (pk, ck, v) VALUES (0, 1, 1); \
+                   APPLY BATCH",
+                ],
                 &["+0 2/0 ck=1 pk=0 v=1", "+0 2/1E ck=2 pk=0 v=2"],
             ),
             (
-                &["BEGIN BATCH DELETE FROM t WHERE pk = 0 AND ck = 1; UPDATE t SET v = 1 WHERE pk = 0 AND ck = 2; \
+                &[
+                    "BEGIN BATCH DELETE FROM t WHERE pk = 0 AND ck = 1; UPDATE t SET v = 1 WHERE pk = 0 AND ck = 2; \
                    INSERT INTO t (pk, ck) VALUES (0, 3); DELETE FROM t WHERE pk = 0 AND ck > 7; \
-                   UPDATE t SET s = 1 WHERE pk = 0; APPLY BATCH"],
+                   UPDATE t SET s = 1 WHERE pk = 0; APPLY BATCH",
+                ],
                 &[
                     "+0 1/0 pk=0 s=1",
                     "+0 2/1 ck=3 pk=0",
@@ -221,13 +344,17 @@ fn batches_are_split_by_time_and_kind() {
             ),
             // Deleting a collection is told one microsecond after the rest.
             (
-                &["BEGIN BATCH UPDATE t SET v = 1 WHERE pk = 0 AND ck = 1; DELETE m FROM t WHERE pk = 0 AND ck = 1; \
-                   APPLY BATCH"],
+                &[
+                    "BEGIN BATCH UPDATE t SET v = 1 WHERE pk = 0 AND ck = 1; DELETE m FROM t WHERE pk = 0 AND ck = 1; \
+                   APPLY BATCH",
+                ],
                 &["+0 1/0E ck=1 pk=0 v=1", "+1 1/0E -m ck=1 pk=0"],
             ),
             (
-                &["BEGIN BATCH INSERT INTO t (pk, ck, v) VALUES (0, 1, 1) USING TIMESTAMP 1700000000000001; \
-                   UPDATE t USING TIMESTAMP 1700000000000005 SET v = 2 WHERE pk = 0 AND ck = 2; APPLY BATCH"],
+                &[
+                    "BEGIN BATCH INSERT INTO t (pk, ck, v) VALUES (0, 1, 1) USING TIMESTAMP 1700000000000001; \
+                   UPDATE t USING TIMESTAMP 1700000000000005 SET v = 2 WHERE pk = 0 AND ck = 2; APPLY BATCH",
+                ],
                 &["+0 2/0E ck=1 pk=0 v=1", "+4 1/0E ck=2 pk=0 v=2"],
             ),
         ],
@@ -241,21 +368,42 @@ fn preimage_has_what_is_affected_and_only_of_rows_that_are() {
         "{'enabled': true, 'preimage': true}",
         &[
             (&[row], &["+0 2/0E -m ck=1 m={1: 1, 2: 2} pk=0 v=2"]),
-            (&[row, "UPDATE t SET v = 3 WHERE pk = 0 AND ck = 1"], &["+0 0/0 ck=1 pk=0 v=2", "+0 1/1E ck=1 pk=0 v=3"]),
-            (&[row, "UPDATE t SET w = 3 WHERE pk = 0 AND ck = 1"], &["+0 0/0 -w ck=1 pk=0", "+0 1/1E ck=1 pk=0 w=3"]),
+            (
+                &[row, "UPDATE t SET v = 3 WHERE pk = 0 AND ck = 1"],
+                &["+0 0/0 ck=1 pk=0 v=2", "+0 1/1E ck=1 pk=0 v=3"],
+            ),
+            (
+                &[row, "UPDATE t SET w = 3 WHERE pk = 0 AND ck = 1"],
+                &["+0 0/0 -w ck=1 pk=0", "+0 1/1E ck=1 pk=0 w=3"],
+            ),
             (
                 &[row, "UPDATE t SET m[1] = 9 WHERE pk = 0 AND ck = 1"],
-                &["+0 0/0 ck=1 m={1: 1, 2: 2} pk=0", "+0 1/1E ck=1 m={1: 9} pk=0"],
+                &[
+                    "+0 0/0 ck=1 m={1: 1, 2: 2} pk=0",
+                    "+0 1/1E ck=1 m={1: 9} pk=0",
+                ],
             ),
             (
                 &[row, "DELETE FROM t WHERE pk = 0 AND ck = 1"],
-                &["+0 0/0 -f -l -st -u -w ck=1 m={1: 1, 2: 2} pk=0 v=2", "+0 3/1E ck=1 pk=0"],
+                &[
+                    "+0 0/0 -f -l -st -u -w ck=1 m={1: 1, 2: 2} pk=0 v=2",
+                    "+0 3/1E ck=1 pk=0",
+                ],
             ),
-            (&[row, "DELETE FROM t WHERE pk = 0 AND ck > 0"], &["+0 6/0 ck=0 pk=0", "+0 7/1E pk=0"]),
-            (&[row, "DELETE FROM t WHERE pk = 0"], &["+0 4/0E pk=0"]),
-            (&[row, "UPDATE t SET v = 3 WHERE pk = 0 AND ck = 2"], &["+0 1/0E ck=2 pk=0 v=3"]),
             (
-                &["UPDATE t SET s = 1 WHERE pk = 0", "UPDATE t SET s = 2 WHERE pk = 0"],
+                &[row, "DELETE FROM t WHERE pk = 0 AND ck > 0"],
+                &["+0 6/0 ck=0 pk=0", "+0 7/1E pk=0"],
+            ),
+            (&[row, "DELETE FROM t WHERE pk = 0"], &["+0 4/0E pk=0"]),
+            (
+                &[row, "UPDATE t SET v = 3 WHERE pk = 0 AND ck = 2"],
+                &["+0 1/0E ck=2 pk=0 v=3"],
+            ),
+            (
+                &[
+                    "UPDATE t SET s = 1 WHERE pk = 0",
+                    "UPDATE t SET s = 2 WHERE pk = 0",
+                ],
                 &["+0 0/0 pk=0 s=1", "+0 1/1E pk=0 s=2"],
             ),
             // A batch that is not split: preimages first, then the changes.
@@ -266,7 +414,12 @@ fn preimage_has_what_is_affected_and_only_of_rows_that_are() {
                     "BEGIN BATCH UPDATE t SET v = 3 WHERE pk = 0 AND ck = 1; UPDATE t SET v = 4 WHERE pk = 0 AND ck = 2; \
                      APPLY BATCH",
                 ],
-                &["+0 0/0 ck=1 pk=0 v=1", "+0 0/1 ck=2 pk=0 v=2", "+0 1/2 ck=1 pk=0 v=3", "+0 1/3E ck=2 pk=0 v=4"],
+                &[
+                    "+0 0/0 ck=1 pk=0 v=1",
+                    "+0 0/1 ck=2 pk=0 v=2",
+                    "+0 1/2 ck=1 pk=0 v=3",
+                    "+0 1/3E ck=2 pk=0 v=4",
+                ],
             ),
         ],
     );
@@ -279,23 +432,48 @@ fn full_preimage_and_postimage_have_all_columns() {
         "{'enabled': true, 'preimage': 'full'}",
         &[(
             &[row, "UPDATE t SET v = 4 WHERE pk = 0 AND ck = 1"],
-            &["+0 0/0 -f -l -m -st -u ck=1 pk=0 v=2 w=3", "+0 1/1E ck=1 pk=0 v=4"],
+            &[
+                "+0 0/0 -f -l -m -st -u ck=1 pk=0 v=2 w=3",
+                "+0 1/1E ck=1 pk=0 v=4",
+            ],
         )],
     );
     check(
         "{'enabled': true, 'postimage': true}",
         &[
-            (&[row], &["+0 2/0 ck=1 pk=0 v=2 w=3", "+0 9/1E ck=1 pk=0 v=2 w=3"]),
             (
-                &[row, "UPDATE t SET v = 4, m = {1: 1} WHERE pk = 0 AND ck = 1"],
-                &["+0 1/0 -m ck=1 m={1: 1} pk=0 v=4", "+0 9/1E ck=1 m={1: 1} pk=0 v=4 w=3"],
+                &[row],
+                &["+0 2/0 ck=1 pk=0 v=2 w=3", "+0 9/1E ck=1 pk=0 v=2 w=3"],
             ),
-            (&[row, "DELETE FROM t WHERE pk = 0 AND ck = 1"], &["+0 3/0E ck=1 pk=0"]),
-            (&["UPDATE t SET s = 1 WHERE pk = 0"], &["+0 1/0 pk=0 s=1", "+0 9/1E pk=0 s=1"]),
+            (
+                &[
+                    row,
+                    "UPDATE t SET v = 4, m = {1: 1} WHERE pk = 0 AND ck = 1",
+                ],
+                &[
+                    "+0 1/0 -m ck=1 m={1: 1} pk=0 v=4",
+                    "+0 9/1E ck=1 m={1: 1} pk=0 v=4 w=3",
+                ],
+            ),
+            (
+                &[row, "DELETE FROM t WHERE pk = 0 AND ck = 1"],
+                &["+0 3/0E ck=1 pk=0"],
+            ),
+            (
+                &["UPDATE t SET s = 1 WHERE pk = 0"],
+                &["+0 1/0 pk=0 s=1", "+0 9/1E pk=0 s=1"],
+            ),
             // The tombstone has no TTL and comes first, so the postimage has the new elements alone.
             (
-                &["UPDATE t SET m = {7: 7} WHERE pk = 0 AND ck = 1", "UPDATE t USING TTL 5 SET m = {1: 1} WHERE pk = 0 AND ck = 1"],
-                &["+0 1/0 -m ck=1 pk=0", "+0 1/1 ttl=5 ck=1 m={1: 1} pk=0", "+0 9/2E ck=1 m={1: 1} pk=0"],
+                &[
+                    "UPDATE t SET m = {7: 7} WHERE pk = 0 AND ck = 1",
+                    "UPDATE t USING TTL 5 SET m = {1: 1} WHERE pk = 0 AND ck = 1",
+                ],
+                &[
+                    "+0 1/0 -m ck=1 pk=0",
+                    "+0 1/1 ttl=5 ck=1 m={1: 1} pk=0",
+                    "+0 9/2E ck=1 m={1: 1} pk=0",
+                ],
             ),
         ],
     );
@@ -303,7 +481,11 @@ fn full_preimage_and_postimage_have_all_columns() {
         "{'enabled': true, 'preimage': true, 'postimage': true}",
         &[(
             &[row, "UPDATE t SET v = 4 WHERE pk = 0 AND ck = 1"],
-            &["+0 0/0 ck=1 pk=0 v=2", "+0 1/1 ck=1 pk=0 v=4", "+0 9/2E ck=1 pk=0 v=4 w=3"],
+            &[
+                "+0 0/0 ck=1 pk=0 v=2",
+                "+0 1/1 ck=1 pk=0 v=4",
+                "+0 9/2E ck=1 pk=0 v=4 w=3",
+            ],
         )],
     );
 }
@@ -313,8 +495,14 @@ fn delta_of_keys_has_keys_alone() {
     check(
         "{'enabled': true, 'delta': 'keys'}",
         &[
-            (&["INSERT INTO t (pk, ck, v, m) VALUES (0, 1, 2, {1: 1})"], &["+0 2/0E ck=1 pk=0"]),
-            (&["DELETE v FROM t WHERE pk = 0 AND ck = 1"], &["+0 1/0E ck=1 pk=0"]),
+            (
+                &["INSERT INTO t (pk, ck, v, m) VALUES (0, 1, 2, {1: 1})"],
+                &["+0 2/0E ck=1 pk=0"],
+            ),
+            (
+                &["DELETE v FROM t WHERE pk = 0 AND ck = 1"],
+                &["+0 1/0E ck=1 pk=0"],
+            ),
         ],
     );
 }
@@ -322,22 +510,40 @@ fn delta_of_keys_has_keys_alone() {
 #[test]
 fn conditional_statement_is_logged_only_when_it_applies() {
     let engine = logged("{'enabled': true}");
-    run(&engine, "INSERT INTO t (pk, ck, v) VALUES (0, 1, 2) IF NOT EXISTS");
+    run(
+        &engine,
+        "INSERT INTO t (pk, ck, v) VALUES (0, 1, 2) IF NOT EXISTS",
+    );
     assert_eq!(log(&engine, "t").len(), 1);
-    run(&engine, "INSERT INTO t (pk, ck, v) VALUES (0, 1, 3) IF NOT EXISTS");
-    run(&engine, "UPDATE t SET v = 3 WHERE pk = 0 AND ck = 1 IF v = 9");
+    run(
+        &engine,
+        "INSERT INTO t (pk, ck, v) VALUES (0, 1, 3) IF NOT EXISTS",
+    );
+    run(
+        &engine,
+        "UPDATE t SET v = 3 WHERE pk = 0 AND ck = 1 IF v = 9",
+    );
     assert_eq!(log(&engine, "t").len(), 1);
-    run(&engine, "UPDATE t SET v = 3 WHERE pk = 0 AND ck = 1 IF v = 2");
+    run(
+        &engine,
+        "UPDATE t SET v = 3 WHERE pk = 0 AND ck = 1 IF v = 2",
+    );
     assert_eq!(log(&engine, "t")[1], "+1 1/0E ck=1 pk=0 v=3");
 }
 
 #[test]
 fn partition_of_a_table_without_clustering_key_has_its_preimage() {
     let engine = with_keyspace();
-    run(&engine, "CREATE TABLE p (pk int PRIMARY KEY, v int) WITH cdc = {'enabled': true, 'preimage': true}");
+    run(
+        &engine,
+        "CREATE TABLE p (pk int PRIMARY KEY, v int) WITH cdc = {'enabled': true, 'preimage': true}",
+    );
     run(&engine, "INSERT INTO p (pk, v) VALUES (1, 2)");
     run(&engine, "DELETE FROM p WHERE pk = 1");
-    assert_eq!(log(&engine, "p"), ["+0 2/0E pk=1 v=2", "+1 0/0 pk=1 v=2", "+1 4/1E pk=1"]);
+    assert_eq!(
+        log(&engine, "p"),
+        ["+0 2/0E pk=1 v=2", "+1 0/0 pk=1 v=2", "+1 4/1E pk=1"]
+    );
 }
 
 #[test]
@@ -345,7 +551,11 @@ fn log_has_the_documented_columns() {
     let engine = logged("{'enabled': true}");
     let schema = engine.schema();
     let log = schema.table("k", "t_scylla_cdc_log").expect("a log");
-    let columns: Vec<String> = log.columns.iter().map(|c| format!("{} {} {}", c.name, c.ty, c.kind.as_str())).collect();
+    let columns: Vec<String> = log
+        .columns
+        .iter()
+        .map(|c| format!("{} {} {}", c.name, c.ty, c.kind.as_str()))
+        .collect();
     for expected in [
         "cdc$stream_id blob partition_key",
         "cdc$time timeuuid clustering",
@@ -365,9 +575,16 @@ fn log_has_the_documented_columns() {
         "cdc$deleted_elements_u frozen<set<smallint>> regular",
         "cdc$deleted_f boolean regular",
     ] {
-        assert!(columns.iter().any(|c| c == expected), "{expected} is not in {columns:#?}");
+        assert!(
+            columns.iter().any(|c| c == expected),
+            "{expected} is not in {columns:#?}"
+        );
     }
-    for absent in ["cdc$deleted_pk", "cdc$deleted_elements_f", "cdc$deleted_elements_v"] {
+    for absent in [
+        "cdc$deleted_pk",
+        "cdc$deleted_elements_f",
+        "cdc$deleted_elements_v",
+    ] {
         assert!(log.column(absent).is_none(), "{absent}");
     }
 }
@@ -376,14 +593,22 @@ fn log_has_the_documented_columns() {
 fn log_rows_expire() {
     let engine = with_keyspace();
     for (name, option) in [("a", "'ttl': 10"), ("b", "'ttl': 0")] {
-        run(&engine, &format!("CREATE TABLE {name} (pk int PRIMARY KEY) WITH cdc = {{'enabled': true, {option}}}"));
+        run(
+            &engine,
+            &format!(
+                "CREATE TABLE {name} (pk int PRIMARY KEY) WITH cdc = {{'enabled': true, {option}}}"
+            ),
+        );
         run(&engine, &format!("INSERT INTO {name} (pk) VALUES (1)"));
     }
     let left = |table: &str, seconds: i64| {
         let statement = format!("SELECT pk FROM {table}_scylla_cdc_log");
         super::table(run_at(&engine, &statement, NOW + seconds * 1_000_000)).len()
     };
-    assert_eq!((left("a", 9), left("a", 10), left("b", 1_000_000)), (1, 0, 1));
+    assert_eq!(
+        (left("a", 9), left("a", 10), left("b", 1_000_000)),
+        (1, 0, 1)
+    );
 }
 
 #[test]
@@ -397,10 +622,17 @@ fn log_follows_the_table() {
     run(&engine, "INSERT INTO a (pk, w) VALUES (1, 'x')");
     run(&engine, "ALTER TABLE a DROP v");
     run(&engine, "UPDATE a SET w = 'y' WHERE pk = 1");
-    assert_eq!(log(&engine, "a"), ["+0 2/0E pk=1", "+1 2/0E pk=1 w='x'", "+2 1/0E pk=1 w='y'"]);
+    assert_eq!(
+        log(&engine, "a"),
+        ["+0 2/0E pk=1", "+1 2/0E pk=1 w='x'", "+2 1/0E pk=1 w='y'"]
+    );
     run(&engine, "ALTER TABLE a WITH cdc = {'enabled': false}");
     run(&engine, "UPDATE a SET w = 'z' WHERE pk = 1");
-    assert_eq!(log(&engine, "a").len(), 3, "the log stays but is not written to");
+    assert_eq!(
+        log(&engine, "a").len(),
+        3,
+        "the log stays but is not written to"
+    );
     run(&engine, "ALTER TABLE a WITH cdc = {'enabled': true}");
     run(&engine, "UPDATE a SET w = 'z' WHERE pk = 1");
     assert_eq!(log(&engine, "a").len(), 4);
@@ -411,26 +643,57 @@ fn log_follows_the_table() {
 #[test]
 fn what_cannot_be_logged_is_refused() {
     let engine = with_keyspace();
-    let refused = refusal(&engine, "CREATE TABLE c (pk int PRIMARY KEY, n counter) WITH cdc = {'enabled': true}");
-    assert!(refused.contains("Counter support not implemented"), "{refused}");
-    run(&engine, "CREATE TABLE a (pk int PRIMARY KEY, v int) WITH cdc = {'enabled': true}");
-    let refused = refusal(&engine, "ALTER TABLE a_scylla_cdc_log WITH cdc = {'enabled': true}");
+    let refused = refusal(
+        &engine,
+        "CREATE TABLE c (pk int PRIMARY KEY, n counter) WITH cdc = {'enabled': true}",
+    );
+    assert!(
+        refused.contains("Counter support not implemented"),
+        "{refused}"
+    );
+    run(
+        &engine,
+        "CREATE TABLE a (pk int PRIMARY KEY, v int) WITH cdc = {'enabled': true}",
+    );
+    let refused = refusal(
+        &engine,
+        "ALTER TABLE a_scylla_cdc_log WITH cdc = {'enabled': true}",
+    );
     assert!(refused.contains("nested CDC logs"), "{refused}");
-    run(&engine, "CREATE TABLE b_scylla_cdc_log (pk int PRIMARY KEY)");
-    let refused = refusal(&engine, "CREATE TABLE b (pk int PRIMARY KEY) WITH cdc = {'enabled': true}");
+    run(
+        &engine,
+        "CREATE TABLE b_scylla_cdc_log (pk int PRIMARY KEY)",
+    );
+    let refused = refusal(
+        &engine,
+        "CREATE TABLE b (pk int PRIMARY KEY) WITH cdc = {'enabled': true}",
+    );
     assert!(refused.contains("already exists"), "{refused}");
-    for (ahead, wording) in [(6_000_000, "from the future"), (-20_000_000, "from the past")] {
-        let statement = format!("INSERT INTO a (pk, v) VALUES (1, 1) USING TIMESTAMP {}", NOW + ahead);
+    for (ahead, wording) in [
+        (6_000_000, "from the future"),
+        (-20_000_000, "from the past"),
+    ] {
+        let statement = format!(
+            "INSERT INTO a (pk, v) VALUES (1, 1) USING TIMESTAMP {}",
+            NOW + ahead
+        );
         let refused = refusal(&engine, &statement);
         assert!(refused.contains(wording), "{refused}");
     }
-    assert_eq!(select(&engine, "SELECT * FROM a"), Vec::<String>::new(), "nothing of it is written");
+    assert_eq!(
+        select(&engine, "SELECT * FROM a"),
+        Vec::<String>::new(),
+        "nothing of it is written"
+    );
 }
 
 #[test]
 fn streams_of_a_generation_cover_the_ring_and_writes_go_where_they_say() {
     let engine = logged("{'enabled': true}");
-    let generations = select(&engine, "SELECT time FROM system_distributed.cdc_generation_timestamps WHERE key = 'timestamps'");
+    let generations = select(
+        &engine,
+        "SELECT time FROM system_distributed.cdc_generation_timestamps WHERE key = 'timestamps'",
+    );
     assert_eq!(generations, ["'2023-11-14T22:13:10.000Z'"]);
     let streams = "SELECT range_end, streams FROM system_distributed.cdc_streams_descriptions_v2 WHERE time = ";
     let (_, rows) = parts(run(&engine, &format!("{streams}{}", generations[0])));
@@ -439,16 +702,36 @@ fn streams_of_a_generation_cover_the_ring_and_writes_go_where_they_say() {
         run(&engine, &format!("INSERT INTO t (pk, ck) VALUES ({pk}, 0)"));
     }
     let told: Vec<String> = select(&engine, &format!("{streams}{}", generations[0]));
-    let used = select(&engine, "SELECT DISTINCT \"cdc$stream_id\" FROM t_scylla_cdc_log");
+    let used = select(
+        &engine,
+        "SELECT DISTINCT \"cdc$stream_id\" FROM t_scylla_cdc_log",
+    );
     assert_eq!(used.len(), 8, "200 keys reach all streams");
     for stream in &used {
-        assert!(told.iter().any(|row| row.contains(stream)), "{stream} is told of");
+        assert!(
+            told.iter().any(|row| row.contains(stream)),
+            "{stream} is told of"
+        );
     }
     let at = engine.new_generation(None);
     assert_eq!(at, NOW / 1_000 + 2_000);
-    run_at(&engine, "INSERT INTO t (pk, ck) VALUES (0, 1)", NOW + 3_000_000);
-    assert_eq!(select(&engine, "SELECT DISTINCT \"cdc$stream_id\" FROM t_scylla_cdc_log").len(), 9);
-    let generations = select(&engine, "SELECT time FROM system_distributed.cdc_generation_timestamps WHERE key = 'timestamps'");
+    run_at(
+        &engine,
+        "INSERT INTO t (pk, ck) VALUES (0, 1)",
+        NOW + 3_000_000,
+    );
+    assert_eq!(
+        select(
+            &engine,
+            "SELECT DISTINCT \"cdc$stream_id\" FROM t_scylla_cdc_log"
+        )
+        .len(),
+        9
+    );
+    let generations = select(
+        &engine,
+        "SELECT time FROM system_distributed.cdc_generation_timestamps WHERE key = 'timestamps'",
+    );
     assert_eq!(generations.len(), 2);
     assert!(generations[0] > generations[1], "newest first");
 }
@@ -461,7 +744,10 @@ fn tablets_have_streams_of_their_own() {
         "CREATE KEYSPACE k WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1} AND \
          tablets = {'initial': 2}",
     );
-    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY) WITH cdc = {'enabled': true}");
+    run(
+        &engine,
+        "CREATE TABLE t (pk int PRIMARY KEY) WITH cdc = {'enabled': true}",
+    );
     let streams = |engine: &Engine| {
         select(
             engine,
@@ -469,20 +755,37 @@ fn tablets_have_streams_of_their_own() {
              table_name = 't'",
         )
     };
-    let state = |rows: &[String], state: u8| rows.iter().filter(|r| r.contains(&format!("', {state}, "))).count();
+    let state = |rows: &[String], state: u8| {
+        rows.iter()
+            .filter(|r| r.contains(&format!("', {state}, ")))
+            .count()
+    };
     let first = streams(&engine);
     assert_eq!((first.len(), state(&first, 0)), (2, 2), "{first:?}");
     for pk in 0..50 {
         run(&engine, &format!("INSERT INTO t (pk) VALUES ({pk})"));
     }
-    assert_eq!(select(&engine, "SELECT DISTINCT \"cdc$stream_id\" FROM t_scylla_cdc_log").len(), 2);
+    assert_eq!(
+        select(
+            &engine,
+            "SELECT DISTINCT \"cdc$stream_id\" FROM t_scylla_cdc_log"
+        )
+        .len(),
+        2
+    );
     assert!(engine.split_tablets("k", "t", None).is_some());
     let second = streams(&engine);
-    assert_eq!((state(&second, 0), state(&second, 1), state(&second, 2)), (2 + 4, 2, 4));
+    assert_eq!(
+        (state(&second, 0), state(&second, 1), state(&second, 2)),
+        (2 + 4, 2, 4)
+    );
     let times = "SELECT \"timestamp\" FROM system.cdc_timestamps WHERE keyspace_name = 'k' AND table_name = 't'";
     assert_eq!(select(&engine, times).len(), 2);
     run(&engine, "DROP TABLE t");
-    assert_eq!((streams(&engine).len(), select(&engine, times).len()), (0, 0));
+    assert_eq!(
+        (streams(&engine).len(), select(&engine, times).len()),
+        (0, 0)
+    );
 }
 
 #[test]
@@ -498,17 +801,35 @@ fn log_is_read_by_streams_and_times_in_pages() {
             None,
         )
         .expect("it prepares");
-    let types: Vec<String> = prepared.bind_variables().iter().map(|b| b.ty.to_string()).collect();
+    let types: Vec<String> = prepared
+        .bind_variables()
+        .iter()
+        .map(|b| b.ty.to_string())
+        .collect();
     assert_eq!(types[1..], ["timestamp", "timestamp"]);
-    let (_, streams) = parts(run(&engine, "SELECT DISTINCT \"cdc$stream_id\" FROM t_scylla_cdc_log"));
+    let (_, streams) = parts(run(
+        &engine,
+        "SELECT DISTINCT \"cdc$stream_id\" FROM t_scylla_cdc_log",
+    ));
     let stream = streams[0][0].clone().expect("an id");
     let list = super::super::types::collection([stream].iter());
     let time = |ms: i64| BoundValue::Bytes(Bytes::copy_from_slice(&ms.to_be_bytes()));
-    let values = vec![BoundValue::Bytes(list), time(NOW / 1_000), time(NOW / 1_000 + 1)];
-    let mut params = Params { values, page_size: Some(10), ..params() };
+    let values = vec![
+        BoundValue::Bytes(list),
+        time(NOW / 1_000),
+        time(NOW / 1_000 + 1),
+    ];
+    let mut params = Params {
+        values,
+        page_size: Some(10),
+        ..params()
+    };
     let mut sizes = Vec::new();
     loop {
-        let Outcome::Rows { rows, paging_state, .. } = engine.execute(&prepared, &params).expect("rows") else {
+        let Outcome::Rows {
+            rows, paging_state, ..
+        } = engine.execute(&prepared, &params).expect("rows")
+        else {
             panic!("no rows")
         };
         sizes.push(rows.len());
@@ -526,7 +847,10 @@ fn statements_of_cdc_readers_prepare() {
     let log = "FROM k.t_scylla_cdc_log WHERE \"cdc$stream_id\"";
     for (statement, types) in [
         // The `scylla-cdc` crate.
-        ("SELECT time FROM system_distributed.cdc_generation_timestamps WHERE key = 'timestamps';", ""),
+        (
+            "SELECT time FROM system_distributed.cdc_generation_timestamps WHERE key = 'timestamps';",
+            "",
+        ),
         (
             "SELECT time FROM system_distributed.cdc_generation_timestamps WHERE key = 'timestamps' AND time <= ? \
              ORDER BY time DESC LIMIT 1;",
@@ -537,8 +861,14 @@ fn statements_of_cdc_readers_prepare() {
              ORDER BY time ASC LIMIT 1;",
             "timestamp",
         ),
-        ("SELECT streams FROM system_distributed.cdc_streams_descriptions_v2 WHERE time = ?;", "timestamp"),
-        ("SELECT timestamp FROM system.cdc_timestamps WHERE keyspace_name = ? AND table_name = ?;", "text, text"),
+        (
+            "SELECT streams FROM system_distributed.cdc_streams_descriptions_v2 WHERE time = ?;",
+            "timestamp",
+        ),
+        (
+            "SELECT timestamp FROM system.cdc_timestamps WHERE keyspace_name = ? AND table_name = ?;",
+            "text, text",
+        ),
         (
             "SELECT timestamp FROM system.cdc_timestamps WHERE keyspace_name = ? AND table_name = ? AND timestamp > ? \
              ORDER BY timestamp ASC LIMIT 1;",
@@ -550,18 +880,39 @@ fn statements_of_cdc_readers_prepare() {
             "text, text, timestamp, tinyint",
         ),
         (
-            &format!("SELECT * {log} in ? AND \"cdc$time\" >= minTimeuuid(?) AND \"cdc$time\" < minTimeuuid(?)  BYPASS CACHE"),
+            &format!(
+                "SELECT * {log} in ? AND \"cdc$time\" >= minTimeuuid(?) AND \"cdc$time\" < minTimeuuid(?)  BYPASS CACHE"
+            ),
             "frozen<list<blob>>, timestamp, timestamp",
         ),
         (
-            &format!("SELECT * {log} IN ? AND \"cdc$time\" >= ? AND \"cdc$time\" < minTimeuuid(?) BYPASS CACHE"),
+            &format!(
+                "SELECT * {log} IN ? AND \"cdc$time\" >= ? AND \"cdc$time\" < minTimeuuid(?) BYPASS CACHE"
+            ),
             "frozen<list<blob>>, timeuuid, timestamp",
         ),
-        (&format!("SELECT \"cdc$operation\"{log} = ? AND (\"cdc$time\", \"cdc$batch_seq_no\") > (?, ?)"), "blob, timeuuid, int"),
-        ("SELECT * FROM k.t_scylla_cdc_log WHERE \"cdc$operation\" = 2 AND pk = 1 AND ck = 0 ALLOW FILTERING", ""),
-        ("SELECT * FROM t WHERE token(pk) > ? AND token(pk) <= ?", "bigint, bigint"),
-        ("UPDATE t USING TIMESTAMP ? AND TTL ? SET v = ?, m = m + ?, u.a = ? WHERE pk = ? AND ck IN ?", "bigint, int, int, map<int, int>, int, int, frozen<list<int>>"),
-        ("DELETE m[?], l[?] FROM t USING TIMESTAMP ? WHERE (pk) = (?) AND ck = ?", ""),
+        (
+            &format!(
+                "SELECT \"cdc$operation\"{log} = ? AND (\"cdc$time\", \"cdc$batch_seq_no\") > (?, ?)"
+            ),
+            "blob, timeuuid, int",
+        ),
+        (
+            "SELECT * FROM k.t_scylla_cdc_log WHERE \"cdc$operation\" = 2 AND pk = 1 AND ck = 0 ALLOW FILTERING",
+            "",
+        ),
+        (
+            "SELECT * FROM t WHERE token(pk) > ? AND token(pk) <= ?",
+            "bigint, bigint",
+        ),
+        (
+            "UPDATE t USING TIMESTAMP ? AND TTL ? SET v = ?, m = m + ?, u.a = ? WHERE pk = ? AND ck IN ?",
+            "bigint, int, int, map<int, int>, int, int, frozen<list<int>>",
+        ),
+        (
+            "DELETE m[?], l[?] FROM t USING TIMESTAMP ? WHERE (pk) = (?) AND ck = ?",
+            "",
+        ),
     ] {
         let prepared = match engine.prepare(statement, Some("k")) {
             Ok(prepared) => prepared,
@@ -571,7 +922,11 @@ fn statements_of_cdc_readers_prepare() {
             }
             Err(e) => panic!("{statement}: {e}"),
         };
-        let bound: Vec<String> = prepared.bind_variables().iter().map(|b| b.ty.to_string()).collect();
+        let bound: Vec<String> = prepared
+            .bind_variables()
+            .iter()
+            .map(|b| b.ty.to_string())
+            .collect();
         assert_eq!(bound.join(", "), types, "{statement}");
     }
 }

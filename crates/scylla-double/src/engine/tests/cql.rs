@@ -13,7 +13,13 @@ fn filled(order: &str) -> Engine {
     );
     for pk in 0..2 {
         for ck in 0..4 {
-            run(&engine, &format!("INSERT INTO t (pk, ck, v) VALUES ({pk}, {ck}, {})", 10 * pk + ck));
+            run(
+                &engine,
+                &format!(
+                    "INSERT INTO t (pk, ck, v) VALUES ({pk}, {ck}, {})",
+                    10 * pk + ck
+                ),
+            );
         }
     }
     run(&engine, "UPDATE t SET s = 7 WHERE pk = 0");
@@ -32,11 +38,17 @@ fn select_by_key_range_and_limit() {
         ("WHERE pk = 0 AND (ck) >= (2)", &["2", "3"]),
         ("WHERE pk = 0 ORDER BY ck DESC LIMIT 2", &["3", "2"]),
         ("WHERE pk IN (1, 0) AND ck < 1", &["0", "10"]),
-        ("WHERE pk IN (0, 1) ORDER BY ck DESC LIMIT 3", &["3", "13", "2"]),
+        (
+            "WHERE pk IN (0, 1) ORDER BY ck DESC LIMIT 3",
+            &["3", "13", "2"],
+        ),
         ("WHERE pk IN (0, 1) PER PARTITION LIMIT 1", &["0", "10"]),
         ("WHERE v = 12 ALLOW FILTERING", &["12"]),
         ("WHERE pk = 0 AND v > 1 ALLOW FILTERING", &["2", "3"]),
-        ("WHERE token(pk) = token(1) AND ck = 3 ALLOW FILTERING", &["13"]),
+        (
+            "WHERE token(pk) = token(1) AND ck = 3 ALLOW FILTERING",
+            &["13"],
+        ),
     ] {
         let mut rows = select(&engine, &format!("SELECT v FROM t {rest}"));
         if rest.contains("IN (0, 1) ORDER") {
@@ -60,7 +72,11 @@ fn descending_tables_read_the_other_way() {
         ("WHERE pk = 0 AND ck >= 1 AND ck < 3", &["2", "1"]),
         ("WHERE pk = 0 ORDER BY ck ASC", &["0", "1", "2", "3"]),
     ] {
-        assert_eq!(select(&engine, &format!("SELECT v FROM t {rest}")), expected, "{rest}");
+        assert_eq!(
+            select(&engine, &format!("SELECT v FROM t {rest}")),
+            expected,
+            "{rest}"
+        );
     }
     run(&engine, "DELETE FROM t WHERE pk = 0 AND ck <= 1");
     assert_eq!(select(&engine, "SELECT v FROM t WHERE pk = 0"), ["3", "2"]);
@@ -69,53 +85,123 @@ fn descending_tables_read_the_other_way() {
 #[test]
 fn filtering_must_be_allowed() {
     let engine = filled("ASC");
-    for statement in ["SELECT * FROM t WHERE v = 1", "SELECT * FROM t WHERE ck = 1", "SELECT * FROM t WHERE pk > 1"] {
-        assert!(refusal(&engine, statement).contains("ALLOW FILTERING"), "{statement}");
+    for statement in [
+        "SELECT * FROM t WHERE v = 1",
+        "SELECT * FROM t WHERE ck = 1",
+        "SELECT * FROM t WHERE pk > 1",
+    ] {
+        assert!(
+            refusal(&engine, statement).contains("ALLOW FILTERING"),
+            "{statement}"
+        );
     }
 }
 
 #[test]
 fn static_columns_are_of_the_partition() {
     let engine = filled("ASC");
-    assert_eq!(select(&engine, "SELECT ck, s FROM t WHERE pk = 0 LIMIT 2"), ["0, 7", "1, 7"]);
-    assert_eq!(select(&engine, "SELECT DISTINCT pk, s FROM t WHERE pk IN (0, 1)"), ["0, 7", "1, null"]);
+    assert_eq!(
+        select(&engine, "SELECT ck, s FROM t WHERE pk = 0 LIMIT 2"),
+        ["0, 7", "1, 7"]
+    );
+    assert_eq!(
+        select(&engine, "SELECT DISTINCT pk, s FROM t WHERE pk IN (0, 1)"),
+        ["0, 7", "1, null"]
+    );
     run(&engine, "INSERT INTO t (pk, s) VALUES (9, 8)");
-    assert_eq!(select(&engine, "SELECT pk, ck, s, v FROM t WHERE pk = 9"), ["9, null, 8, null"]);
-    assert_eq!(select(&engine, "SELECT * FROM t WHERE pk = 9 AND ck = 0"), Vec::<String>::new());
+    assert_eq!(
+        select(&engine, "SELECT pk, ck, s, v FROM t WHERE pk = 9"),
+        ["9, null, 8, null"]
+    );
+    assert_eq!(
+        select(&engine, "SELECT * FROM t WHERE pk = 9 AND ck = 0"),
+        Vec::<String>::new()
+    );
     run(&engine, "DELETE s FROM t WHERE pk = 9");
-    assert_eq!(select(&engine, "SELECT * FROM t WHERE pk = 9"), Vec::<String>::new());
+    assert_eq!(
+        select(&engine, "SELECT * FROM t WHERE pk = 9"),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
 fn aggregates_and_functions() {
     let engine = filled("ASC");
     assert_eq!(
-        select(&engine, "SELECT count(*), count(s), min(v), max(v), sum(v), avg(v) FROM t"),
+        select(
+            &engine,
+            "SELECT count(*), count(s), min(v), max(v), sum(v), avg(v) FROM t"
+        ),
         ["8, 4, 0, 13, 52, 6"]
     );
-    assert_eq!(select(&engine, "SELECT count(*) FROM t WHERE pk = 77"), ["0"]);
-    assert_eq!(select(&engine, "SELECT pk, count(*) FROM t WHERE pk IN (0, 1) GROUP BY pk"), ["0, 4", "1, 4"]);
-    run(&engine, "INSERT INTO t (pk, ck, v) VALUES (5, 5, 5) USING TIMESTAMP 77 AND TTL 100");
-    assert_eq!(select(&engine, "SELECT writetime(v), ttl(v) FROM t WHERE pk = 5"), ["77, 100"]);
-    assert_eq!(select(&engine, "SELECT cast(v AS text), intAsBlob(v) FROM t WHERE pk = 5"), ["'5', 0x00000005"]);
-    let now = "SELECT toTimestamp(now()), toUnixTimestamp(now()), toDate(now()) FROM t WHERE pk = 5";
-    assert_eq!(select(&engine, now), ["'2023-11-14T22:13:20.000Z', 1700000000000, '2023-11-14'"]);
+    assert_eq!(
+        select(&engine, "SELECT count(*) FROM t WHERE pk = 77"),
+        ["0"]
+    );
+    assert_eq!(
+        select(
+            &engine,
+            "SELECT pk, count(*) FROM t WHERE pk IN (0, 1) GROUP BY pk"
+        ),
+        ["0, 4", "1, 4"]
+    );
+    run(
+        &engine,
+        "INSERT INTO t (pk, ck, v) VALUES (5, 5, 5) USING TIMESTAMP 77 AND TTL 100",
+    );
+    assert_eq!(
+        select(&engine, "SELECT writetime(v), ttl(v) FROM t WHERE pk = 5"),
+        ["77, 100"]
+    );
+    assert_eq!(
+        select(
+            &engine,
+            "SELECT cast(v AS text), intAsBlob(v) FROM t WHERE pk = 5"
+        ),
+        ["'5', 0x00000005"]
+    );
+    let now =
+        "SELECT toTimestamp(now()), toUnixTimestamp(now()), toDate(now()) FROM t WHERE pk = 5";
+    assert_eq!(
+        select(&engine, now),
+        ["'2023-11-14T22:13:20.000Z', 1700000000000, '2023-11-14'"]
+    );
 }
 
 #[test]
 fn last_write_wins_by_cell() {
     let engine = with_keyspace();
     run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, a int, b int)");
-    run(&engine, "INSERT INTO t (pk, a, b) VALUES (1, 1, 1) USING TIMESTAMP 10");
-    run(&engine, "UPDATE t USING TIMESTAMP 20 SET a = 2 WHERE pk = 1");
-    run(&engine, "INSERT INTO t (pk, a, b) VALUES (1, 3, 3) USING TIMESTAMP 15");
+    run(
+        &engine,
+        "INSERT INTO t (pk, a, b) VALUES (1, 1, 1) USING TIMESTAMP 10",
+    );
+    run(
+        &engine,
+        "UPDATE t USING TIMESTAMP 20 SET a = 2 WHERE pk = 1",
+    );
+    run(
+        &engine,
+        "INSERT INTO t (pk, a, b) VALUES (1, 3, 3) USING TIMESTAMP 15",
+    );
     assert_eq!(select(&engine, "SELECT * FROM t"), ["1, 2, 3"]);
     run(&engine, "DELETE FROM t USING TIMESTAMP 15 WHERE pk = 1");
     assert_eq!(select(&engine, "SELECT * FROM t"), ["1, 2, null"]);
-    run(&engine, "INSERT INTO t (pk, b) VALUES (1, 9) USING TIMESTAMP 14");
-    assert_eq!(select(&engine, "SELECT * FROM t"), ["1, 2, null"], "a late write stays deleted");
+    run(
+        &engine,
+        "INSERT INTO t (pk, b) VALUES (1, 9) USING TIMESTAMP 14",
+    );
+    assert_eq!(
+        select(&engine, "SELECT * FROM t"),
+        ["1, 2, null"],
+        "a late write stays deleted"
+    );
     run(&engine, "DELETE a FROM t USING TIMESTAMP 30 WHERE pk = 1");
-    assert_eq!(select(&engine, "SELECT * FROM t"), Vec::<String>::new(), "no marker and no cell: no row");
+    assert_eq!(
+        select(&engine, "SELECT * FROM t"),
+        Vec::<String>::new(),
+        "no marker and no cell: no row"
+    );
 }
 
 #[test]
@@ -123,25 +209,47 @@ fn unset_leaves_and_null_deletes() {
     let engine = with_keyspace();
     run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, a int, b int)");
     run(&engine, "INSERT INTO t (pk, a, b) VALUES (1, 1, 1)");
-    let prepared = engine.prepare("INSERT INTO t (pk, a, b) VALUES (?, :x, ?)", Some("k")).unwrap();
-    let names: Vec<_> = prepared.bind_variables().iter().map(|b| b.name.as_str()).collect();
-    assert_eq!((names, prepared.primary_key_indexes()), (vec!["pk", "x", "b"], &[0u16][..]));
-    let params = Params { values: vec![int(1), BoundValue::Unset, BoundValue::Null], ..params() };
+    let prepared = engine
+        .prepare("INSERT INTO t (pk, a, b) VALUES (?, :x, ?)", Some("k"))
+        .unwrap();
+    let names: Vec<_> = prepared
+        .bind_variables()
+        .iter()
+        .map(|b| b.name.as_str())
+        .collect();
+    assert_eq!(
+        (names, prepared.primary_key_indexes()),
+        (vec!["pk", "x", "b"], &[0u16][..])
+    );
+    let params = Params {
+        values: vec![int(1), BoundValue::Unset, BoundValue::Null],
+        ..params()
+    };
     engine.execute(&prepared, &params).unwrap();
     assert_eq!(select(&engine, "SELECT * FROM t"), ["1, 1, null"]);
-    let short = Params { values: vec![int(1)], ..params };
+    let short = Params {
+        values: vec![int(1)],
+        ..params
+    };
     assert!(engine.execute(&prepared, &short).is_err());
 }
 
 #[test]
 fn values_expire() {
     let engine = with_keyspace();
-    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, v int) WITH default_time_to_live = 50");
+    run(
+        &engine,
+        "CREATE TABLE t (pk int PRIMARY KEY, v int) WITH default_time_to_live = 50",
+    );
     run(&engine, "INSERT INTO t (pk, v) VALUES (1, 1)");
     run(&engine, "INSERT INTO t (pk, v) VALUES (2, 2) USING TTL 10");
     run(&engine, "INSERT INTO t (pk, v) VALUES (3, 3) USING TTL 0");
     let left = |seconds: i64| {
-        let mut rows = table(run_at(&engine, "SELECT pk FROM t", NOW + seconds * 1_000_000));
+        let mut rows = table(run_at(
+            &engine,
+            "SELECT pk FROM t",
+            NOW + seconds * 1_000_000,
+        ));
         rows.sort();
         rows
     };
@@ -153,22 +261,59 @@ fn values_expire() {
 #[test]
 fn collections_by_element() {
     let engine = with_keyspace();
-    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, l list<int>, m map<text, int>, s set<int>)");
+    run(
+        &engine,
+        "CREATE TABLE t (pk int PRIMARY KEY, l list<int>, m map<text, int>, s set<int>)",
+    );
     for (change, expected) in [
-        ("l = [1, 2], m = {'a': 1}, s = {3, 1}", "[1, 2], {'a': 1}, {1, 3}"),
-        ("l = l + [3], m = m + {'b': 2}, s = s + {2}", "[1, 2, 3], {'a': 1, 'b': 2}, {1, 2, 3}"),
-        ("l = [8, 9] + l", "[8, 9, 1, 2, 3], {'a': 1, 'b': 2}, {1, 2, 3}"),
-        ("l[1] = 7, m['a'] = 5", "[8, 7, 1, 2, 3], {'a': 5, 'b': 2}, {1, 2, 3}"),
-        ("l = l - [7, 3], m = m - {'b'}, s = s - {1}", "[8, 1, 2], {'a': 5}, {2, 3}"),
+        (
+            "l = [1, 2], m = {'a': 1}, s = {3, 1}",
+            "[1, 2], {'a': 1}, {1, 3}",
+        ),
+        (
+            "l = l + [3], m = m + {'b': 2}, s = s + {2}",
+            "[1, 2, 3], {'a': 1, 'b': 2}, {1, 2, 3}",
+        ),
+        (
+            "l = [8, 9] + l",
+            "[8, 9, 1, 2, 3], {'a': 1, 'b': 2}, {1, 2, 3}",
+        ),
+        (
+            "l[1] = 7, m['a'] = 5",
+            "[8, 7, 1, 2, 3], {'a': 5, 'b': 2}, {1, 2, 3}",
+        ),
+        (
+            "l = l - [7, 3], m = m - {'b'}, s = s - {1}",
+            "[8, 1, 2], {'a': 5}, {2, 3}",
+        ),
         ("l = l + [4], s = s - {2}", "[8, 1, 2, 4], {'a': 5}, {3}"),
         ("m = {}, s = null", "[8, 1, 2, 4], null, null"),
     ] {
         run(&engine, &format!("UPDATE t SET {change} WHERE pk = 1"));
-        assert_eq!(select(&engine, "SELECT l, m, s FROM t"), [expected], "{change}");
+        assert_eq!(
+            select(&engine, "SELECT l, m, s FROM t"),
+            [expected],
+            "{change}"
+        );
     }
-    assert_eq!(refusal(&engine, "UPDATE t SET l[9] = 1 WHERE pk = 1"), "List index 9 out of bound, list has size 4");
-    assert_eq!(select(&engine, "SELECT pk FROM t WHERE l CONTAINS 4 ALLOW FILTERING"), ["1"]);
-    assert_eq!(select(&engine, "SELECT pk FROM t WHERE l CONTAINS 5 ALLOW FILTERING"), Vec::<String>::new());
+    assert_eq!(
+        refusal(&engine, "UPDATE t SET l[9] = 1 WHERE pk = 1"),
+        "List index 9 out of bound, list has size 4"
+    );
+    assert_eq!(
+        select(
+            &engine,
+            "SELECT pk FROM t WHERE l CONTAINS 4 ALLOW FILTERING"
+        ),
+        ["1"]
+    );
+    assert_eq!(
+        select(
+            &engine,
+            "SELECT pk FROM t WHERE l CONTAINS 5 ALLOW FILTERING"
+        ),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -179,7 +324,10 @@ fn counters_add_up() {
     run(&engine, "UPDATE c SET n = n - 2 WHERE pk = 1");
     assert_eq!(select(&engine, "SELECT n FROM c"), ["3"]);
     let add = "UPDATE c SET n = n + 10 WHERE pk = 1";
-    run(&engine, &format!("BEGIN COUNTER BATCH {add}; {add}; APPLY BATCH"));
+    run(
+        &engine,
+        &format!("BEGIN COUNTER BATCH {add}; {add}; APPLY BATCH"),
+    );
     assert_eq!(select(&engine, "SELECT n FROM c"), ["23"]);
     assert!(refusal(&engine, &format!("BEGIN BATCH {add}; APPLY BATCH")).contains("logged batch"));
     assert!(refusal(&engine, "INSERT INTO c (pk, n) VALUES (1, 1)").contains("counter"));
@@ -188,17 +336,47 @@ fn counters_add_up() {
 #[test]
 fn conditions_answer_with_the_row_as_it_was() {
     let engine = with_keyspace();
-    run(&engine, "CREATE TABLE t (pk int, ck int, v int, w int, PRIMARY KEY (pk, ck))");
+    run(
+        &engine,
+        "CREATE TABLE t (pk int, ck int, v int, w int, PRIMARY KEY (pk, ck))",
+    );
     for (statement, expected) in [
-        ("INSERT INTO t (pk, ck, v) VALUES (1, 1, 1) IF NOT EXISTS", "true, null, null, null, null"),
-        ("INSERT INTO t (pk, ck, v) VALUES (1, 1, 9) IF NOT EXISTS", "false, 1, 1, 1, null"),
-        ("UPDATE t SET v = 2 WHERE pk = 1 AND ck = 1 IF v = 1", "true, 1"),
-        ("UPDATE t SET v = 3 WHERE pk = 1 AND ck = 1 IF v = 1", "false, 2"),
-        ("UPDATE t SET v = 3 WHERE pk = 1 AND ck = 1 IF v > 1 AND w = null", "true, 2, null"),
-        ("UPDATE t SET v = 3 WHERE pk = 1 AND ck = 1 IF v IN (3, 4)", "true, 3"),
-        ("UPDATE t SET v = 3 WHERE pk = 5 AND ck = 1 IF EXISTS", "false, null, null, null, null"),
-        ("DELETE FROM t WHERE pk = 1 AND ck = 1 IF v != 3", "false, 3"),
-        ("DELETE FROM t WHERE pk = 1 AND ck = 1 IF EXISTS", "true, 1, 1, 3, null"),
+        (
+            "INSERT INTO t (pk, ck, v) VALUES (1, 1, 1) IF NOT EXISTS",
+            "true, null, null, null, null",
+        ),
+        (
+            "INSERT INTO t (pk, ck, v) VALUES (1, 1, 9) IF NOT EXISTS",
+            "false, 1, 1, 1, null",
+        ),
+        (
+            "UPDATE t SET v = 2 WHERE pk = 1 AND ck = 1 IF v = 1",
+            "true, 1",
+        ),
+        (
+            "UPDATE t SET v = 3 WHERE pk = 1 AND ck = 1 IF v = 1",
+            "false, 2",
+        ),
+        (
+            "UPDATE t SET v = 3 WHERE pk = 1 AND ck = 1 IF v > 1 AND w = null",
+            "true, 2, null",
+        ),
+        (
+            "UPDATE t SET v = 3 WHERE pk = 1 AND ck = 1 IF v IN (3, 4)",
+            "true, 3",
+        ),
+        (
+            "UPDATE t SET v = 3 WHERE pk = 5 AND ck = 1 IF EXISTS",
+            "false, null, null, null, null",
+        ),
+        (
+            "DELETE FROM t WHERE pk = 1 AND ck = 1 IF v != 3",
+            "false, 3",
+        ),
+        (
+            "DELETE FROM t WHERE pk = 1 AND ck = 1 IF EXISTS",
+            "true, 1, 1, 3, null",
+        ),
         (
             "BEGIN BATCH INSERT INTO t (pk, ck, v) VALUES (2, 1, 1) IF NOT EXISTS; \
              INSERT INTO t (pk, ck, v) VALUES (2, 2, 2); APPLY BATCH",
@@ -207,26 +385,71 @@ fn conditions_answer_with_the_row_as_it_was() {
     ] {
         assert_eq!(select(&engine, statement)[0], expected, "{statement}");
     }
-    assert_eq!(select(&engine, "SELECT pk, ck, v FROM t"), ["2, 1, 1", "2, 2, 2"]);
-    assert!(refusal(&engine, "UPDATE t USING TIMESTAMP 1 SET v = 1 WHERE pk = 1 AND ck = 1 IF v = 1").contains("timestamp"));
+    assert_eq!(
+        select(&engine, "SELECT pk, ck, v FROM t"),
+        ["2, 1, 1", "2, 2, 2"]
+    );
+    assert!(
+        refusal(
+            &engine,
+            "UPDATE t USING TIMESTAMP 1 SET v = 1 WHERE pk = 1 AND ck = 1 IF v = 1"
+        )
+        .contains("timestamp")
+    );
 }
 
 #[test]
 fn incomplete_keys_are_refused() {
     let engine = filled("ASC");
     for (statement, wording) in [
-        ("INSERT INTO t (ck, v) VALUES (1, 1)", "Missing mandatory PRIMARY KEY part pk"),
-        ("INSERT INTO t (pk, v) VALUES (1, 1)", "Missing mandatory PRIMARY KEY part ck"),
-        ("UPDATE t SET v = 1 WHERE pk = 1", "Missing mandatory PRIMARY KEY part ck"),
-        ("UPDATE t SET v = 1 WHERE pk = 1 AND ck = 1 AND v = 2", "non PRIMARY KEY columns"),
-        ("UPDATE t SET s = 1 WHERE pk = 1 AND ck = 1", "modifies only static columns"),
-        ("DELETE s FROM t WHERE pk = 1 AND ck = 1", "modifies only static columns"),
-        ("SELECT s FROM t WHERE pk = 1 AND ck = 1", "selecting only static columns"),
-        ("UPDATE t SET ck = 1 WHERE pk = 1", "PRIMARY KEY part ck found in SET part"),
-        ("DELETE FROM t WHERE ck = 1", "Missing mandatory PRIMARY KEY part pk"),
-        ("INSERT INTO t (pk, ck, v) VALUES (null, 1, 1)", "Invalid null value"),
-        ("INSERT INTO t (pk, ck, v) VALUES ('x', 1, 1)", "Invalid STRING constant"),
-        ("INSERT INTO t (pk, ck, nope) VALUES (1, 1, 1)", "Unknown identifier nope"),
+        (
+            "INSERT INTO t (ck, v) VALUES (1, 1)",
+            "Missing mandatory PRIMARY KEY part pk",
+        ),
+        (
+            "INSERT INTO t (pk, v) VALUES (1, 1)",
+            "Missing mandatory PRIMARY KEY part ck",
+        ),
+        (
+            "UPDATE t SET v = 1 WHERE pk = 1",
+            "Missing mandatory PRIMARY KEY part ck",
+        ),
+        (
+            "UPDATE t SET v = 1 WHERE pk = 1 AND ck = 1 AND v = 2",
+            "non PRIMARY KEY columns",
+        ),
+        (
+            "UPDATE t SET s = 1 WHERE pk = 1 AND ck = 1",
+            "modifies only static columns",
+        ),
+        (
+            "DELETE s FROM t WHERE pk = 1 AND ck = 1",
+            "modifies only static columns",
+        ),
+        (
+            "SELECT s FROM t WHERE pk = 1 AND ck = 1",
+            "selecting only static columns",
+        ),
+        (
+            "UPDATE t SET ck = 1 WHERE pk = 1",
+            "PRIMARY KEY part ck found in SET part",
+        ),
+        (
+            "DELETE FROM t WHERE ck = 1",
+            "Missing mandatory PRIMARY KEY part pk",
+        ),
+        (
+            "INSERT INTO t (pk, ck, v) VALUES (null, 1, 1)",
+            "Invalid null value",
+        ),
+        (
+            "INSERT INTO t (pk, ck, v) VALUES ('x', 1, 1)",
+            "Invalid STRING constant",
+        ),
+        (
+            "INSERT INTO t (pk, ck, nope) VALUES (1, 1, 1)",
+            "Unknown identifier nope",
+        ),
     ] {
         let refused = refusal(&engine, statement);
         assert!(refused.contains(wording), "{statement}: {refused}");
@@ -236,10 +459,16 @@ fn incomplete_keys_are_refused() {
 #[test]
 fn pages_join_to_the_whole() {
     let engine = with_keyspace();
-    run(&engine, "CREATE TABLE t (pk int, ck int, s int static, PRIMARY KEY (pk, ck))");
+    run(
+        &engine,
+        "CREATE TABLE t (pk int, ck int, s int static, PRIMARY KEY (pk, ck))",
+    );
     for pk in 0..20 {
         for ck in 0..pk % 5 {
-            run(&engine, &format!("INSERT INTO t (pk, ck) VALUES ({pk}, {ck})"));
+            run(
+                &engine,
+                &format!("INSERT INTO t (pk, ck) VALUES ({pk}, {ck})"),
+            );
         }
         run(&engine, &format!("UPDATE t SET s = 1 WHERE pk = {pk}"));
     }
@@ -254,12 +483,17 @@ fn pages_join_to_the_whole() {
     ] {
         let whole = select(&engine, statement);
         for size in [1, 2, 3, 7, 100] {
-            let mut params = Params { page_size: Some(size), ..params() };
+            let mut params = Params {
+                page_size: Some(size),
+                ..params()
+            };
             let mut joined = Vec::new();
             let mut pages = 0;
             loop {
                 let outcome = engine.query(statement, &params).unwrap();
-                let Outcome::Rows { paging_state, .. } = &outcome else { panic!("no rows") };
+                let Outcome::Rows { paging_state, .. } = &outcome else {
+                    panic!("no rows")
+                };
                 params.paging_state = paging_state.clone();
                 joined.extend(table(outcome));
                 pages += 1;
@@ -268,7 +502,11 @@ fn pages_join_to_the_whole() {
                 }
             }
             assert_eq!(joined, whole, "{statement} by {size}");
-            assert_eq!(pages, whole.len().div_ceil(size as usize).max(1), "no empty page: {statement} by {size}");
+            assert_eq!(
+                pages,
+                whole.len().div_ceil(size as usize).max(1),
+                "no empty page: {statement} by {size}"
+            );
         }
     }
 }
@@ -276,15 +514,42 @@ fn pages_join_to_the_whole() {
 #[test]
 fn extreme_timestamps_are_taken() {
     let engine = with_keyspace();
-    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, v int, l list<int>)");
-    run(&engine, "CREATE TABLE c (pk int PRIMARY KEY, l list<int>) WITH cdc = {'enabled': true}");
+    run(
+        &engine,
+        "CREATE TABLE t (pk int PRIMARY KEY, v int, l list<int>)",
+    );
+    run(
+        &engine,
+        "CREATE TABLE c (pk int PRIMARY KEY, l list<int>) WITH cdc = {'enabled': true}",
+    );
     for at in [i64::MIN + 1, -1, 0, i64::MAX] {
-        run(&engine, &format!("UPDATE t USING TIMESTAMP {at} SET v = 1, l = l + [1] WHERE pk = 1"));
-        run(&engine, &format!("UPDATE t USING TIMESTAMP {at} SET l = [1] WHERE pk = 1"));
-        run(&engine, &format!("DELETE l FROM t USING TIMESTAMP {at} WHERE pk = 1"));
-        assert!(refusal(&engine, &format!("DELETE l FROM c USING TIMESTAMP {at} WHERE pk = 1")).contains("cdc"));
+        run(
+            &engine,
+            &format!("UPDATE t USING TIMESTAMP {at} SET v = 1, l = l + [1] WHERE pk = 1"),
+        );
+        run(
+            &engine,
+            &format!("UPDATE t USING TIMESTAMP {at} SET l = [1] WHERE pk = 1"),
+        );
+        run(
+            &engine,
+            &format!("DELETE l FROM t USING TIMESTAMP {at} WHERE pk = 1"),
+        );
+        assert!(
+            refusal(
+                &engine,
+                &format!("DELETE l FROM c USING TIMESTAMP {at} WHERE pk = 1")
+            )
+            .contains("cdc")
+        );
     }
-    assert!(refusal(&engine, &format!("DELETE FROM t USING TIMESTAMP {} WHERE pk = 1", i64::MIN)).contains("timestamp"));
+    assert!(
+        refusal(
+            &engine,
+            &format!("DELETE FROM t USING TIMESTAMP {} WHERE pk = 1", i64::MIN)
+        )
+        .contains("timestamp")
+    );
 }
 
 #[test]
@@ -296,20 +561,45 @@ fn keys_sort_by_their_type() {
         ("blob", &["0x", "0x00", "0x0000", "0x01", "0xff"]),
         ("double", &["-2.5", "-0.5", "0.5", "100.0"]),
         ("varint", &["-70000", "-1", "0", "255", "256", "70000"]),
-        ("decimal", &["-1000E0", "-12E-1", "0E0", "12E-1", "13E-1", "1000E0"]),
+        (
+            "decimal",
+            &["-1000E0", "-12E-1", "0E0", "12E-1", "13E-1", "1000E0"],
+        ),
         ("boolean", &["false", "true"]),
-        ("timeuuid", &["50554d6e-29bb-11e5-b345-feff819cdc9f", "50554d6f-29bb-11e5-b345-feff819cdc9f"]),
-        ("frozen<tuple<int, text>>", &["(1, 'a')", "(1, 'b')", "(2, 'a')"]),
+        (
+            "timeuuid",
+            &[
+                "50554d6e-29bb-11e5-b345-feff819cdc9f",
+                "50554d6f-29bb-11e5-b345-feff819cdc9f",
+            ],
+        ),
+        (
+            "frozen<tuple<int, text>>",
+            &["(1, 'a')", "(1, 'b')", "(2, 'a')"],
+        ),
         ("frozen<list<int>>", &["[1]", "[1, 2]", "[2]"]),
         ("date", &["'1969-12-31'", "'1970-01-01'"]),
     ] {
         let engine = with_keyspace();
-        run(&engine, &format!("CREATE TABLE t (pk int, ck {ty}, PRIMARY KEY (pk, ck))"));
+        run(
+            &engine,
+            &format!("CREATE TABLE t (pk int, ck {ty}, PRIMARY KEY (pk, ck))"),
+        );
         for value in ascending.iter().rev() {
-            run(&engine, &format!("INSERT INTO t (pk, ck) VALUES (1, {value})"));
+            run(
+                &engine,
+                &format!("INSERT INTO t (pk, ck) VALUES (1, {value})"),
+            );
         }
-        assert_eq!(select(&engine, "SELECT ck FROM t WHERE pk = 1"), ascending, "{ty}");
-        let after = select(&engine, &format!("SELECT ck FROM t WHERE pk = 1 AND ck > {}", ascending[0]));
+        assert_eq!(
+            select(&engine, "SELECT ck FROM t WHERE pk = 1"),
+            ascending,
+            "{ty}"
+        );
+        let after = select(
+            &engine,
+            &format!("SELECT ck FROM t WHERE pk = 1 AND ck > {}", ascending[0]),
+        );
         assert_eq!(after, &ascending[1..], "{ty}");
     }
 }
@@ -321,17 +611,56 @@ fn malformed_values_are_refused_or_kept_but_never_panic() {
     let engine = with_keyspace();
     run(&engine, "CREATE TYPE ut (a int, b text)");
     let types = [
-        "int", "text", "timeuuid", "uuid", "decimal", "varint", "duration", "inet", "date", "boolean", "double",
-        "list<int>", "set<timeuuid>", "map<text, int>", "tuple<int, decimal>", "ut", "frozen<list<frozen<ut>>>",
+        "int",
+        "text",
+        "timeuuid",
+        "uuid",
+        "decimal",
+        "varint",
+        "duration",
+        "inet",
+        "date",
+        "boolean",
+        "double",
+        "list<int>",
+        "set<timeuuid>",
+        "map<text, int>",
+        "tuple<int, decimal>",
+        "ut",
+        "frozen<list<frozen<ut>>>",
     ];
     for (i, ty) in types.iter().enumerate() {
-        let keyed = if ["duration", "list<int>", "set<timeuuid>", "map<text, int>", "ut"].contains(ty) { "int" } else { *ty };
+        let keyed = if [
+            "duration",
+            "list<int>",
+            "set<timeuuid>",
+            "map<text, int>",
+            "ut",
+        ]
+        .contains(ty)
+        {
+            "int"
+        } else {
+            *ty
+        };
         run(
             &engine,
-            &format!("CREATE TABLE t{i} (pk int, ck {keyed}, v {ty}, PRIMARY KEY (pk, ck)) WITH cdc = {{'enabled': true, 'postimage': true}}"),
+            &format!(
+                "CREATE TABLE t{i} (pk int, ck {keyed}, v {ty}, PRIMARY KEY (pk, ck)) WITH cdc = {{'enabled': true, 'postimage': true}}"
+            ),
         );
-        let insert = engine.prepare(&format!("INSERT INTO t{i} (pk, ck, v) VALUES (1, ?, ?)"), Some("k")).unwrap();
-        let read = engine.prepare(&format!("SELECT * FROM t{i} WHERE pk = 1 AND ck > ?"), Some("k")).unwrap();
+        let insert = engine
+            .prepare(
+                &format!("INSERT INTO t{i} (pk, ck, v) VALUES (1, ?, ?)"),
+                Some("k"),
+            )
+            .unwrap();
+        let read = engine
+            .prepare(
+                &format!("SELECT * FROM t{i} WHERE pk = 1 AND ck > ?"),
+                Some("k"),
+            )
+            .unwrap();
         for _ in 0..300 {
             let mut bytes = || {
                 let length = random.random_range(0..24);
@@ -349,10 +678,25 @@ fn malformed_values_are_refused_or_kept_but_never_panic() {
             drop(run(&insert, vec![a, b]));
             drop(run(&read, vec![c]));
         }
-        run(&engine, &format!("SELECT count(*) FROM t{i}_scylla_cdc_log"));
+        run(
+            &engine,
+            &format!("SELECT count(*) FROM t{i}_scylla_cdc_log"),
+        );
     }
     for length in 0..40 {
-        let paging_state = Some((0..length).map(|_| random.random::<u8>() % 3).collect::<Vec<u8>>().into());
-        drop(engine.query("SELECT * FROM t0", &Params { paging_state, page_size: Some(1), ..params() }));
+        let paging_state = Some(
+            (0..length)
+                .map(|_| random.random::<u8>() % 3)
+                .collect::<Vec<u8>>()
+                .into(),
+        );
+        drop(engine.query(
+            "SELECT * FROM t0",
+            &Params {
+                paging_state,
+                page_size: Some(1),
+                ..params()
+            },
+        ));
     }
 }

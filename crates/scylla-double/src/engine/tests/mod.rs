@@ -14,18 +14,28 @@ use crate::types::{CqlType, Value};
 const NOW: i64 = 1_700_000_000_000_000;
 
 fn engine() -> Engine {
-    Engine::new(Options { vnodes: 4, clock: || NOW, ..Options::default() })
+    Engine::new(Options {
+        vnodes: 4,
+        clock: || NOW,
+        ..Options::default()
+    })
 }
 
 /// An engine with keyspace `k`.
 fn with_keyspace() -> Engine {
     let engine = engine();
-    run(&engine, "CREATE KEYSPACE k WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}");
+    run(
+        &engine,
+        "CREATE KEYSPACE k WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}",
+    );
     engine
 }
 
 fn params() -> Params {
-    Params { keyspace: Some("k".into()), ..Params::default() }
+    Params {
+        keyspace: Some("k".into()),
+        ..Params::default()
+    }
 }
 
 fn try_run(engine: &Engine, statement: &str) -> Result<Outcome, CqlError> {
@@ -37,8 +47,13 @@ fn run(engine: &Engine, statement: &str) -> Outcome {
 }
 
 fn run_at(engine: &Engine, statement: &str, now: i64) -> Outcome {
-    let params = Params { now: Some(now), ..params() };
-    engine.query(statement, &params).unwrap_or_else(|e| panic!("{statement}: {e}"))
+    let params = Params {
+        now: Some(now),
+        ..params()
+    };
+    engine
+        .query(statement, &params)
+        .unwrap_or_else(|e| panic!("{statement}: {e}"))
 }
 
 fn refusal(engine: &Engine, statement: &str) -> String {
@@ -51,7 +66,9 @@ fn refusal(engine: &Engine, statement: &str) -> String {
 fn shown(ty: &CqlType, value: Option<&Bytes>) -> String {
     match value {
         None => "null".into(),
-        Some(bytes) => Value::decode(ty, bytes).unwrap_or_else(|e| panic!("{ty}: {e}")).to_string(),
+        Some(bytes) => Value::decode(ty, bytes)
+            .unwrap_or_else(|e| panic!("{ty}: {e}"))
+            .to_string(),
     }
 }
 
@@ -66,7 +83,14 @@ fn parts(outcome: Outcome) -> (Vec<ColumnSpec>, Vec<Vec<Option<Bytes>>>) {
 fn table(outcome: Outcome) -> Vec<String> {
     let (columns, rows) = parts(outcome);
     rows.iter()
-        .map(|row| columns.iter().zip(row).map(|(c, v)| shown(&c.ty, v.as_ref())).collect::<Vec<_>>().join(", "))
+        .map(|row| {
+            columns
+                .iter()
+                .zip(row)
+                .map(|(c, v)| shown(&c.ty, v.as_ref()))
+                .collect::<Vec<_>>()
+                .join(", ")
+        })
         .collect()
 }
 

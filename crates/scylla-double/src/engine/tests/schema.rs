@@ -15,10 +15,18 @@ fn changes_are_told_of_with_the_log() {
     engine.on_schema_change(move |schema, changes| {
         for change in changes {
             let there = schema.table(&change.keyspace, &change.name).is_some();
-            sink.lock().push(format!("{} {} {} {there}", change.change.as_str(), change.target.as_str(), change.name));
+            sink.lock().push(format!(
+                "{} {} {} {there}",
+                change.change.as_str(),
+                change.target.as_str(),
+                change.name
+            ));
         }
     });
-    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, v int) WITH cdc = {'enabled': true}");
+    run(
+        &engine,
+        "CREATE TABLE t (pk int PRIMARY KEY, v int) WITH cdc = {'enabled': true}",
+    );
     run(&engine, "CREATE TABLE IF NOT EXISTS t (pk int PRIMARY KEY)");
     run(&engine, "ALTER TABLE t ADD w int");
     run(&engine, "DROP TABLE t");
@@ -48,9 +56,18 @@ fn refusals_have_their_codes() {
         ("SELECT nothing FROM t", INVALID),
         ("SELEKT 1", SYNTAX_ERROR),
         ("CREATE TABLE t (pk int PRIMARY KEY)", ALREADY_EXISTS),
-        ("CREATE KEYSPACE k WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}", ALREADY_EXISTS),
-        ("INSERT INTO system.cdc_timestamps (keyspace_name, table_name, \"timestamp\") VALUES ('a', 'b', 0)", UNAUTHORIZED),
-        ("CREATE TABLE system.mine (pk int PRIMARY KEY)", UNAUTHORIZED),
+        (
+            "CREATE KEYSPACE k WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}",
+            ALREADY_EXISTS,
+        ),
+        (
+            "INSERT INTO system.cdc_timestamps (keyspace_name, table_name, \"timestamp\") VALUES ('a', 'b', 0)",
+            UNAUTHORIZED,
+        ),
+        (
+            "CREATE TABLE system.mine (pk int PRIMARY KEY)",
+            UNAUTHORIZED,
+        ),
         ("CREATE TABLE a (pk int)", INVALID),
         ("CREATE TABLE a (pk list<int> PRIMARY KEY)", INVALID),
         ("CREATE TABLE a (pk int PRIMARY KEY, s int static)", INVALID),
@@ -62,7 +79,13 @@ fn refusals_have_their_codes() {
     let error = try_run(&engine, "SELECT * FROM missing").unwrap_err();
     assert_eq!(error.message, "unconfigured table missing");
     let error = try_run(&engine, "CREATE TABLE t (pk int PRIMARY KEY)").unwrap_err();
-    assert_eq!(error.detail, ErrorDetail::AlreadyExists { keyspace: "k".into(), table: "t".into() });
+    assert_eq!(
+        error.detail,
+        ErrorDetail::AlreadyExists {
+            keyspace: "k".into(),
+            table: "t".into()
+        }
+    );
 }
 
 #[test]
@@ -74,9 +97,15 @@ fn prepared_statement_follows_the_schema() {
     assert!(engine.is_current(&prepared));
     run(&engine, "ALTER TABLE t ADD w int");
     assert!(!engine.is_current(&prepared));
-    assert_eq!(table(engine.execute(&prepared, &params()).unwrap()), ["1, 2, null"]);
+    assert_eq!(
+        table(engine.execute(&prepared, &params()).unwrap()),
+        ["1, 2, null"]
+    );
     run(&engine, "DROP TABLE t");
-    assert_eq!(engine.execute(&prepared, &params()).unwrap_err().message, "unconfigured table t");
+    assert_eq!(
+        engine.execute(&prepared, &params()).unwrap_err().message,
+        "unconfigured table t"
+    );
 }
 
 #[test]
@@ -96,28 +125,60 @@ fn user_types_grow_where_they_are_used() {
     let engine = with_keyspace();
     run(&engine, "CREATE TYPE inner_t (a int)");
     run(&engine, "CREATE TYPE outer_t (i frozen<inner_t>)");
-    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, o frozen<outer_t>, i inner_t)");
-    run(&engine, "INSERT INTO t (pk, o, i) VALUES (1, {i: {a: 1}}, {a: 2})");
+    run(
+        &engine,
+        "CREATE TABLE t (pk int PRIMARY KEY, o frozen<outer_t>, i inner_t)",
+    );
+    run(
+        &engine,
+        "INSERT INTO t (pk, o, i) VALUES (1, {i: {a: 1}}, {a: 2})",
+    );
     run(&engine, "ALTER TYPE inner_t ADD b text");
     run(&engine, "UPDATE t SET i.b = 'x' WHERE pk = 1");
-    assert_eq!(select(&engine, "SELECT i, i.b, o.i FROM t"), ["{a: 2, b: 'x'}, 'x', {a: 1}"]);
+    assert_eq!(
+        select(&engine, "SELECT i, i.b, o.i FROM t"),
+        ["{a: 2, b: 'x'}, 'x', {a: 1}"]
+    );
     assert!(refusal(&engine, "DROP TYPE inner_t").contains("still used"));
 }
 
 #[test]
 fn internal_rows_are_put_and_removed() {
     let engine = engine();
-    engine.create_internal_table("CREATE TABLE system.x (a text, b int, v set<text>, PRIMARY KEY (a, b))").unwrap();
+    engine
+        .create_internal_table(
+            "CREATE TABLE system.x (a text, b int, v set<text>, PRIMARY KEY (a, b))",
+        )
+        .unwrap();
     let text = |t: &str| Some(Bytes::copy_from_slice(t.as_bytes()));
     let number = |n: i32| Some(Bytes::copy_from_slice(&n.to_be_bytes()));
     let set = crate::types::Value::Set(vec![Value::Text("p".into())]).encode();
     for b in 0..3 {
-        engine.put_internal("system", "x", &[("a", text("k")), ("b", number(b)), ("v", Some(set.clone().into()))]).unwrap();
+        engine
+            .put_internal(
+                "system",
+                "x",
+                &[
+                    ("a", text("k")),
+                    ("b", number(b)),
+                    ("v", Some(set.clone().into())),
+                ],
+            )
+            .unwrap();
     }
-    engine.put_internal("system", "x", &[("a", text("k")), ("b", number(1))]).unwrap();
-    assert_eq!(select(&engine, "SELECT * FROM system.x"), ["'k', 0, {'p'}", "'k', 1, null", "'k', 2, {'p'}"]);
-    engine.remove_internal("system", "x", &[("a", text("k")), ("b", number(0))]).unwrap();
+    engine
+        .put_internal("system", "x", &[("a", text("k")), ("b", number(1))])
+        .unwrap();
+    assert_eq!(
+        select(&engine, "SELECT * FROM system.x"),
+        ["'k', 0, {'p'}", "'k', 1, null", "'k', 2, {'p'}"]
+    );
+    engine
+        .remove_internal("system", "x", &[("a", text("k")), ("b", number(0))])
+        .unwrap();
     assert_eq!(select(&engine, "SELECT b FROM system.x").len(), 2);
-    engine.remove_internal("system", "x", &[("a", text("k"))]).unwrap();
+    engine
+        .remove_internal("system", "x", &[("a", text("k"))])
+        .unwrap();
     assert_eq!(select(&engine, "SELECT b FROM system.x").len(), 0);
 }
