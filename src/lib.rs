@@ -1,9 +1,14 @@
 //! Penstock carries changes from ScyllaDB's change log to Redpanda through WASM transforms, without loss.
 
+pub mod admin;
 pub mod change;
 pub mod checkpoint;
+pub mod cli;
 pub mod config;
+pub mod coordinator;
 pub mod dead_letter;
+pub mod embedded;
+pub mod orders;
 pub mod policy;
 pub mod sink;
 pub mod source;

@@ -51,9 +51,7 @@ impl Inputs {
     }
 }
 
-/// Of a key and of its value.
-type Span = (Range<usize>, Range<usize>);
-type Spans = BTreeMap<Vec<String>, Span>;
+type Spans = BTreeMap<Vec<String>, (Range<usize>, Range<usize>)>;
 
 /// The merged layers.
 pub(super) struct Raw {
@@ -142,7 +140,12 @@ impl Raw {
         self.locate(value, path, |(key, _)| key)
     }
 
-    fn locate(&self, value: &Value, path: &[String], which: fn(&Span) -> &Range<usize>) -> Place {
+    fn locate(
+        &self,
+        value: &Value,
+        path: &[String],
+        which: fn(&(Range<usize>, Range<usize>)) -> &Range<usize>,
+    ) -> Place {
         let origin = self
             .figment
             .get_metadata(leaf_tag(value))

@@ -1,0 +1,338 @@
+//! The admin interface: what is so (`/healthz`, `/readyz`, `/health`, `/status`, `/config`, `/reloads`,
+//! `/metrics`), and what one may ask for (`POST /-/reload`, `/breakers/{stage}/reset`, dead letters).
+//!
+//! It listens on loopback unless a token is set. With a token every path but `/healthz` and `/readyz` wants
+//! `Authorization: Bearer <token>`.
+
+pub mod metrics;
+pub mod status;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::change::{InvalidPosition, Position};
+use crate::config::LiveSettings;
+use crate::coordinator::handle::{Handle, Phase};
+use crate::coordinator::pipeline::Pipeline;
+use crate::coordinator::supervisor::{ChildScope, ChildSpec};
+use crate::dead_letter::{DeadLetter, Filter};
+
+/// The interface, bound, not yet serving.
+pub struct Server {
+    handle: Handle,
+    live: LiveSettings,
+    listener: Arc<TcpListener>,
+    address: SocketAddr,
+}
+
+/// The address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "[admin] cannot listen on {address}: {error}; set `admin.listen` to a free address, or `admin.enabled = false`"
+)]
+pub struct ListenError {
+    address: SocketAddr,
+    error: std::io::Error,
+}
+
+impl Server {
+    /// Listens on `admin.listen`.
+    pub async fn bind(handle: Handle, live: LiveSettings) -> Result<Self, ListenError> {
+        let wanted = live.borrow().admin.listen;
+        let failed = |error| ListenError {
+            address: wanted,
+            error,
+        };
+        let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self {
+            handle,
+            live,
+            listener: Arc::new(listener),
+            address,
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The child that serves. It answers while everything else drains, and is stopped last.
+    pub fn into_child(self) -> ChildSpec {
+        ChildSpec::new("admin", "admin", move |scope: ChildScope| {
+            let (handle, live, listener) = (
+                self.handle.clone(),
+                self.live.clone(),
+                self.listener.clone(),
+            );
+            async move {
+                // A duplicate of the socket: the original stays, so a restart loses no connection waiting.
+                let listener = socket2::SockRef::from(listener.as_ref()).try_clone()?;
+                let listener = TcpListener::from_std(listener.into())?;
+                let served = axum::serve(listener, router(handle, live));
+                served
+                    .with_graceful_shutdown(scope.drain.cancelled_owned())
+                    .await?;
+                Ok(())
+            }
+        })
+    }
+}
+
+fn router(handle: Handle, live: LiveSettings) -> Router {
+    let guarded = Router::new()
+        .route("/health", get(health))
+        .route("/status", get(status))
+        .route("/config", get(config))
+        .route("/reloads", get(reloads))
+        .route(
+            "/metrics",
+            get(async |State(h): State<Handle>| metrics_response(&h)),
+        )
+        .route("/breakers", get(breakers))
+        .route("/breakers/{stage}/reset", post(reset_breaker))
+        .route(
+            "/dead-letters",
+            get(dead_letters).delete(purge_dead_letters),
+        )
+        .route("/dead-letters/replay", post(replay_dead_letters))
+        .route("/-/reload", post(reload))
+        .route_layer(middleware::from_fn_with_state(live, authorize));
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .merge(guarded)
+        .fallback(async || {
+            problem(
+                StatusCode::NOT_FOUND,
+                "no such path; see /status, /health, /metrics, /config",
+            )
+        })
+        .with_state(handle)
+}
+
+fn problem(status: StatusCode, detail: impl Into<String>) -> Response {
+    let body = json!({
+        "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail.into(),
+    });
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/problem+json")],
+        body.to_string(),
+    )
+        .into_response()
+}
+
+async fn authorize(State(live): State<LiveSettings>, request: Request, next: Next) -> Response {
+    let token = live.borrow().admin.token.clone();
+    if let Some(token) = token {
+        use sha2::{Digest, Sha256};
+        let given = request
+            .headers()
+            .get(header::AUTHORIZATION)
+            .and_then(|v| v.to_str().ok());
+        let given = given
+            .and_then(|v| v.strip_prefix("Bearer "))
+            .unwrap_or_default();
+        // Digests are compared, so that the time it takes says nothing about the token.
+        if Sha256::digest(given) != Sha256::digest(token.expose()) {
+            return problem(
+                StatusCode::UNAUTHORIZED,
+                "wants `Authorization: Bearer <admin token>`",
+            );
+        }
+    }
+    next.run(request).await
+}
+
+async fn ready(State(handle): State<Handle>) -> Response {
+    let phase = handle.phase();
+    let code = if matches!(phase, Phase::Running | Phase::Rebuilding) {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (code, Json(json!({ "phase": phase }))).into_response()
+}
+
+async fn health(State(handle): State<Handle>) -> Response {
+    let report = handle.health().borrow().clone();
+    let unhealthy = report
+        .system
+        .as_ref()
+        .is_none_or(|s| s.status == "unhealthy");
+    let code = if unhealthy {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        StatusCode::OK
+    };
+    (code, Json(report)).into_response()
+}
+
+async fn status(State(handle): State<Handle>) -> Json<status::Status> {
+    Json(status::Status::of(&handle))
+}
+
+fn metrics_response(handle: &Handle) -> Response {
+    let kind = [(
+        header::CONTENT_TYPE,
+        "text/plain; version=0.0.4; charset=utf-8",
+    )];
+    (kind, metrics::render(handle)).into_response()
+}
+
+async fn config(State(handle): State<Handle>) -> Response {
+    Json(handle.reloads().effective()).into_response()
+}
+
+async fn reloads(State(handle): State<Handle>) -> Response {
+    Json(handle.reloads().list()).into_response()
+}
+
+async fn reload(State(handle): State<Handle>) -> Response {
+    match handle.reload().await {
+        Ok(Some(revision)) => {
+            let code = if revision.is_applied() {
+                StatusCode::OK
+            } else {
+                StatusCode::UNPROCESSABLE_ENTITY
+            };
+            (code, Json(revision)).into_response()
+        }
+        Ok(None) => Json(json!({ "outcome": "unchanged" })).into_response(),
+        Err(stopped) => problem(StatusCode::SERVICE_UNAVAILABLE, stopped.to_string()),
+    }
+}
+
+async fn breakers(State(handle): State<Handle>) -> Json<Vec<status::Stage>> {
+    Json(status::stages(&handle))
+}
+
+async fn reset_breaker(State(handle): State<Handle>, Path(stage): Path<String>) -> Response {
+    match handle.stage(&stage) {
+        Some(policies) => {
+            policies.reset_breaker();
+            Json(status::Stage::of(&policies.snapshot())).into_response()
+        }
+        None => {
+            let names: Vec<String> = handle
+                .policies()
+                .iter()
+                .map(|p| p.stage().to_owned())
+                .collect();
+            problem(
+                StatusCode::NOT_FOUND,
+                format!("no stage {stage:?}; there are {}", names.join(", ")),
+            )
+        }
+    }
+}
+
+/// Which dead letters a request means.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LetterQuery {
+    stage: Option<String>,
+    table: Option<String>,
+    error: Option<String>,
+    /// Positions, separated by commas.
+    ids: Option<String>,
+    limit: Option<usize>,
+}
+
+impl TryFrom<LetterQuery> for Filter {
+    type Error = InvalidPosition;
+
+    fn try_from(query: LetterQuery) -> Result<Self, InvalidPosition> {
+        let ids = query.ids.unwrap_or_default();
+        let positions: Result<Vec<Position>, _> = ids
+            .split(',')
+            .filter(|id| !id.is_empty())
+            .map(str::parse)
+            .collect();
+        let (stage, table, error, limit) = (query.stage, query.table, query.error, query.limit);
+        Ok(Filter {
+            positions: positions?,
+            stage,
+            table,
+            error,
+            limit,
+            ..Filter::default()
+        })
+    }
+}
+
+/// Does something with the dead letters that a request means, or says why not.
+async fn with_letters<T: serde::Serialize>(
+    handle: &Handle,
+    query: LetterQuery,
+    act: impl AsyncFnOnce(&Pipeline, Filter) -> anyhow::Result<T>,
+) -> Response {
+    let filter = match Filter::try_from(query) {
+        Ok(filter) => filter,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    let Some(pipeline) = handle.pipeline() else {
+        return problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the pipeline is being built; try again in a moment",
+        );
+    };
+    match act(&pipeline, filter).await {
+        Ok(done) => Json(done).into_response(),
+        Err(error) => problem(StatusCode::BAD_GATEWAY, format!("{error:#}")),
+    }
+}
+
+async fn dead_letters(State(handle): State<Handle>, Query(query): Query<LetterQuery>) -> Response {
+    with_letters(&handle, query, async |pipeline, filter| {
+        let letters = pipeline.dead_letters.list(&filter).await?;
+        Ok(letters.iter().map(letter_json).collect::<Vec<_>>())
+    })
+    .await
+}
+
+fn letter_json(letter: &DeadLetter) -> serde_json::Value {
+    let time = |at| jiff::Timestamp::try_from(at).map_or_else(|_| String::new(), |t| t.to_string());
+    json!({
+        "id": letter.position.to_string(),
+        "time": time(letter.last_at),
+        "first_time": time(letter.first_at),
+        "stage": letter.stage,
+        "table": letter.table,
+        "operation": letter.operation,
+        "error": letter.error,
+        "attempts": letter.attempts,
+        "change": serde_json::from_slice::<serde_json::Value>(&letter.change.to_json()).unwrap_or_default(),
+    })
+}
+
+async fn purge_dead_letters(
+    State(handle): State<Handle>,
+    Query(query): Query<LetterQuery>,
+) -> Response {
+    with_letters(&handle, query, async |pipeline, filter| {
+        Ok(json!({ "purged": pipeline.dead_letters.purge(&filter).await? }))
+    })
+    .await
+}
+
+async fn replay_dead_letters(
+    State(handle): State<Handle>,
+    Query(query): Query<LetterQuery>,
+) -> Response {
+    with_letters(&handle, query, async |pipeline, filter| {
+        pipeline.replay(&filter).await
+    })
+    .await
+}

@@ -1,0 +1,400 @@
+//! Commands that ask a running Penstock, through its admin interface.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use reqwest::Method;
+use serde_json::Value;
+
+use super::{ConfigArgs, exit};
+use crate::config::settings::Settings;
+use crate::coordinator::reload::Reloads;
+
+/// Commands for a running pipeline
+#[derive(Debug, Subcommand)]
+pub enum AdminCommand {
+    /// Show the health of every component, its breaker and its shards
+    Status(Output),
+    /// Exit 0 if the running pipeline is healthy (with --ready: if it has started)
+    Health {
+        /// Ask whether it is ready instead
+        #[arg(long)]
+        ready: bool,
+    },
+    /// Look after breakers
+    #[command(subcommand)]
+    Breaker(Breaker),
+    /// Read the configuration's sources again now
+    Reload,
+    /// Show what became of changes of the configuration
+    Reloads(Output),
+    /// Look after dead letters
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
+}
+
+/// How an answer is printed.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Output {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `penstock breaker`
+#[derive(Debug, Subcommand)]
+pub enum Breaker {
+    /// Close a stage's breaker by hand
+    Reset {
+        /// source, transform.<name>, sink, dead_letter or orders
+        stage: String,
+    },
+    /// Show every stage's breaker
+    List,
+}
+
+/// Which dead letters.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Filter {
+    /// Only those of this stage
+    #[arg(long)]
+    pub stage: Option<String>,
+    /// Only those of this keyspace.table
+    #[arg(long)]
+    pub table: Option<String>,
+    /// Only those whose error contains this text
+    #[arg(long)]
+    pub error: Option<String>,
+    /// Only these ids (positions, as `list` prints them)
+    #[arg(long = "id")]
+    pub ids: Vec<String>,
+    /// At most this many
+    #[arg(long)]
+    pub limit: Option<usize>,
+}
+
+/// `penstock dead-letters`
+#[derive(Debug, Subcommand)]
+pub enum DeadLetters {
+    /// Print one line each
+    List(Filter),
+    /// Print one in full
+    Show {
+        /// As `list` prints it
+        id: String,
+    },
+    /// Send them through the pipeline again and say what became of each
+    Replay(Filter),
+    /// Forget them
+    Purge(Filter),
+}
+
+impl Filter {
+    fn query(&self) -> Vec<(&'static str, String)> {
+        let mut query = Vec::new();
+        let optional = [
+            ("stage", &self.stage),
+            ("table", &self.table),
+            ("error", &self.error),
+        ];
+        query.extend(
+            optional
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value.clone()?))),
+        );
+        if !self.ids.is_empty() {
+            query.push(("ids", self.ids.join(",")));
+        }
+        query.extend(self.limit.map(|limit| ("limit", limit.to_string())));
+        query
+    }
+}
+
+/// An answer may take as long as a replay does.
+const TIMEOUT: Duration = Duration::from_secs(120);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Asks, prints the answer, and says by the exit code whether it was good.
+pub fn run(config: &ConfigArgs, command: AdminCommand) -> u8 {
+    let settings = match Reloads::load_first(config.inputs()) {
+        Ok(reloads) => reloads.settings(),
+        Err(invalid) => {
+            eprint!("{}", invalid.render(std::io::stderr().is_terminal()));
+            return exit::BAD_CONFIG;
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return exit::FAILURE;
+        }
+    };
+    match runtime.block_on(ask(&settings, command)) {
+        Ok(true) => exit::OK,
+        Ok(false) => exit::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            exit::FAILURE
+        }
+    }
+}
+
+struct Client {
+    http: reqwest::Client,
+    base: String,
+    token: Option<String>,
+}
+
+impl Client {
+    fn new(settings: &Settings) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            settings.admin.enabled,
+            "the admin interface is off: set `admin.enabled = true`"
+        );
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(TIMEOUT)
+            .build()?;
+        let mut address = settings.admin.listen;
+        if address.ip().is_unspecified() {
+            address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+        }
+        let token = settings.admin.token.as_ref().map(|t| t.expose().to_owned());
+        Ok(Self {
+            http,
+            base: format!("http://{address}"),
+            token,
+        })
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> anyhow::Result<(u16, Value)> {
+        let mut url = reqwest::Url::parse(&format!("{}{path}", self.base))?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let mut request = self.http.request(method, url);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        let answer = request.send().await.map_err(|error| {
+            if error.is_connect() {
+                anyhow::anyhow!(
+                    "no Penstock answers at {}; is it running, with this `admin.listen`?",
+                    self.base
+                )
+            } else {
+                error.into()
+            }
+        })?;
+        let status = answer.status().as_u16();
+        let body = answer.text().await?;
+        Ok((
+            status,
+            serde_json::from_str(&body).unwrap_or(Value::String(body)),
+        ))
+    }
+}
+
+async fn ask(settings: &Settings, command: AdminCommand) -> anyhow::Result<bool> {
+    let client = Client::new(settings)?;
+    let (method, path, query, json) = match &command {
+        AdminCommand::Status(output) => {
+            (Method::GET, "/status".to_owned(), Vec::new(), output.json)
+        }
+        AdminCommand::Health { ready } => (
+            Method::GET,
+            if *ready { "/readyz" } else { "/health" }.to_owned(),
+            Vec::new(),
+            false,
+        ),
+        AdminCommand::Breaker(Breaker::List) => {
+            (Method::GET, "/breakers".to_owned(), Vec::new(), false)
+        }
+        AdminCommand::Breaker(Breaker::Reset { stage }) => (
+            Method::POST,
+            format!("/breakers/{stage}/reset"),
+            Vec::new(),
+            false,
+        ),
+        AdminCommand::Reload => (Method::POST, "/-/reload".to_owned(), Vec::new(), false),
+        AdminCommand::Reloads(output) => {
+            (Method::GET, "/reloads".to_owned(), Vec::new(), output.json)
+        }
+        AdminCommand::DeadLetters(DeadLetters::List(f)) => {
+            (Method::GET, "/dead-letters".to_owned(), f.query(), false)
+        }
+        AdminCommand::DeadLetters(DeadLetters::Show { id }) => (
+            Method::GET,
+            "/dead-letters".to_owned(),
+            vec![("ids", id.clone())],
+            true,
+        ),
+        AdminCommand::DeadLetters(DeadLetters::Replay(f)) => (
+            Method::POST,
+            "/dead-letters/replay".to_owned(),
+            f.query(),
+            false,
+        ),
+        AdminCommand::DeadLetters(DeadLetters::Purge(f)) => {
+            (Method::DELETE, "/dead-letters".to_owned(), f.query(), false)
+        }
+    };
+    let (code, answer) = client.call(method, &path, &query).await?;
+    let good = (200..300).contains(&code);
+    // An unhealthy pipeline answers 503 with the same report, which is what was asked for.
+    if !good && !matches!(command, AdminCommand::Health { .. }) {
+        anyhow::bail!(
+            "{}",
+            answer["detail"]
+                .as_str()
+                .map_or_else(|| format!("{code}: {answer}"), str::to_owned)
+        );
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&answer)?);
+        return Ok(good);
+    }
+    match command {
+        AdminCommand::Status(_) => print_status(&answer),
+        AdminCommand::Health { ready: true } => println!("{}", text(&answer["phase"])),
+        AdminCommand::Health { ready: false } => print_health(&answer),
+        AdminCommand::Breaker(Breaker::List) => print_stages(&answer),
+        AdminCommand::Breaker(Breaker::Reset { .. }) => {
+            println!(
+                "{}: breaker {}",
+                text(&answer["stage"]),
+                text(&answer["breaker"])
+            );
+        }
+        AdminCommand::Reload => print_revision(&answer),
+        AdminCommand::Reloads(_) => each(&answer, print_revision),
+        AdminCommand::DeadLetters(DeadLetters::List(_) | DeadLetters::Show { .. }) => {
+            each(&answer, |l| {
+                println!(
+                    "{}  {}  {}  {}  {}",
+                    text(&l["id"]),
+                    text(&l["time"]),
+                    text(&l["stage"]),
+                    text(&l["table"]),
+                    text(&l["error"])
+                );
+            });
+        }
+        AdminCommand::DeadLetters(DeadLetters::Replay(_)) => {
+            each(&answer, |l| {
+                println!("{}  {}", text(&l["id"]), text(&l["outcome"]))
+            });
+        }
+        AdminCommand::DeadLetters(DeadLetters::Purge(_)) => {
+            println!("{} purged", text(&answer["purged"]))
+        }
+    }
+    Ok(good)
+}
+
+fn each(list: &Value, print: impl FnMut(&Value)) {
+    list.as_array().into_iter().flatten().for_each(print);
+}
+
+/// A value as a person reads it.
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(s) => s.clone(),
+        Value::Null => "-".to_owned(),
+        Value::Number(n) => n
+            .as_f64()
+            .filter(|f| f.fract() != 0.0)
+            .map_or_else(|| n.to_string(), |f| format!("{f:.1}")),
+        other => other.to_string(),
+    }
+}
+
+fn print_health(report: &Value) {
+    let line = |e: &Value| {
+        println!(
+            "{:<28} {:<10} {}",
+            text(&e["name"]),
+            text(&e["status"]),
+            e["reason"].as_str().unwrap_or("")
+        )
+    };
+    line(&report["system"]);
+    each(&report["components"], line);
+}
+
+fn print_stages(stages: &Value) {
+    println!(
+        "{:<28} {:<10} {:>9} {:>8} {:>8}  last error",
+        "stage", "breaker", "failures", "opened", "refused"
+    );
+    each(stages, |s| {
+        println!(
+            "{:<28} {:<10} {:>5} / {:<3} {:>6} {:>8}  {}",
+            text(&s["stage"]),
+            text(&s["breaker"]),
+            text(&s["failures"]),
+            text(&s["failure_threshold"]),
+            text(&s["opened"]),
+            text(&s["refused"]),
+            s["last_error"].as_str().unwrap_or("")
+        );
+    });
+}
+
+fn print_status(status: &Value) {
+    println!(
+        "{} {} — {}",
+        text(&status["pipeline"]),
+        text(&status["version"]),
+        text(&status["phase"])
+    );
+    println!();
+    print_health(&status["health"]);
+    println!();
+    print_stages(&status["stages"]);
+    println!();
+    println!(
+        "{:<6} {:>12} {:>12} {:>10} {:>13} {:>8} {:>8}",
+        "shard", "read", "done", "in flight", "dead letters", "rewinds", "lag s"
+    );
+    each(&status["shards"], |s| {
+        println!(
+            "{:<6} {:>12} {:>12} {:>10} {:>13} {:>8} {:>8}",
+            text(&s["shard"]),
+            text(&s["read"]),
+            text(&s["done"]),
+            text(&s["in_flight"]),
+            text(&s["dead_letters"]),
+            text(&s["rewinds"]),
+            text(&s["lag_seconds"])
+        );
+    });
+}
+
+fn print_revision(revision: &Value) {
+    println!(
+        "{} {} {}",
+        text(&revision["at"]),
+        text(&revision["outcome"]),
+        revision["error"].as_str().unwrap_or("")
+    );
+    each(&revision["changed"], |c| {
+        println!(
+            "    {:<8} {} = {} → {}",
+            text(&c["class"]),
+            text(&c["key"]),
+            text(&c["old"]),
+            text(&c["new"])
+        );
+    });
+}

@@ -1,0 +1,100 @@
+//! The command line: one file a subcommand, and the exit codes.
+
+pub mod admin;
+pub mod config;
+pub mod demo;
+pub mod init;
+pub mod init_schema;
+pub mod run;
+pub mod schema;
+pub mod validate;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Inputs;
+
+/// The exit codes that scripts may rely on (2, a bad command line, is clap's own).
+pub mod exit {
+    /// A clean drain, or a command that did what it was asked.
+    pub const OK: u8 = 0;
+    /// It failed, or a stage did.
+    pub const FAILURE: u8 = 1;
+    /// The configuration was refused (`EX_USAGE` of sysexits.h).
+    pub const BAD_CONFIG: u8 = 64;
+    /// Stopped before everything was drained (`EX_TEMPFAIL`): a restart makes good.
+    pub const FORCED: u8 = 75;
+}
+
+/// Carries changes from ScyllaDB to Redpanda through WASM transforms, without loss.
+#[derive(Debug, Parser)]
+#[command(name = "penstock", version, about)]
+struct Cli {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    /// A configuration file, or a folder of them (its *.toml in name order); may be repeated, later wins
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "PENSTOCK_CONFIG",
+        value_name = "PATH",
+        default_value = "pipeline.toml"
+    )]
+    pub config: Vec<PathBuf>,
+    /// Overrides one setting, e.g. --set sink.breaker.failure_threshold=10
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl ConfigArgs {
+    /// What the configuration is made from, with this process's environment.
+    pub fn inputs(&self) -> Inputs {
+        Inputs::from_process(self.config.clone(), self.set.clone())
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the pipeline until it is told to stop
+    Run(run::RunArgs),
+    /// Run the pipeline, feed it orders and show what arrives
+    Demo(demo::DemoArgs),
+    /// Check the configuration and print everything that is wrong with it
+    Validate(validate::ValidateArgs),
+    /// Print the settings in force and where each came from
+    Config(config::ConfigCommandArgs),
+    /// Print the JSON Schema of pipeline.toml
+    Schema(schema::SchemaArgs),
+    /// Write a commented pipeline.toml to start from
+    Init(init::InitArgs),
+    /// Create the order service's keyspace and tables
+    InitSchema(init_schema::InitSchemaArgs),
+    #[command(flatten)]
+    Admin(admin::AdminCommand),
+}
+
+/// Parses the arguments and does what they say.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let code = match cli.command {
+        Command::Run(args) => run::run(&cli.config, args),
+        Command::Demo(args) => demo::run(&cli.config, args),
+        Command::Validate(args) => validate::run(&cli.config, args, run::connect),
+        Command::Config(args) => config::run(&cli.config, args),
+        Command::Schema(args) => schema::run(args),
+        Command::Init(args) => init::run(args),
+        Command::InitSchema(args) => init_schema::run(&cli.config, args),
+        Command::Admin(command) => admin::run(&cli.config, command),
+    };
+    ExitCode::from(code)
+}

@@ -1,0 +1,207 @@
+//! Looks at every component at intervals, logs what changed at once and the whole of it less often.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::handle::Shared;
+use super::supervisor::Supervisor;
+use crate::config::LiveSettings;
+use crate::policy::health::{Health, Observation, Seen, Standing, Status};
+
+/// The standing of the system and of each component.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Report {
+    /// What the components add up to; `None` before the first look.
+    pub system: Option<Entry>,
+    /// By name.
+    pub components: Vec<Entry>,
+}
+
+/// One component, or the system.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Entry {
+    /// `system`, or a stage's name.
+    pub name: Arc<str>,
+    /// `starting`, `healthy`, `degraded` or `unhealthy`.
+    pub status: &'static str,
+    /// Why, unless it is well.
+    pub reason: Option<Arc<str>>,
+    /// Since when, as seconds since the Unix epoch.
+    pub since: f64,
+    /// What the latest run of trouble began with.
+    pub first_fault: Option<String>,
+    /// Whether it makes the system unhealthy.
+    pub critical: bool,
+}
+
+/// The components' observer.
+pub struct HealthWatch {
+    live: LiveSettings,
+    health: Health,
+    failed: Vec<(Arc<str>, Arc<str>)>,
+    checked: Option<Instant>,
+    reported: Instant,
+}
+
+/// Early looks, so that a process that has just started does not stay `starting` for a whole interval.
+const FIRST_LOOKS: Duration = Duration::from_millis(250);
+
+impl HealthWatch {
+    /// Nothing seen yet.
+    pub fn new(live: LiveSettings) -> Self {
+        let now = Instant::now();
+        Self {
+            live,
+            health: Health::new(now),
+            failed: Vec::new(),
+            checked: None,
+            reported: now,
+        }
+    }
+
+    /// When to look next.
+    pub fn next_check(&self) -> Instant {
+        let interval = self.live.borrow().health.check_interval;
+        let starting = matches!(self.health.system().status, Status::Starting);
+        let wait = if starting {
+            interval.min(FIRST_LOOKS)
+        } else {
+            interval
+        };
+        self.checked.map_or_else(Instant::now, |at| at + wait)
+    }
+
+    /// Notes that a stage was given up on.
+    pub fn stage_failed(&mut self, stage: &str, cause: &str) {
+        self.failed.retain(|(s, _)| &**s != stage);
+        self.failed.push((stage.into(), cause.into()));
+    }
+
+    /// The pipeline was rebuilt: what had failed starts anew.
+    pub fn rebuilt(&mut self) {
+        self.failed.retain(|(stage, _)| &**stage == "orders");
+    }
+
+    /// Looks at everything.
+    pub(crate) fn check(&mut self, supervisor: &Supervisor, shared: &Shared) -> Report {
+        let now = Instant::now();
+        let settings = self.live.borrow().clone();
+        self.checked = Some(now);
+        let observations = observe(supervisor, shared, &self.failed, now);
+        let gone: Vec<Arc<str>> = self
+            .health
+            .components()
+            .map(|(name, _)| name.clone())
+            .filter(|name| !observations.iter().any(|(n, _)| n == name))
+            .collect();
+        let mut changes = Vec::new();
+        for name in gone {
+            changes.extend(self.health.remove(&name, &settings.health, now));
+        }
+        for (name, seen) in observations {
+            changes.extend(self.health.check(name, &seen, &settings.health, now));
+        }
+        for change in changes {
+            let component = change.component.as_deref().unwrap_or("system");
+            match change.to {
+                Status::Healthy | Status::Starting => {
+                    tracing::info!(component, from = %change.from, to = %change.to, "health changed");
+                }
+                Status::Degraded(_) => {
+                    tracing::warn!(component, from = %change.from, to = %change.to, "health changed")
+                }
+                Status::Unhealthy(_) => {
+                    tracing::error!(component, from = %change.from, to = %change.to, "health changed")
+                }
+            }
+        }
+        if now.duration_since(self.reported) >= settings.health.report_interval {
+            self.reported = now;
+            let components: Vec<String> = self
+                .health
+                .components()
+                .map(|(name, s)| format!("{name}={}", s.status))
+                .collect();
+            tracing::info!(system = %self.health.system().status, components = components.join(" "), "health report");
+        }
+        let entry = |name: &Arc<str>, standing: &Standing| Entry {
+            name: name.clone(),
+            status: standing.status.as_str(),
+            reason: standing.status.reason().cloned(),
+            since: epoch_seconds(standing.since, now),
+            first_fault: standing.first_fault.as_ref().map(|f| f.status.to_string()),
+            critical: crate::policy::health::is_critical(&settings.health, name),
+        };
+        Report {
+            system: Some(entry(&"system".into(), self.health.system())),
+            components: self
+                .health
+                .components()
+                .map(|(name, standing)| entry(name, standing))
+                .collect(),
+        }
+    }
+}
+
+fn epoch_seconds(at: Instant, now: Instant) -> f64 {
+    let wall = SystemTime::now() - now.saturating_duration_since(at);
+    wall.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0.0, |d| (d.as_secs_f64() * 1e3).round() / 1e3)
+}
+
+/// What is to be seen of each component right now.
+fn observe(
+    supervisor: &Supervisor,
+    shared: &Shared,
+    failed: &[(Arc<str>, Arc<str>)],
+    now: Instant,
+) -> Vec<(Arc<str>, Observation)> {
+    let mut all: Vec<(Arc<str>, Observation)> = Vec::new();
+    for policies in shared.policies().all() {
+        let snapshot = policies.snapshot();
+        let stage = snapshot.stage.clone();
+        let lanes: Vec<(Arc<str>, Seen)> = supervisor
+            .activities(&stage)
+            .map(|(name, activity)| {
+                let seen = Seen {
+                    done: activity.done(),
+                    waiting: activity.busy_for(now).is_none(),
+                };
+                (name.into(), seen)
+            })
+            .collect();
+        let observation = Observation {
+            // What has no child of its own (the dead letters, a transform behind the first) is known by its breaker.
+            answered: lanes.is_empty(),
+            lanes,
+            breaker: Some((snapshot.breaker, snapshot.last_error)),
+            restarts: supervisor.recent_restarts(&stage, now),
+            failed: failed
+                .iter()
+                .find(|(s, _)| *s == stage)
+                .map(|(_, cause)| cause.clone()),
+            headroom: (&*stage == "source")
+                .then(|| {
+                    shared
+                        .pipeline()
+                        .and_then(|p| p.source.status().retention_headroom())
+                })
+                .flatten(),
+            complaint: None,
+        };
+        all.push((stage, observation));
+    }
+    let complaint = shared
+        .reloads()
+        .complaint()
+        .map(|error| Status::Degraded(error.into()));
+    all.push((
+        "config".into(),
+        Observation {
+            answered: true,
+            complaint,
+            ..Observation::default()
+        },
+    ));
+    all
+}

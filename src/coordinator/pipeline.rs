@@ -1,0 +1,207 @@
+//! Builds what pipeline.toml describes, from validated settings: connections, plugins, lanes, children.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::lane::{self, FailedStages, Lane, SinkParts};
+use super::supervisor::ChildSpec;
+use super::transforms::Transforms;
+use crate::config::{LiveSettings, Settings};
+use crate::dead_letter::DeadLetters;
+use crate::policy::stage::StagePolicies;
+use crate::sink::SinkError;
+use crate::sink::redpanda::RedpandaSink;
+use crate::source::{ScyllaSource, Source};
+use crate::transform::Engine;
+
+/// The policies of every stage, made once a name: a rebuild neither resets a breaker nor its counts.
+#[derive(Clone)]
+pub struct PolicyRegistry {
+    live: LiveSettings,
+    stages: Arc<Mutex<BTreeMap<Arc<str>, StagePolicies>>>,
+}
+
+impl PolicyRegistry {
+    /// An empty registry.
+    pub fn new(live: LiveSettings) -> Self {
+        Self {
+            live,
+            stages: Arc::default(),
+        }
+    }
+
+    /// The policies of a stage.
+    pub fn stage(&self, name: &str) -> StagePolicies {
+        let mut stages = self.stages.lock();
+        match stages.get(name) {
+            Some(policies) => policies.clone(),
+            None => {
+                let policies = StagePolicies::new(name, self.live.clone());
+                stages.insert(name.into(), policies.clone());
+                policies
+            }
+        }
+    }
+
+    /// Those of the stages that the settings have now, by name.
+    pub fn all(&self) -> Vec<StagePolicies> {
+        let settings = self.live.borrow().clone();
+        self.stages
+            .lock()
+            .values()
+            .filter(|p| settings.policies(p.stage()).is_some())
+            .cloned()
+            .collect()
+    }
+}
+
+/// A running pipeline's parts.
+pub struct Pipeline {
+    /// The reader's shared part.
+    pub source: Arc<dyn Source>,
+    /// The producers' shared part.
+    pub sink: Arc<RedpandaSink>,
+    /// Where poison goes.
+    pub dead_letters: Arc<DeadLetters>,
+    /// The compiled transforms, in order.
+    pub transforms: Arc<Transforms>,
+    /// One a shard.
+    pub lanes: Vec<Arc<Lane>>,
+}
+
+impl Pipeline {
+    /// Connects to both sides, compiles the plugins and reads the checkpoints; starts nothing.
+    pub async fn build(
+        settings: &Settings,
+        live: &LiveSettings,
+        policies: &PolicyRegistry,
+        engine: &Engine,
+    ) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let transforms = tokio::task::block_in_place(|| Transforms::load(engine, live, settings))?;
+        tracing::info!(transforms = settings.transforms.len(), took = ?started.elapsed(), "transforms ready");
+        let (source, sink) = tokio::try_join!(
+            async {
+                ScyllaSource::connect(live.clone(), policies.stage("source"))
+                    .await
+                    .map_err(anyhow::Error::from)
+            },
+            async {
+                RedpandaSink::connect(live.clone(), policies.stage("sink"))
+                    .await
+                    .map_err(anyhow::Error::from)
+            },
+        )?;
+        tracing::info!(took = ?started.elapsed(), "connected to ScyllaDB and Redpanda");
+        let dead_letters = Arc::new(DeadLetters::open(&sink, policies.stage("dead_letter"))?);
+        let shards = settings.pipeline.shards.get();
+        let loads = (0..shards).map(|shard| {
+            let sink = sink.clone();
+            async move {
+                let mut producer = sink.open_shard(shard)?;
+                let checkpoints = producer.load().await?;
+                producer.close().await;
+                Ok::<_, SinkError>(Lane::new(shard, shards, checkpoints))
+            }
+        });
+        let lanes = futures::future::try_join_all(loads).await?;
+        tracing::info!(shards, took = ?started.elapsed(), "checkpoints read");
+        Ok(Self {
+            source,
+            sink,
+            dead_letters,
+            transforms: Arc::new(transforms),
+            lanes,
+        })
+    }
+
+    /// The children that carry the changes, downstream first: whoever starts finds its taker ready.
+    pub fn children(
+        &self,
+        settings: &Settings,
+        live: &LiveSettings,
+        policies: &PolicyRegistry,
+        failed: &FailedStages,
+    ) -> Vec<ChildSpec> {
+        let name: Arc<str> = settings.pipeline.name.as_str().into();
+        let mut children = Vec::new();
+        let sink = self.sink.clone();
+        children.push(ChildSpec::new("sink/guard", "guard", move |scope| {
+            let sink = sink.clone();
+            async move {
+                tokio::select! {
+                    () = sink.guard() => Ok(()),
+                    () = scope.drain.cancelled() => Ok(()),
+                }
+            }
+        }));
+        for lane in &self.lanes {
+            let (lane, live, policies) = (lane.clone(), live.clone(), policies.stage("sink"));
+            let (name, failed) = (name.clone(), failed.clone());
+            let (source, sink, dead_letters) = (
+                self.source.clone(),
+                self.sink.clone(),
+                self.dead_letters.clone(),
+            );
+            children.push(ChildSpec::new(
+                format!("sink/{}", lane.shard),
+                "sink",
+                move |scope| {
+                    let parts = sink.open_shard(lane.shard).map(|sink| SinkParts {
+                        source: source.clone(),
+                        sink,
+                        dead_letters: dead_letters.clone(),
+                        policies: policies.clone(),
+                        live: live.clone(),
+                        pipeline: name.clone(),
+                        failed: failed.clone(),
+                    });
+                    let lane = lane.clone();
+                    async move { lane::run_sink(lane, parts?, scope).await }
+                },
+            ));
+        }
+        // The transforms of a shard share one child; it answers to the first one's supervision policy.
+        let stage = settings.transforms.first().map_or_else(
+            || "transform".to_owned(),
+            |t| format!("transform.{}", t.name),
+        );
+        let stages: Vec<StagePolicies> = settings
+            .transforms
+            .iter()
+            .map(|t| policies.stage(&format!("transform.{}", t.name)))
+            .collect();
+        for lane in &self.lanes {
+            let (lane, transforms, stages) =
+                (lane.clone(), self.transforms.clone(), stages.clone());
+            children.push(ChildSpec::new(
+                format!("transform/{}", lane.shard),
+                stage.as_str(),
+                move |scope| {
+                    let (lane, transforms, stages) =
+                        (lane.clone(), transforms.clone(), stages.clone());
+                    async move {
+                        let chain =
+                            tokio::task::block_in_place(|| transforms.chain(&lane.handover))?;
+                        lane::run_transforms(lane, chain, stages, scope).await
+                    }
+                },
+            ));
+        }
+        for lane in &self.lanes {
+            let (lane, source, policies) =
+                (lane.clone(), self.source.clone(), policies.stage("source"));
+            children.push(ChildSpec::new(
+                format!("source/{}", lane.shard),
+                "source",
+                move |scope| {
+                    lane::run_source(lane.clone(), source.clone(), policies.clone(), scope)
+                },
+            ));
+        }
+        children
+    }
+}

@@ -1,0 +1,114 @@
+//! Sends dead letters through the pipeline again.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::pipeline::Pipeline;
+use super::transforms::Handover;
+use crate::dead_letter::{DeadLetter, Filter};
+use crate::sink::redpanda::ShardSink;
+use crate::transform::Chain;
+
+/// The producer of replays has a number that no shard has.
+const REPLAY_SHARD: u32 = u32::MAX;
+
+/// What became of one replayed letter.
+#[derive(Clone, Debug, Serialize)]
+pub struct Replayed {
+    /// The change's position.
+    pub id: String,
+    /// `delivered (2 records)`, `dropped by the transforms`, or `failed: …`: then the letter stays, with the new
+    /// error.
+    pub outcome: String,
+    /// Whether it is gone from the dead letters.
+    pub done: bool,
+}
+
+/// Why one letter could not be replayed.
+enum Failure {
+    /// It failed as before, or otherwise: in this stage, with this error.
+    Again(Arc<str>, String),
+    /// It was not tried to the end.
+    Untried(String),
+}
+
+impl Pipeline {
+    /// Sends the letters that match through the transforms and to Redpanda, oldest first; those that are
+    /// acknowledged are purged.
+    ///
+    /// Their records come after those that their keys had meanwhile: a replay mends, it does not reorder.
+    pub async fn replay(&self, filter: &Filter) -> anyhow::Result<Vec<Replayed>> {
+        let letters = self.dead_letters.list(filter).await?;
+        let mut chain =
+            tokio::task::block_in_place(|| self.transforms.chain(&Handover::default()))?;
+        let mut sink = self.sink.open_shard(REPLAY_SHARD)?;
+        let mut outcomes = Vec::with_capacity(letters.len());
+        for (n, letter) in letters.iter().enumerate() {
+            let replayed = replay_one(&mut chain, &mut sink, letter, n as u32).await;
+            let (outcome, done) = match replayed {
+                Ok(0) => ("dropped by the transforms".to_owned(), true),
+                Ok(1) => ("delivered".to_owned(), true),
+                Ok(records) => (format!("delivered ({records} records)"), true),
+                Err(Failure::Again(stage, error)) => {
+                    self.dead_letters
+                        .write(&[letter.failed_again(stage, error.clone())])
+                        .await?;
+                    (format!("failed: {error}"), false)
+                }
+                Err(Failure::Untried(error)) => (format!("not replayed: {error}"), false),
+            };
+            tracing::info!(position = %letter.position, outcome, "dead letter replayed");
+            outcomes.push(Replayed {
+                id: letter.position.to_string(),
+                outcome,
+                done,
+            });
+        }
+        sink.close().await;
+        let done = letters
+            .iter()
+            .zip(&outcomes)
+            .filter(|(_, o)| o.done)
+            .map(|(l, _)| l.position);
+        let done = Filter {
+            positions: done.collect(),
+            ..Filter::default()
+        };
+        if !done.positions.is_empty() {
+            self.dead_letters.purge(&done).await?;
+        }
+        Ok(outcomes)
+    }
+}
+
+/// The number of records that were acknowledged.
+async fn replay_one(
+    chain: &mut Chain,
+    sink: &mut ShardSink,
+    letter: &DeadLetter,
+    schema: u32,
+) -> Result<usize, Failure> {
+    let untried = |error: &dyn std::fmt::Display| Failure::Untried(error.to_string());
+    // Table versions count from 1 in the source; from the other end here, so that the chain never confuses them.
+    let batch = letter
+        .rebuild(REPLAY_SHARD, 0, u32::MAX - schema)
+        .map_err(|e| untried(&e))?;
+    let records = tokio::task::block_in_place(|| chain.process(batch)).map_err(|e| untried(&e))?;
+    if let Some(rejected) = records.rejected.first() {
+        return Err(Failure::Again(
+            rejected.stage.clone(),
+            rejected.error.clone(),
+        ));
+    }
+    let count = records.records.len();
+    let ticket = sink
+        .submit(Arc::new(records))
+        .await
+        .map_err(|e| untried(&e))?;
+    let delivered = ticket.await.map_err(|e| untried(&e))?;
+    match delivered.poison.into_iter().next() {
+        None => Ok(count),
+        Some((_, error)) => Err(Failure::Again("sink".into(), error)),
+    }
+}

@@ -1,0 +1,493 @@
+//! Runs the children of the coordinator: starts them, catches what they die of, restarts them by policy.
+//!
+//! The only place in the crate that spawns tasks. A child that returns `Ok` is finished (it was told to
+//! drain); one that returns an error, panics or hangs has crashed. Restarts count per stage: the shards of a
+//! stage share one window, so that a stage that is broken everywhere fails as fast as one that is broken in
+//! one shard.
+
+use std::any::Any;
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::activity::Activity;
+use crate::config::LiveSettings;
+use crate::policy::restart::{Decision, OnFailed, RestartWindow, Strategy};
+
+/// Why a child died.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Fault {
+    /// It returned an error.
+    #[error("{0}")]
+    Failed(String),
+    /// It panicked with this message.
+    #[error("panicked: {0}")]
+    Panicked(String),
+    /// It was at one piece of work for this long.
+    #[error("hung: at one piece of work for {}", humantime::format_duration(*.0))]
+    Hung(Duration),
+}
+
+/// What a child is given.
+#[derive(Clone)]
+pub struct ChildScope {
+    /// Cancelled when the child is to finish what it holds and return.
+    pub drain: CancellationToken,
+    /// Where it shows what it does.
+    pub activity: Arc<Activity>,
+}
+
+/// The work of one incarnation.
+pub type ChildFuture = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// A child and how to start it, again and again.
+pub struct ChildSpec {
+    /// Unique, e.g. `sink/2`.
+    pub name: String,
+    /// Whose policies it has.
+    pub stage: Arc<str>,
+    /// Makes an incarnation.
+    pub run: Box<dyn FnMut(ChildScope) -> ChildFuture + Send>,
+}
+
+impl ChildSpec {
+    /// A child from a closure that returns a future.
+    pub fn new<F, Fut>(name: impl Into<String>, stage: impl Into<Arc<str>>, mut run: F) -> Self
+    where
+        F: FnMut(ChildScope) -> Fut + Send + 'static,
+        Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        Self {
+            name: name.into(),
+            stage: stage.into(),
+            run: Box::new(move |scope| Box::pin(run(scope))),
+        }
+    }
+}
+
+/// What the supervisor has to tell.
+#[derive(Debug)]
+pub enum Event {
+    /// A child finished by itself.
+    Finished {
+        /// Its name.
+        child: String,
+    },
+    /// A child crashed and will be started again.
+    Restarting {
+        /// Its name.
+        child: String,
+        /// What it died of.
+        fault: Fault,
+    },
+    /// A stage crashed too often and is given up.
+    Failed {
+        /// The stage.
+        stage: Arc<str>,
+        /// The first fault of this run of crashes.
+        cause: String,
+        /// What is to become of the rest.
+        on_failed: OnFailed,
+    },
+}
+
+enum State {
+    Running { task: AbortHandle },
+    Waiting { until: Instant },
+    Finished,
+    Failed,
+}
+
+struct Child {
+    spec: ChildSpec,
+    scope: ChildScope,
+    state: State,
+    restarts: u64,
+    last_fault: Option<String>,
+}
+
+/// A child as `status` shows it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ChildStatus {
+    /// Its name.
+    pub name: String,
+    /// Its stage.
+    pub stage: Arc<str>,
+    /// `running`, `waiting` (for its restart), `finished` or `failed`.
+    pub state: &'static str,
+    /// Restarts so far.
+    pub restarts: u64,
+    /// What it last died of.
+    pub last_fault: Option<String>,
+}
+
+/// Owns the tasks of its children.
+pub struct Supervisor {
+    live: LiveSettings,
+    children: BTreeMap<usize, Child>,
+    next: usize,
+    tasks: JoinSet<anyhow::Result<()>>,
+    by_task: HashMap<Id, usize>,
+    /// Aborted tasks that have not ended yet; their child is not started again before they have.
+    leaving: HashMap<Id, usize>,
+    windows: HashMap<Arc<str>, RestartWindow>,
+    events: std::collections::VecDeque<Event>,
+}
+
+/// How often hung children are looked for.
+const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+
+impl Supervisor {
+    /// A supervisor without children.
+    pub fn new(live: LiveSettings) -> Self {
+        Self {
+            live,
+            children: BTreeMap::new(),
+            next: 0,
+            tasks: JoinSet::new(),
+            by_task: HashMap::new(),
+            leaving: HashMap::new(),
+            windows: HashMap::new(),
+            events: std::collections::VecDeque::new(),
+        }
+    }
+
+    /// Starts a child; the order of these calls is the order that `rest_for_one` means.
+    pub fn start(&mut self, spec: ChildSpec) {
+        let key = self.next;
+        self.next += 1;
+        let scope = ChildScope {
+            drain: CancellationToken::new(),
+            activity: Arc::default(),
+        };
+        let state = State::Waiting {
+            until: Instant::now(),
+        };
+        self.children.insert(
+            key,
+            Child {
+                spec,
+                scope,
+                state,
+                restarts: 0,
+                last_fault: None,
+            },
+        );
+        self.launch(key);
+    }
+
+    fn launch(&mut self, key: usize) {
+        if self.leaving.values().any(|&k| k == key) {
+            return;
+        }
+        let Some(child) = self.children.get_mut(&key) else {
+            return;
+        };
+        child.scope.activity = Arc::default();
+        let task = self.tasks.spawn((child.spec.run)(child.scope.clone()));
+        self.by_task.insert(task.id(), key);
+        child.state = State::Running { task };
+    }
+
+    /// Tells the children whose stage the filter takes to finish what they hold.
+    pub fn drain(&self, stage: impl Fn(&str) -> bool) {
+        for child in self.children.values().filter(|c| stage(&c.spec.stage)) {
+            child.scope.drain.cancel();
+        }
+    }
+
+    /// Whether every child of these stages has finished or failed.
+    pub fn is_drained(&self, stage: impl Fn(&str) -> bool) -> bool {
+        self.children
+            .values()
+            .filter(|c| stage(&c.spec.stage))
+            .all(|c| matches!(c.state, State::Finished | State::Failed))
+    }
+
+    /// Those of these stages that still run, or wait to.
+    pub fn unfinished(&self, stage: impl Fn(&str) -> bool) -> Vec<&str> {
+        self.children
+            .values()
+            .filter(|c| stage(&c.spec.stage) && !matches!(c.state, State::Finished | State::Failed))
+            .map(|c| c.spec.name.as_str())
+            .collect()
+    }
+
+    /// Stops children of these stages wherever they are and forgets them.
+    pub async fn remove(&mut self, stage: impl Fn(&str) -> bool) {
+        let gone: Vec<usize> = self
+            .children
+            .iter()
+            .filter(|(_, c)| stage(&c.spec.stage))
+            .map(|(&k, _)| k)
+            .collect();
+        for key in gone {
+            self.abort(key);
+            if let Some(child) = self.children.remove(&key) {
+                self.windows.remove(&child.spec.stage);
+            }
+        }
+        while self
+            .leaving
+            .values()
+            .any(|k| !self.children.contains_key(k))
+        {
+            match self.tasks.join_next_with_id().await {
+                Some(ended) => self.ended(ended),
+                None => break,
+            }
+        }
+    }
+
+    /// Every child, in the order of their start.
+    pub fn status(&self) -> Vec<ChildStatus> {
+        self.children
+            .values()
+            .map(|c| ChildStatus {
+                name: c.spec.name.clone(),
+                stage: c.spec.stage.clone(),
+                state: match c.state {
+                    State::Running { .. } => "running",
+                    State::Waiting { .. } => "waiting",
+                    State::Finished => "finished",
+                    State::Failed => "failed",
+                },
+                restarts: c.restarts,
+                last_fault: c.last_fault.clone(),
+            })
+            .collect()
+    }
+
+    /// What the running children of a stage are seen to do, by name.
+    pub fn activities<'a>(
+        &'a self,
+        stage: &'a str,
+    ) -> impl Iterator<Item = (&'a str, &'a Activity)> {
+        self.children
+            .values()
+            .filter(move |c| &*c.spec.stage == stage && matches!(c.state, State::Running { .. }))
+            .map(|c| (c.spec.name.as_str(), &*c.scope.activity))
+    }
+
+    /// Restarts of a stage within its window.
+    pub fn recent_restarts(&self, stage: &str, now: std::time::Instant) -> u32 {
+        self.windows.get(stage).map_or(0, |w| w.recent(now))
+    }
+
+    /// Waits for the next event, restarting children meanwhile. Cancel-safe.
+    pub async fn next_event(&mut self) -> Event {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return event;
+            }
+            let wake = self.children.values().filter_map(|c| match c.state {
+                State::Waiting { until } => Some(until),
+                _ => None,
+            });
+            let wake = wake
+                .min()
+                .unwrap_or_else(|| Instant::now() + WATCH_INTERVAL);
+            let wake = wake.min(Instant::now() + WATCH_INTERVAL);
+            tokio::select! {
+                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+                () = tokio::time::sleep_until(wake) => {
+                    self.restart_due();
+                    self.abort_hung();
+                }
+            }
+        }
+    }
+
+    fn restart_due(&mut self) {
+        let now = Instant::now();
+        let due: Vec<usize> = self
+            .children
+            .iter()
+            .filter(|(_, c)| matches!(c.state, State::Waiting { until } if until <= now))
+            .map(|(&k, _)| k)
+            .collect();
+        for key in due {
+            self.launch(key);
+        }
+    }
+
+    fn abort_hung(&mut self) {
+        let limit = self.live.borrow().health.stalled_after;
+        let now = std::time::Instant::now();
+        let hung: Vec<(usize, Duration)> = self
+            .children
+            .iter()
+            .filter(|(_, c)| matches!(c.state, State::Running { .. }))
+            .filter_map(|(&k, c)| {
+                c.scope
+                    .activity
+                    .busy_for(now)
+                    .filter(|d| *d > limit)
+                    .map(|d| (k, d))
+            })
+            .collect();
+        for (key, stalled) in hung {
+            self.abort(key);
+            self.crashed(key, Fault::Hung(stalled));
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(Id, anyhow::Result<()>), JoinError>) {
+        let id = match &ended {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        if self.leaving.remove(&id).is_some() {
+            return;
+        }
+        let Some(key) = self.by_task.remove(&id) else {
+            return;
+        };
+        let Some(child) = self.children.get_mut(&key) else {
+            return;
+        };
+        match ended {
+            Ok((_, Ok(()))) => {
+                child.state = State::Finished;
+                self.events.push_back(Event::Finished {
+                    child: child.spec.name.clone(),
+                });
+            }
+            Ok((_, Err(error))) => self.crashed(key, Fault::Failed(format!("{error:#}"))),
+            Err(error) => {
+                let fault = match error.try_into_panic() {
+                    Ok(payload) => Fault::Panicked(panic_message(payload.as_ref())),
+                    Err(error) => Fault::Failed(error.to_string()),
+                };
+                self.crashed(key, fault);
+            }
+        }
+    }
+
+    fn crashed(&mut self, key: usize, fault: Fault) {
+        let now = Instant::now();
+        let Some(child) = self.children.get_mut(&key) else {
+            return;
+        };
+        child.last_fault = Some(fault.to_string());
+        let (name, stage) = (child.spec.name.clone(), child.spec.stage.clone());
+        let policy = self
+            .live
+            .borrow()
+            .policies(&stage)
+            .map(|p| p.supervision)
+            .unwrap_or_default();
+        let window = self
+            .windows
+            .entry(stage.clone())
+            .or_insert_with(|| RestartWindow::new(policy));
+        window.retune(policy);
+        match window.on_crash(now.into_std(), fault.to_string()) {
+            Decision::Restart { after } => {
+                tracing::warn!(child = name, stage = %stage, %fault, restart_in = ?after, "child crashed");
+                let restarted: Vec<usize> = match policy.strategy() {
+                    Strategy::OneForOne => vec![key],
+                    Strategy::OneForAll => self.children.keys().copied().collect(),
+                    Strategy::RestForOne => self.children.range(key..).map(|(&k, _)| k).collect(),
+                };
+                for k in restarted {
+                    self.wait(k, now + after, k == key);
+                }
+                self.events
+                    .push_back(Event::Restarting { child: name, fault });
+            }
+            Decision::Failed => {
+                let cause = window
+                    .first_fault()
+                    .map_or_else(|| fault.to_string(), |f| f.error.to_string());
+                tracing::error!(stage = %stage, %fault, root_cause = cause, "stage failed: too many restarts");
+                self.give_up(&stage, cause);
+            }
+        }
+    }
+
+    /// Gives a stage up at once, whatever its restarts: trying again would not help.
+    pub fn fail(&mut self, stage: &str, cause: &str) {
+        tracing::error!(stage, cause, "stage failed");
+        self.give_up(stage, cause.to_owned());
+    }
+
+    fn give_up(&mut self, stage: &str, cause: String) {
+        let on_failed = self
+            .live
+            .borrow()
+            .policies(stage)
+            .map(|p| p.supervision)
+            .unwrap_or_default()
+            .on_failed();
+        // The transforms of a shard share one child, whichever of them it is that failed.
+        let family = stage.split_once('.').map_or(stage, |(family, _)| family);
+        let members: Vec<usize> = self
+            .children
+            .iter()
+            .filter(|(_, c)| {
+                &*c.spec.stage == stage
+                    || c.spec
+                        .stage
+                        .split_once('.')
+                        .is_some_and(|(f, _)| f == family)
+            })
+            .map(|(&k, _)| k)
+            .collect();
+        for key in members {
+            self.abort(key);
+            if let Some(child) = self.children.get_mut(&key) {
+                child.state = State::Failed;
+            }
+        }
+        self.events.push_back(Event::Failed {
+            stage: stage.into(),
+            cause,
+            on_failed,
+        });
+    }
+
+    /// Aborts a child's task, if it runs; whoever calls gives the child its next state.
+    fn abort(&mut self, key: usize) {
+        if let Some(Child {
+            state: State::Running { task },
+            ..
+        }) = self.children.get(&key)
+        {
+            task.abort();
+            if self.by_task.remove(&task.id()).is_some() {
+                self.leaving.insert(task.id(), key);
+            }
+        }
+    }
+
+    fn wait(&mut self, key: usize, until: Instant, crashed: bool) {
+        self.abort(key);
+        let Some(child) = self.children.get_mut(&key) else {
+            return;
+        };
+        match &child.state {
+            State::Running { .. } => {}
+            State::Finished | State::Failed => return,
+            State::Waiting { .. } if !crashed => return,
+            State::Waiting { .. } => {}
+        }
+        child.restarts += 1;
+        child.state = State::Waiting { until };
+    }
+}
+
+/// The text of a panic, as the panic hook would print it.
+pub fn panic_message(payload: &(dyn Any + Send)) -> String {
+    payload
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}

@@ -1,0 +1,458 @@
+//! The HTTP interface: `POST /orders`, `GET`, `PATCH` and `DELETE /orders/{id}`.
+//!
+//! Errors are problem details (RFC 9457). A POST with an `Idempotency-Key` header may be repeated: the same
+//! request is answered with the same order, another request under the same key is refused.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, State as AxumState};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpListener;
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use super::Counters;
+use super::model::{CreateOrder, EventType, FieldError, Order, Status, UpdateOrder};
+use super::store::{Claim, Store, StoreError};
+use crate::config::LiveSettings;
+use crate::coordinator::supervisor::ChildScope;
+use crate::policy::Class;
+use crate::policy::stage::{Refused, StagePolicies};
+
+/// The largest request body: the most lines of an order with room to spare.
+const MAX_BODY: usize = 1 << 20;
+/// Locks that keep the changes of one order apart; orders share them by hash.
+const STRIPES: usize = 256;
+/// Longest accepted Idempotency-Key.
+const MAX_KEY: usize = 255;
+
+struct Inner {
+    store: Store,
+    live: LiveSettings,
+    policies: StagePolicies,
+    counters: Arc<Counters>,
+    stripes: Vec<Mutex<()>>,
+}
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct State(Arc<Inner>);
+
+impl State {
+    pub(super) fn new(store: Store, live: LiveSettings, policies: StagePolicies) -> Self {
+        let stripes = (0..STRIPES).map(|_| Mutex::new(())).collect();
+        Self(Arc::new(Inner {
+            store,
+            live,
+            policies,
+            counters: Arc::default(),
+            stripes,
+        }))
+    }
+
+    pub(super) fn counters(&self) -> Arc<Counters> {
+        self.0.counters.clone()
+    }
+
+    fn stripe(&self, id: Uuid) -> &Mutex<()> {
+        &self.0.stripes[id.as_u128() as usize % STRIPES]
+    }
+
+    /// Runs a statement under the stage's breaker, retry and the request's deadline.
+    async fn call<T, F: Future<Output = Result<T, StoreError>>>(
+        &self,
+        deadline: Instant,
+        mut statement: impl FnMut() -> F,
+    ) -> Result<T, Problem> {
+        let mut attempt = 0;
+        loop {
+            let permit = self.0.policies.try_admit()?;
+            attempt += 1;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let error = match tokio::time::timeout(left, statement()).await {
+                Ok(Ok(value)) => {
+                    permit.success();
+                    return Ok(value);
+                }
+                Ok(Err(error)) if error.class() == Class::Poison => {
+                    permit.success();
+                    return Err(error.into());
+                }
+                Ok(Err(error)) => {
+                    permit.failure(&error);
+                    if error.class() == Class::Fatal {
+                        return Err(error.into());
+                    }
+                    error
+                }
+                Err(_) => {
+                    permit.failure("no answer within the request timeout");
+                    return Err(Problem::timeout());
+                }
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            match tokio::time::timeout(left, self.0.policies.back_off(attempt)).await {
+                Ok(true) => {}
+                Ok(false) | Err(_) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.0.live.borrow().orders.request_timeout
+    }
+}
+
+/// An RFC 9457 problem.
+#[derive(Debug, Serialize)]
+pub struct Problem {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldError>,
+    #[serde(skip)]
+    retry_after: Option<Duration>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, title: &'static str, detail: impl Into<String>) -> Self {
+        let (status, detail) = (status.as_u16(), detail.into());
+        Self {
+            kind: "about:blank",
+            title,
+            status,
+            detail,
+            errors: Vec::new(),
+            retry_after: None,
+        }
+    }
+
+    fn timeout() -> Self {
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "Database timeout",
+            "ScyllaDB did not answer in time",
+        )
+    }
+
+    fn unprocessable(errors: Vec<FieldError>) -> Self {
+        let detail = format!(
+            "{} field(s) of the request cannot be accepted",
+            errors.len()
+        );
+        Self {
+            errors,
+            ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid order", detail)
+        }
+    }
+
+    fn not_found(id: Uuid) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "No such order",
+            format!("there is no order {id}"),
+        )
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        let retry_after = refused
+            .until
+            .map(|until| until.saturating_duration_since(tokio::time::Instant::now()));
+        Self {
+            retry_after,
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Circuit breaker open",
+                refused.to_string(),
+            )
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error.class() {
+            Class::Retryable => Self {
+                retry_after: Some(Duration::from_secs(1)),
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "Database unavailable",
+                    error.to_string(),
+                )
+            },
+            Class::Poison | Class::Fatal => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "Database error",
+                error.to_string(),
+            ),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(&self)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if let Some(after) = self.retry_after {
+            headers.insert(
+                header::RETRY_AFTER,
+                HeaderValue::from(after.as_secs().max(1)),
+            );
+        }
+        response
+    }
+}
+
+/// Serves until the child is told to drain; requests under way are finished.
+pub(super) async fn serve(
+    state: State,
+    listener: Arc<TcpListener>,
+    scope: ChildScope,
+) -> anyhow::Result<()> {
+    let app = Router::new()
+        .route("/orders", post(create))
+        .route("/orders/{id}", get(read).patch(update).delete(cancel))
+        .fallback(async || {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "No such resource",
+                "see POST /orders",
+            )
+        })
+        .layer(axum::middleware::from_fn_with_state(state.clone(), count))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(state);
+    // A duplicate of the socket: the service keeps the original, so a restart loses no connection waiting.
+    let listener = socket2::SockRef::from(listener.as_ref()).try_clone()?;
+    let listener = TcpListener::from_std(listener.into())?;
+    axum::serve(listener, app)
+        .with_graceful_shutdown(scope.drain.cancelled_owned())
+        .await?;
+    Ok(())
+}
+
+async fn count(
+    AxumState(state): AxumState<State>,
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> Response {
+    state.0.policies.throttle(1).await;
+    let response = next.run(request).await;
+    let counters = &state.0.counters;
+    if response.status().is_client_error() {
+        counters.refused.fetch_add(1, Relaxed);
+    } else if response.status().is_server_error() {
+        counters.failed.fetch_add(1, Relaxed);
+    }
+    response
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "Malformed request",
+            format!("the body is not what is expected: {error}"),
+        )
+    })
+}
+
+fn parse_id(id: &str) -> Result<Uuid, Problem> {
+    id.parse().map_err(|_| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "Malformed id",
+            format!("{id:?} is not a UUID"),
+        )
+    })
+}
+
+/// The request's W3C trace context, or a new one.
+fn traceparent(headers: &HeaderMap) -> String {
+    let given = headers
+        .get("traceparent")
+        .and_then(|v| v.to_str().ok())
+        .filter(|v| {
+            let parts: Vec<&str> = v.split('-').collect();
+            let hex = |s: &str, n: usize| {
+                s.len() == n
+                    && s.bytes()
+                        .all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
+            };
+            matches!(parts[..], [version, trace, span, flags]
+            if version == "00" && hex(trace, 32) && hex(span, 16) && hex(flags, 2)
+                && trace.bytes().any(|b| b != b'0') && span.bytes().any(|b| b != b'0'))
+        });
+    given.map_or_else(
+        || {
+            let span = Uuid::new_v4().simple().to_string();
+            format!("00-{}-{}-01", Uuid::new_v4().simple(), &span[..16])
+        },
+        str::to_owned,
+    )
+}
+
+async fn create(
+    AxumState(state): AxumState<State>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let request: CreateOrder = parse(&body)?;
+    let deadline = state.deadline();
+    let store = &state.0.store;
+    let mut id = Uuid::new_v4();
+    let mut seen = false;
+    if let Some(key) = headers.get("idempotency-key") {
+        let key = key
+            .to_str()
+            .ok()
+            .filter(|k| !k.is_empty() && k.len() <= MAX_KEY)
+            .ok_or_else(|| {
+                Problem::new(
+                    StatusCode::BAD_REQUEST,
+                    "Malformed Idempotency-Key",
+                    format!("1 to {MAX_KEY} characters would do"),
+                )
+            })?;
+        // Checked before the key is claimed, so that a refused request does not use it up.
+        request
+            .clone()
+            .into_order(id, 0)
+            .map_err(Problem::unprocessable)?;
+        let canonical = serde_json::to_vec(&request).map_err(|e| {
+            Problem::new(StatusCode::BAD_REQUEST, "Malformed request", e.to_string())
+        })?;
+        let hash = <sha2::Sha256 as sha2::Digest>::digest(&canonical);
+        match state.call(deadline, || store.claim(key, id, &hash)).await? {
+            Claim::New => {}
+            Claim::Seen(order) => (id, seen) = (order, true),
+            Claim::Conflict => {
+                let detail = format!("{key:?} was used for a different request; use a new key");
+                return Err(Problem::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "Idempotency-Key reused",
+                    detail,
+                ));
+            }
+        }
+    }
+    let _changing = state.stripe(id).lock().await;
+    // A key that was claimed by a request that died before it wrote has no order yet: write it now.
+    if seen && let Some(order) = state.call(deadline, || store.get(id)).await? {
+        return Ok(created(&order));
+    }
+    let at_us = store.next_timestamp();
+    let order = request
+        .into_order(id, at_us / 1_000)
+        .map_err(Problem::unprocessable)?;
+    let traceparent = traceparent(&headers);
+    state
+        .call(deadline, || {
+            store.write(&order, EventType::Created, at_us, &traceparent)
+        })
+        .await?;
+    state.0.counters.created.fetch_add(1, Relaxed);
+    Ok(created(&order))
+}
+
+fn created(order: &Order) -> Response {
+    let location = [(header::LOCATION, format!("/orders/{}", order.id))];
+    (StatusCode::CREATED, location, Json(order)).into_response()
+}
+
+async fn read(
+    AxumState(state): AxumState<State>,
+    Path(id): Path<String>,
+) -> Result<Json<Order>, Problem> {
+    let id = parse_id(&id)?;
+    let order = state
+        .call(state.deadline(), || state.0.store.get(id))
+        .await?;
+    order.map(Json).ok_or_else(|| Problem::not_found(id))
+}
+
+async fn update(
+    AxumState(state): AxumState<State>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<Order>, Problem> {
+    let id = parse_id(&id)?;
+    let request: UpdateOrder = parse(&body)?;
+    let change =
+        |order: &mut Order, now_ms| request.apply(order, now_ms).map_err(Problem::unprocessable);
+    let order = write_change(&state, id, EventType::Updated, &headers, change).await?;
+    state.0.counters.updated.fetch_add(1, Relaxed);
+    Ok(Json(order))
+}
+
+async fn cancel(
+    AxumState(state): AxumState<State>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Order>, Problem> {
+    let id = parse_id(&id)?;
+    let change = |order: &mut Order, now_ms| {
+        order.status = Status::Cancelled;
+        order.version += 1;
+        order.updated_at_ms = now_ms;
+        Ok(())
+    };
+    let order = write_change(&state, id, EventType::Cancelled, &headers, change).await?;
+    state.0.counters.cancelled.fetch_add(1, Relaxed);
+    Ok(Json(order))
+}
+
+/// Reads, changes and writes an order, one change of it at a time.
+async fn write_change(
+    state: &State,
+    id: Uuid,
+    event: EventType,
+    headers: &HeaderMap,
+    change: impl FnOnce(&mut Order, i64) -> Result<(), Problem>,
+) -> Result<Order, Problem> {
+    let deadline = state.deadline();
+    let store = &state.0.store;
+    let _changing = state.stripe(id).lock().await;
+    let mut order = state
+        .call(deadline, || store.get(id))
+        .await?
+        .ok_or_else(|| Problem::not_found(id))?;
+    if order.status == Status::Cancelled {
+        // Cancelling again changes nothing, so it makes no event.
+        return match event {
+            EventType::Cancelled => Ok(order),
+            _ => Err(Problem::new(
+                StatusCode::CONFLICT,
+                "Order is cancelled",
+                format!("order {id} takes no changes"),
+            )),
+        };
+    }
+    let at_us = store.next_timestamp();
+    change(&mut order, at_us / 1_000)?;
+    let traceparent = traceparent(headers);
+    state
+        .call(deadline, || store.write(&order, event, at_us, &traceparent))
+        .await?;
+    Ok(order)
+}

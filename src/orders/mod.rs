@@ -1,0 +1,108 @@
+//! The order service: writes orders and their outbox rows to ScyllaDB, from where CDC carries them on.
+//!
+//! Each request that changes an order writes the order's row and one outbox row in one logged batch: either
+//! both are there or neither. The outbox is partitioned by the order's id, so that the events of one order
+//! share a CDC stream; their write timestamps only grow within a process, so that they keep their order.
+
+mod clock;
+pub mod http;
+pub mod model;
+pub mod store;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use tokio::net::TcpListener;
+
+use self::store::{Store, StoreError};
+use crate::config::LiveSettings;
+use crate::coordinator::supervisor::{ChildScope, ChildSpec};
+use crate::policy::stage::StagePolicies;
+
+/// What the service has done since it started.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Orders created.
+    pub created: AtomicU64,
+    /// Orders updated.
+    pub updated: AtomicU64,
+    /// Orders cancelled.
+    pub cancelled: AtomicU64,
+    /// Requests refused for what they said (4xx).
+    pub refused: AtomicU64,
+    /// Requests that failed for a reason of ours (5xx).
+    pub failed: AtomicU64,
+}
+
+/// A cheap handle to the running service.
+#[derive(Clone)]
+pub struct Handle {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What it has done.
+    pub counters: Arc<Counters>,
+}
+
+/// The service, bound and connected, not yet serving.
+pub struct Service {
+    state: http::State,
+    listener: Arc<TcpListener>,
+    address: SocketAddr,
+}
+
+/// The service could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("[orders] cannot listen on {address}: {error}; set `orders.listen` to a free address")]
+    Listen {
+        /// As configured.
+        address: SocketAddr,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// ScyllaDB refused, or cannot be reached.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Service {
+    /// Listens, connects to ScyllaDB and prepares the statements.
+    pub async fn start(live: LiveSettings, policies: StagePolicies) -> Result<Self, StartError> {
+        let settings = live.borrow().clone();
+        let wanted = settings.orders.listen;
+        let listen_error = |error| StartError::Listen {
+            address: wanted,
+            error,
+        };
+        let listener = TcpListener::bind(wanted).await.map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        let store = Store::connect(&settings).await?;
+        Ok(Self {
+            state: http::State::new(store, live, policies),
+            listener: Arc::new(listener),
+            address,
+        })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A handle that outlives restarts of the child.
+    pub fn handle(&self) -> Handle {
+        Handle {
+            address: self.address,
+            counters: self.state.counters(),
+        }
+    }
+
+    /// The child that serves; a restart keeps the socket and its backlog.
+    pub fn into_child(self) -> ChildSpec {
+        ChildSpec::new("orders", "orders", move |scope: ChildScope| {
+            http::serve(self.state.clone(), self.listener.clone(), scope)
+        })
+    }
+}

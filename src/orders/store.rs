@@ -1,0 +1,357 @@
+//! Orders in ScyllaDB. With `source/scylla`, the only module that knows the driver.
+
+use std::time::Duration;
+
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use scylla::errors::{DbError, MaybeFirstRowError, RequestAttemptError};
+use scylla::errors::{ExecutionError, IntoRowsResultError, NewSessionError, PrepareError};
+use scylla::statement::Consistency;
+use scylla::statement::batch::{Batch, BatchType};
+use scylla::statement::prepared::PreparedStatement;
+use scylla::value::{CqlTimestamp, CqlTimeuuid};
+use uuid::Uuid;
+
+use super::clock::Clock;
+use super::model::{Event, EventType, Order, Status};
+use crate::config::Settings;
+use crate::config::settings::Nodes;
+use crate::policy::Class;
+
+/// The schema as it is created, with `{keyspace}`, `{replication_factor}` and `{outbox_ttl}` to fill in.
+const SCHEMA: &str = include_str!("../../deploy/schema/orders.cql");
+
+/// How long a first connection may take before the nodes count as unreachable.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A read or write of orders failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No node answers.
+    #[error(
+        "cannot connect to ScyllaDB at {nodes}: {error}; check `source.nodes` and that it runs"
+    )]
+    Connect {
+        /// The contact points.
+        nodes: String,
+        /// What the driver said.
+        error: Box<NewSessionError>,
+    },
+    /// The orders' tables are not there, or differ from what this version needs.
+    #[error(
+        "the order tables in keyspace {keyspace} cannot be used: {error}; `penstock init-schema` creates them"
+    )]
+    Schema {
+        /// `orders.keyspace`
+        keyspace: String,
+        /// What ScyllaDB said.
+        error: Box<PrepareError>,
+    },
+    /// A statement failed.
+    #[error("ScyllaDB: {0}")]
+    Execution(#[from] Box<ExecutionError>),
+    /// A row is not what the schema says.
+    #[error("a row of {table} cannot be read: {error}")]
+    Row {
+        /// Which table.
+        table: &'static str,
+        /// What is wrong.
+        error: String,
+    },
+}
+
+impl From<ExecutionError> for StoreError {
+    fn from(error: ExecutionError) -> Self {
+        Self::Execution(Box::new(error))
+    }
+}
+
+impl StoreError {
+    /// Whether trying again may help.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Connect { .. } => Class::Retryable,
+            Self::Schema { .. } => Class::Fatal,
+            Self::Row { .. } => Class::Poison,
+            Self::Execution(error) => match error.as_ref() {
+                ExecutionError::LastAttemptError(RequestAttemptError::DbError(error, _)) => {
+                    match error {
+                        DbError::SyntaxError
+                        | DbError::Invalid
+                        | DbError::AlreadyExists { .. }
+                        | DbError::Unauthorized
+                        | DbError::AuthenticationError
+                        | DbError::ConfigError => Class::Fatal,
+                        _ => Class::Retryable,
+                    }
+                }
+                ExecutionError::BadQuery(_) => Class::Poison,
+                _ => Class::Retryable,
+            },
+        }
+    }
+}
+
+/// The statements that create the order service's schema, in order.
+pub fn schema_statements(settings: &Settings, replication_factor: u32) -> Vec<String> {
+    let text = SCHEMA
+        .replace("{keyspace}", &settings.orders.keyspace)
+        .replace("{replication_factor}", &replication_factor.to_string())
+        .replace(
+            "{outbox_ttl}",
+            &settings.orders.outbox_ttl.as_secs().to_string(),
+        );
+    let uncommented = text
+        .lines()
+        .filter(|l| !l.trim_start().starts_with("--"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    uncommented
+        .split(';')
+        .map(str::trim)
+        .filter(|s| !s.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+async fn connect(settings: &Settings) -> Result<Session, StoreError> {
+    let nodes = match &settings.source.nodes {
+        Nodes::At(nodes) => nodes.clone(),
+        Nodes::Embedded => Vec::new(),
+    };
+    let mut builder = SessionBuilder::new()
+        .known_nodes(&nodes)
+        .connection_timeout(CONNECT_TIMEOUT);
+    if let (Some(user), Some(password)) = (&settings.source.username, &settings.source.password) {
+        builder = builder.user(user, password.expose());
+    }
+    builder.build().await.map_err(|error| StoreError::Connect {
+        nodes: nodes.join(", "),
+        error: Box::new(error),
+    })
+}
+
+/// Creates what is missing of the schema; every statement is `IF NOT EXISTS`.
+pub async fn init_schema(settings: &Settings, replication_factor: u32) -> Result<(), StoreError> {
+    let session = connect(settings).await?;
+    for statement in schema_statements(settings, replication_factor) {
+        session.query_unpaged(statement, ()).await?;
+    }
+    session
+        .await_schema_agreement()
+        .await
+        .map_err(ExecutionError::from)?;
+    Ok(())
+}
+
+/// What became of a request with an idempotency key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The key is new and now stands for this order.
+    New,
+    /// The same request was seen before and stands for that order.
+    Seen(Uuid),
+    /// The key was used for another request.
+    Conflict,
+}
+
+type Row = (
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<i64>,
+    Option<i32>,
+    Option<CqlTimestamp>,
+    Option<CqlTimestamp>,
+);
+
+/// The prepared statements.
+pub struct Store {
+    session: Session,
+    clock: Clock,
+    select: PreparedStatement,
+    claim: PreparedStatement,
+    write: Batch,
+}
+
+impl Store {
+    /// Connects and prepares.
+    pub async fn connect(settings: &Settings) -> Result<Self, StoreError> {
+        let session = connect(settings).await?;
+        let ks = &settings.orders.keyspace;
+        let prepare = async |cql: String| {
+            let mut statement = session
+                .prepare(cql)
+                .await
+                .map_err(|error| StoreError::Schema {
+                    keyspace: ks.clone(),
+                    error: Box::new(error),
+                })?;
+            statement.set_consistency(Consistency::LocalQuorum);
+            // Every write carries its own timestamp, so a repeated one changes nothing.
+            statement.set_is_idempotent(true);
+            Ok::<_, StoreError>(statement)
+        };
+        let select = prepare(format!(
+            "SELECT customer_id, status, items, currency, total_minor, version, created_at, updated_at FROM {ks}.orders WHERE id = ?"
+        ))
+        .await?;
+        let claim = prepare(format!(
+            "INSERT INTO {ks}.order_requests (idempotency_key, order_id, request_hash, created_at) VALUES (?, ?, ?, ?) IF NOT EXISTS"
+        ))
+        .await?;
+        let order = prepare(format!(
+            "INSERT INTO {ks}.orders (id, customer_id, status, items, currency, total_minor, version, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        ))
+        .await?;
+        let event = prepare(format!(
+            "INSERT INTO {ks}.outbox_messages (aggregate_id, event_id, aggregate_type, event_type, payload, created_at, traceparent) VALUES (?, ?, 'order', ?, ?, ?, ?)"
+        ))
+        .await?;
+        let mut write = Batch::new(BatchType::Logged);
+        write.append_statement(order);
+        write.append_statement(event);
+        write.set_consistency(Consistency::LocalQuorum);
+        write.set_is_idempotent(true);
+        Ok(Self {
+            session,
+            clock: Clock::new(),
+            select,
+            claim,
+            write,
+        })
+    }
+
+    /// The write timestamp of the next change: µs since the Unix epoch, later than any before.
+    pub fn next_timestamp(&self) -> i64 {
+        self.clock.next_us()
+    }
+
+    /// Claims an idempotency key for an order.
+    pub async fn claim(&self, key: &str, order: Uuid, hash: &[u8]) -> Result<Claim, StoreError> {
+        let now = CqlTimestamp(self.clock.next_us() / 1_000);
+        let result = self
+            .session
+            .execute_unpaged(&self.claim, (key, order, hash, now))
+            .await?;
+        let rows = result
+            .into_rows_result()
+            .map_err(|e: IntoRowsResultError| row_error("order_requests", &e))?;
+        // `[applied]`, then the row that was there: ScyllaDB sends its columns in either case.
+        let specs = rows.column_specs();
+        let index = |name: &str| specs.iter().position(|c| c.name() == name);
+        let (order_at, hash_at) = (index("order_id"), index("request_hash"));
+        let row = rows
+            .maybe_first_row::<scylla::value::Row>()
+            .map_err(|e: MaybeFirstRowError| row_error("order_requests", &e))?
+            .ok_or_else(|| row_error("order_requests", &"no answer to IF NOT EXISTS"))?;
+        let column =
+            |at: Option<usize>| at.and_then(|i| row.columns.get(i)).and_then(Option::as_ref);
+        if column(Some(0)).and_then(|v| v.as_boolean()) == Some(true) {
+            return Ok(Claim::New);
+        }
+        let seen = column(order_at).and_then(|v| v.as_uuid());
+        let same = column(hash_at)
+            .and_then(|v| v.as_blob())
+            .is_some_and(|h| h.as_slice() == hash);
+        match seen {
+            Some(seen) if same => Ok(Claim::Seen(seen)),
+            Some(_) => Ok(Claim::Conflict),
+            None => Err(row_error(
+                "order_requests",
+                &"a refused claim names no order",
+            )),
+        }
+    }
+
+    /// The order of this id.
+    pub async fn get(&self, id: Uuid) -> Result<Option<Order>, StoreError> {
+        let result = self.session.execute_unpaged(&self.select, (id,)).await?;
+        let rows = result
+            .into_rows_result()
+            .map_err(|e| row_error("orders", &e))?;
+        let row = rows
+            .maybe_first_row::<Row>()
+            .map_err(|e| row_error("orders", &e))?;
+        row.map(|row| order(id, row)).transpose()
+    }
+
+    /// Writes an order and the event of its change in one logged batch, at this timestamp.
+    pub async fn write(
+        &self,
+        order: &Order,
+        event: EventType,
+        at_us: i64,
+        traceparent: &str,
+    ) -> Result<Uuid, StoreError> {
+        let event_id = self.clock.event_id(at_us);
+        let occurred_at_ms = at_us / 1_000;
+        let json = |value: serde_json::Result<String>| value.map_err(|e| row_error("orders", &e));
+        let items = json(serde_json::to_string(&order.items))?;
+        let payload = json(serde_json::to_string(&Event {
+            event_id,
+            event_type: event.name(),
+            occurred_at_ms,
+            order,
+        }))?;
+        let row = (
+            order.id,
+            order.customer_id.as_str(),
+            status_name(order.status),
+            items,
+            order.currency.as_str(),
+            order.total_minor,
+            order.version,
+            CqlTimestamp(order.created_at_ms),
+            CqlTimestamp(order.updated_at_ms),
+        );
+        let outbox = (
+            order.id,
+            CqlTimeuuid::from(event_id),
+            event.name(),
+            payload,
+            CqlTimestamp(occurred_at_ms),
+            traceparent,
+        );
+        let mut batch = self.write.clone();
+        batch.set_timestamp(Some(at_us));
+        self.session.batch(&batch, (row, outbox)).await?;
+        Ok(event_id)
+    }
+}
+
+fn status_name(status: Status) -> &'static str {
+    match status {
+        Status::Placed => "placed",
+        Status::Confirmed => "confirmed",
+        Status::Shipped => "shipped",
+        Status::Delivered => "delivered",
+        Status::Cancelled => "cancelled",
+    }
+}
+
+fn row_error(table: &'static str, error: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Row {
+        table,
+        error: error.to_string(),
+    }
+}
+
+fn order(id: Uuid, row: Row) -> Result<Order, StoreError> {
+    let (customer_id, status, items, currency, total_minor, version, created_at, updated_at) = row;
+    let missing = |column: &str| row_error("orders", &format!("{column} is null"));
+    let json = |e: serde_json::Error| row_error("orders", &e);
+    let status = serde_json::Value::String(status.ok_or_else(|| missing("status"))?);
+    Ok(Order {
+        id,
+        customer_id: customer_id.ok_or_else(|| missing("customer_id"))?,
+        status: serde_json::from_value(status).map_err(json)?,
+        items: serde_json::from_str(&items.ok_or_else(|| missing("items"))?).map_err(json)?,
+        currency: currency.ok_or_else(|| missing("currency"))?,
+        total_minor: total_minor.ok_or_else(|| missing("total_minor"))?,
+        version: version.ok_or_else(|| missing("version"))?,
+        created_at_ms: created_at.ok_or_else(|| missing("created_at"))?.0,
+        updated_at_ms: updated_at.ok_or_else(|| missing("updated_at"))?.0,
+    })
+}
