@@ -1,0 +1,111 @@
+//! The whole way, by the real program: ScyllaDB's stand-in → penstock → a broker, each in its own place.
+
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "support/plugins.rs"]
+mod plugins;
+#[path = "support/process.rs"]
+mod process;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use process::World;
+use uuid::Uuid;
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// In each key's records: every number up to `n` is there, and nothing older comes for the first time after
+/// something newer. Returns how many records were repeats.
+fn complete_and_ordered(seen: &BTreeMap<String, Vec<u32>>, keys: &[Uuid], n: u32) -> usize {
+    let mut repeats = 0;
+    for key in keys {
+        let numbers = seen
+            .get(&key.to_string())
+            .unwrap_or_else(|| panic!("nothing of {key}"));
+        let mut next = 0;
+        for &number in numbers {
+            assert!(
+                number <= next,
+                "{key}: {number} came before {next}: lost or out of order"
+            );
+            if number == next {
+                next += 1
+            } else {
+                repeats += 1
+            }
+        }
+        assert_eq!(next, n, "{key}: events are missing at the end");
+    }
+    repeats
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_arrive_in_order_and_a_clean_stop_repeats_nothing() {
+    let world = World::new("").await;
+    let keys: Vec<Uuid> = (0..8).map(|_| Uuid::new_v4()).collect();
+    world.write(&keys, 0, 50).await;
+    let mut first = world.start(1);
+    first.await_line("all supervised stages started", LONG);
+    world.await_records(8 * 50, LONG, &first);
+    first.signal("-TERM");
+    assert_eq!(first.wait(LONG).code(), Some(0), "{}", first.text());
+
+    world.write(&keys, 50, 50).await;
+    let mut second = world.start(2);
+    world.await_records(8 * 100, LONG, &second);
+    second.signal("-TERM");
+    assert_eq!(second.wait(LONG).code(), Some(0), "{}", second.text());
+
+    let repeats = complete_and_ordered(&world.seen(), &keys, 100);
+    assert_eq!(repeats, 0, "a clean stop repeats nothing");
+    let record = &world.records()[0];
+    for header in [
+        "penstock-position",
+        "penstock-table",
+        "penstock-operation",
+        "traceparent",
+    ] {
+        assert!(record.header(header).is_some(), "{header} is missing");
+    }
+}
+
+/// Short form of `cargo xtask restarts`: stops and kills at random moments, under load.
+#[tokio::test(flavor = "multi_thread")]
+async fn stops_and_kills_under_load_lose_nothing() {
+    let rounds: u32 = std::env::var("PENSTOCK_TEST_ROUNDS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(6);
+    let world = World::new("").await;
+    let keys: Vec<Uuid> = (0..16).map(|_| Uuid::new_v4()).collect();
+    let per_round = 60;
+    let (mut kills, mut stops) = (0, 0);
+    for round in 0..rounds {
+        let mut running = world.start(round);
+        world.write(&keys, round * per_round, per_round).await;
+        // Any moment will do, so the clock is as good a dice as another.
+        let pause = Uuid::new_v4().as_bytes()[0];
+        std::thread::sleep(Duration::from_millis(u64::from(pause) * 3));
+        if pause % 2 == 0 {
+            running.signal("-KILL");
+            running.wait(LONG);
+            kills += 1;
+        } else {
+            running.signal("-TERM");
+            let code = running.wait(LONG).code();
+            assert_eq!(code, Some(0), "{}", running.text());
+            stops += 1;
+        }
+    }
+    let total = rounds * per_round;
+    let mut last = world.start(rounds);
+    world.await_records(keys.len() * total as usize, LONG, &last);
+    last.signal("-TERM");
+    assert_eq!(last.wait(LONG).code(), Some(0), "{}", last.text());
+    let repeats = complete_and_ordered(&world.seen(), &keys, total);
+    println!(
+        "{rounds} rounds: {stops} stops, {kills} kills, {} changes, {repeats} records repeated",
+        keys.len() as u32 * total
+    );
+}
