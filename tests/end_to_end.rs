@@ -93,9 +93,14 @@ async fn stops_and_kills_under_load_lose_nothing() {
             kills += 1;
         } else {
             running.signal("-TERM");
-            let code = running.wait(LONG).code();
-            assert_eq!(code, Some(0), "{}", running.text());
-            stops += 1;
+            match running.wait(LONG).code() {
+                // Before the handler is there a stop is a kill.
+                None => kills += 1,
+                code => {
+                    assert_eq!(code, Some(0), "{}", running.text());
+                    stops += 1;
+                }
+            }
         }
     }
     let total = rounds * per_round;
