@@ -18,6 +18,10 @@ pub use scylla::{ScyllaSource, SourceError};
 /// A connected source, shared by the shards.
 pub trait Source: Send + Sync {
     /// Starts (or, after a rewind, restarts) the lane of a shard behind its checkpoints. No I/O happens here.
+    ///
+    /// `checkpoints` are those of the shard's groups. After a change of `shards`, hand all that there are to
+    /// every shard: the others' tell whether an old stream generation is finished, without which a change of
+    /// `shards` in the middle of a switch of generations repeats changes (it never loses any).
     fn open_shard(
         self: Arc<Self>,
         shard: u32,

@@ -128,6 +128,8 @@ pub struct Rig {
     pub retune: watch::Sender<Arc<Settings>>,
     pub policies: StagePolicies,
     pub shards: u32,
+    /// Every shard is handed all checkpoints, as after a change of their number.
+    pub all: bool,
 }
 
 impl Rig {
@@ -141,6 +143,7 @@ impl Rig {
             retune,
             policies,
             shards,
+            all: false,
         })
     }
 
@@ -153,7 +156,9 @@ impl Rig {
             let own = checkpoints
                 .iter()
                 .filter(|(k, _)| {
-                    k.shard(self.shards) == shard || k.0.ends_with(&format!("/shard-{shard}"))
+                    self.all
+                        || k.shard(self.shards) == shard
+                        || k.0.ends_with(&format!("/shard-{shard}"))
                 })
                 .map(|(k, c)| (k.clone(), c.clone()))
                 .collect();
@@ -162,10 +167,12 @@ impl Rig {
             tasks.spawn(async move {
                 loop {
                     let batch = reader.next().await.expect("a batch");
-                    source.acknowledged(shard, &batch.progress);
+                    let progress = batch.progress.clone();
+                    // Kept first: what an acknowledgement lets another shard read comes after it.
                     if tx.send(batch).await.is_err() {
                         return;
                     }
+                    source.acknowledged(shard, &progress);
                 }
             });
         }
