@@ -139,6 +139,11 @@ pub fn connect(settings: Arc<Settings>) -> Result<(), String> {
 
 type FilterHandle = reload::Handle<EnvFilter, Registry>;
 
+/// What is asked for, less what libraries tell of their own housekeeping.
+fn filter(directives: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+    EnvFilter::try_new(format!("notify=warn,scylla=warn,{directives}"))
+}
+
 /// Takes a changed `log.filter` to the running subscriber.
 fn filter_child(live: LiveSettings, filter: FilterHandle) -> ChildSpec {
     ChildSpec::new("log", "log", move |scope| {
@@ -153,7 +158,7 @@ fn filter_child(live: LiveSettings, filter: FilterHandle) -> ChildSpec {
                 let wanted = live.borrow_and_update().log.filter.clone();
                 if wanted != current {
                     // Validation has parsed it before.
-                    filter.reload(EnvFilter::try_new(&wanted)?)?;
+                    filter.reload(self::filter(&wanted)?)?;
                     current = wanted;
                 }
             }
@@ -186,7 +191,7 @@ impl Terminal {
     }
 
     fn init_logging(&self, log: &Log) -> FilterHandle {
-        let filter = EnvFilter::try_new(&log.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+        let filter = filter(&log.filter).unwrap_or_else(|_| EnvFilter::new("info"));
         let (filter, handle) = reload::Layer::new(filter);
         let format = tracing_subscriber::fmt::layer()
             .with_writer(self.clone())

@@ -98,6 +98,11 @@ impl HealthWatch {
         for name in gone {
             changes.extend(self.health.remove(&name, &settings.health, now));
         }
+        // All are known before the first is judged, so that the system does not seem well half-way.
+        for (name, _) in &observations {
+            let change = self.health.register(name.clone(), &settings.health, now);
+            changes.extend(change);
+        }
         for (name, seen) in observations {
             changes.extend(self.health.check(name, &seen, &settings.health, now));
         }
