@@ -113,7 +113,7 @@ async fn serve(
     }
     let outcome = coordinator.run(signals).await;
     terminal.finish();
-    if let Some(stand_ins) = std::sync::Arc::into_inner(stand_ins) {
+    if let Some(stand_ins) = std::rc::Rc::into_inner(stand_ins) {
         stand_ins.shutdown().await;
     }
     Ok(outcome)

@@ -52,6 +52,8 @@ impl Inputs {
 }
 
 type Spans = BTreeMap<Vec<String>, (Range<usize>, Range<usize>)>;
+/// The key's or the value's span of the two.
+type Which = fn(&(Range<usize>, Range<usize>)) -> &Range<usize>;
 
 /// The merged layers.
 pub(super) struct Raw {
@@ -144,7 +146,7 @@ impl Raw {
         &self,
         value: &Value,
         path: &[String],
-        which: fn(&(Range<usize>, Range<usize>)) -> &Range<usize>,
+        which: Which,
     ) -> Place {
         let origin = self
             .figment

@@ -1,5 +1,6 @@
 //! Takes a changed configuration to what runs: all of it, or nothing.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ pub struct Reloads {
     inputs: Inputs,
     loaded: Loaded,
     history: ReloadHistory,
-    stand_ins: Arc<StandIns>,
+    stand_ins: Rc<StandIns>,
     sender: watch::Sender<Arc<Settings>>,
     watch: Option<Watch>,
 }
@@ -64,7 +65,7 @@ impl Reloads {
             inputs,
             loaded,
             history,
-            stand_ins: Arc::default(),
+            stand_ins: Rc::default(),
             sender,
             watch: None,
         })
@@ -76,9 +77,9 @@ impl Reloads {
     }
 
     /// Starts the stand-ins that the settings ask for; from then on their addresses take the place of their name.
-    pub async fn start_stand_ins(&mut self) -> anyhow::Result<Arc<StandIns>> {
+    pub async fn start_stand_ins(&mut self) -> anyhow::Result<Rc<StandIns>> {
         warn_of_haste(&self.loaded.settings);
-        self.stand_ins = Arc::new(StandIns::start(&self.loaded.settings).await?);
+        self.stand_ins = Rc::new(StandIns::start(&self.loaded.settings).await?);
         self.sender
             .send_replace(self.resolve(&self.loaded.settings));
         Ok(self.stand_ins.clone())

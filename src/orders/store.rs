@@ -74,17 +74,15 @@ impl StoreError {
             Self::Schema { .. } => Class::Fatal,
             Self::Row { .. } => Class::Poison,
             Self::Execution(error) => match error.as_ref() {
-                ExecutionError::LastAttemptError(RequestAttemptError::DbError(error, _)) => {
-                    match error {
-                        DbError::SyntaxError
-                        | DbError::Invalid
-                        | DbError::AlreadyExists { .. }
-                        | DbError::Unauthorized
-                        | DbError::AuthenticationError
-                        | DbError::ConfigError => Class::Fatal,
-                        _ => Class::Retryable,
-                    }
-                }
+                ExecutionError::LastAttemptError(RequestAttemptError::DbError(
+                    DbError::SyntaxError
+                    | DbError::Invalid
+                    | DbError::AlreadyExists { .. }
+                    | DbError::Unauthorized
+                    | DbError::AuthenticationError
+                    | DbError::ConfigError,
+                    _,
+                )) => Class::Fatal,
                 ExecutionError::BadQuery(_) => Class::Poison,
                 _ => Class::Retryable,
             },
