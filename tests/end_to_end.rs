@@ -87,7 +87,7 @@ async fn stops_and_kills_under_load_lose_nothing() {
         // Any moment will do, so the clock is as good a dice as another.
         let pause = Uuid::new_v4().as_bytes()[0];
         std::thread::sleep(Duration::from_millis(u64::from(pause) * 3));
-        if pause % 2 == 0 {
+        if pause.is_multiple_of(2) {
             running.signal("-KILL");
             running.wait(LONG);
             kills += 1;

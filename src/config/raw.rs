@@ -142,12 +142,7 @@ impl Raw {
         self.locate(value, path, |(key, _)| key)
     }
 
-    fn locate(
-        &self,
-        value: &Value,
-        path: &[String],
-        which: Which,
-    ) -> Place {
+    fn locate(&self, value: &Value, path: &[String], which: Which) -> Place {
         let origin = self
             .figment
             .get_metadata(leaf_tag(value))

@@ -166,7 +166,11 @@ fn exec(mut command: Command) -> Result<()> {
 }
 
 fn test(rest: &[String]) -> Result<()> {
-    check(cargo().args(["test", "--workspace", "--no-fail-fast"]).args(rest))
+    check(
+        cargo()
+            .args(["test", "--workspace", "--no-fail-fast"])
+            .args(rest),
+    )
 }
 
 fn bench(rest: &[String]) -> Result<()> {
