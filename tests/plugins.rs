@@ -1,6 +1,7 @@
 //! Transforms on real WebAssembly: what a plugin is sent, what it makes, and what its faults cost.
 
 // Each test file takes of the support what it needs.
+#[allow(dead_code, unreachable_pub)]
 #[path = "support/plugins.rs"]
 mod plugins;
 #[allow(dead_code, unreachable_pub)]
