@@ -331,7 +331,7 @@ impl Check<'_> {
             Fallback::Absent => None,
             Fallback::Required => Some(builtin(&key.kind, key.example)),
             Fallback::Value(default) => Some(builtin(&key.kind, default)),
-            Fallback::Policies => self.leaf(&policies_path(path)),
+            Fallback::Policies => self.leaf(&policies_path(key)),
         }
     }
 
@@ -1115,7 +1115,7 @@ impl Check<'_> {
         match (self.leaves.get(path), key.fallback) {
             (Some(got), _) => got.place.to_string(),
             (None, Fallback::Policies) => {
-                let policies = policies_path(path);
+                let policies = policies_path(key);
                 match self.leaves.get(&policies) {
                     Some(got) => format!("{} ({policies})", got.place),
                     None => "default".to_owned(),
@@ -1234,22 +1234,12 @@ fn is_section(pattern: &str) -> bool {
     keys::all().iter().any(|k| k.path.starts_with(&prefix))
 }
 
-fn policies_path(path: &str) -> String {
-    let stage = match path.strip_prefix("transform.") {
-        // A transform's name has no dot unless it is quoted or refused.
-        Some(rest) => "transform.".len() + rest.rfind(".limits").unwrap_or_else(|| tail(rest)),
-        None => path.find('.').unwrap_or(0),
-    };
-    format!("policies{}", &path[stage..])
-}
-
-/// Where the policy's name starts in `<transform>.<policy…>`.
-fn tail(rest: &str) -> usize {
-    [".breaker.", ".retry.", ".rate_limit", ".supervision."]
+/// The key under `[policies]` that a stage's policy falls back to.
+fn policies_path(key: &Key) -> String {
+    let stage = keys::STAGES
         .iter()
-        .filter_map(|t| rest.rfind(t))
-        .max()
-        .unwrap_or(0)
+        .find_map(|stage| key.path.strip_prefix(stage)?.strip_prefix('.'));
+    format!("policies.{}", stage.unwrap_or(&key.path))
 }
 
 fn key_of(path: &str) -> Option<&'static Key> {
