@@ -8,7 +8,7 @@ use penstock_plugin_encoding::{
 };
 use uuid::Uuid;
 
-use crate::table::Column;
+use crate::table::{Column, Lookup};
 use crate::{Error, Table};
 
 /// One row of a CDC log: a change, its image, or the end of its range.
@@ -110,34 +110,32 @@ impl<'a> Change<'a> {
         Error::new(format!("column `{name}` of {keyspace}.{table} {what}"))
     }
 
-    fn column(&self, name: &str) -> Result<(u16, &'a Column, ColumnTag, &'a [u8]), Error> {
-        let index = self
-            .table
-            .column(name)
-            .ok_or_else(|| self.fail(name, "does not exist"))?;
-        let (tag, bytes) = self
-            .row
-            .column(usize::from(index))
-            .ok_or_else(|| self.fail(name, "is not in this row"))?;
-        if tag == ColumnTag::Unsent {
-            return Err(self.fail(name, "was not declared in the transform's interest"));
+    fn column(&self, name: impl Lookup) -> Result<(&'a Column, ColumnTag, &'a [u8]), Error> {
+        let fail = |what: &str| self.fail(name.name(), what);
+        let index = name.index(self.table).map(usize::from);
+        let index = index.ok_or_else(|| fail("does not exist"))?;
+        let column = self.table.columns.get(index).zip(self.row.column(index));
+        match column.ok_or_else(|| fail("is not in this row"))? {
+            (_, (ColumnTag::Unsent, _)) => {
+                Err(fail("was not declared in the transform's interest"))
+            }
+            (column, (tag, bytes)) => Ok((column, tag, bytes)),
         }
-        Ok((index, &self.table.columns[usize::from(index)], tag, bytes))
     }
 
     /// The value of a column, which must have one.
     ///
     /// # Errors
     /// The column does not exist, was not declared, has no value in this change, or is of another type.
-    pub fn get<T: FromCql<'a>>(&self, name: &str) -> Result<T, Error> {
-        let (_, column, tag, bytes) = self.column(name)?;
+    pub fn get<T: FromCql<'a>>(&self, name: impl Lookup) -> Result<T, Error> {
+        let (column, tag, bytes) = self.column(name)?;
         match tag {
             ColumnTag::Value | ColumnTag::Replaced => self.decode(column, bytes),
-            ColumnTag::Null => Err(self.fail(name, "is null")),
+            ColumnTag::Null => Err(self.fail(name.name(), "is null")),
             ColumnTag::Merged | ColumnTag::Removed => {
-                Err(self.fail(name, "lost elements: use `elements`"))
+                Err(self.fail(name.name(), "lost elements: use `elements`"))
             }
-            ColumnTag::Unchanged | ColumnTag::Unsent => Err(self.fail(name, "is not set")),
+            ColumnTag::Unchanged | ColumnTag::Unsent => Err(self.fail(name.name(), "is not set")),
         }
     }
 
@@ -145,11 +143,11 @@ impl<'a> Change<'a> {
     ///
     /// # Errors
     /// The column was not declared, or is of another type.
-    pub fn find<T: FromCql<'a>>(&self, name: &str) -> Result<Option<T>, Error> {
-        if self.table.column(name).is_none() {
+    pub fn find<T: FromCql<'a>>(&self, name: impl Lookup) -> Result<Option<T>, Error> {
+        if name.index(self.table).is_none() {
             return Ok(None);
         }
-        let (_, column, tag, bytes) = self.column(name)?;
+        let (column, tag, bytes) = self.column(name)?;
         match tag {
             ColumnTag::Value | ColumnTag::Replaced => self.decode(column, bytes).map(Some),
             _ => Ok(None),
@@ -162,9 +160,15 @@ impl<'a> Change<'a> {
     }
 
     /// The text form of a value of any type: text as it is, everything else as in JSON, without quotes.
-    pub fn text(&self, name: &str) -> Result<Cow<'a, str>, Error> {
+    pub fn text(&self, name: impl Lookup) -> Result<Cow<'a, str>, Error> {
         match self.get::<CqlValue<'a>>(name)? {
             CqlValue::Text(text) => Ok(Cow::Borrowed(text)),
+            CqlValue::Uuid(id) => {
+                let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+                Ok(Cow::Owned(
+                    (*id.hyphenated().encode_lower(&mut text)).to_owned(),
+                ))
+            }
             value => {
                 let json = value.to_json()?;
                 Ok(Cow::Owned(json.trim_matches('"').to_owned()))
@@ -173,17 +177,17 @@ impl<'a> Change<'a> {
     }
 
     /// The JSON form of a value of any type; see [`mod@penstock_plugin_encoding::cql`].
-    pub fn json(&self, name: &str) -> Result<String, Error> {
+    pub fn json(&self, name: impl Lookup) -> Result<String, Error> {
         Ok(self.get::<CqlValue<'a>>(name)?.to_json()?)
     }
 
     /// What happened to the elements of a non-frozen collection or UDT; `None` if nothing did.
-    pub fn elements(&self, name: &str) -> Result<Option<Elements<'a>>, Error> {
-        let (_, column, tag, bytes) = self.column(name)?;
+    pub fn elements(&self, name: impl Lookup) -> Result<Option<Elements<'a>>, Error> {
+        let (column, tag, bytes) = self.column(name)?;
         let added = |bytes| CqlValue::decode(&column.cql_type.log_type(), bytes).map(Some);
         let removed = |bytes| match column.cql_type.removed_type() {
             Some(t) => Ok(CqlValue::decode(&t, bytes).map(Some)?),
-            None => Err(self.fail(name, "is not a non-frozen collection or UDT")),
+            None => Err(self.fail(name.name(), "is not a non-frozen collection or UDT")),
         };
         let none = || Elements {
             replaced: false,
@@ -212,10 +216,10 @@ impl<'a> Change<'a> {
             ColumnTag::Merged => {
                 let (len, rest) = bytes
                     .split_first_chunk::<4>()
-                    .ok_or_else(|| self.fail(name, "is truncated"))?;
+                    .ok_or_else(|| self.fail(name.name(), "is truncated"))?;
                 let (head, tail) = rest
                     .split_at_checked(u32::from_le_bytes(*len) as usize)
-                    .ok_or_else(|| self.fail(name, "is truncated"))?;
+                    .ok_or_else(|| self.fail(name.name(), "is truncated"))?;
                 Elements {
                     replaced: false,
                     added: added(head)?,
@@ -226,12 +230,12 @@ impl<'a> Change<'a> {
     }
 
     /// What the change says of a column.
-    pub fn state(&self, name: &str) -> Result<ColumnTag, Error> {
-        self.column(name).map(|(_, _, tag, _)| tag)
+    pub fn state(&self, name: impl Lookup) -> Result<ColumnTag, Error> {
+        self.column(name).map(|(_, tag, _)| tag)
     }
 
     /// Whether the column has a value in this change.
-    pub fn is_set(&self, name: &str) -> bool {
+    pub fn is_set(&self, name: impl Lookup) -> bool {
         matches!(
             self.state(name),
             Ok(ColumnTag::Value | ColumnTag::Replaced | ColumnTag::Merged)
@@ -239,7 +243,7 @@ impl<'a> Change<'a> {
     }
 
     /// Whether the column was set to null.
-    pub fn is_null(&self, name: &str) -> bool {
+    pub fn is_null(&self, name: impl Lookup) -> bool {
         matches!(self.state(name), Ok(ColumnTag::Null))
     }
 
@@ -250,19 +254,19 @@ impl<'a> Change<'a> {
     ///
     /// # Errors
     /// The column does not exist, or this change did not set it.
-    pub fn column_ref(&self, name: &str) -> Result<ColumnRef, Error> {
-        let column = self.table.column(name);
-        let column = column.ok_or_else(|| self.fail(name, "does not exist"))?;
+    pub fn column_ref(&self, name: impl Lookup) -> Result<ColumnRef, Error> {
+        let column = name.index(self.table);
+        let column = column.ok_or_else(|| self.fail(name.name(), "does not exist"))?;
         match self.row.column(usize::from(column)) {
-            Some((ColumnTag::Unchanged, _)) => Err(self.fail(name, "is not set")),
+            Some((ColumnTag::Unchanged, _)) => Err(self.fail(name.name(), "is not set")),
             Some((ColumnTag::Merged | ColumnTag::Removed, _)) => {
-                Err(self.fail(name, "lost elements: use `elements`"))
+                Err(self.fail(name.name(), "lost elements: use `elements`"))
             }
             Some(_) => Ok(ColumnRef {
                 row: self.index,
                 column,
             }),
-            None => Err(self.fail(name, "is not in this row")),
+            None => Err(self.fail(name.name(), "is not in this row")),
         }
     }
 }
@@ -286,7 +290,10 @@ impl<'a> FromCql<'a> for &'a [u8] {
 
 impl<'a> FromCql<'a> for CqlValue<'a> {
     fn from_cql(cql_type: &CqlType, bytes: &'a [u8]) -> Result<Self, Error> {
-        Ok(CqlValue::decode(&cql_type.log_type(), bytes)?)
+        Ok(match cql_type {
+            CqlType::List(_) => CqlValue::decode(&cql_type.log_type(), bytes)?,
+            _ => CqlValue::decode(cql_type, bytes)?,
+        })
     }
 }
 

@@ -51,7 +51,7 @@ pub use penstock_plugin_encoding::{
     ColumnKind, ColumnRef, ColumnTag, CqlType, CqlValue, Field, Operation, record_table,
 };
 pub use settings::Settings;
-pub use table::{Column, Interest, Table};
+pub use table::{Column, Handle, Interest, Lookup, Table};
 pub use uuid::Uuid;
 
 /// The raw contract, for a plugin that speaks it without this SDK's help.

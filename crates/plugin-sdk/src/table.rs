@@ -30,7 +30,68 @@ pub struct Column {
     pub kind: ColumnKind,
 }
 
+/// A column looked up once, in [`Transform::interest`](crate::Transform::interest), instead of by name at every
+/// change. It belongs to the table version that made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handle {
+    name: String,
+    index: Option<u16>,
+}
+
+impl Handle {
+    /// The index; `None` if the table has no such column.
+    pub fn index(&self) -> Option<u16> {
+        self.index
+    }
+}
+
+/// What names a column of a change: its name, or a [`Handle`].
+pub trait Lookup: Copy {
+    /// The index in this table.
+    fn index(self, table: &Table) -> Option<u16>;
+    /// The name, for errors.
+    fn name(&self) -> &str;
+}
+
+impl Lookup for &str {
+    fn index(self, table: &Table) -> Option<u16> {
+        table.column(self)
+    }
+
+    fn name(&self) -> &str {
+        self
+    }
+}
+
+impl Lookup for &String {
+    fn index(self, table: &Table) -> Option<u16> {
+        table.column(self)
+    }
+
+    fn name(&self) -> &str {
+        self
+    }
+}
+
+impl Lookup for &Handle {
+    fn index(self, _: &Table) -> Option<u16> {
+        self.index
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 impl Table {
+    /// A handle of a column, whether it exists or not.
+    pub fn handle(&self, name: &str) -> Handle {
+        Handle {
+            name: name.to_owned(),
+            index: self.column(name),
+        }
+    }
+
     /// The index of a column.
     pub fn column(&self, name: &str) -> Option<u16> {
         self.columns

@@ -262,11 +262,17 @@ impl<T: Transform> Harness<T> {
         if *interest == Interest::Ignore {
             return Outcome::Ignored;
         }
-        let mut rows = RowsBuilder::new();
-        change.write(interest, &mut rows);
-        let rows = rows.finish();
-        let output = self.runtime.process(rows.as_bytes().to_vec());
-        read_outcome(&output.expect("a well-formed batch"), &rows)
+        let encode = |interest: &Interest| {
+            let mut rows = RowsBuilder::new();
+            change.write(interest, &mut rows);
+            rows.finish()
+        };
+        let output = self.runtime.process(encode(interest).into_bytes());
+        // As the host does it: references reach columns that were not sent.
+        read_outcome(
+            &output.expect("a well-formed batch"),
+            &encode(&Interest::All),
+        )
     }
 }
 
@@ -291,13 +297,21 @@ fn split_columns(text: &str) -> Vec<&str> {
 fn read_outcome(output: &[u8], rows: &Rows) -> Outcome {
     let bytes = |span: std::ops::Range<u32>| &output[span.start as usize..span.end as usize];
     let text = |span| String::from_utf8_lossy(bytes(span)).into_owned();
+    let no_value = std::cell::Cell::new(None);
     let field = |field| match field {
         FieldSpan::Null => None,
         FieldSpan::Bytes(span) => Some(bytes(span).to_vec()),
         FieldSpan::Column(at) => {
             let row = rows.get(at.row as usize).expect("a row of the input");
             let (tag, bytes) = row.column(at.column.into()).expect("a column of the row");
-            (tag != ColumnTag::Null).then(|| bytes.to_vec())
+            match tag {
+                ColumnTag::Value | ColumnTag::Replaced => Some(bytes.to_vec()),
+                ColumnTag::Null => None,
+                _ => {
+                    no_value.set(Some(at.column));
+                    None
+                }
+            }
         }
     };
     let mut reader = OutputReader::new(output).expect("a well-formed output");
@@ -321,7 +335,9 @@ fn read_outcome(output: &[u8], rows: &Rows) -> Outcome {
             Event::Error(_, message) => return Outcome::Refused(text(message)),
         }
     }
-    if records.is_empty() {
+    if let Some(column) = no_value.get() {
+        Outcome::Refused(format!("column {column} has no value"))
+    } else if records.is_empty() {
         outcome
     } else {
         Outcome::Records(records)

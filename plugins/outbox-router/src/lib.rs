@@ -16,7 +16,8 @@
 //! by itself.
 
 use penstock_plugin::{
-    Change, CqlValue, Error, Interest, Operation, Output, Settings, Table, Transform, bail,
+    Change, ColumnKind, CqlType, Error, Handle, Interest, Operation, Output, Settings, Table,
+    Transform, bail,
 };
 
 /// Kafka's limit on the length of a topic's name.
@@ -24,31 +25,51 @@ const MAX_TOPIC: usize = 249;
 
 struct OutboxRouter {
     tables: Option<Vec<String>>,
-    columns: Columns,
+    columns: Columns<String>,
+    /// The columns of each table version, looked up.
+    routes: Vec<Route>,
     /// The topic prefix, with room for the aggregate type after it.
     topic: String,
     prefix: usize,
 }
 
-struct Columns {
-    aggregate_type: String,
-    aggregate_id: String,
-    event_id: String,
-    event_type: String,
-    payload: String,
-    trace: String,
+struct Route {
+    table: u32,
+    columns: Columns<Handle>,
+    /// The aggregate id is text, and part of the primary key, so never null: its bytes are the key.
+    text_key: bool,
 }
 
-impl Columns {
-    /// All that is looked at; the payload is only named.
-    fn wanted(&self) -> [&str; 5] {
-        [
-            &self.aggregate_type,
-            &self.aggregate_id,
-            &self.event_id,
-            &self.event_type,
-            &self.trace,
-        ]
+struct Columns<T> {
+    aggregate_type: T,
+    aggregate_id: T,
+    event_id: T,
+    event_type: T,
+    payload: T,
+    trace: T,
+}
+
+impl Columns<String> {
+    fn in_table(&self, table: &Table) -> Columns<Handle> {
+        Columns {
+            aggregate_type: table.handle(&self.aggregate_type),
+            aggregate_id: table.handle(&self.aggregate_id),
+            event_id: table.handle(&self.event_id),
+            event_type: table.handle(&self.event_type),
+            payload: table.handle(&self.payload),
+            trace: table.handle(&self.trace),
+        }
+    }
+}
+
+impl Route {
+    /// All columns that are looked at; the payload, and an id whose bytes are the key, are only named.
+    fn wanted(&self) -> Interest {
+        let c = &self.columns;
+        let id = (!self.text_key).then_some(&c.aggregate_id);
+        let columns = [&c.aggregate_type, &c.event_id, &c.event_type, &c.trace];
+        let columns = columns.into_iter().chain(id);
+        Interest::Columns(columns.filter_map(Handle::index).collect())
     }
 }
 
@@ -97,6 +118,7 @@ impl Transform for OutboxRouter {
                 payload: column("payload_column", "payload")?,
                 trace: column("trace_column", "traceparent")?,
             },
+            routes: Vec::new(),
             prefix: topic.len(),
             topic,
         })
@@ -108,18 +130,38 @@ impl Transform for OutboxRouter {
             Some(names) => names.iter().any(|n| *n == table.name || *n == full),
             None => !table.is_record_table(),
         };
-        if ours {
-            Ok(table.columns_of(self.columns.wanted()))
-        } else {
-            Ok(Interest::Ignore)
+        if !ours {
+            return Ok(Interest::Ignore);
         }
+        let columns = self.columns.in_table(table);
+        let id = columns.aggregate_id.index();
+        let id = id.map(|index| &table.columns[usize::from(index)]);
+        let route = Route {
+            table: table.id,
+            text_key: id.is_some_and(|id| {
+                let key = matches!(
+                    id.kind,
+                    ColumnKind::PartitionKey | ColumnKind::ClusteringKey
+                );
+                key && matches!(id.cql_type, CqlType::Text | CqlType::Ascii)
+            }),
+            columns,
+        };
+        let wanted = route.wanted();
+        self.routes.retain(|known| known.table != table.id);
+        self.routes.push(route);
+        Ok(wanted)
     }
 
     fn process(&mut self, change: &Change<'_>, out: &mut Output) -> Result<(), Error> {
         if change.operation() != Operation::Insert {
             return Ok(());
         }
-        let columns = &self.columns;
+        let table = change.table().id;
+        let route = self.routes.iter().find(|route| route.table == table);
+        let Route {
+            columns, text_key, ..
+        } = route.ok_or(Error::new("its table was never opened"))?;
         let aggregate_type: &str = change.get(&columns.aggregate_type)?;
         if aggregate_type.is_empty() || !is_topic_text(aggregate_type) {
             bail!("aggregate type {aggregate_type:?} cannot be part of a topic's name");
@@ -133,9 +175,9 @@ impl Transform for OutboxRouter {
         let event_type: &str = change.get(&columns.event_type)?;
         let event_id = change.text(&columns.event_id)?;
         let record = out.record(&self.topic);
-        let record = match change.get(&columns.aggregate_id)? {
-            CqlValue::Text(_) => record.key(change.column_ref(&columns.aggregate_id)?),
-            _ => record.key(&*change.text(&columns.aggregate_id)?),
+        let record = match text_key {
+            true => record.key(change.column_ref(&columns.aggregate_id)?),
+            false => record.key(&*change.text(&columns.aggregate_id)?),
         };
         let record = record
             .value(payload)
@@ -226,6 +268,18 @@ mod tests {
         let long = "x".repeat(250);
         let message = refused(harness.run(row.set("aggregate_type", long.as_str())));
         assert!(message.contains("longer than 249"), "{message}");
+
+        let loose = COLUMNS.replace("aggregate_id text primary", "aggregate_id text");
+        let loose = harness.table("orders_ks.loose", &loose).unwrap();
+        let row = loose
+            .insert()
+            .null("aggregate_id")
+            .set("event_id", event_id())
+            .set("aggregate_type", "Order")
+            .set("event_type", "OrderCreated")
+            .set("payload", "{}");
+        let message = refused(harness.run(row));
+        assert!(message.contains("is null"), "an event has a key: {message}");
 
         let other = harness.table("orders_ks.people", "id int primary").unwrap();
         let message = refused(harness.run(other.insert().set("id", 1)));

@@ -164,7 +164,9 @@ impl<'a> Input<'a> {
             Some(Interest::Columns(mask)) => Some(&mask[..]),
             _ => None,
         };
-        let mut rows = RowsBuilder::with_capacity(chunk.len(), 128 * chunk.len());
+        // Rows of a batch are alike: what the whole takes is a good guess.
+        let size = source.as_bytes().len() / source.len().max(1) * chunk.len();
+        let mut rows = RowsBuilder::with_capacity(chunk.len(), size + 64);
         let mut origins = Vec::with_capacity(chunk.len());
         for &index in chunk {
             match &items[index as usize] {
