@@ -334,7 +334,9 @@ impl Stage {
         mut made: Vec<(u32, Made)>,
         attempts: &BTreeMap<u32, u32>,
     ) -> Result<Outcome, TransformError> {
-        made.sort_by_key(|(item, _)| *item);
+        if !made.is_sorted_by_key(|(item, _)| *item) {
+            made.sort_by_key(|(item, _)| *item);
+        }
         let mut outcome = Outcome {
             items: Vec::with_capacity(made.len()),
             rejected: Vec::new(),
@@ -390,18 +392,8 @@ impl Stage {
 
 /// The rows of a batch that are changes: no images, no ends of ranges, no context.
 pub(super) fn changes(batch: &Batch) -> impl Iterator<Item = u32> + '_ {
-    use penstock_plugin_encoding::Operation as Op;
-    batch.rows.iter().zip(0..).filter_map(|(row, index)| {
-        let meta = row.meta();
-        let image = matches!(
-            meta.operation,
-            Op::PreImage
-                | Op::PostImage
-                | Op::RangeDeleteEndInclusive
-                | Op::RangeDeleteEndExclusive
-        );
-        (!meta.context && !image).then_some(index)
-    })
+    let rows = batch.rows.iter().zip(0..);
+    rows.filter_map(|(row, index)| row.is_change().then_some(index))
 }
 
 fn table_of(batch: &Batch, item: &Item) -> u32 {

@@ -161,12 +161,14 @@ impl OutputWriter {
         u16::try_from(index).expect("at most 65,536 topics a batch")
     }
 
+    #[inline]
     fn entry(&mut self, kind: u8, source: u32) {
         self.entries += 1;
-        self.buf.push(kind);
-        self.buf.extend_from_slice(&source.to_le_bytes());
+        let [a, b, c, d] = source.to_le_bytes();
+        self.buf.extend_from_slice(&[kind, a, b, c, d]);
     }
 
+    #[inline]
     fn part(&mut self, role: u8) {
         let at = self.parts_at;
         let parts = u16::from_le_bytes([self.buf[at], self.buf[at + 1]])
@@ -176,19 +178,19 @@ impl OutputWriter {
         self.buf.push(role);
     }
 
+    #[inline]
     fn field(&mut self, field: Field<'_>) {
         match field {
             Field::Null => self.buf.push(0),
             Field::Bytes(bytes) => {
-                self.buf.push(1);
-                self.buf
-                    .extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+                let [a, b, c, d] = (bytes.len() as u32).to_le_bytes();
+                self.buf.extend_from_slice(&[1, a, b, c, d]);
                 self.buf.extend_from_slice(bytes);
             }
             Field::Column(column) => {
-                self.buf.push(2);
-                self.buf.extend_from_slice(&column.row.to_le_bytes());
-                self.buf.extend_from_slice(&column.column.to_le_bytes());
+                let [a, b, c, d] = column.row.to_le_bytes();
+                let [e, f] = column.column.to_le_bytes();
+                self.buf.extend_from_slice(&[2, a, b, c, d, e, f]);
             }
         }
     }
@@ -393,6 +395,7 @@ impl<'a> OutputReader<'a> {
         })
     }
 
+    #[inline]
     fn field(&mut self) -> Result<FieldSpan, InvalidOutput> {
         Ok(match self.u8()? {
             0 => FieldSpan::Null,
@@ -412,6 +415,7 @@ impl<'a> OutputReader<'a> {
         InvalidOutput { at: self.at, what }
     }
 
+    #[inline]
     fn span(&mut self, len: u32) -> Result<Range<u32>, InvalidOutput> {
         let start = self.at as u32;
         let end = start
@@ -422,6 +426,7 @@ impl<'a> OutputReader<'a> {
         Ok(start..end)
     }
 
+    #[inline]
     fn text(&mut self, len: u32) -> Result<Range<u32>, InvalidOutput> {
         let span = self.span(len)?;
         let bytes = &self.buf[span.start as usize..span.end as usize];
@@ -429,6 +434,7 @@ impl<'a> OutputReader<'a> {
         Ok(span)
     }
 
+    #[inline]
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], InvalidOutput> {
         let bytes = self
             .buf
@@ -438,14 +444,17 @@ impl<'a> OutputReader<'a> {
         Ok(bytes.try_into().expect("N bytes"))
     }
 
+    #[inline]
     fn u8(&mut self) -> Result<u8, InvalidOutput> {
         self.bytes::<1>().map(|[b]| b)
     }
 
+    #[inline]
     fn u16(&mut self) -> Result<u16, InvalidOutput> {
         self.bytes().map(u16::from_le_bytes)
     }
 
+    #[inline]
     fn u32(&mut self) -> Result<u32, InvalidOutput> {
         self.bytes().map(u32::from_le_bytes)
     }

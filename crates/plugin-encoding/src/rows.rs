@@ -42,6 +42,7 @@ pub enum ColumnTag {
 
 impl ColumnTag {
     /// The tag of this number.
+    #[inline]
     pub fn from_u8(tag: u8) -> Option<Self> {
         Some(match tag {
             0 => Self::Unsent,
@@ -102,6 +103,7 @@ pub enum Operation {
 
 impl Operation {
     /// The operation of this number; `None` for one that this version does not know.
+    #[inline]
     pub fn from_i8(op: i8) -> Option<Self> {
         Some(match op {
             -4 => Self::TtlPartitionDelete,
@@ -243,19 +245,28 @@ impl RowsBuilder {
                 let ncols = row.columns();
                 let data = HEADER + ncols * 5;
                 self.buf.extend_from_slice(&row.bytes[..data]);
-                let (mut from, mut to) = (0, 0);
+                let tags = start + HEADER + ncols * 4;
+                // Columns that stand together are copied together.
+                let (mut from, mut run, mut to) = (0, 0, 0);
                 for column in 0..ncols {
                     let ends = HEADER + column * 4;
                     let end = le_u32(&row.bytes[ends..]);
                     if keep.get(column).copied().unwrap_or(false) {
-                        let bytes = &row.bytes[data + from as usize..data + end as usize];
-                        self.buf.extend_from_slice(bytes);
                         to += end - from;
                     } else {
-                        self.buf[start + HEADER + ncols * 4 + column] = ColumnTag::Unsent as u8;
+                        if run < from {
+                            let kept = &row.bytes[data + run as usize..data + from as usize];
+                            self.buf.extend_from_slice(kept);
+                        }
+                        run = end;
+                        self.buf[tags + column] = ColumnTag::Unsent as u8;
                     }
                     self.buf[start + ends..][..4].copy_from_slice(&to.to_le_bytes());
                     from = end;
+                }
+                if run < from {
+                    let kept = &row.bytes[data + run as usize..data + from as usize];
+                    self.buf.extend_from_slice(kept);
                 }
             }
         }
@@ -290,6 +301,7 @@ impl RowsBuilder {
     }
 
     /// The number of rows so far.
+    #[inline]
     pub fn len(&self) -> usize {
         self.starts.len()
     }
@@ -382,6 +394,7 @@ impl Rows {
     }
 
     /// The number of rows.
+    #[inline]
     pub fn len(&self) -> usize {
         self.starts.len()
     }
@@ -392,6 +405,7 @@ impl Rows {
     }
 
     /// The row at this index.
+    #[inline]
     pub fn get(&self, index: usize) -> Option<Row<'_>> {
         let start = *self.starts.get(index)? as usize + 4;
         let end = self
@@ -405,11 +419,13 @@ impl Rows {
     }
 
     /// All rows.
+    #[inline]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
         (0..self.len()).map(|i| self.get(i).expect("index within len"))
     }
 }
 
+#[inline]
 fn le_u32(b: &[u8]) -> u32 {
     u32::from_le_bytes([b[0], b[1], b[2], b[3]])
 }
@@ -445,6 +461,7 @@ pub struct Row<'a> {
 
 impl<'a> Row<'a> {
     /// The fixed part.
+    #[inline]
     pub fn meta(&self) -> RowMeta {
         let b = self.bytes;
         RowMeta {
@@ -457,38 +474,58 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// Whether something is to be made of it: it is no image, no end of a range, no context.
+    #[inline]
+    pub fn is_change(&self) -> bool {
+        let linked = matches!(
+            self.operation(),
+            Operation::PreImage
+                | Operation::PostImage
+                | Operation::RangeDeleteEndInclusive
+                | Operation::RangeDeleteEndExclusive
+        );
+        !linked && self.bytes[1] & 1 == 0
+    }
+
     /// The operation.
+    #[inline]
     pub fn operation(&self) -> Operation {
         Operation::from_i8(self.bytes[0] as i8).expect("checked")
     }
 
     /// The table version's id.
+    #[inline]
     pub fn table(&self) -> u32 {
         le_u32(&self.bytes[4..])
     }
 
     /// The index in the batch of this row's preimage.
+    #[inline]
     pub fn preimage(&self) -> Option<u32> {
         le_u32(&self.bytes[20..]).checked_sub(1)
     }
 
     /// The index in the batch of this row's postimage, or of the end of its range.
+    #[inline]
     pub fn end(&self) -> Option<u32> {
         le_u32(&self.bytes[24..]).checked_sub(1)
     }
 
     /// The number of columns.
+    #[inline]
     pub fn columns(&self) -> usize {
         usize::from(u16::from_le_bytes([self.bytes[2], self.bytes[3]]))
     }
 
     /// A column's tag and bytes; `None` past the last column.
+    #[inline]
     pub fn column(&self, index: usize) -> Option<(ColumnTag, &'a [u8])> {
         let (tag, range) = self.column_range(index)?;
         Some((tag, &self.bytes[range]))
     }
 
     /// Where a column's bytes stand in [`Rows::as_bytes`].
+    #[inline]
     pub fn column_span(&self, index: usize) -> Option<(ColumnTag, std::ops::Range<u32>)> {
         let (tag, range) = self.column_range(index)?;
         Some((
@@ -497,6 +534,7 @@ impl<'a> Row<'a> {
         ))
     }
 
+    #[inline]
     fn column_range(&self, index: usize) -> Option<(ColumnTag, std::ops::Range<usize>)> {
         let ncols = self.columns();
         if index >= ncols {

@@ -7,6 +7,7 @@ use penstock_plugin_encoding::{
     ColumnRef, ColumnTag, CqlType, CqlValue, Operation, Row, RowMeta, Rows,
 };
 use uuid::Uuid;
+use uuid::fmt::Hyphenated;
 
 use crate::table::{Column, Lookup};
 use crate::{Error, Table};
@@ -160,18 +161,22 @@ impl<'a> Change<'a> {
     }
 
     /// The text form of a value of any type: text as it is, everything else as in JSON, without quotes.
-    pub fn text(&self, name: impl Lookup) -> Result<Cow<'a, str>, Error> {
-        match self.get::<CqlValue<'a>>(name)? {
-            CqlValue::Text(text) => Ok(Cow::Borrowed(text)),
-            CqlValue::Uuid(id) => {
-                let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
-                Ok(Cow::Owned(
-                    (*id.hyphenated().encode_lower(&mut text)).to_owned(),
-                ))
+    pub fn text(&self, name: impl Lookup) -> Result<Text<'a>, Error> {
+        let (column, tag, bytes) = self.column(name)?;
+        let plain = matches!(tag, ColumnTag::Value | ColumnTag::Replaced);
+        match (column.cql_type.thawed(), <&[u8; 16]>::try_from(bytes)) {
+            (CqlType::Uuid | CqlType::Timeuuid, Ok(id)) if plain => {
+                let mut text = [0; Hyphenated::LENGTH];
+                Uuid::from_bytes(*id).hyphenated().encode_lower(&mut text);
+                Ok(Text(TextForm::Uuid(text)))
             }
-            value => {
-                let json = value.to_json()?;
-                Ok(Cow::Owned(json.trim_matches('"').to_owned()))
+            (CqlType::Text | CqlType::Ascii, _) => {
+                Ok(Text(TextForm::Plain(Cow::Borrowed(self.get(name)?))))
+            }
+            _ => {
+                let json = self.json(name)?;
+                let text = json.trim_matches('"').to_owned();
+                Ok(Text(TextForm::Plain(Cow::Owned(text))))
             }
         }
     }
@@ -268,6 +273,33 @@ impl<'a> Change<'a> {
             }),
             None => Err(self.fail(name.name(), "is not in this row")),
         }
+    }
+}
+
+/// The text form of a value: a `str`, which takes no memory of its own for text and for UUIDs.
+#[derive(Clone, Debug)]
+pub struct Text<'a>(TextForm<'a>);
+
+#[derive(Clone, Debug)]
+enum TextForm<'a> {
+    Plain(Cow<'a, str>),
+    Uuid([u8; Hyphenated::LENGTH]),
+}
+
+impl std::ops::Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match &self.0 {
+            TextForm::Plain(text) => text,
+            TextForm::Uuid(text) => std::str::from_utf8(text).unwrap_or_default(),
+        }
+    }
+}
+
+impl std::fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self)
     }
 }
 

@@ -41,9 +41,9 @@ mod settings;
 mod table;
 pub mod testing;
 
-use penstock_plugin_encoding::{Operation as Op, OutputWriter, Rows};
+use penstock_plugin_encoding::{OutputWriter, Rows};
 
-pub use change::{Change, Elements, FromCql, Timestamp};
+pub use change::{Change, Elements, FromCql, Text, Timestamp};
 pub use log::{Level, write_log};
 pub use output::{Output, RecordOutput};
 pub use penstock_plugin_encoding as encoding;
@@ -152,15 +152,7 @@ impl<T: Transform> Runtime<T> {
         let rows = Rows::parse(batch)?;
         let mut out = Output::new(OutputWriter::with_capacity(64 * rows.len()));
         for (index, row) in (0..).zip(rows.iter()) {
-            let meta = row.meta();
-            let image = matches!(
-                meta.operation,
-                Op::PreImage
-                    | Op::PostImage
-                    | Op::RangeDeleteEndInclusive
-                    | Op::RangeDeleteEndExclusive
-            );
-            if meta.context || image {
+            if !row.is_change() {
                 continue;
             }
             out.start(index);

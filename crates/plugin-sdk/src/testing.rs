@@ -382,7 +382,7 @@ mod tests {
                 Operation::Insert => {
                     out.record("undone by an error");
                     let id: Uuid = change.get("id")?;
-                    assert_eq!(change.text("id")?, id.to_string());
+                    assert_eq!(*change.text("id")?, *id.to_string());
                     out.record("seen")
                         .key(id.as_bytes())
                         .value(change.find::<&str>("gone")?);
