@@ -1025,10 +1025,10 @@ mod tests {
             t in any_type(),
             bytes in prop::collection::vec(prop_oneof![Just(0u8), Just(1), any::<u8>()], 0..64),
         ) {
-            if let Ok(value) = CqlValue::decode(&t, &bytes) {
-                if let Ok(json) = value.to_json() {
-                    prop_assert!(serde_json::from_str::<serde_json::Value>(&json).is_ok(), "{}", json);
-                }
+            if let Ok(value) = CqlValue::decode(&t, &bytes)
+                && let Ok(json) = value.to_json()
+            {
+                prop_assert!(serde_json::from_str::<serde_json::Value>(&json).is_ok(), "{}", json);
             }
         }
 
