@@ -1,7 +1,7 @@
 //! Penstock as a process, with the stand-ins outside of it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -163,11 +163,14 @@ listen = "127.0.0.1:0"
         read_all(&self.cluster.brokers, &self.topic())
     }
 
-    /// Waits until the topic has this many records, or panics with the log.
+    /// Waits until the topic has this many records, repeats not counted, or panics with the log.
     pub fn await_records(&self, n: usize, within: Duration, running: &Running) {
         let deadline = Instant::now() + within;
         loop {
-            let have = self.records().len();
+            let records = self.records();
+            let distinct: BTreeSet<(&str, &str)> =
+                records.iter().map(|r| (r.key_text(), r.text())).collect();
+            let have = distinct.len();
             if have >= n {
                 return;
             }

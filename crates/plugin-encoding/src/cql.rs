@@ -6,7 +6,7 @@
 //! |---|---|
 //! | ascii, text, varchar | string |
 //! | boolean | true, false |
-//! | tinyint, smallint, int, bigint, counter, varint, decimal | number, all digits |
+//! | tinyint, smallint, int, bigint, counter, varint, decimal | number, all digits (a decimal past 10^300: a string) |
 //! | float, double | number; `"NaN"`, `"Infinity"`, `"-Infinity"` |
 //! | blob | `"0x…"` |
 //! | uuid, timeuuid, inet | string |
@@ -815,7 +815,10 @@ fn varint_digits(bytes: &[u8], cql_type: &str) -> Result<String, InvalidValue> {
     Ok(text)
 }
 
-/// A scale within a few digits is written out, a greater one as an exponent.
+/// More digits before the point than this overflow the number type of most JSON readers (a double).
+const MOST_DIGITS: i64 = 300;
+
+/// A scale within a few digits is written out, a greater one as an exponent; what no double holds is a string.
 fn write_decimal(bytes: &[u8], scale: i32, out: &mut String) -> Result<(), InvalidValue> {
     let digits = varint_digits(bytes, "decimal")?;
     match usize::try_from(scale) {
@@ -828,6 +831,9 @@ fn write_decimal(bytes: &[u8], scale: i32, out: &mut String) -> Result<(), Inval
             let digits = format!("{digits:0>width$}", width = scale + 1);
             let (whole, part) = digits.split_at(digits.len() - scale);
             push(out, format_args!("{sign}{whole}.{part}"));
+        }
+        _ if digits.len() as i64 - i64::from(scale) > MOST_DIGITS => {
+            push(out, format_args!("\"{digits}e{}\"", -i64::from(scale)));
         }
         _ => push(out, format_args!("{digits}e{}", -i64::from(scale))),
     }
