@@ -47,7 +47,7 @@ pub struct Output {
 pub enum Breaker {
     /// Close a stage's breaker by hand
     Reset {
-        /// source, transform.<name>, sink, dead_letter or orders
+        /// source, transform.NAME, sink, dead_letter or orders
         stage: String,
     },
     /// Show every stage's breaker

@@ -210,7 +210,7 @@ impl<'a> Input<'a> {
         &self.bytes
     }
 
-    /// Lets go of the bytes, which borrow the batch, and keeps what [`Self::decode`] needs.
+    /// Lets go of the bytes, which borrow the batch, and keeps what decoding needs.
     pub(crate) fn sent(self) -> Sent {
         Sent(self.origins)
     }
