@@ -11,14 +11,21 @@ pub(super) async fn point(stage: &'static str) -> anyhow::Result<()> {
     }
 }
 
+macro_rules! fault_point {
+    ($name:literal) => {
+        fail::fail_point!($name, |asked: Option<String>| Some(
+            asked.unwrap_or_else(|| "error".to_owned())
+        ))
+    };
+}
+
 fn action(stage: &'static str) -> Option<String> {
-    let decide = |asked: Option<String>| Some(asked.unwrap_or_else(|| "error".to_owned()));
     match stage {
-        "source" => fail::fail_point!("stage::source", decide),
-        "transform" => fail::fail_point!("stage::transform", decide),
-        "sink" => fail::fail_point!("stage::sink", decide),
-        "dead_letter" => fail::fail_point!("stage::dead_letter", decide),
-        "orders" => fail::fail_point!("stage::orders", decide),
+        "source" => fault_point!("stage::source"),
+        "transform" => fault_point!("stage::transform"),
+        "sink" => fault_point!("stage::sink"),
+        "dead_letter" => fault_point!("stage::dead_letter"),
+        "orders" => fault_point!("stage::orders"),
         _ => {}
     }
     None
