@@ -16,6 +16,8 @@ cargo xtask <command>
   run [options]     build everything, then `penstock run`
   test [options]    build everything, then run every test (options go to `cargo test`)
   plugins           build the plugins into plugins/*.wasm
+  new-plugin <name> start a transform of your own in plugins/<name>
+  clippy            lint everything, each plugin for what it is built for
   bench [name]      the benchmarks, each a printed table
   restarts [rounds] stop and kill a loaded pipeline many times and count what arrived (long form)
 ";
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
         "demo" | "run" => plugins().and_then(|()| penstock(command, rest)),
         "test" => plugins().and_then(|()| test(rest)),
         "plugins" => plugins(),
+        "new-plugin" => new_plugin(rest),
+        "clippy" => clippy(),
         "bench" => plugins().and_then(|()| bench(rest)),
         "restarts" => plugins().and_then(|()| restarts(rest)),
         "help" | "--help" | "-h" => {
@@ -92,27 +96,31 @@ fn target_dir() -> Result<PathBuf> {
     Ok(PathBuf::from(dir))
 }
 
-/// Builds every plugin for wasm and puts it beside the config that names it.
-fn plugins() -> Result<()> {
-    ensure_wasm_target()?;
-    let mut build = cargo();
-    build.args(["build", "--quiet", "--profile", "plugin", "--target", WASM]);
+/// The packages below `plugins/`: each folder is named as its package.
+fn plugin_names() -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(root().join("plugins"))? {
         let dir = entry?.path();
         if dir.join("Cargo.toml").is_file() {
-            let name = dir
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            build.args(["-p", &name]);
-            names.push(name.replace('-', "_"));
+            let name = dir.file_name().unwrap_or_default();
+            names.push(name.to_string_lossy().into_owned());
         }
     }
+    names.sort();
+    Ok(names)
+}
+
+/// Builds every plugin for wasm and puts it beside the config that names it.
+fn plugins() -> Result<()> {
+    ensure_target(WASM)?;
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--profile", "plugin", "--target", WASM]);
+    let names = plugin_names()?;
+    build.args(names.iter().flat_map(|name| ["-p", name]));
     check(&mut build)?;
     let built = target_dir()?.join(WASM).join("plugin");
     for name in names {
+        let name = name.replace('-', "_");
         let from = built.join(format!("{name}.wasm"));
         let to = root().join("plugins").join(format!("{name}.wasm"));
         // Only a changed file is written: a running pipeline swaps a plugin when its file changes.
@@ -125,24 +133,91 @@ fn plugins() -> Result<()> {
     Ok(())
 }
 
-/// Installs the wasm target where rustup does not do so by itself.
-fn ensure_wasm_target() -> Result<()> {
+/// What a new plugin is a copy of.
+const EXAMPLE: &str = "event-filter";
+
+/// Starts a plugin: the example under another name, its test with it.
+fn new_plugin(rest: &[String]) -> Result<()> {
+    let [name] = rest else {
+        bail!("cargo xtask new-plugin <name>");
+    };
+    let good = name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    if !good {
+        bail!("{name:?}: a name of lower-case letters, digits and '-' would do, e.g. redact-email");
+    }
+    let plugins = root().join("plugins");
+    let (from, to) = (plugins.join(EXAMPLE), plugins.join(name));
+    if to.exists() {
+        bail!("plugins/{name} is there already");
+    }
+    let words = |name: &str| -> String {
+        let capital = |word: &str| {
+            let mut chars = word.chars();
+            let first = chars.next().map(|c| c.to_ascii_uppercase());
+            first.into_iter().chain(chars).collect::<String>()
+        };
+        name.split('-').map(capital).collect()
+    };
+    fs::create_dir_all(to.join("src"))?;
+    for file in ["Cargo.toml", "src/lib.rs"] {
+        let text = fs::read_to_string(from.join(file))?;
+        let text = text.replace(&words(EXAMPLE), &words(name));
+        fs::write(to.join(file), text.replace(EXAMPLE, name))?;
+    }
+    let wasm = format!("plugins/{}.wasm", name.replace('-', "_"));
+    println!(
+        "plugins/{name}/src/lib.rs is yours now. Then:\n\n  \
+         cargo test -p {name}      its tests, natively\n  \
+         cargo xtask plugins{space}builds {wasm}\n\n\
+         and in pipeline.toml, before the transform that routes:\n\n  \
+         [[transform]]\n  name = \"{name}\"\n  plugin = \"{wasm}\"\n  settings = {{ drop = \"order.cancelled\" }}",
+        space = " ".repeat(name.len().max(3) - 2),
+    );
+    Ok(())
+}
+
+/// Plugins are linted for wasm, everything else natively.
+fn clippy() -> Result<()> {
+    ensure_target(WASM)?;
+    let names = plugin_names()?;
+    let mut native = cargo();
+    native.args(["clippy", "--workspace", "--all-targets"]);
+    native.args(names.iter().flat_map(|name| ["--exclude", name]));
+    check(native.args(["--", "-D", "warnings"]))?;
+    let mut wasm = cargo();
+    wasm.args(["clippy", "--profile", "plugin", "--target", WASM]);
+    wasm.args(names.iter().flat_map(|name| ["-p", name]));
+    check(wasm.args(["--", "-D", "warnings"]))
+}
+
+/// Installs a wasm target where rustup does not do so by itself.
+fn ensure_target(target: &str) -> Result<()> {
     let sysroot = Command::new("rustc")
         .current_dir(root())
         .args(["--print", "sysroot"])
         .output()?;
     let sysroot = PathBuf::from(String::from_utf8(sysroot.stdout)?.trim());
-    if sysroot.join("lib/rustlib").join(WASM).join("lib").is_dir() {
+    if sysroot
+        .join("lib/rustlib")
+        .join(target)
+        .join("lib")
+        .is_dir()
+    {
         return Ok(());
     }
     check(
         Command::new("rustup")
             .current_dir(root())
-            .args(["target", "add", WASM]),
+            .args(["target", "add", target]),
     )
-    .context(
-        "plugins need the wasm target; with a toolchain that is not rustup's, install it by hand",
-    )
+    .with_context(|| {
+        format!(
+            "plugins need the target {target}; with a toolchain that is not rustup's, install it by hand"
+        )
+    })
 }
 
 fn penstock(command: &str, rest: &[String]) -> Result<()> {
@@ -166,6 +241,8 @@ fn exec(mut command: Command) -> Result<()> {
 }
 
 fn test(rest: &[String]) -> Result<()> {
+    // For the test that takes a plugin as a component of its own making.
+    ensure_target("wasm32-wasip2")?;
     check(
         cargo()
             .args(["test", "--workspace", "--no-fail-fast"])
