@@ -6,16 +6,20 @@
 //! - [`pipeline`]: builds lanes and children from settings.
 //! - [`reload`]: what a change of the configuration does to what runs.
 //! - [`health`]: what is observed of every component.
+//! - [`dead_letters`]: the child that keeps what is poison.
+//! - [`serve`]: HTTP as a child.
 //! - [`shutdown`]: the order of a drain, and signals.
 
 pub mod activity;
-mod faults;
+pub mod dead_letters;
+pub mod faults;
 pub mod handle;
 pub mod health;
 pub mod lane;
 pub mod pipeline;
 pub mod reload;
 pub mod replay;
+pub mod serve;
 pub mod shutdown;
 pub mod supervisor;
 pub mod transforms;
@@ -62,6 +66,8 @@ pub struct Coordinator {
     failed: (FailedStages, mpsc::Receiver<(Arc<str>, String)>),
     health: HealthWatch,
     started: Instant,
+    /// A stage failed whose policy is to stop the process.
+    failed_for_good: bool,
 }
 
 impl Coordinator {
@@ -94,6 +100,7 @@ impl Coordinator {
             commands,
             failed: mpsc::channel(COMMANDS),
             started,
+            failed_for_good: false,
         };
         // The admin interface first: it says `starting` while the rest is not there yet.
         this.start_admin(&settings).await?;
@@ -151,13 +158,12 @@ impl Coordinator {
 
     /// Runs until it is told to stop, then drains.
     pub async fn run(mut self, mut signals: Signals) -> Outcome {
-        let mut failed = false;
         loop {
             let check = self.health.next_check();
             tokio::select! {
                 event = self.supervisor.next_event() => {
                     if self.note(event) == Some(OnFailed::Shutdown) {
-                        failed = true;
+                        self.failed_for_good = true;
                         break;
                     }
                 }
@@ -180,7 +186,7 @@ impl Coordinator {
             self.publish();
         }
         let drained = self.drain(&mut signals).await;
-        match (drained, failed) {
+        match (drained, self.failed_for_good) {
             (_, true) => Outcome::Failed,
             (false, false) => Outcome::Forced,
             (true, false) => Outcome::Clean,
@@ -281,7 +287,10 @@ impl Coordinator {
                 }
             };
             tokio::select! {
-                event = self.supervisor.next_event() => { self.note(event); }
+                event = self.supervisor.next_event() => {
+                    self.failed_for_good |= self.note(event) == Some(OnFailed::Shutdown);
+                }
+                Some((stage, cause)) = self.failed.1.recv() => self.supervisor.fail(&stage, &cause),
                 () = asked => return false,
                 () = tokio::time::sleep(left) => {}
             }

@@ -19,7 +19,7 @@ use crate::embedded::StandIns;
 /// The stages of the pipeline itself, upstream first.
 const PIPELINE: [&[&str]; 3] = [&["source"], &["transform"], &["sink"]];
 /// … and what goes with them when they are rebuilt.
-const REBUILT: [&str; 4] = ["source", "transform", "sink", "guard"];
+const REBUILT: [&str; 5] = ["source", "transform", "sink", "dead_letter", "guard"];
 
 /// The configuration in force, where it came from, and what became of changes of it.
 pub struct Reloads {

@@ -34,11 +34,19 @@ enum Failure {
 }
 
 impl Pipeline {
-    /// Sends the letters that match through the transforms and to Redpanda, oldest first; those that are
-    /// acknowledged are purged.
+    /// Sends the letters that match through the transforms and to Redpanda, oldest first; each is taken away
+    /// once its records are acknowledged.
     ///
     /// Their records come after those that their keys had meanwhile: a replay mends, it does not reorder.
+    ///
+    /// # Errors
+    /// A replay is under way already: two at once would deliver everything twice. Or the dead letters cannot be
+    /// read or written; what was replayed before that is taken away.
     pub async fn replay(&self, filter: &Filter) -> anyhow::Result<Vec<Replayed>> {
+        let _one_at_a_time = self
+            .replaying
+            .try_lock()
+            .map_err(|_| anyhow::anyhow!("a replay is under way; try again when it is done"))?;
         let letters = self.dead_letters.list(filter).await?;
         let mut chain =
             tokio::task::block_in_place(|| self.transforms.chain(&Handover::default()))?;
@@ -52,12 +60,16 @@ impl Pipeline {
                 Ok(records) => (format!("delivered ({records} records)"), true),
                 Err(Failure::Again(stage, error)) => {
                     self.dead_letters
-                        .write(&[letter.failed_again(stage, error.clone())])
+                        .rewrite(&[letter.failed_again(stage, error.clone())])
                         .await?;
                     (format!("failed: {error}"), false)
                 }
                 Err(Failure::Untried(error)) => (format!("not replayed: {error}"), false),
             };
+            // At once, so that a replay that is cut short delivers none of these again.
+            if done {
+                self.dead_letters.take_away(&[letter.position]).await?;
+            }
             tracing::info!(position = %letter.position, outcome, "dead letter replayed");
             outcomes.push(Replayed {
                 id: letter.position.to_string(),
@@ -66,18 +78,6 @@ impl Pipeline {
             });
         }
         sink.close().await;
-        let done = letters
-            .iter()
-            .zip(&outcomes)
-            .filter(|(_, o)| o.done)
-            .map(|(l, _)| l.position);
-        let done = Filter {
-            positions: done.collect(),
-            ..Filter::default()
-        };
-        if !done.positions.is_empty() {
-            self.dead_letters.purge(&done).await?;
-        }
         Ok(outcomes)
     }
 }

@@ -6,12 +6,13 @@
 //! one shard.
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,27 @@ pub struct ChildScope {
     pub drain: CancellationToken,
     /// Where it shows what it does.
     pub activity: Arc<Activity>,
+    /// The stages that were given up on.
+    failed: watch::Receiver<BTreeSet<Arc<str>>>,
+}
+
+impl ChildScope {
+    /// Waits until the child is to drain and `stage` was given up on: what it still has for that stage, nobody
+    /// will take. It may then be let go of, for it is not checkpointed; a restart of the process makes good.
+    ///
+    /// Cancel-safe.
+    pub async fn stranded(&self, stage: &str) {
+        self.drain.cancelled().await;
+        let mut failed = self.failed.clone();
+        if failed
+            .wait_for(|failed| failed.contains(stage))
+            .await
+            .is_err()
+        {
+            // The supervisor is gone, and with it whatever there was to drain.
+            std::future::pending().await
+        }
+    }
 }
 
 /// The work of one incarnation.
@@ -137,6 +159,7 @@ pub struct Supervisor {
     /// Aborted tasks that have not ended yet; their child is not started again before they have.
     leaving: HashMap<Id, usize>,
     windows: HashMap<Arc<str>, RestartWindow>,
+    failed: watch::Sender<BTreeSet<Arc<str>>>,
     events: std::collections::VecDeque<Event>,
 }
 
@@ -154,6 +177,7 @@ impl Supervisor {
             by_task: HashMap::new(),
             leaving: HashMap::new(),
             windows: HashMap::new(),
+            failed: watch::Sender::default(),
             events: std::collections::VecDeque::new(),
         }
     }
@@ -165,6 +189,7 @@ impl Supervisor {
         let scope = ChildScope {
             drain: CancellationToken::new(),
             activity: Arc::default(),
+            failed: self.failed.subscribe(),
         };
         let state = State::Waiting {
             until: Instant::now(),
@@ -182,8 +207,12 @@ impl Supervisor {
         self.launch(key);
     }
 
+    fn is_leaving(&self, key: usize) -> bool {
+        self.leaving.values().any(|&k| k == key)
+    }
+
     fn launch(&mut self, key: usize) {
-        if self.leaving.values().any(|&k| k == key) {
+        if self.is_leaving(key) {
             return;
         }
         let Some(child) = self.children.get_mut(&key) else {
@@ -233,6 +262,11 @@ impl Supervisor {
                 self.windows.remove(&child.spec.stage);
             }
         }
+        self.failed.send_if_modified(|failed| {
+            let before = failed.len();
+            failed.retain(|name| !stage(name));
+            failed.len() != before
+        });
         while self
             .leaving
             .values()
@@ -286,8 +320,9 @@ impl Supervisor {
             if let Some(event) = self.events.pop_front() {
                 return event;
             }
-            let wake = self.children.values().filter_map(|c| match c.state {
-                State::Waiting { until } => Some(until),
+            // One whose old task has not ended yet is started when it has, whatever the time.
+            let wake = self.children.iter().filter_map(|(key, c)| match c.state {
+                State::Waiting { until } if !self.is_leaving(*key) => Some(until),
                 _ => None,
             });
             let wake = wake
@@ -391,12 +426,7 @@ impl Supervisor {
         match window.on_crash(now.into_std(), fault.to_string()) {
             Decision::Restart { after } => {
                 tracing::warn!(child = name, stage = %stage, %fault, restart_in = ?after, "child crashed");
-                let restarted: Vec<usize> = match policy.strategy() {
-                    Strategy::OneForOne => vec![key],
-                    Strategy::OneForAll => self.children.keys().copied().collect(),
-                    Strategy::RestForOne => self.children.range(key..).map(|(&k, _)| k).collect(),
-                };
-                for k in restarted {
+                for k in self.restarted_with(key, policy.strategy()) {
                     self.wait(k, now + after, k == key);
                 }
                 self.events
@@ -412,8 +442,31 @@ impl Supervisor {
         }
     }
 
+    /// Which children a crash of this one restarts. Those that belong to no stage of pipeline.toml (the admin
+    /// interface, the log's filter) have no part in what the stages do to one another.
+    fn restarted_with(&self, crashed: usize, strategy: Strategy) -> Vec<usize> {
+        let live = self.live.borrow();
+        let affected = |key: usize, child: &Child| {
+            live.policies(&child.spec.stage).is_some()
+                && match strategy {
+                    Strategy::OneForOne => false,
+                    Strategy::OneForAll => true,
+                    Strategy::RestForOne => key > crashed,
+                }
+        };
+        self.children
+            .iter()
+            .filter(|(key, child)| **key == crashed || affected(**key, child))
+            .map(|(key, _)| *key)
+            .collect()
+    }
+
     /// Gives a stage up at once, whatever its restarts: trying again would not help.
     pub fn fail(&mut self, stage: &str, cause: &str) {
+        // Every shard that meets the cause says so.
+        if self.failed.borrow().contains(stage) {
+            return;
+        }
         tracing::error!(stage, cause, "stage failed");
         self.give_up(stage, cause.to_owned());
     }
@@ -446,6 +499,8 @@ impl Supervisor {
                 child.state = State::Failed;
             }
         }
+        self.failed
+            .send_if_modified(|failed| failed.insert(stage.into()));
         self.events.push_back(Event::Failed {
             stage: stage.into(),
             cause,
