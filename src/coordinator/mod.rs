@@ -239,9 +239,16 @@ impl Coordinator {
                     .supervisor
                     .unfinished(|s| belongs(s, stages))
                     .join(", ");
+                let at_work: Vec<String> = self
+                    .supervisor
+                    .at_work()
+                    .iter()
+                    .map(|(child, since)| format!("{child} for {:.1} s", since.as_secs_f64()))
+                    .collect();
                 tracing::error!(
                     step = what,
                     unfinished,
+                    at_work = at_work.join(", "),
                     "stopped before everything was drained; a restart makes good"
                 );
                 return false;

@@ -160,6 +160,8 @@ pub struct Supervisor {
     leaving: HashMap<Id, usize>,
     windows: HashMap<Arc<str>, RestartWindow>,
     failed: watch::Sender<BTreeSet<Arc<str>>>,
+    /// When hung children are looked for next.
+    watch_at: Instant,
     events: std::collections::VecDeque<Event>,
 }
 
@@ -178,6 +180,7 @@ impl Supervisor {
             leaving: HashMap::new(),
             windows: HashMap::new(),
             failed: watch::Sender::default(),
+            watch_at: Instant::now(),
             events: std::collections::VecDeque::new(),
         }
     }
@@ -246,6 +249,20 @@ impl Supervisor {
             .filter(|c| stage(&c.spec.stage) && !matches!(c.state, State::Finished | State::Failed))
             .map(|c| c.spec.name.as_str())
             .collect()
+    }
+
+    /// The children that are at a piece of work, and for how long, longest first: who the others may be waiting for.
+    pub fn at_work(&self) -> Vec<(&str, Duration)> {
+        let now = std::time::Instant::now();
+        let running = self
+            .children
+            .values()
+            .filter(|c| matches!(c.state, State::Running { .. }));
+        let mut busy: Vec<_> = running
+            .filter_map(|c| Some((c.spec.name.as_str(), c.scope.activity.busy_for(now)?)))
+            .collect();
+        busy.sort_by_key(|(_, since)| std::cmp::Reverse(*since));
+        busy
     }
 
     /// Stops children of these stages wherever they are and forgets them.
@@ -325,15 +342,16 @@ impl Supervisor {
                 State::Waiting { until } if !self.is_leaving(*key) => Some(until),
                 _ => None,
             });
-            let wake = wake
-                .min()
-                .unwrap_or_else(|| Instant::now() + WATCH_INTERVAL);
-            let wake = wake.min(Instant::now() + WATCH_INTERVAL);
+            // A time, not a span: whoever calls this drops it for every other event, and starts anew.
+            let wake = wake.min().map_or(self.watch_at, |at| at.min(self.watch_at));
             tokio::select! {
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
                 () = tokio::time::sleep_until(wake) => {
                     self.restart_due();
-                    self.abort_hung();
+                    if self.watch_at <= Instant::now() {
+                        self.watch_at = Instant::now() + WATCH_INTERVAL;
+                        self.abort_hung();
+                    }
                 }
             }
         }

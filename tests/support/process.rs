@@ -63,7 +63,8 @@ impl World {
 
     pub async fn with(setup: Setup) -> Self {
         let options = Options {
-            vnodes: 4,
+            // Enough for every shard to have keys.
+            vnodes: 16,
             shards_per_vnode: 2,
             ..Options::default()
         };
