@@ -52,8 +52,16 @@ impl Pipeline {
             tokio::task::block_in_place(|| self.transforms.chain(&Handover::default()))?;
         let mut sink = self.sink.open_shard(REPLAY_SHARD)?;
         let mut outcomes = Vec::with_capacity(letters.len());
-        for (n, letter) in letters.iter().enumerate() {
-            let replayed = replay_one(&mut chain, &mut sink, letter, n as u32).await;
+        // A letter of each table version. The chain is the replay's own, so their ids count from 1 as those of a
+        // source do; an id each letter would have the plugins open a table for each.
+        let mut tables: Vec<&DeadLetter> = Vec::new();
+        for letter in &letters {
+            let known = tables.iter().position(|known| known.has_table_of(letter));
+            let table = known.unwrap_or_else(|| {
+                tables.push(letter);
+                tables.len() - 1
+            });
+            let replayed = replay_one(&mut chain, &mut sink, letter, table as u32 + 1).await;
             let (outcome, done) = match replayed {
                 Ok(0) => ("dropped by the transforms".to_owned(), true),
                 Ok(1) => ("delivered".to_owned(), true),
@@ -90,9 +98,8 @@ async fn replay_one(
     schema: u32,
 ) -> Result<usize, Failure> {
     let untried = |error: &dyn std::fmt::Display| Failure::Untried(error.to_string());
-    // Table versions count from 1 in the source; from the other end here, so that the chain never confuses them.
     let batch = letter
-        .rebuild(REPLAY_SHARD, 0, u32::MAX - schema)
+        .rebuild(REPLAY_SHARD, 0, schema)
         .map_err(|e| untried(&e))?;
     let records = tokio::task::block_in_place(|| chain.process(batch)).map_err(|e| untried(&e))?;
     if let Some(rejected) = records.rejected.first() {
