@@ -317,7 +317,7 @@ async fn create(
     let deadline = state.deadline();
     let store = &state.0.store;
     let mut id = Uuid::new_v4();
-    let mut seen = false;
+    let mut keyed = false;
     if let Some(key) = headers.get("idempotency-key") {
         let key = key
             .to_str()
@@ -341,7 +341,7 @@ async fn create(
         let hash = <sha2::Sha256 as sha2::Digest>::digest(&canonical);
         match state.call(deadline, || store.claim(key, id, &hash)).await? {
             Claim::New => {}
-            Claim::Seen(order) => (id, seen) = (order, true),
+            Claim::Seen(order) => id = order,
             Claim::Conflict => {
                 let detail = format!("{key:?} was used for a different request; use a new key");
                 return Err(Problem::new(
@@ -351,10 +351,12 @@ async fn create(
                 ));
             }
         }
+        keyed = true;
     }
     let _changing = state.stripe(id).lock().await;
-    // A key that was claimed by a request that died before it wrote has no order yet: write it now.
-    if seen && let Some(order) = state.call(deadline, || store.get(id)).await? {
+    // Whoever comes first writes the order: the request that claimed the key, or, should that one have died
+    // before it wrote, one that repeats it.
+    if keyed && let Some(order) = state.call(deadline, || store.get(id)).await? {
         return Ok(created(&order));
     }
     let at_us = store.next_timestamp();
