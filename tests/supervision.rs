@@ -3,6 +3,7 @@
 
 #[path = "support/broker.rs"]
 mod broker;
+#[allow(dead_code, unreachable_pub)]
 #[path = "support/plugins.rs"]
 mod plugins;
 #[path = "support/process.rs"]

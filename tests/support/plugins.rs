@@ -1,5 +1,4 @@
 //! Builds the plugins of this repository for tests, once a process and never twice at a time.
-#![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::path::PathBuf;
 use std::process::Command;
