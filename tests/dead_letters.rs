@@ -236,6 +236,31 @@ async fn flood(on_failed: &str) {
     }
 }
 
+/// A stage that was given up on needs no restart of the process: a plugin that is mended starts it anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flooded_stage_goes_on_once_its_plugin_is_mended() {
+    let extra = "[dead_letter]\nmax = 5\n[health]\ncheck_interval = \"100ms\"\n";
+    let world = world(None, extra).await;
+    let keys = keys(16);
+    let running = world.start(1);
+    write(&world, &keys, 0..20, |_, _| "forward").await;
+    write(&world, &keys, 20..40, |_, _| "error").await;
+    running.await_line("stage failed stage=\"transform.checks\"", LONG);
+    install(&world, "outbox-router");
+    running.await_line("failed stage started anew stage=\"transform.checks\"", LONG);
+    let letters = read_all_letters(&world);
+    world.await_records(keys.len() * 40 - letters, LONG, &running);
+    let (code, said) = running.penstock(&["dead-letters", "replay"]);
+    assert_eq!(code, Some(0), "{said}");
+    world.await_records(keys.len() * 40, LONG, &running);
+    running
+        .await_metrics("the system is healthy", LONG, |m| {
+            m.sum("penstock_health", &["component=\"system\""]) == 0.0
+        })
+        .await;
+    running.stop_cleanly();
+}
+
 fn read_all_letters(world: &World) -> usize {
     let topic = format!("{}.dead-letters", world.name);
     let letters = read_all(&world.cluster.brokers, &topic);

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::dead_letters::Keeper;
 use super::faults;
@@ -346,7 +346,18 @@ pub struct SinkParts {
 }
 
 /// Where a lane says that a stage is to fail, and why.
-pub type FailedStages = mpsc::Sender<(Arc<str>, String)>;
+pub type FailedStages = mpsc::Sender<FailedStage>;
+
+/// A stage that is to fail.
+#[derive(Debug)]
+pub struct FailedStage {
+    /// Which.
+    pub stage: Arc<str>,
+    /// Why.
+    pub cause: String,
+    /// Kept until the stage is started anew: the lane waits for that.
+    pub mended: oneshot::Sender<()>,
+}
 
 /// Batches that may wait for their acknowledgement; `max_in_flight` bounds the changes in them.
 const IN_FLIGHT_BATCHES: usize = 1_024;
@@ -380,6 +391,10 @@ pub async fn run_sink(
             Ok(()) => return Ok(()),
             Err(Ended::Crash(error)) => return Err(error),
             Err(Ended::LetGo) => return Ok(commit(&lane, &mut parts.sink).await?),
+            Err(Ended::Mended) => {
+                parts.sink.reset().await?;
+                lane.rewind_to_acked("the stage that the lane waited for was mended");
+            }
             Err(Ended::Delivery(error)) if error.class() == Class::Fatal => {
                 return Err(error.into());
             }
@@ -405,6 +420,8 @@ enum Ended {
     Crash(anyhow::Error),
     /// It was told to drain, and what it still holds cannot be settled: the stage for it was given up on.
     LetGo,
+    /// The stage that it waited for was started anew.
+    Mended,
 }
 
 impl From<SinkError> for Ended {
@@ -506,14 +523,23 @@ impl Delivery<'_> {
     }
 
     /// Has the stage that flooded the dead letters failed. Its changes stay unacknowledged, so this lane waits
-    /// here until it is stopped; a restart of the process reads them again.
+    /// here until the stage is started anew and goes back to read them again, or until it is stopped.
     async fn fail_stage(&self, flood: Flooded) -> Ended {
-        let failed = (flood.stage.clone(), flood.to_string());
+        let (mended, waiting) = oneshot::channel();
+        let failed = FailedStage {
+            stage: flood.stage.clone(),
+            cause: flood.to_string(),
+            mended,
+        };
         if self.failed.send(failed).await.is_err() {
             return Ended::Crash(flood.into());
         }
-        self.scope.drain.cancelled().await;
-        Ended::LetGo
+        tokio::select! {
+            biased;
+            () = self.scope.drain.cancelled() => Ended::LetGo,
+            // Dropped or sent: nobody holds it for failed any more.
+            _ = waiting => Ended::Mended,
+        }
     }
 
     /// Has the stage `dead_letter` keep what is poison. It is never given up on but in a drain, when that stage

@@ -27,11 +27,11 @@ pub mod transforms;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use self::handle::{Command, Handle, Phase, Shared};
 use self::health::HealthWatch;
-use self::lane::FailedStages;
+use self::lane::{FailedStage, FailedStages};
 use self::pipeline::{Pipeline, PolicyRegistry};
 use self::reload::Reloads;
 use self::shutdown::{Asked, STEPS, Signals, belongs};
@@ -63,7 +63,9 @@ pub struct Coordinator {
     supervisor: Supervisor,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
-    failed: (FailedStages, mpsc::Receiver<(Arc<str>, String)>),
+    failed: (FailedStages, mpsc::Receiver<FailedStage>),
+    /// The lanes that wait for a stage that was given up on; each once, since it waits.
+    waiting: Vec<oneshot::Sender<()>>,
     health: HealthWatch,
     started: Instant,
     /// A stage failed whose policy is to stop the process.
@@ -99,6 +101,7 @@ impl Coordinator {
             shared,
             commands,
             failed: mpsc::channel(COMMANDS),
+            waiting: Vec::new(),
             started,
             failed_for_good: false,
         };
@@ -180,7 +183,7 @@ impl Coordinator {
                     }
                     Command::Stop => break,
                 },
-                Some((stage, cause)) = self.failed.1.recv() => self.supervisor.fail(&stage, &cause),
+                Some(failed) = self.failed.1.recv() => self.fail(failed),
                 () = tokio::time::sleep_until(check.into()) => self.check_health(),
             }
             self.publish();
@@ -213,6 +216,27 @@ impl Coordinator {
                 self.check_health();
                 Some(on_failed)
             }
+        }
+    }
+
+    fn fail(&mut self, failed: FailedStage) {
+        self.supervisor.fail(&failed.stage, &failed.cause);
+        self.waiting.retain(|lane| !lane.is_closed());
+        self.waiting.push(failed.mended);
+    }
+
+    /// Somebody changed the configuration: what was given up on may have been mended by it, so it is tried again.
+    fn revive(&mut self) {
+        for stage in self.supervisor.revive() {
+            tracing::info!(stage = &*stage, "failed stage started anew");
+            self.health.mended(&stage);
+            if let Some(pipeline) = self.shared.pipeline() {
+                pipeline.dead_letters.forget_flood(&stage);
+            }
+        }
+        for lane in self.waiting.drain(..) {
+            // One that was stopped meanwhile does not wait any more.
+            lane.send(()).ok();
         }
     }
 
@@ -297,7 +321,7 @@ impl Coordinator {
                 event = self.supervisor.next_event() => {
                     self.failed_for_good |= self.note(event) == Some(OnFailed::Shutdown);
                 }
-                Some((stage, cause)) = self.failed.1.recv() => self.supervisor.fail(&stage, &cause),
+                Some(failed) = self.failed.1.recv() => self.fail(failed),
                 () = asked => return false,
                 () = tokio::time::sleep(left) => {}
             }

@@ -167,6 +167,7 @@ impl Coordinator {
         }
         let revision = match applied {
             Ok(()) => {
+                self.revive();
                 tracing::info!(
                     why,
                     keys = changed.len(),

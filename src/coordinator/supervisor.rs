@@ -489,6 +489,20 @@ impl Supervisor {
         self.give_up(stage, cause.to_owned());
     }
 
+    /// Starts what was given up on anew, with no crash remembered; says which stages those were.
+    pub fn revive(&mut self) -> Vec<Arc<str>> {
+        let stages: Vec<Arc<str>> = self.failed.borrow().iter().cloned().collect();
+        let until = Instant::now();
+        for child in self.children.values_mut() {
+            if matches!(child.state, State::Failed) {
+                self.windows.remove(&child.spec.stage);
+                child.state = State::Waiting { until };
+            }
+        }
+        self.failed.send_replace(BTreeSet::new());
+        stages
+    }
+
     fn give_up(&mut self, stage: &str, cause: String) {
         let on_failed = self
             .live
