@@ -12,6 +12,7 @@ mod process;
 use std::time::{Duration, Instant};
 
 use process::{LONG, Running, World, asked, complete_and_ordered, keys};
+use scylla_double::{Action, Fault, Operation};
 
 /// The stages that have a child in each lane, upstream first, as the log and the metrics call them.
 const STAGES: [(&str, &str); 3] = [
@@ -313,4 +314,79 @@ async fn a_hung_stage_is_forced_at_the_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_sigterm_stops_at_once() {
     forced("sink", "sink/", "60s", true).await;
+}
+
+/// A rate limit holds its own stage to its rate, and through the queues, which are short, all before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_stage_keeps_its_own_rate_limit() {
+    for (_, limited) in STAGES {
+        let mut world = world("").await;
+        world.set(&format!("{limited}.rate_limit"), "400/s");
+        let keys = keys(KEYS);
+        world.write(&keys, 0, EVENTS).await;
+        let running = world.start(1);
+        running.await_line("all supervised stages started", LONG);
+        let began = Instant::now();
+        world.await_records(KEYS * EVENTS as usize, LONG, &running);
+        let took = began.elapsed();
+        // The burst is a second's worth; it may have begun a little before the line was read.
+        let least = Duration::from_millis(1_500);
+        assert!(
+            took >= least,
+            "{limited}: {} changes in {took:?}",
+            KEYS as u32 * EVENTS
+        );
+        let metrics = running.metrics().await;
+        for (_, stage) in STAGES {
+            let waits = metrics.stage("penstock_throttled_total", stage);
+            assert_eq!(
+                waits > 0.0,
+                stage == limited,
+                "{stage} with {limited} limited"
+            );
+        }
+        running.stop_cleanly();
+        assert_eq!(complete_and_ordered(&world.seen(), &keys, EVENTS), 0);
+    }
+}
+
+/// ScyllaDB refuses every read for a while: by default that is waited out, for ever; with `max_attempts` the stage
+/// gives up on it, which is a crash.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_the_database_is_waited_out_unless_attempts_are_bounded() {
+    for bounded in [false, true] {
+        let mut world = world("").await;
+        world.set("source.breaker.open_for", "300ms");
+        world.set("source.retry.max", "100ms");
+        if bounded {
+            world.set("source.retry.max_attempts", 3);
+        }
+        let keys = keys(KEYS);
+        world.write(&keys, 0, EVENTS / 2).await;
+        let running = world.start(1);
+        world.await_records(KEYS * EVENTS as usize / 2, LONG, &running);
+        let refuse = Fault::new(Action::Overloaded)
+            .on(Operation::Select)
+            .on_table("ks.outbox_scylla_cdc_log");
+        let refused = world.node.faults().inject(refuse);
+        world.write(&keys, EVENTS / 2, EVENTS / 2).await;
+        if bounded {
+            running.await_line("child crashed", LONG);
+        } else {
+            running
+                .await_metrics("it is probed again and again", LONG, |m| {
+                    m.stage("penstock_breaker_half_opened_total", "source") >= 2.0
+                })
+                .await;
+        }
+        let during = running.metrics().await;
+        let restarts = during.stage("penstock_restarts_total", "source");
+        assert_eq!(restarts > 0.0, bounded, "{}", running.text());
+        assert!(during.stage("penstock_retries_total", "source") > 0.0);
+        assert_eq!(during.stage("penstock_breaker_opened_total", "sink"), 0.0);
+        world.node.faults().clear(refused);
+        world.await_records(KEYS * EVENTS as usize, LONG, &running);
+        running.stop_cleanly();
+        assert_eq!(complete_and_ordered(&world.seen(), &keys, EVENTS), 0);
+    }
 }
