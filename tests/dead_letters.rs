@@ -261,6 +261,37 @@ async fn a_flooded_stage_goes_on_once_its_plugin_is_mended() {
     running.stop_cleanly();
 }
 
+/// `on_error = "stop"`: the crash is that transform's, though all of a shard's share a child, and so is the policy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transform_that_stops_answers_for_it_by_its_own_policy() {
+    let transforms = format!(
+        "[[transform]]\nname = \"first\"\nplugin = \"{}\"\nsettings = {{ tables = \"other\" }}\n\
+         [[transform]]\nname = \"second\"\nplugin = \"{}\"\non_error = \"stop\"\n\
+         supervision = {{ max_restarts = 1, backoff = \"10ms\", on_failed = \"shutdown\" }}\n",
+        plugins::plugin("outbox-router").display(),
+        plugins::plugin("test-faults").display()
+    );
+    let world = World::with(Setup {
+        columns: "id text, fault text, ",
+        transforms: Some(transforms),
+        ..Setup::default()
+    })
+    .await;
+    let keys = keys(4);
+    write(&world, &keys, 0..10, |k, n| {
+        if (k, n) == (1, 5) { "error" } else { "" }
+    })
+    .await;
+    let mut running = world.start(1);
+    assert_eq!(running.wait(LONG).code(), Some(1), "{}", running.text());
+    let text = running.text();
+    assert_eq!(text.matches("child crashed").count(), 1, "{text}");
+    assert!(
+        text.contains("stage failed: too many restarts stage=transform.second"),
+        "{text}"
+    );
+}
+
 fn read_all_letters(world: &World) -> usize {
     let topic = format!("{}.dead-letters", world.name);
     let letters = read_all(&world.cluster.brokers, &topic);

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::dead_letters::Keeper;
 use super::faults;
-use super::supervisor::ChildScope;
+use super::supervisor::{Blamed, ChildScope};
 use super::transforms::Handover;
 use crate::change::{Batch, GroupKey, Progress, RecordBatch};
 use crate::checkpoint::Checkpoints;
@@ -305,7 +305,10 @@ pub async fn run_transforms(
             }
             faults.for_each(|fault| policy.record_failure(fault));
         }
-        let records = Arc::new(made?);
+        let records = Arc::new(made.map_err(|error| Blamed {
+            stage: error.stage().clone(),
+            error: error.into(),
+        })?);
         scope.activity.record(u64::from(changes).max(1));
         let permit = tokio::select! {
             permit = lane.records.0.reserve() => permit?,

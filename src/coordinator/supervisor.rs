@@ -35,6 +35,16 @@ pub enum Fault {
     Hung(Duration),
 }
 
+/// An error of a child that serves several stages, and the one whose doing it is.
+#[derive(Debug, thiserror::Error)]
+#[error("{error:#}")]
+pub struct Blamed {
+    /// Whose supervision policy it counts against.
+    pub stage: Arc<str>,
+    /// What happened.
+    pub error: anyhow::Error,
+}
+
 /// What a child is given.
 #[derive(Clone)]
 pub struct ChildScope {
@@ -387,7 +397,7 @@ impl Supervisor {
             .collect();
         for (key, stalled) in hung {
             self.abort(key);
-            self.crashed(key, Fault::Hung(stalled));
+            self.crashed(key, Fault::Hung(stalled), None);
         }
     }
 
@@ -412,24 +422,28 @@ impl Supervisor {
                     child: child.spec.name.clone(),
                 });
             }
-            Ok((_, Err(error))) => self.crashed(key, Fault::Failed(format!("{error:#}"))),
+            Ok((_, Err(error))) => {
+                let blamed = error.downcast_ref::<Blamed>().map(|b| b.stage.clone());
+                self.crashed(key, Fault::Failed(format!("{error:#}")), blamed);
+            }
             Err(error) => {
                 let fault = match error.try_into_panic() {
                     Ok(payload) => Fault::Panicked(panic_message(payload.as_ref())),
                     Err(error) => Fault::Failed(error.to_string()),
                 };
-                self.crashed(key, fault);
+                self.crashed(key, fault, None);
             }
         }
     }
 
-    fn crashed(&mut self, key: usize, fault: Fault) {
+    fn crashed(&mut self, key: usize, fault: Fault, blamed: Option<Arc<str>>) {
         let now = Instant::now();
         let Some(child) = self.children.get_mut(&key) else {
             return;
         };
         child.last_fault = Some(fault.to_string());
-        let (name, stage) = (child.spec.name.clone(), child.spec.stage.clone());
+        let name = child.spec.name.clone();
+        let stage = blamed.unwrap_or_else(|| child.spec.stage.clone());
         let policy = self
             .live
             .borrow()
@@ -493,9 +507,11 @@ impl Supervisor {
     pub fn revive(&mut self) -> Vec<Arc<str>> {
         let stages: Vec<Arc<str>> = self.failed.borrow().iter().cloned().collect();
         let until = Instant::now();
+        for stage in &stages {
+            self.windows.remove(stage);
+        }
         for child in self.children.values_mut() {
             if matches!(child.state, State::Failed) {
-                self.windows.remove(&child.spec.stage);
                 child.state = State::Waiting { until };
             }
         }
