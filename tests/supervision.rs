@@ -390,3 +390,34 @@ async fn an_outage_of_the_database_is_waited_out_unless_attempts_are_bounded() {
         assert_eq!(complete_and_ordered(&world.seen(), &keys, EVENTS), 0);
     }
 }
+
+/// The admin interface moves while a request to the old one, the very one that asked for it, is under way.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_interface_moves_without_losing_the_answer() {
+    let mut world = World::new("").await;
+    world.set("reload.watch", false);
+    let running = world.start(1);
+    running.await_line("all supervised stages started", LONG);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let moved = free.local_addr().expect("an address").to_string();
+    drop(free);
+    let text = std::fs::read_to_string(world.config()).expect("the file");
+    let text = text.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{moved}\""));
+    std::fs::write(world.config(), text).expect("written");
+    let old = running.admin();
+    let answer = reqwest::Client::new()
+        .post(format!("http://{old}/-/reload"))
+        .timeout(LONG)
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(answer.status(), 200, "{}", running.text());
+    let ready = reqwest::get(format!("http://{moved}/readyz")).await;
+    assert_eq!(ready.expect("it listens").status(), 200);
+    let gone = reqwest::get(format!("http://{old}/readyz")).await;
+    assert!(gone.is_err(), "the old address is free");
+    let status = reqwest::get(format!("http://{moved}/status")).await;
+    let status = status.expect("an answer").text().await.expect("text");
+    assert_eq!(status.matches("\"name\":\"admin\"").count(), 1, "{status}");
+    running.stop_cleanly();
+}

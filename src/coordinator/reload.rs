@@ -31,6 +31,10 @@ pub struct Reloads {
     watch: Option<Watch>,
 }
 
+/// How often, and after which pause, an address is tried that the predecessor is about to let go of.
+const ADDRESS_TRIES: u32 = 20;
+const ADDRESS_PAUSE: Duration = Duration::from_millis(50);
+
 /// A window that ends too close to now misses writes that a slower node has yet to apply.
 const LEAST_SAFETY: Duration = Duration::from_millis(500);
 
@@ -226,11 +230,21 @@ impl Coordinator {
             self.reloads.sender.send_replace(new.clone());
         }
         if admin {
-            self.supervisor.remove(|s| s == "admin").await;
-            self.start_admin(&new).await?;
+            // Not stopped: who asked for this reload may be waiting for its answer there.
+            self.supervisor.retire("admin");
+            for left in (0..ADDRESS_TRIES).rev() {
+                match self.start_admin(&new).await {
+                    Err(error) if left == 0 => return Err(error),
+                    // The old one may not have let go of the address yet.
+                    Err(_) => tokio::time::sleep(ADDRESS_PAUSE).await,
+                    Ok(()) => break,
+                }
+            }
         }
         if orders {
-            self.supervisor.drain(|s| s == "orders");
+            // Whoever has sent an order gets an answer.
+            let deadline = Instant::now() + old.orders.request_timeout;
+            self.drain_step(&["orders"], deadline, None).await;
             self.supervisor.remove(|s| s == "orders").await;
             self.shared.set_orders(None);
             self.start_orders(&new).await?;

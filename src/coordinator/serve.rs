@@ -58,6 +58,8 @@ pub async fn serve(
             }
         }
     }
+    // The address is free from here on; only who is connected is served to the end.
+    drop(listener);
     while let Some(ended) = connections.join_next().await {
         note(stage, ended);
     }

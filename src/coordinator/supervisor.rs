@@ -138,6 +138,8 @@ enum State {
 
 struct Child {
     spec: ChildSpec,
+    /// It is forgotten once it has finished.
+    retiring: bool,
     scope: ChildScope,
     state: State,
     restarts: u64,
@@ -211,6 +213,7 @@ impl Supervisor {
             key,
             Child {
                 spec,
+                retiring: false,
                 scope,
                 state,
                 restarts: 0,
@@ -241,6 +244,26 @@ impl Supervisor {
     pub fn drain(&self, stage: impl Fn(&str) -> bool) {
         for child in self.children.values().filter(|c| stage(&c.spec.stage)) {
             child.scope.drain.cancel();
+        }
+    }
+
+    /// Tells the children of a stage to finish what they hold, and forgets each once it has. What they are made
+    /// from is let go of at once: their successors may need the same address.
+    pub fn retire(&mut self, stage: &str) {
+        let mut gone = Vec::new();
+        for (key, child) in &mut self.children {
+            if &*child.spec.stage != stage {
+                continue;
+            }
+            child.retiring = true;
+            child.spec.run = Box::new(|_| Box::pin(async { Ok(()) }));
+            child.scope.drain.cancel();
+            if matches!(child.state, State::Finished | State::Failed) {
+                gone.push(*key);
+            }
+        }
+        for key in gone {
+            self.children.remove(&key);
         }
     }
 
@@ -421,6 +444,9 @@ impl Supervisor {
                 self.events.push_back(Event::Finished {
                     child: child.spec.name.clone(),
                 });
+                if child.retiring {
+                    self.children.remove(&key);
+                }
             }
             Ok((_, Err(error))) => {
                 let blamed = error.downcast_ref::<Blamed>().map(|b| b.stage.clone());

@@ -192,7 +192,11 @@ impl DeadLetters {
     ) -> Result<Ticket, SinkError> {
         if !self.sink.topics.knows(topic) {
             let settings = self.topic_settings();
-            self.sink.topics.ensure(topic, &settings).await?;
+            let within = self.sink.live.borrow().sink.attempt_timeout;
+            self.sink
+                .topics
+                .ensure_within(topic, &settings, within)
+                .await?;
         }
         let mut outlet = self.outlet.lock().await;
         if outlet.window().broken().is_some() {
