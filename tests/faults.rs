@@ -260,3 +260,34 @@ async fn an_open_breaker_is_closed_by_hand() {
     }
     assert_eq!(complete_and_ordered(&world.seen(), &keys, 300), 0);
 }
+
+/// Nothing can be flushed to a broker that is away: the stop is forced at its deadline, and the restart makes good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_amid_an_outage_is_forced_and_loses_nothing() {
+    let valve = Valve::start(Flow::Open);
+    let mut world = world(&valve.brokers, OPEN_FOR).await;
+    world.set("shutdown.timeout", "1s");
+    let keys = keys(8);
+    world.write(&keys, 0, 50).await;
+    let mut first = world.start(1);
+    world.await_records(8 * 50, LONG, &first);
+    valve.set(Flow::Cut);
+    world.write(&keys, 50, 250).await;
+    first
+        .await_metrics("the breaker opens", LONG, is_open)
+        .await;
+    first.signal("-TERM");
+    let asked = Instant::now();
+    let code = first.wait(Duration::from_secs(10)).code();
+    assert_eq!(code, Some(75), "{}", first.text());
+    assert!(
+        asked.elapsed() >= Duration::from_secs(1),
+        "it tried until the deadline"
+    );
+
+    valve.set(Flow::Open);
+    let second = world.start(2);
+    world.await_records(8 * 300, LONG, &second);
+    second.stop_cleanly();
+    complete_and_ordered(&world.seen(), &keys, 300);
+}
