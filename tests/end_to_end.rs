@@ -8,38 +8,10 @@ mod plugins;
 #[path = "support/process.rs"]
 mod process;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use process::World;
+use process::{LONG, World, complete_and_ordered};
 use uuid::Uuid;
-
-const LONG: Duration = Duration::from_secs(60);
-
-/// In each key's records: every number up to `n` is there, and nothing older comes for the first time after
-/// something newer. Returns how many records were repeats.
-fn complete_and_ordered(seen: &BTreeMap<String, Vec<u32>>, keys: &[Uuid], n: u32) -> usize {
-    let mut repeats = 0;
-    for key in keys {
-        let numbers = seen
-            .get(&key.to_string())
-            .unwrap_or_else(|| panic!("nothing of {key}"));
-        let mut next = 0;
-        for &number in numbers {
-            assert!(
-                number <= next,
-                "{key}: {number} came before {next}: lost or out of order"
-            );
-            if number == next {
-                next += 1
-            } else {
-                repeats += 1
-            }
-        }
-        assert_eq!(next, n, "{key}: events are missing at the end");
-    }
-    repeats
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_arrive_in_order_and_a_clean_stop_repeats_nothing() {

@@ -597,3 +597,56 @@ fn an_illegal_threshold_cannot_be_made() {
     let message = breaker(Duration::ZERO).unwrap_err()[0].to_string();
     assert_eq!(message, "open_for must be longer than zero");
 }
+
+/// What the page above promises of seeds: one repeats a run, and a failure is written down and tried first.
+#[test]
+fn a_seed_reproduces() {
+    use proptest::test_runner::RngSeed;
+    let drawn = |seed| {
+        let config = Config {
+            cases: 50,
+            rng_seed: RngSeed::Fixed(seed),
+            failure_persistence: None,
+            ..Config::default()
+        };
+        let drawn = std::cell::RefCell::new(Vec::new());
+        TestRunner::new(config)
+            .run(&any::<u64>(), |value| {
+                drawn.borrow_mut().push(value);
+                Ok(())
+            })
+            .expect("nothing fails");
+        drawn.into_inner()
+    };
+    assert_eq!(drawn(7), drawn(7));
+    assert_ne!(drawn(7), drawn(8));
+
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let path = file.path().to_str().expect("a path").to_owned();
+    let path: &'static str = path.leak();
+    // Fails for one value in 1,000 or so; told how many were tried until then.
+    let tried = || {
+        let config = Config {
+            cases: 100_000,
+            failure_persistence: Some(Box::new(FileFailurePersistence::Direct(path))),
+            max_shrink_iters: 0,
+            ..Config::default()
+        };
+        let tried = std::cell::Cell::new(0);
+        TestRunner::new(config)
+            .run(&any::<u64>(), |value| {
+                tried.set(tried.get() + 1);
+                prop_assert!(value % 1_000 != 0);
+                Ok(())
+            })
+            .expect_err("one in 100,000 is a multiple of 1,000");
+        tried.get()
+    };
+    tried();
+    let written = std::fs::read_to_string(path).expect("the seeds");
+    assert!(
+        written.lines().any(|line| line.starts_with("cc ")),
+        "{written}"
+    );
+    assert_eq!(tried(), 1, "the written seed is tried first:\n{written}");
+}

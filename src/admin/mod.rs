@@ -23,6 +23,7 @@ use crate::change::{InvalidPosition, Position};
 use crate::config::LiveSettings;
 use crate::coordinator::handle::{Handle, Phase};
 use crate::coordinator::pipeline::Pipeline;
+use crate::coordinator::serve;
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
 use crate::dead_letter::{DeadLetter, Filter};
 
@@ -75,16 +76,8 @@ impl Server {
                 self.live.clone(),
                 self.listener.clone(),
             );
-            async move {
-                // A duplicate of the socket: the original stays, so a restart loses no connection waiting.
-                let listener = socket2::SockRef::from(listener.as_ref()).try_clone()?;
-                let listener = TcpListener::from_std(listener.into())?;
-                let served = axum::serve(listener, router(handle, live));
-                served
-                    .with_graceful_shutdown(scope.drain.cancelled_owned())
-                    .await?;
-                Ok(())
-            }
+            // The socket outlives a restart, so that no connection that waits is lost.
+            serve::serve("admin", listener, router(handle, live), scope)
         })
     }
 }

@@ -286,13 +286,13 @@ async fn ask(settings: &Settings, command: AdminCommand) -> anyhow::Result<bool>
                     text(&l["time"]),
                     text(&l["stage"]),
                     text(&l["table"]),
-                    text(&l["error"])
+                    one_line(&text(&l["error"]))
                 );
             });
         }
         AdminCommand::DeadLetters(DeadLetters::Replay(_)) => {
             each(&answer, |l| {
-                println!("{}  {}", text(&l["id"]), text(&l["outcome"]))
+                println!("{}  {}", text(&l["id"]), one_line(&text(&l["outcome"])))
             });
         }
         AdminCommand::DeadLetters(DeadLetters::Purge(_)) => {
@@ -304,6 +304,12 @@ async fn ask(settings: &Settings, command: AdminCommand) -> anyhow::Result<bool>
 
 fn each(list: &Value, print: impl FnMut(&Value)) {
     list.as_array().into_iter().flatten().for_each(print);
+}
+
+/// An error of a plugin may have several: what follows is a list with a line each.
+fn one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" | ")
 }
 
 /// A value as a person reads it.

@@ -15,6 +15,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 use super::{ConfigArgs, exit};
 use crate::config::settings::{Log, LogFormat, Nodes, Settings};
 use crate::config::{Inputs, LiveSettings};
+use crate::coordinator::faults::Armed;
 use crate::coordinator::handle::Handle;
 use crate::coordinator::pipeline::PolicyRegistry;
 use crate::coordinator::reload::Reloads;
@@ -65,6 +66,7 @@ pub fn start(inputs: Inputs, extra: Extra) -> u8 {
     };
     let terminal = Terminal::new();
     let filter = terminal.init_logging(&reloads.settings().log);
+    let _armed = Armed::from_environment();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -1,6 +1,23 @@
-//! Points at which tests make a stage fail, by the `fail` crate's `FAILPOINTS` variable or its API.
+//! Points at which tests make a stage fail, by the `fail` crate's `FAILPOINTS` variable.
 //!
 //! Compiled to nothing unless the crate is built for tests (its `failpoints` feature).
+
+/// The fault points that `FAILPOINTS` sets are in force until this is dropped.
+pub struct Armed {
+    _scenario: Option<fail::FailScenario<'static>>,
+}
+
+impl Armed {
+    /// Reads `FAILPOINTS`, e.g. `stage::sink=1*return(hang)->off;stage::source=panic`. A build without fault
+    /// points does not look at it.
+    pub fn from_environment() -> Self {
+        let armed = fail::has_failpoints().then(fail::FailScenario::setup);
+        for (point, actions) in fail::list() {
+            tracing::warn!(point, actions, "fault point armed");
+        }
+        Self { _scenario: armed }
+    }
+}
 
 /// Does what the fault point `stage::<name>` is set to: `panic`, `return(error)`, `return(hang)`, `sleep(ms)`.
 pub(super) async fn point(stage: &'static str) -> anyhow::Result<()> {

@@ -77,6 +77,11 @@ impl HealthWatch {
         self.failed.push((stage.into(), cause.into()));
     }
 
+    /// A stage that was given up on was started anew.
+    pub fn mended(&mut self, stage: &str) {
+        self.failed.retain(|(failed, _)| &**failed != stage);
+    }
+
     /// The pipeline was rebuilt: what had failed starts anew.
     pub fn rebuilt(&mut self) {
         self.failed.retain(|(stage, _)| &**stage == "orders");

@@ -17,18 +17,19 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use super::dead_letters::Keeper;
 use super::faults;
-use super::supervisor::ChildScope;
+use super::supervisor::{Blamed, ChildScope};
 use super::transforms::Handover;
 use crate::change::{Batch, GroupKey, Progress, RecordBatch};
 use crate::checkpoint::Checkpoints;
 use crate::config::LiveSettings;
+use crate::dead_letter::DeadLetter;
 use crate::dead_letter::flood::Flooded;
-use crate::dead_letter::{DeadLetter, DeadLetters};
 use crate::policy::Class;
-use crate::policy::stage::StagePolicies;
+use crate::policy::stage::{Permit, StagePolicies};
 use crate::sink::redpanda::ShardSink;
 use crate::sink::{Delivered, SinkError, Ticket};
 use crate::source::Source;
@@ -156,6 +157,13 @@ impl Lane {
         self.state.lock().acked.clone()
     }
 
+    /// Notes that the transforms hold a batch of this epoch; `false`: the lane was rewound since it was read.
+    fn take_in_hand(&self, epoch: u64) -> bool {
+        let mut state = self.state.lock();
+        state.transforming = state.epoch == epoch;
+        state.transforming
+    }
+
     fn rewind(&self, why: &str, to: impl FnOnce(&mut State)) {
         let mut state = self.state.lock();
         to(&mut state);
@@ -234,6 +242,18 @@ pub async fn run_source(
     }
 }
 
+/// Waits for the leave of every transform's rate limit and breaker.
+async fn admit(policies: &[StagePolicies], changes: u32) -> Vec<Permit> {
+    let mut permits = Vec::with_capacity(policies.len());
+    if changes > 0 {
+        for policy in policies {
+            policy.throttle(changes).await;
+            permits.push(policy.admit().await);
+        }
+    }
+    permits
+}
+
 /// The transforms' child: makes records of batches.
 pub async fn run_transforms(
     lane: Arc<Lane>,
@@ -252,20 +272,21 @@ pub async fn run_transforms(
             () = scope.drain.cancelled() => return Ok(()),
         };
         let Some(batch) = batch else { return Ok(()) };
-        let changes = batch.positions.len() as u32;
-        let mut permits = Vec::with_capacity(policies.len());
-        if changes > 0 {
-            for policy in &policies {
-                policy.throttle(changes).await;
-                permits.push(policy.admit().await);
-            }
+        // From here on the batch is nowhere but in this child's hands: a crash, or a restart for another
+        // stage's sake, has to bring it back, even one that comes while the policies make it wait.
+        if !lane.take_in_hand(batch.epoch) {
+            continue;
         }
-        {
-            let mut state = lane.state.lock();
-            if state.epoch != batch.epoch {
-                continue;
-            }
-            state.transforming = true;
+        let changes = batch.positions.len() as u32;
+        let permits = tokio::select! {
+            biased;
+            permits = admit(&policies, changes) => permits,
+            // Nothing of it has left the process, so a drain need not wait for a breaker: it is read again.
+            () = scope.drain.cancelled() => return Ok(()),
+        };
+        // The lane may have been rewound meanwhile.
+        if !lane.take_in_hand(batch.epoch) {
+            continue;
         }
         let busy = scope.activity.busy();
         faults::point("transform").await?;
@@ -284,9 +305,15 @@ pub async fn run_transforms(
             }
             faults.for_each(|fault| policy.record_failure(fault));
         }
-        let records = Arc::new(made?);
+        let records = Arc::new(made.map_err(|error| Blamed {
+            stage: error.stage().clone(),
+            error: error.into(),
+        })?);
         scope.activity.record(u64::from(changes).max(1));
-        let permit = lane.records.0.reserve().await?;
+        let permit = tokio::select! {
+            permit = lane.records.0.reserve() => permit?,
+            () = scope.stranded("sink") => return Ok(()),
+        };
         let mut state = lane.state.lock();
         state.transforming = false;
         if state.epoch == records.source.epoch {
@@ -310,7 +337,7 @@ pub struct SinkParts {
     /// The shard's producer.
     pub sink: ShardSink,
     /// Where poison goes.
-    pub dead_letters: Arc<DeadLetters>,
+    pub dead_letters: Keeper,
     /// Of stage `sink`.
     pub policies: StagePolicies,
     /// For intervals and bounds.
@@ -322,7 +349,18 @@ pub struct SinkParts {
 }
 
 /// Where a lane says that a stage is to fail, and why.
-pub type FailedStages = mpsc::Sender<(Arc<str>, String)>;
+pub type FailedStages = mpsc::Sender<FailedStage>;
+
+/// A stage that is to fail.
+#[derive(Debug)]
+pub struct FailedStage {
+    /// Which.
+    pub stage: Arc<str>,
+    /// Why.
+    pub cause: String,
+    /// Kept until the stage is started anew: the lane waits for that.
+    pub mended: oneshot::Sender<()>,
+}
 
 /// Batches that may wait for their acknowledgement; `max_in_flight` bounds the changes in them.
 const IN_FLIGHT_BATCHES: usize = 1_024;
@@ -355,6 +393,11 @@ pub async fn run_sink(
         {
             Ok(()) => return Ok(()),
             Err(Ended::Crash(error)) => return Err(error),
+            Err(Ended::LetGo) => return Ok(commit(&lane, &mut parts.sink).await?),
+            Err(Ended::Mended) => {
+                parts.sink.reset().await?;
+                lane.rewind_to_acked("the stage that the lane waited for was mended");
+            }
             Err(Ended::Delivery(error)) if error.class() == Class::Fatal => {
                 return Err(error.into());
             }
@@ -378,6 +421,10 @@ enum Ended {
     Delivery(SinkError),
     /// The child itself is at fault.
     Crash(anyhow::Error),
+    /// It was told to drain, and what it still holds cannot be settled: the stage for it was given up on.
+    LetGo,
+    /// The stage that it waited for was started anew.
+    Mended,
 }
 
 impl From<SinkError> for Ended {
@@ -398,7 +445,7 @@ type Submitted = (Arc<RecordBatch>, Ticket);
 struct Delivery<'a> {
     lane: &'a Lane,
     source: &'a dyn Source,
-    dead_letters: &'a DeadLetters,
+    dead_letters: &'a Keeper,
     pipeline: &'a str,
     failed: &'a FailedStages,
     scope: &'a ChildScope,
@@ -479,11 +526,35 @@ impl Delivery<'_> {
     }
 
     /// Has the stage that flooded the dead letters failed. Its changes stay unacknowledged, so this lane waits
-    /// here until it is stopped; a restart of the process, or a mended stage, reads them again.
-    async fn fail_stage(&self, flood: Flooded) {
-        let failed = (flood.stage.clone(), flood.to_string());
-        if self.failed.send(failed).await.is_ok() {
-            std::future::pending().await
+    /// here until the stage is started anew and goes back to read them again, or until it is stopped.
+    async fn fail_stage(&self, flood: Flooded) -> Ended {
+        let (mended, waiting) = oneshot::channel();
+        let failed = FailedStage {
+            stage: flood.stage.clone(),
+            cause: flood.to_string(),
+            mended,
+        };
+        if self.failed.send(failed).await.is_err() {
+            return Ended::Crash(flood.into());
+        }
+        tokio::select! {
+            biased;
+            () = self.scope.drain.cancelled() => Ended::LetGo,
+            // Dropped or sent: nobody holds it for failed any more.
+            _ = waiting => Ended::Mended,
+        }
+    }
+
+    /// Has the stage `dead_letter` keep what is poison. It is never given up on but in a drain, when that stage
+    /// has failed.
+    async fn keep(&self, letters: Vec<DeadLetter>) -> Result<(), Ended> {
+        let kept = tokio::select! {
+            kept = self.dead_letters.keep(letters) => kept,
+            () = self.scope.stranded("dead_letter") => return Err(Ended::LetGo),
+        };
+        match kept {
+            Ok(()) => Ok(()),
+            Err(flood) => Err(self.fail_stage(flood).await),
         }
     }
 
@@ -495,16 +566,9 @@ impl Delivery<'_> {
         let letters = dead_letters(self.pipeline, &batch, &delivered.poison);
         let counters = &self.lane.counters;
         if !letters.is_empty() {
-            let busy = self.scope.activity.busy();
-            faults::point("dead_letter").await?;
-            drop(busy);
-            match self.dead_letters.write(&letters).await {
-                Err(SinkError::Flood(flood)) => self.fail_stage(flood).await,
-                written => written?,
-            }
-            counters
-                .dead_letters
-                .fetch_add(letters.len() as u64, Relaxed);
+            let count = letters.len() as u64;
+            self.keep(letters).await?;
+            counters.dead_letters.fetch_add(count, Relaxed);
         }
         let changes = batch.source.positions.len();
         {

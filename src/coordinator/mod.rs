@@ -6,16 +6,20 @@
 //! - [`pipeline`]: builds lanes and children from settings.
 //! - [`reload`]: what a change of the configuration does to what runs.
 //! - [`health`]: what is observed of every component.
+//! - [`dead_letters`]: the child that keeps what is poison.
+//! - [`serve`]: HTTP as a child.
 //! - [`shutdown`]: the order of a drain, and signals.
 
 pub mod activity;
-mod faults;
+pub mod dead_letters;
+pub mod faults;
 pub mod handle;
 pub mod health;
 pub mod lane;
 pub mod pipeline;
 pub mod reload;
 pub mod replay;
+pub mod serve;
 pub mod shutdown;
 pub mod supervisor;
 pub mod transforms;
@@ -23,11 +27,11 @@ pub mod transforms;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use self::handle::{Command, Handle, Phase, Shared};
 use self::health::HealthWatch;
-use self::lane::FailedStages;
+use self::lane::{FailedStage, FailedStages};
 use self::pipeline::{Pipeline, PolicyRegistry};
 use self::reload::Reloads;
 use self::shutdown::{Asked, STEPS, Signals, belongs};
@@ -59,9 +63,13 @@ pub struct Coordinator {
     supervisor: Supervisor,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
-    failed: (FailedStages, mpsc::Receiver<(Arc<str>, String)>),
+    failed: (FailedStages, mpsc::Receiver<FailedStage>),
+    /// The lanes that wait for a stage that was given up on; each once, since it waits.
+    waiting: Vec<oneshot::Sender<()>>,
     health: HealthWatch,
     started: Instant,
+    /// A stage failed whose policy is to stop the process.
+    failed_for_good: bool,
 }
 
 impl Coordinator {
@@ -93,7 +101,9 @@ impl Coordinator {
             shared,
             commands,
             failed: mpsc::channel(COMMANDS),
+            waiting: Vec::new(),
             started,
+            failed_for_good: false,
         };
         // The admin interface first: it says `starting` while the rest is not there yet.
         this.start_admin(&settings).await?;
@@ -151,13 +161,12 @@ impl Coordinator {
 
     /// Runs until it is told to stop, then drains.
     pub async fn run(mut self, mut signals: Signals) -> Outcome {
-        let mut failed = false;
         loop {
             let check = self.health.next_check();
             tokio::select! {
                 event = self.supervisor.next_event() => {
                     if self.note(event) == Some(OnFailed::Shutdown) {
-                        failed = true;
+                        self.failed_for_good = true;
                         break;
                     }
                 }
@@ -174,13 +183,13 @@ impl Coordinator {
                     }
                     Command::Stop => break,
                 },
-                Some((stage, cause)) = self.failed.1.recv() => self.supervisor.fail(&stage, &cause),
+                Some(failed) = self.failed.1.recv() => self.fail(failed),
                 () = tokio::time::sleep_until(check.into()) => self.check_health(),
             }
             self.publish();
         }
         let drained = self.drain(&mut signals).await;
-        match (drained, failed) {
+        match (drained, self.failed_for_good) {
             (_, true) => Outcome::Failed,
             (false, false) => Outcome::Forced,
             (true, false) => Outcome::Clean,
@@ -210,6 +219,27 @@ impl Coordinator {
         }
     }
 
+    fn fail(&mut self, failed: FailedStage) {
+        self.supervisor.fail(&failed.stage, &failed.cause);
+        self.waiting.retain(|lane| !lane.is_closed());
+        self.waiting.push(failed.mended);
+    }
+
+    /// Somebody changed the configuration: what was given up on may have been mended by it, so it is tried again.
+    fn revive(&mut self) {
+        for stage in self.supervisor.revive() {
+            tracing::info!(stage = &*stage, "failed stage started anew");
+            self.health.mended(&stage);
+            if let Some(pipeline) = self.shared.pipeline() {
+                pipeline.dead_letters.forget_flood(&stage);
+            }
+        }
+        for lane in self.waiting.drain(..) {
+            // One that was stopped meanwhile does not wait any more.
+            lane.send(()).ok();
+        }
+    }
+
     fn check_health(&mut self) {
         let report = self.health.check(&self.supervisor, &self.shared);
         self.shared.set_health(report);
@@ -233,9 +263,16 @@ impl Coordinator {
                     .supervisor
                     .unfinished(|s| belongs(s, stages))
                     .join(", ");
+                let at_work: Vec<String> = self
+                    .supervisor
+                    .at_work()
+                    .iter()
+                    .map(|(child, since)| format!("{child} for {:.1} s", since.as_secs_f64()))
+                    .collect();
                 tracing::error!(
                     step = what,
                     unfinished,
+                    at_work = at_work.join(", "),
                     "stopped before everything was drained; a restart makes good"
                 );
                 return false;
@@ -281,7 +318,10 @@ impl Coordinator {
                 }
             };
             tokio::select! {
-                event = self.supervisor.next_event() => { self.note(event); }
+                event = self.supervisor.next_event() => {
+                    self.failed_for_good |= self.note(event) == Some(OnFailed::Shutdown);
+                }
+                Some(failed) = self.failed.1.recv() => self.fail(failed),
                 () = asked => return false,
                 () = tokio::time::sleep(left) => {}
             }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::dead_letters;
 use super::lane::{self, FailedStages, Lane, SinkParts};
 use super::supervisor::ChildSpec;
 use super::transforms::Transforms;
@@ -70,6 +71,8 @@ pub struct Pipeline {
     pub transforms: Arc<Transforms>,
     /// One a shard.
     pub lanes: Vec<Arc<Lane>>,
+    /// Held by the replay under way.
+    pub(super) replaying: tokio::sync::Mutex<()>,
 }
 
 impl Pipeline {
@@ -115,6 +118,7 @@ impl Pipeline {
             dead_letters,
             transforms: Arc::new(transforms),
             lanes,
+            replaying: tokio::sync::Mutex::default(),
         })
     }
 
@@ -138,14 +142,15 @@ impl Pipeline {
                 }
             }
         }));
+        let (keeper, requests) = dead_letters::channel();
+        let letters = self.dead_letters.clone();
+        children.push(ChildSpec::new("dead_letter", "dead_letter", move |scope| {
+            dead_letters::run(requests.clone(), letters.clone(), scope)
+        }));
         for lane in &self.lanes {
             let (lane, live, policies) = (lane.clone(), live.clone(), policies.stage("sink"));
-            let (name, failed) = (name.clone(), failed.clone());
-            let (source, sink, dead_letters) = (
-                self.source.clone(),
-                self.sink.clone(),
-                self.dead_letters.clone(),
-            );
+            let (name, failed, keeper) = (name.clone(), failed.clone(), keeper.clone());
+            let (source, sink) = (self.source.clone(), self.sink.clone());
             children.push(ChildSpec::new(
                 format!("sink/{}", lane.shard),
                 "sink",
@@ -153,7 +158,7 @@ impl Pipeline {
                     let parts = sink.open_shard(lane.shard).map(|sink| SinkParts {
                         source: source.clone(),
                         sink,
-                        dead_letters: dead_letters.clone(),
+                        dead_letters: keeper.clone(),
                         policies: policies.clone(),
                         live: live.clone(),
                         pipeline: name.clone(),

@@ -19,7 +19,7 @@ use crate::embedded::StandIns;
 /// The stages of the pipeline itself, upstream first.
 const PIPELINE: [&[&str]; 3] = [&["source"], &["transform"], &["sink"]];
 /// … and what goes with them when they are rebuilt.
-const REBUILT: [&str; 4] = ["source", "transform", "sink", "guard"];
+const REBUILT: [&str; 5] = ["source", "transform", "sink", "dead_letter", "guard"];
 
 /// The configuration in force, where it came from, and what became of changes of it.
 pub struct Reloads {
@@ -30,6 +30,10 @@ pub struct Reloads {
     sender: watch::Sender<Arc<Settings>>,
     watch: Option<Watch>,
 }
+
+/// How often, and after which pause, an address is tried that the predecessor is about to let go of.
+const ADDRESS_TRIES: u32 = 20;
+const ADDRESS_PAUSE: Duration = Duration::from_millis(50);
 
 /// A window that ends too close to now misses writes that a slower node has yet to apply.
 const LEAST_SAFETY: Duration = Duration::from_millis(500);
@@ -167,6 +171,7 @@ impl Coordinator {
         }
         let revision = match applied {
             Ok(()) => {
+                self.revive();
                 tracing::info!(
                     why,
                     keys = changed.len(),
@@ -225,11 +230,21 @@ impl Coordinator {
             self.reloads.sender.send_replace(new.clone());
         }
         if admin {
-            self.supervisor.remove(|s| s == "admin").await;
-            self.start_admin(&new).await?;
+            // Not stopped: who asked for this reload may be waiting for its answer there.
+            self.supervisor.retire("admin");
+            for left in (0..ADDRESS_TRIES).rev() {
+                match self.start_admin(&new).await {
+                    Err(error) if left == 0 => return Err(error),
+                    // The old one may not have let go of the address yet.
+                    Err(_) => tokio::time::sleep(ADDRESS_PAUSE).await,
+                    Ok(()) => break,
+                }
+            }
         }
         if orders {
-            self.supervisor.drain(|s| s == "orders");
+            // Whoever has sent an order gets an answer.
+            let deadline = Instant::now() + old.orders.request_timeout;
+            self.drain_step(&["orders"], deadline, None).await;
             self.supervisor.remove(|s| s == "orders").await;
             self.shared.set_orders(None);
             self.start_orders(&new).await?;

@@ -34,30 +34,50 @@ enum Failure {
 }
 
 impl Pipeline {
-    /// Sends the letters that match through the transforms and to Redpanda, oldest first; those that are
-    /// acknowledged are purged.
+    /// Sends the letters that match through the transforms and to Redpanda, oldest first; each is taken away
+    /// once its records are acknowledged.
     ///
     /// Their records come after those that their keys had meanwhile: a replay mends, it does not reorder.
+    ///
+    /// # Errors
+    /// A replay is under way already: two at once would deliver everything twice. Or the dead letters cannot be
+    /// read or written; what was replayed before that is taken away.
     pub async fn replay(&self, filter: &Filter) -> anyhow::Result<Vec<Replayed>> {
+        let _one_at_a_time = self
+            .replaying
+            .try_lock()
+            .map_err(|_| anyhow::anyhow!("a replay is under way; try again when it is done"))?;
         let letters = self.dead_letters.list(filter).await?;
         let mut chain =
             tokio::task::block_in_place(|| self.transforms.chain(&Handover::default()))?;
         let mut sink = self.sink.open_shard(REPLAY_SHARD)?;
         let mut outcomes = Vec::with_capacity(letters.len());
-        for (n, letter) in letters.iter().enumerate() {
-            let replayed = replay_one(&mut chain, &mut sink, letter, n as u32).await;
+        // A letter of each table version. The chain is the replay's own, so their ids count from 1 as those of a
+        // source do; an id each letter would have the plugins open a table for each.
+        let mut tables: Vec<&DeadLetter> = Vec::new();
+        for letter in &letters {
+            let known = tables.iter().position(|known| known.has_table_of(letter));
+            let table = known.unwrap_or_else(|| {
+                tables.push(letter);
+                tables.len() - 1
+            });
+            let replayed = replay_one(&mut chain, &mut sink, letter, table as u32 + 1).await;
             let (outcome, done) = match replayed {
                 Ok(0) => ("dropped by the transforms".to_owned(), true),
                 Ok(1) => ("delivered".to_owned(), true),
                 Ok(records) => (format!("delivered ({records} records)"), true),
                 Err(Failure::Again(stage, error)) => {
                     self.dead_letters
-                        .write(&[letter.failed_again(stage, error.clone())])
+                        .rewrite(&[letter.failed_again(stage, error.clone())])
                         .await?;
                     (format!("failed: {error}"), false)
                 }
                 Err(Failure::Untried(error)) => (format!("not replayed: {error}"), false),
             };
+            // At once, so that a replay that is cut short delivers none of these again.
+            if done {
+                self.dead_letters.take_away(&[letter.position]).await?;
+            }
             tracing::info!(position = %letter.position, outcome, "dead letter replayed");
             outcomes.push(Replayed {
                 id: letter.position.to_string(),
@@ -66,18 +86,6 @@ impl Pipeline {
             });
         }
         sink.close().await;
-        let done = letters
-            .iter()
-            .zip(&outcomes)
-            .filter(|(_, o)| o.done)
-            .map(|(l, _)| l.position);
-        let done = Filter {
-            positions: done.collect(),
-            ..Filter::default()
-        };
-        if !done.positions.is_empty() {
-            self.dead_letters.purge(&done).await?;
-        }
         Ok(outcomes)
     }
 }
@@ -90,9 +98,8 @@ async fn replay_one(
     schema: u32,
 ) -> Result<usize, Failure> {
     let untried = |error: &dyn std::fmt::Display| Failure::Untried(error.to_string());
-    // Table versions count from 1 in the source; from the other end here, so that the chain never confuses them.
     let batch = letter
-        .rebuild(REPLAY_SHARD, 0, u32::MAX - schema)
+        .rebuild(REPLAY_SHARD, 0, schema)
         .map_err(|e| untried(&e))?;
     let records = tokio::task::block_in_place(|| chain.process(batch)).map_err(|e| untried(&e))?;
     if let Some(rejected) = records.rejected.first() {

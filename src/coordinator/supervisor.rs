@@ -6,12 +6,13 @@
 //! one shard.
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,16 @@ pub enum Fault {
     Hung(Duration),
 }
 
+/// An error of a child that serves several stages, and the one whose doing it is.
+#[derive(Debug, thiserror::Error)]
+#[error("{error:#}")]
+pub struct Blamed {
+    /// Whose supervision policy it counts against.
+    pub stage: Arc<str>,
+    /// What happened.
+    pub error: anyhow::Error,
+}
+
 /// What a child is given.
 #[derive(Clone)]
 pub struct ChildScope {
@@ -41,6 +52,27 @@ pub struct ChildScope {
     pub drain: CancellationToken,
     /// Where it shows what it does.
     pub activity: Arc<Activity>,
+    /// The stages that were given up on.
+    failed: watch::Receiver<BTreeSet<Arc<str>>>,
+}
+
+impl ChildScope {
+    /// Waits until the child is to drain and `stage` was given up on: what it still has for that stage, nobody
+    /// will take. It may then be let go of, for it is not checkpointed; a restart of the process makes good.
+    ///
+    /// Cancel-safe.
+    pub async fn stranded(&self, stage: &str) {
+        self.drain.cancelled().await;
+        let mut failed = self.failed.clone();
+        if failed
+            .wait_for(|failed| failed.contains(stage))
+            .await
+            .is_err()
+        {
+            // The supervisor is gone, and with it whatever there was to drain.
+            std::future::pending().await
+        }
+    }
 }
 
 /// The work of one incarnation.
@@ -106,6 +138,8 @@ enum State {
 
 struct Child {
     spec: ChildSpec,
+    /// It is forgotten once it has finished.
+    retiring: bool,
     scope: ChildScope,
     state: State,
     restarts: u64,
@@ -137,6 +171,9 @@ pub struct Supervisor {
     /// Aborted tasks that have not ended yet; their child is not started again before they have.
     leaving: HashMap<Id, usize>,
     windows: HashMap<Arc<str>, RestartWindow>,
+    failed: watch::Sender<BTreeSet<Arc<str>>>,
+    /// When hung children are looked for next.
+    watch_at: Instant,
     events: std::collections::VecDeque<Event>,
 }
 
@@ -154,6 +191,8 @@ impl Supervisor {
             by_task: HashMap::new(),
             leaving: HashMap::new(),
             windows: HashMap::new(),
+            failed: watch::Sender::default(),
+            watch_at: Instant::now(),
             events: std::collections::VecDeque::new(),
         }
     }
@@ -165,6 +204,7 @@ impl Supervisor {
         let scope = ChildScope {
             drain: CancellationToken::new(),
             activity: Arc::default(),
+            failed: self.failed.subscribe(),
         };
         let state = State::Waiting {
             until: Instant::now(),
@@ -173,6 +213,7 @@ impl Supervisor {
             key,
             Child {
                 spec,
+                retiring: false,
                 scope,
                 state,
                 restarts: 0,
@@ -182,8 +223,12 @@ impl Supervisor {
         self.launch(key);
     }
 
+    fn is_leaving(&self, key: usize) -> bool {
+        self.leaving.values().any(|&k| k == key)
+    }
+
     fn launch(&mut self, key: usize) {
-        if self.leaving.values().any(|&k| k == key) {
+        if self.is_leaving(key) {
             return;
         }
         let Some(child) = self.children.get_mut(&key) else {
@@ -199,6 +244,26 @@ impl Supervisor {
     pub fn drain(&self, stage: impl Fn(&str) -> bool) {
         for child in self.children.values().filter(|c| stage(&c.spec.stage)) {
             child.scope.drain.cancel();
+        }
+    }
+
+    /// Tells the children of a stage to finish what they hold, and forgets each once it has. What they are made
+    /// from is let go of at once: their successors may need the same address.
+    pub fn retire(&mut self, stage: &str) {
+        let mut gone = Vec::new();
+        for (key, child) in &mut self.children {
+            if &*child.spec.stage != stage {
+                continue;
+            }
+            child.retiring = true;
+            child.spec.run = Box::new(|_| Box::pin(async { Ok(()) }));
+            child.scope.drain.cancel();
+            if matches!(child.state, State::Finished | State::Failed) {
+                gone.push(*key);
+            }
+        }
+        for key in gone {
+            self.children.remove(&key);
         }
     }
 
@@ -219,6 +284,20 @@ impl Supervisor {
             .collect()
     }
 
+    /// The children that are at a piece of work, and for how long, longest first: who the others may be waiting for.
+    pub fn at_work(&self) -> Vec<(&str, Duration)> {
+        let now = std::time::Instant::now();
+        let running = self
+            .children
+            .values()
+            .filter(|c| matches!(c.state, State::Running { .. }));
+        let mut busy: Vec<_> = running
+            .filter_map(|c| Some((c.spec.name.as_str(), c.scope.activity.busy_for(now)?)))
+            .collect();
+        busy.sort_by_key(|(_, since)| std::cmp::Reverse(*since));
+        busy
+    }
+
     /// Stops children of these stages wherever they are and forgets them.
     pub async fn remove(&mut self, stage: impl Fn(&str) -> bool) {
         let gone: Vec<usize> = self
@@ -233,6 +312,11 @@ impl Supervisor {
                 self.windows.remove(&child.spec.stage);
             }
         }
+        self.failed.send_if_modified(|failed| {
+            let before = failed.len();
+            failed.retain(|name| !stage(name));
+            failed.len() != before
+        });
         while self
             .leaving
             .values()
@@ -286,19 +370,21 @@ impl Supervisor {
             if let Some(event) = self.events.pop_front() {
                 return event;
             }
-            let wake = self.children.values().filter_map(|c| match c.state {
-                State::Waiting { until } => Some(until),
+            // One whose old task has not ended yet is started when it has, whatever the time.
+            let wake = self.children.iter().filter_map(|(key, c)| match c.state {
+                State::Waiting { until } if !self.is_leaving(*key) => Some(until),
                 _ => None,
             });
-            let wake = wake
-                .min()
-                .unwrap_or_else(|| Instant::now() + WATCH_INTERVAL);
-            let wake = wake.min(Instant::now() + WATCH_INTERVAL);
+            // A time, not a span: whoever calls this drops it for every other event, and starts anew.
+            let wake = wake.min().map_or(self.watch_at, |at| at.min(self.watch_at));
             tokio::select! {
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
                 () = tokio::time::sleep_until(wake) => {
                     self.restart_due();
-                    self.abort_hung();
+                    if self.watch_at <= Instant::now() {
+                        self.watch_at = Instant::now() + WATCH_INTERVAL;
+                        self.abort_hung();
+                    }
                 }
             }
         }
@@ -334,7 +420,7 @@ impl Supervisor {
             .collect();
         for (key, stalled) in hung {
             self.abort(key);
-            self.crashed(key, Fault::Hung(stalled));
+            self.crashed(key, Fault::Hung(stalled), None);
         }
     }
 
@@ -358,25 +444,32 @@ impl Supervisor {
                 self.events.push_back(Event::Finished {
                     child: child.spec.name.clone(),
                 });
+                if child.retiring {
+                    self.children.remove(&key);
+                }
             }
-            Ok((_, Err(error))) => self.crashed(key, Fault::Failed(format!("{error:#}"))),
+            Ok((_, Err(error))) => {
+                let blamed = error.downcast_ref::<Blamed>().map(|b| b.stage.clone());
+                self.crashed(key, Fault::Failed(format!("{error:#}")), blamed);
+            }
             Err(error) => {
                 let fault = match error.try_into_panic() {
                     Ok(payload) => Fault::Panicked(panic_message(payload.as_ref())),
                     Err(error) => Fault::Failed(error.to_string()),
                 };
-                self.crashed(key, fault);
+                self.crashed(key, fault, None);
             }
         }
     }
 
-    fn crashed(&mut self, key: usize, fault: Fault) {
+    fn crashed(&mut self, key: usize, fault: Fault, blamed: Option<Arc<str>>) {
         let now = Instant::now();
         let Some(child) = self.children.get_mut(&key) else {
             return;
         };
         child.last_fault = Some(fault.to_string());
-        let (name, stage) = (child.spec.name.clone(), child.spec.stage.clone());
+        let name = child.spec.name.clone();
+        let stage = blamed.unwrap_or_else(|| child.spec.stage.clone());
         let policy = self
             .live
             .borrow()
@@ -391,12 +484,7 @@ impl Supervisor {
         match window.on_crash(now.into_std(), fault.to_string()) {
             Decision::Restart { after } => {
                 tracing::warn!(child = name, stage = %stage, %fault, restart_in = ?after, "child crashed");
-                let restarted: Vec<usize> = match policy.strategy() {
-                    Strategy::OneForOne => vec![key],
-                    Strategy::OneForAll => self.children.keys().copied().collect(),
-                    Strategy::RestForOne => self.children.range(key..).map(|(&k, _)| k).collect(),
-                };
-                for k in restarted {
+                for k in self.restarted_with(key, policy.strategy()) {
                     self.wait(k, now + after, k == key);
                 }
                 self.events
@@ -412,10 +500,49 @@ impl Supervisor {
         }
     }
 
+    /// Which children a crash of this one restarts. Those that belong to no stage of pipeline.toml (the admin
+    /// interface, the log's filter) have no part in what the stages do to one another.
+    fn restarted_with(&self, crashed: usize, strategy: Strategy) -> Vec<usize> {
+        let live = self.live.borrow();
+        let affected = |key: usize, child: &Child| {
+            live.policies(&child.spec.stage).is_some()
+                && match strategy {
+                    Strategy::OneForOne => false,
+                    Strategy::OneForAll => true,
+                    Strategy::RestForOne => key > crashed,
+                }
+        };
+        self.children
+            .iter()
+            .filter(|(key, child)| **key == crashed || affected(**key, child))
+            .map(|(key, _)| *key)
+            .collect()
+    }
+
     /// Gives a stage up at once, whatever its restarts: trying again would not help.
     pub fn fail(&mut self, stage: &str, cause: &str) {
+        // Every shard that meets the cause says so.
+        if self.failed.borrow().contains(stage) {
+            return;
+        }
         tracing::error!(stage, cause, "stage failed");
         self.give_up(stage, cause.to_owned());
+    }
+
+    /// Starts what was given up on anew, with no crash remembered; says which stages those were.
+    pub fn revive(&mut self) -> Vec<Arc<str>> {
+        let stages: Vec<Arc<str>> = self.failed.borrow().iter().cloned().collect();
+        let until = Instant::now();
+        for stage in &stages {
+            self.windows.remove(stage);
+        }
+        for child in self.children.values_mut() {
+            if matches!(child.state, State::Failed) {
+                child.state = State::Waiting { until };
+            }
+        }
+        self.failed.send_replace(BTreeSet::new());
+        stages
     }
 
     fn give_up(&mut self, stage: &str, cause: String) {
@@ -446,6 +573,8 @@ impl Supervisor {
                 child.state = State::Failed;
             }
         }
+        self.failed
+            .send_if_modified(|failed| failed.insert(stage.into()));
         self.events.push_back(Event::Failed {
             stage: stage.into(),
             cause,

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::change::Position;
+
 /// More than `max` dead letters of one stage in `within`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -21,19 +23,21 @@ pub struct Flooded {
     pub within: Duration,
 }
 
-/// Remembers when each stage made dead letters: at most `max` times a stage.
+/// Remembers of which changes each stage made dead letters, and when: at most `max` a stage.
 #[derive(Debug, Default)]
 pub struct Flood {
-    stages: BTreeMap<Arc<str>, VecDeque<Instant>>,
+    stages: BTreeMap<Arc<str>, VecDeque<(Instant, Position)>>,
 }
 
 impl Flood {
-    /// Admits `count` more dead letters of a stage, or says that they are too many: then none of them counts
-    /// as made. The settings are those of the moment; a retune forgets nothing that still matters.
+    /// Admits dead letters of these changes, made by one stage, or says that they are too many: then none of
+    /// them counts as made. A change that is known counts once, however often its letter is written: a shard
+    /// that goes back to its checkpoint makes the same letters again. The settings are those of the moment; a
+    /// retune forgets nothing that still matters.
     pub fn admit(
         &mut self,
         stage: &Arc<str>,
-        count: usize,
+        changes: &[Position],
         max: u32,
         within: Duration,
         now: Instant,
@@ -41,11 +45,15 @@ impl Flood {
         let times = self.stages.entry(Arc::clone(stage)).or_default();
         while times
             .front()
-            .is_some_and(|&t| now.saturating_duration_since(t) >= within)
+            .is_some_and(|(t, _)| now.saturating_duration_since(*t) >= within)
         {
             times.pop_front();
         }
-        let total = times.len() + count;
+        let fresh = changes
+            .iter()
+            .filter(|c| times.iter().all(|(_, known)| known != *c));
+        let fresh: Vec<Position> = fresh.copied().collect();
+        let total = times.len() + fresh.len();
         if total > max as usize {
             return Err(Flooded {
                 stage: Arc::clone(stage),
@@ -54,7 +62,7 @@ impl Flood {
                 within,
             });
         }
-        times.extend(std::iter::repeat_n(now, count));
+        times.extend(fresh.into_iter().map(|change| (now, change)));
         Ok(())
     }
 
@@ -67,9 +75,21 @@ impl Flood {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::change::StreamId;
     use proptest::prelude::*;
+    use uuid::Uuid;
 
     const WITHIN: Duration = Duration::from_secs(60);
+
+    /// The changes `from..from + count`.
+    fn changes(from: u64, count: usize) -> Vec<Position> {
+        let change = |seq| Position {
+            stream: StreamId([1; 16]),
+            time: Uuid::from_u128(1),
+            seq,
+        };
+        (from as i32..).take(count).map(change).collect()
+    }
 
     #[test]
     fn one_more_than_max_in_the_window_is_a_flood() {
@@ -77,20 +97,35 @@ mod tests {
         let (stage, start) = (Arc::from("sink"), Instant::now());
         let at = |s| start + Duration::from_secs(s);
         for s in 0..3 {
-            flood.admit(&stage, 1, 3, WITHIN, at(s)).unwrap();
+            flood
+                .admit(&stage, &changes(s, 1), 3, WITHIN, at(s))
+                .unwrap();
         }
-        let flooded = flood.admit(&stage, 1, 3, WITHIN, at(59)).unwrap_err();
+        for s in 0..3 {
+            flood
+                .admit(&stage, &changes(s, 1), 3, WITHIN, at(59))
+                .expect("known");
+        }
+        let flooded = flood
+            .admit(&stage, &changes(3, 1), 3, WITHIN, at(59))
+            .unwrap_err();
         assert_eq!(flooded.count, 4);
         assert!(
             flooded
                 .to_string()
                 .contains("4 dead letters of sink within 1m")
         );
-        flood.admit(&stage, 1, 3, WITHIN, at(60)).unwrap();
+        flood
+            .admit(&stage, &changes(3, 1), 3, WITHIN, at(60))
+            .unwrap();
         let other = Arc::from("transform.a");
-        flood.admit(&other, 3, 3, WITHIN, at(60)).unwrap();
+        flood
+            .admit(&other, &changes(0, 3), 3, WITHIN, at(60))
+            .unwrap();
         flood.forget("transform.a");
-        flood.admit(&other, 3, 3, WITHIN, at(61)).unwrap();
+        flood
+            .admit(&other, &changes(3, 3), 3, WITHIN, at(61))
+            .unwrap();
     }
 
     proptest! {
@@ -100,11 +135,14 @@ mod tests {
             let mut flood = Flood::default();
             let (stage, mut now) = (Arc::from("s"), Instant::now());
             let mut admitted: Vec<Instant> = Vec::new();
+            let mut made = 0;
             for (pause, count) in steps {
                 now += Duration::from_secs(pause);
                 let recent = admitted.iter().filter(|&&t| now - t < WITHIN).count();
                 let expected = recent + count <= max as usize;
-                prop_assert_eq!(flood.admit(&stage, count, max, WITHIN, now).is_ok(), expected);
+                let fresh = changes(made, count);
+                made += count as u64;
+                prop_assert_eq!(flood.admit(&stage, &fresh, max, WITHIN, now).is_ok(), expected);
                 if expected {
                     admitted.extend(std::iter::repeat_n(now, count));
                 }

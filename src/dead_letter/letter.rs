@@ -282,6 +282,14 @@ impl DeadLetter {
         }
     }
 
+    /// Whether both are changes of one version of one table, and so may share its id.
+    pub fn has_table_of(&self, other: &Self) -> bool {
+        match (&self.change.content, &other.change.content) {
+            (Content::Decoded { table: own, .. }, Content::Decoded { table, .. }) => own == table,
+            _ => false,
+        }
+    }
+
     /// The change as a batch of its own, with the very bytes that the source read. `schema` becomes the id of
     /// its table version.
     pub fn rebuild(&self, shard: u32, epoch: u64, schema: u32) -> Result<Batch, RebuildError> {

@@ -4,6 +4,7 @@
 //! request is answered with the same order, another request under the same key is refused.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -14,9 +15,9 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures::FutureExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
@@ -24,7 +25,7 @@ use super::Counters;
 use super::model::{CreateOrder, EventType, FieldError, Order, Status, UpdateOrder};
 use super::store::{Claim, Store, StoreError};
 use crate::config::LiveSettings;
-use crate::coordinator::supervisor::ChildScope;
+use crate::coordinator::supervisor::panic_message;
 use crate::policy::Class;
 use crate::policy::stage::{Refused, StagePolicies};
 
@@ -222,13 +223,9 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Serves until the child is told to drain; requests under way are finished.
-pub(super) async fn serve(
-    state: State,
-    listener: Arc<TcpListener>,
-    scope: ChildScope,
-) -> anyhow::Result<()> {
-    let app = Router::new()
+/// The interface.
+pub(super) fn router(state: State) -> Router {
+    Router::new()
         .route("/orders", post(create))
         .route("/orders/{id}", get(read).patch(update).delete(cancel))
         .fallback(async || {
@@ -240,14 +237,7 @@ pub(super) async fn serve(
         })
         .layer(axum::middleware::from_fn_with_state(state.clone(), count))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(state);
-    // A duplicate of the socket: the service keeps the original, so a restart loses no connection waiting.
-    let listener = socket2::SockRef::from(listener.as_ref()).try_clone()?;
-    let listener = TcpListener::from_std(listener.into())?;
-    axum::serve(listener, app)
-        .with_graceful_shutdown(scope.drain.cancelled_owned())
-        .await?;
-    Ok(())
+        .with_state(state)
 }
 
 async fn count(
@@ -256,7 +246,14 @@ async fn count(
     next: axum::middleware::Next,
 ) -> Response {
     state.0.policies.throttle(1).await;
-    let response = next.run(request).await;
+    // A panic is the failure of this request, and of no other on the connection or beside it.
+    let response = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let response = response.unwrap_or_else(|panic| {
+        let panic = panic_message(panic.as_ref());
+        tracing::error!(stage = "orders", panic, "a request panicked");
+        let detail = "the order service failed on this request; its log says more";
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal error", detail).into_response()
+    });
     let counters = &state.0.counters;
     if response.status().is_client_error() {
         counters.refused.fetch_add(1, Relaxed);
@@ -320,7 +317,7 @@ async fn create(
     let deadline = state.deadline();
     let store = &state.0.store;
     let mut id = Uuid::new_v4();
-    let mut seen = false;
+    let mut keyed = false;
     if let Some(key) = headers.get("idempotency-key") {
         let key = key
             .to_str()
@@ -344,7 +341,7 @@ async fn create(
         let hash = <sha2::Sha256 as sha2::Digest>::digest(&canonical);
         match state.call(deadline, || store.claim(key, id, &hash)).await? {
             Claim::New => {}
-            Claim::Seen(order) => (id, seen) = (order, true),
+            Claim::Seen(order) => id = order,
             Claim::Conflict => {
                 let detail = format!("{key:?} was used for a different request; use a new key");
                 return Err(Problem::new(
@@ -354,10 +351,12 @@ async fn create(
                 ));
             }
         }
+        keyed = true;
     }
     let _changing = state.stripe(id).lock().await;
-    // A key that was claimed by a request that died before it wrote has no order yet: write it now.
-    if seen && let Some(order) = state.call(deadline, || store.get(id)).await? {
+    // Whoever comes first writes the order: the request that claimed the key, or, should that one have died
+    // before it wrote, one that repeats it.
+    if keyed && let Some(order) = state.call(deadline, || store.get(id)).await? {
         return Ok(created(&order));
     }
     let at_us = store.next_timestamp();

@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 
 use self::store::{Store, StoreError};
 use crate::config::LiveSettings;
+use crate::coordinator::serve;
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
 use crate::policy::stage::StagePolicies;
 
@@ -102,7 +103,8 @@ impl Service {
     /// The child that serves; a restart keeps the socket and its backlog.
     pub fn into_child(self) -> ChildSpec {
         ChildSpec::new("orders", "orders", move |scope: ChildScope| {
-            http::serve(self.state.clone(), self.listener.clone(), scope)
+            let app = http::router(self.state.clone());
+            serve::serve("orders", self.listener.clone(), app, scope)
         })
     }
 }

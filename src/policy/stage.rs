@@ -251,7 +251,6 @@ impl StagePolicies {
             if !self.back_off(attempt).await {
                 return Err(error);
             }
-            self.with(|machine, _| machine.retries += 1);
         }
     }
 
@@ -268,7 +267,10 @@ impl StagePolicies {
                 return false;
             }
             tokio::select! {
-                () = tokio::time::sleep_until(started + retry.delay(attempt, jitter)) => return true,
+                () = tokio::time::sleep_until(started + retry.delay(attempt, jitter)) => {
+                    self.with(|machine, _| machine.retries += 1);
+                    return true;
+                }
                 () = changed(&mut live) => {}
             }
         }

@@ -2,10 +2,14 @@
 //!
 //! [`Cluster::start`] is the one that keeps everything, hides aborted records and fences zombies
 //! (`noida-db`), or what `PENSTOCK_TEST_BROKERS` names: a real Redpanda or Kafka. [`Faulty`] is librdkafka's
-//! own mock, for what no real broker does on command.
+//! own mock, for what no real broker does on command. [`Valve`] is the first behind a connection that can be cut
+//! or silenced.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -59,6 +63,116 @@ impl Faulty {
 
     pub fn up(&self) {
         self.mock.broker_up(1).expect("up");
+    }
+}
+
+/// What a [`Valve`] lets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Flow {
+    /// Everything.
+    Open,
+    /// Connections are closed, new ones at once.
+    Cut,
+    /// Connections stay and nothing goes through them: no answer, no error.
+    Silent,
+}
+
+/// A broker that keeps what it is given, behind a connection that can be cut or silenced.
+pub struct Valve {
+    pub brokers: String,
+    state: Arc<ValveState>,
+}
+
+struct ValveState {
+    flow: Mutex<(Flow, Vec<TcpStream>)>,
+    changed: Condvar,
+    broker: std::net::SocketAddr,
+}
+
+impl Valve {
+    pub fn start(flow: Flow) -> Self {
+        let front = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
+        let back = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
+        let address = front.local_addr().expect("an address");
+        // What the broker says its address is, is the valve's: clients connect to nothing else.
+        let engine =
+            noida::kafka::engine::Engine::new(address.ip().to_string(), address.port().into());
+        let state = Arc::new(ValveState {
+            flow: Mutex::new((flow, Vec::new())),
+            changed: Condvar::new(),
+            broker: back.local_addr().expect("an address"),
+        });
+        // These threads end with the test's process, as those of `noida` itself do.
+        std::thread::spawn(move || {
+            for stream in back.incoming().flatten() {
+                let engine = engine.clone();
+                std::thread::spawn(move || {
+                    noida::kafka::connection::handle_connection(stream, engine)
+                });
+            }
+        });
+        let shared = state.clone();
+        std::thread::spawn(move || {
+            for stream in front.incoming().flatten() {
+                shared.connect(stream);
+            }
+        });
+        Self {
+            brokers: address.to_string(),
+            state,
+        }
+    }
+
+    pub fn set(&self, flow: Flow) {
+        let mut state = self.state.flow.lock().expect("not poisoned");
+        state.0 = flow;
+        if flow == Flow::Cut {
+            for stream in state.1.drain(..) {
+                // It may be gone already.
+                stream.shutdown(Shutdown::Both).ok();
+            }
+        }
+        self.state.changed.notify_all();
+    }
+}
+
+impl ValveState {
+    fn connect(self: &Arc<Self>, client: TcpStream) {
+        let mut state = self.flow.lock().expect("not poisoned");
+        if state.0 == Flow::Cut {
+            return;
+        }
+        let server = TcpStream::connect(self.broker).expect("the broker behind the valve");
+        for (from, to) in [(&client, &server), (&server, &client)] {
+            from.set_nodelay(true).ok();
+            let (from, to) = (
+                from.try_clone().expect("a handle"),
+                to.try_clone().expect("a handle"),
+            );
+            let shared = self.clone();
+            std::thread::spawn(move || shared.pump(from, to));
+        }
+        state.1.extend([client, server]);
+    }
+
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
+        let mut bytes = [0; 16 << 10];
+        loop {
+            let n = from.read(&mut bytes).unwrap_or(0);
+            let silent = |state: &mut (Flow, Vec<TcpStream>)| state.0 == Flow::Silent;
+            let state = self.flow.lock().expect("not poisoned");
+            drop(
+                self.changed
+                    .wait_while(state, silent)
+                    .expect("not poisoned"),
+            );
+            if n == 0 || to.write_all(&bytes[..n]).is_err() {
+                from.shutdown(Shutdown::Both).ok();
+                to.shutdown(Shutdown::Both).ok();
+                return;
+            }
+        }
     }
 }
 

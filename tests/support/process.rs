@@ -23,18 +23,48 @@ pub struct World {
     pub dir: tempfile::TempDir,
     pub session: Session,
     insert: PreparedStatement,
+    flags: Vec<String>,
 }
 
 pub struct Running {
     child: Child,
     pub log: PathBuf,
+    config: PathBuf,
+    flags: Vec<String>,
 }
+
+/// What a [`World`] is made of where a test wants it otherwise.
+#[derive(Default)]
+pub struct Setup {
+    /// Where the pipeline writes; `None`: a broker of its own.
+    pub brokers: Option<String>,
+    /// More columns of the outbox table, each with a comma after it.
+    pub columns: &'static str,
+    /// `source.tables`; empty: the outbox table.
+    pub tables: &'static str,
+    /// The `[[transform]]` tables; `None`: the outbox router. `{name}` is filled in.
+    pub transforms: Option<String>,
+    /// Appended to pipeline.toml.
+    pub extra: String,
+}
+
+/// How long anything may take that is no part of what a test is about.
+pub const LONG: Duration = Duration::from_secs(60);
 
 impl World {
     /// With an outbox table, and nothing running yet. `extra` is appended to pipeline.toml.
     pub async fn new(extra: &str) -> Self {
+        Self::with(Setup {
+            extra: extra.to_owned(),
+            ..Setup::default()
+        })
+        .await
+    }
+
+    pub async fn with(setup: Setup) -> Self {
         let options = Options {
-            vnodes: 4,
+            // Enough for every shard to have keys.
+            vnodes: 16,
             shards_per_vnode: 2,
             ..Options::default()
         };
@@ -44,26 +74,37 @@ impl World {
             .build()
             .await
             .expect("a session");
+        let outbox = format!(
+            "CREATE TABLE ks.outbox (aggregate_id uuid, event_id timeuuid, aggregate_type text, event_type text, \
+             payload text, created_at timestamp, traceparent text, {}PRIMARY KEY (aggregate_id, event_id)) \
+             WITH cdc = {{'enabled': true}}",
+            setup.columns
+        );
         for cql in [
             "CREATE KEYSPACE ks WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1}",
-            "CREATE TABLE ks.outbox (aggregate_id uuid, event_id timeuuid, aggregate_type text, event_type text, \
-             payload text, created_at timestamp, traceparent text, PRIMARY KEY (aggregate_id, event_id)) \
-             WITH cdc = {'enabled': true}",
+            &outbox,
         ] {
             session.query_unpaged(cql, ()).await.expect(cql);
         }
         let insert = "INSERT INTO ks.outbox (aggregate_id, event_id, aggregate_type, event_type, payload) \
                       VALUES (?, ?, 'order', 'order.created', ?)";
         let insert = session.prepare(insert).await.expect("prepared");
+        let cluster = match &setup.brokers {
+            Some(brokers) => Cluster {
+                brokers: brokers.clone(),
+            },
+            None => Cluster::start(),
+        };
         let world = Self {
             node,
-            cluster: Cluster::start(),
+            cluster,
             name: unique("e2e"),
             dir: tempfile::tempdir().expect("a folder"),
             session,
             insert,
+            flags: Vec::new(),
         };
-        std::fs::write(world.config(), world.toml(extra)).expect("pipeline.toml");
+        std::fs::write(world.config(), world.toml(&setup)).expect("pipeline.toml");
         world
     }
 
@@ -75,7 +116,17 @@ impl World {
         format!("{}.order", self.name)
     }
 
-    pub fn toml(&self, extra: &str) -> String {
+    fn toml(&self, setup: &Setup) -> String {
+        let router = format!(
+            "[[transform]]\nname = \"outbox-router\"\nplugin = \"{}\"\nsettings = {{ topic_prefix = \"{{name}}.\" }}",
+            crate::plugins::plugin("outbox-router").display()
+        );
+        let transforms = setup.transforms.as_ref().unwrap_or(&router);
+        let tables = if setup.tables.is_empty() {
+            "outbox"
+        } else {
+            setup.tables
+        };
         format!(
             r#"
 [pipeline]
@@ -87,14 +138,11 @@ shards = 2
 type = "scylla-cdc"
 nodes = ["{node}"]
 keyspace = "ks"
-tables = ["outbox"]
+tables = ["{tables}"]
 safety_interval = "50ms"
 poll_interval = "20ms"
 
-[[transform]]
-name = "outbox-router"
-plugin = "{plugin}"
-settings = {{ topic_prefix = "{name}." }}
+{transforms}
 
 [sink]
 type = "redpanda"
@@ -106,8 +154,9 @@ listen = "127.0.0.1:0"
 "#,
             name = self.name,
             node = self.node.addr(),
-            plugin = crate::plugins::plugin("outbox-router").display(),
+            transforms = transforms.replace("{name}", &self.name),
             brokers = self.cluster.brokers,
+            extra = setup.extra,
         )
     }
 
@@ -132,18 +181,39 @@ listen = "127.0.0.1:0"
         }
     }
 
+    /// Sets a key for whatever is started from now on, by `--set`.
+    pub fn set(&mut self, key: &str, value: impl std::fmt::Display) {
+        self.flags.push(format!("--set={key}={value}"));
+    }
+
     pub fn start(&self, round: u32) -> Running {
+        self.start_with(round, &[])
+    }
+
+    /// With fault points in force, as `FAILPOINTS` has them.
+    pub fn start_faulty(&self, round: u32, faults: &str) -> Running {
+        self.start_with(round, &[("FAILPOINTS", faults)])
+    }
+
+    pub fn start_with(&self, round: u32, environment: &[(&str, &str)]) -> Running {
         let log = self.dir.path().join(format!("log-{round}"));
         let file = std::fs::File::create(&log).expect("a log file");
         let child = Command::new(env!("CARGO_BIN_EXE_penstock"))
             .args(["run", "--quiet", "--config"])
             .arg(self.config())
+            .args(&self.flags)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a handle"))
             .stderr(file)
             .spawn()
             .expect("penstock starts");
-        Running { child, log }
+        Running {
+            child,
+            log,
+            config: self.config(),
+            flags: self.flags.clone(),
+        }
     }
 
     /// The payload numbers of each key, in the order in which they stand in the topic.
@@ -207,6 +277,103 @@ impl Running {
         }
     }
 
+    /// The address that the log names in this line.
+    fn address(&self, line: &str) -> String {
+        self.await_line(line, LONG);
+        let text = self.text();
+        let at = text.find(line).expect("the line is there");
+        let listen = &text[at..];
+        let listen = listen.split("listen=").nth(1).expect("a field listen");
+        listen
+            .split_whitespace()
+            .next()
+            .expect("an address")
+            .to_owned()
+    }
+
+    /// The admin interface's address.
+    pub fn admin(&self) -> String {
+        self.address("admin interface listens")
+    }
+
+    /// The order service's address.
+    pub fn orders(&self) -> String {
+        self.address("order service listens")
+    }
+
+    /// All that `/metrics` says, by series.
+    pub async fn metrics(&self) -> Metrics {
+        let answer = reqwest::get(format!("http://{}/metrics", self.admin()))
+            .await
+            .expect("an answer");
+        let text = answer.text().await.expect("text");
+        let series = text.lines().filter(|line| !line.starts_with('#'));
+        Metrics(
+            series
+                .filter_map(|line| line.rsplit_once(' '))
+                .map(|(series, value)| (series.to_owned(), value.parse().expect("a number")))
+                .collect(),
+        )
+    }
+
+    /// Waits until the metrics are as wanted, and returns them.
+    pub async fn await_metrics(
+        &self,
+        what: &str,
+        within: Duration,
+        mut holds: impl FnMut(&Metrics) -> bool,
+    ) -> Metrics {
+        let deadline = Instant::now() + within;
+        loop {
+            let metrics = self.metrics().await;
+            if holds(&metrics) {
+                return metrics;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "not within {within:?}: {what}\n{}",
+                self.text()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Resident memory, bytes.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+            .expect("the process runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next());
+        kib.and_then(|kib| kib.parse::<u64>().ok())
+            .expect("VmRSS in kB")
+            * 1024
+    }
+
+    /// Runs `penstock <args>` against this process: its exit code, and all that it printed.
+    pub fn penstock(&self, args: &[&str]) -> (Option<i32>, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_penstock"))
+            .args(args)
+            .arg("--config")
+            .arg(&self.config)
+            .args(&self.flags)
+            .arg(format!("--set=admin.listen={}", self.admin()))
+            .output()
+            .expect("penstock starts");
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    }
+
+    /// Asks it to drain, and demands that it ends well.
+    pub fn stop_cleanly(mut self) -> String {
+        self.signal("-TERM");
+        let status = self.wait(LONG);
+        assert_eq!(status.code(), Some(0), "{}", self.text());
+        self.text()
+    }
+
     pub fn signal(&self, signal: &str) {
         let status = Command::new("kill")
             .args([signal, &self.child.id().to_string()])
@@ -228,6 +395,70 @@ impl Running {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+}
+
+/// One scrape.
+pub struct Metrics(BTreeMap<String, f64>);
+
+impl Metrics {
+    /// The sum of a family's series that have all these labels (`stage="sink"`).
+    pub fn sum(&self, family: &str, labels: &[&str]) -> f64 {
+        let of_family = |series: &&String| {
+            series
+                .strip_prefix(family)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('{'))
+        };
+        self.0
+            .iter()
+            .filter(|(series, _)| of_family(series))
+            .filter(|(series, _)| labels.iter().all(|label| series.contains(label)))
+            .map(|(_, value)| value)
+            .sum()
+    }
+
+    pub fn stage(&self, family: &str, stage: &str) -> f64 {
+        self.sum(family, &[&format!("stage=\"{stage}\"")])
+    }
+}
+
+/// In each key's records: every number up to `n` is there, and nothing older comes for the first time after
+/// something newer. Returns how many records were repeats.
+pub fn complete_and_ordered(seen: &BTreeMap<String, Vec<u32>>, keys: &[Uuid], n: u32) -> usize {
+    let mut repeats = 0;
+    for key in keys {
+        let numbers = seen
+            .get(&key.to_string())
+            .unwrap_or_else(|| panic!("nothing of {key}"));
+        let mut next = 0;
+        for &number in numbers {
+            assert!(
+                number <= next,
+                "{key}: {number} came before {next}: lost or out of order"
+            );
+            if number == next {
+                next += 1
+            } else {
+                repeats += 1
+            }
+        }
+        assert_eq!(next, n, "{key}: events are missing at the end");
+    }
+    repeats
+}
+
+/// Some keys.
+pub fn keys(n: usize) -> Vec<Uuid> {
+    (0..n).map(|_| Uuid::new_v4()).collect()
+}
+
+/// A number from the environment: what the long form of a test asks for.
+pub fn asked(variable: &str, otherwise: u32) -> u32 {
+    match std::env::var(variable) {
+        Ok(n) => n
+            .parse()
+            .unwrap_or_else(|_| panic!("{variable}={n:?} is no number")),
+        Err(_) => otherwise,
     }
 }
 

@@ -20,6 +20,13 @@ cargo xtask <command>
   clippy            lint everything, each plugin for what it is built for
   bench [name]      the benchmarks, each a printed table
   restarts [rounds] stop and kill a loaded pipeline many times and count what arrived (long form)
+  proof [name] [n]  what the pipeline promises, shown at length; each prints what it measured:
+      outage [30]       seconds that the broker is cut off, silent, or answers errors
+      faults            each stage panics, fails and hangs, alone and too often
+      poison [100000]   changes, one of which panics the plugin; then its replay
+      terms [20]        times SIGTERM under load
+      orders [10000]    orders from 50 connections
+      policies [100000] cases for each property of the policies
 ";
 
 fn main() -> ExitCode {
@@ -36,6 +43,7 @@ fn main() -> ExitCode {
         "clippy" => clippy(),
         "bench" => plugins().and_then(|()| bench(rest)),
         "restarts" => plugins().and_then(|()| restarts(rest)),
+        "proof" => plugins().and_then(|()| proof(rest)),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())
@@ -271,4 +279,82 @@ fn restarts(rest: &[String]) -> Result<()> {
         "--",
         "--nocapture",
     ]))
+}
+
+/// A test in its long form.
+struct Proof {
+    name: &'static str,
+    /// The test's file, and a part of the names of those that are run.
+    test: &'static str,
+    filter: &'static str,
+    /// The variable that makes it long, and how long where nobody says.
+    variable: &'static str,
+    n: &'static str,
+}
+
+const PROOFS: &[Proof] = &[
+    Proof {
+        name: "outage",
+        test: "faults",
+        filter: "a_broker_that",
+        variable: "PENSTOCK_TEST_OUTAGE_SECONDS",
+        n: "30",
+    },
+    Proof {
+        name: "faults",
+        test: "supervision",
+        filter: "_",
+        variable: "PENSTOCK_TEST_ROUNDS",
+        n: "4",
+    },
+    Proof {
+        name: "poison",
+        test: "dead_letters",
+        filter: "one_change",
+        variable: "PENSTOCK_TEST_CHANGES",
+        n: "100000",
+    },
+    Proof {
+        name: "terms",
+        test: "supervision",
+        filter: "stops_under_load",
+        variable: "PENSTOCK_TEST_ROUNDS",
+        n: "20",
+    },
+    Proof {
+        name: "orders",
+        test: "orders",
+        filter: "every_order",
+        variable: "PENSTOCK_TEST_ORDERS",
+        n: "10000",
+    },
+    Proof {
+        name: "policies",
+        test: "policies",
+        filter: "",
+        variable: "PROPTEST_CASES",
+        n: "100000",
+    },
+];
+
+fn proof(rest: &[String]) -> Result<()> {
+    let asked = rest.first().map(String::as_str);
+    if let Some(name) = asked
+        && PROOFS.iter().all(|proof| proof.name != name)
+    {
+        bail!("no proof `{name}`\n\n{HELP}");
+    }
+    for proof in PROOFS.iter().filter(|p| asked.is_none_or(|a| a == p.name)) {
+        let n = rest.get(1).map_or(proof.n, String::as_str);
+        println!("proof {}: {}={n}", proof.name, proof.variable);
+        check(
+            cargo()
+                .env(proof.variable, n)
+                // A panic is part of some of them; where it came from is known.
+                .env("RUST_BACKTRACE", "0")
+                .args(["test", "--release", "--test", proof.test, proof.filter])
+                .args(["--", "--nocapture"]),
+        )?;
+    }
+    Ok(())
 }

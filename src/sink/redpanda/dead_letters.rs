@@ -61,6 +61,11 @@ impl DeadLetters {
     /// fail.
     pub async fn write(&self, letters: &[DeadLetter]) -> Result<(), SinkError> {
         self.admit(letters)?;
+        self.rewrite(letters).await
+    }
+
+    /// As [`Self::write`], of letters that were kept before: they are none that a stage has just made.
+    pub async fn rewrite(&self, letters: &[DeadLetter]) -> Result<(), SinkError> {
         let records: Vec<_> = letters.iter().map(|l| (l.position, Some(l))).collect();
         self.put(&records).await?;
         for l in letters {
@@ -77,14 +82,17 @@ impl DeadLetters {
             let live = self.sink.live.borrow();
             (live.dead_letter.max.get(), live.dead_letter.within)
         };
-        let mut by_stage: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
+        let mut by_stage: BTreeMap<&Arc<str>, Vec<Position>> = BTreeMap::new();
         for letter in letters {
-            *by_stage.entry(&letter.stage).or_default() += 1;
+            by_stage
+                .entry(&letter.stage)
+                .or_default()
+                .push(letter.position);
         }
         let now = tokio::time::Instant::now().into_std();
         let mut flood = self.flood.lock();
-        for (stage, count) in by_stage {
-            flood.admit(stage, count, max, within, now)?;
+        for (stage, changes) in by_stage {
+            flood.admit(stage, &changes, max, within, now)?;
         }
         Ok(())
     }
@@ -184,7 +192,11 @@ impl DeadLetters {
     ) -> Result<Ticket, SinkError> {
         if !self.sink.topics.knows(topic) {
             let settings = self.topic_settings();
-            self.sink.topics.ensure(topic, &settings).await?;
+            let within = self.sink.live.borrow().sink.attempt_timeout;
+            self.sink
+                .topics
+                .ensure_within(topic, &settings, within)
+                .await?;
         }
         let mut outlet = self.outlet.lock().await;
         if outlet.window().broken().is_some() {
@@ -276,9 +288,15 @@ impl DeadLetters {
     /// Takes dead letters away; returns how many.
     pub async fn purge(&self, filter: &Filter) -> Result<usize, SinkError> {
         let letters = self.list(filter).await?;
-        let tombstones: Vec<_> = letters.iter().map(|l| (l.position, None)).collect();
-        self.put(&tombstones).await?;
+        let positions: Vec<_> = letters.iter().map(|l| l.position).collect();
+        self.take_away(&positions).await?;
         Ok(letters.len())
+    }
+
+    /// Takes the dead letters of these changes away.
+    pub async fn take_away(&self, positions: &[Position]) -> Result<(), SinkError> {
+        let tombstones: Vec<_> = positions.iter().map(|p| (*p, None)).collect();
+        self.put(&tombstones).await
     }
 
     /// Counts, queue fill and age.

@@ -17,6 +17,7 @@ use rdkafka::config::ClientConfig;
 use tokio::time::Instant;
 
 use crate::config::settings::{self, LiveSettings, Nodes};
+use crate::policy::Class;
 use crate::policy::breaker::State as Breaker;
 use crate::policy::stage::{Permit, StagePolicies};
 use crate::sink::flight::{Oldest, Snapshot, Window};
@@ -55,6 +56,8 @@ pub struct RedpandaSink {
     policies: StagePolicies,
     base: ClientConfig,
     topics: topics::Topics,
+    /// Of the checkpoint topic; looked up once.
+    partitions: tokio::sync::OnceCell<u32>,
     /// By shard; a lane stays when its shard is given up, so that counters never fall.
     lanes: Mutex<BTreeMap<u32, Arc<Lane>>>,
 }
@@ -107,6 +110,7 @@ impl RedpandaSink {
             policies,
             base,
             topics: topics::Topics::new(admin),
+            partitions: tokio::sync::OnceCell::new(),
             lanes: Mutex::default(),
         };
         sink.reach(brokers).await?;
@@ -276,13 +280,44 @@ impl RedpandaSink {
         }
     }
 
-    /// What the sink would make a topic with, for changes.
-    fn topic_settings(&self) -> settings::Topics {
-        self.live.borrow().sink.topics.clone()
-    }
-
     fn checkpoint_topic(&self) -> String {
         crate::checkpoint::topic::topic_name(&self.live.borrow().pipeline.name)
+    }
+
+    /// Makes sure that a topic is there, however long the brokers are away. A question about it is an attempt like
+    /// a batch: without an answer in `attempt_timeout` it failed. So an outage that meets a shard here opens the
+    /// breaker too, and the shard keeps what it has in flight.
+    async fn find_topic(&self, topic: &str) -> Result<(), SinkError> {
+        let mut attempt = 0_u32;
+        loop {
+            let permit = self.gate().await;
+            let (settings, within) = {
+                let live = self.live.borrow();
+                (live.sink.topics.clone(), live.sink.attempt_timeout)
+            };
+            let Err(error) = self.topics.ensure_within(topic, &settings, within).await else {
+                permit.success();
+                return Ok(());
+            };
+            if error.class() != Class::Retryable {
+                return Err(error);
+            }
+            permit.failure(&error);
+            attempt = attempt.saturating_add(1);
+            if !self.policies.back_off(attempt).await {
+                return Err(error);
+            }
+            tracing::debug!(%error, attempt, "asking about a topic again");
+        }
+    }
+
+    /// How many partitions the checkpoint topic has. Made where it is missing, when the pipeline starts; after
+    /// that nobody has to ask, least of all in an outage.
+    async fn checkpoint_partitions(&self) -> Result<u32, SinkError> {
+        self.partitions
+            .get_or_try_init(|| self.ensure_checkpoint_topic())
+            .await
+            .copied()
     }
 
     /// Makes the checkpoint topic where it is missing; returns how many partitions it has, at least one.
@@ -315,11 +350,11 @@ impl RedpandaSink {
                     return Err(SinkError::Topic {
                         topic,
                         reason: "it was created and is not there".into(),
-                        class: crate::policy::Class::Retryable,
+                        class: Class::Retryable,
                     });
                 }
                 Ok(partitions) => return Ok(partitions),
-                Err(e) if e.class() != crate::policy::Class::Retryable => return Err(e),
+                Err(e) if e.class() != Class::Retryable => return Err(e),
                 Err(e) if Instant::now() >= deadline => return Err(e),
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }

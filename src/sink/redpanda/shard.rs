@@ -27,8 +27,6 @@ pub struct ShardSink {
     outlet: Outlet,
     /// Changes of which a record was refused together with others: sent alone next time.
     suspects: HashSet<Position>,
-    /// Partitions of the checkpoint topic; 0: not looked up yet.
-    partitions: u32,
 }
 
 impl ShardSink {
@@ -46,7 +44,6 @@ impl ShardSink {
             shard,
             outlet,
             suspects: HashSet::new(),
-            partitions: 0,
         })
     }
 
@@ -83,8 +80,7 @@ impl ShardSink {
         for topic in &batch.topics {
             let good = is_topic_name(topic);
             if good && !self.sink.topics.knows(topic) {
-                let settings = self.sink.topic_settings();
-                self.sink.topics.ensure(topic, &settings).await?;
+                self.sink.find_topic(topic).await?;
             }
             named.push(good);
         }
@@ -306,13 +302,11 @@ impl ShardSink {
     }
 
     /// The shard's partition of the checkpoint topic, made where it is missing.
-    async fn own_partition(&mut self) -> Result<i32, SinkError> {
-        if self.partitions == 0 {
-            self.partitions = self.sink.ensure_checkpoint_topic().await?;
-        }
+    async fn own_partition(&self) -> Result<i32, SinkError> {
+        let partitions = self.sink.checkpoint_partitions().await?;
         // More shards than partitions where partitions cannot be added: shards then share them, which `load`
         // copes with because it tells groups apart by their key.
-        Ok((self.shard % self.partitions) as i32)
+        Ok((self.shard % partitions) as i32)
     }
 
     /// When the batch was submitted that has been waiting longest.

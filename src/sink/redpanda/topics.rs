@@ -57,11 +57,25 @@ impl Topics {
 
     /// Makes sure that a topic exists.
     pub(super) async fn ensure(&self, topic: &str, settings: &Settings) -> Result<(), SinkError> {
+        self.ensure_within(topic, settings, REQUEST).await
+    }
+
+    /// … each question about it answered in this time.
+    pub(super) async fn ensure_within(
+        &self,
+        topic: &str,
+        settings: &Settings,
+        within: Duration,
+    ) -> Result<(), SinkError> {
         if self.knows(topic) {
             return Ok(());
         }
+        let within = within.min(REQUEST);
         // Asking for all names creates none, and finds those that this client has no right to create.
-        let all = self.metadata(None).await.map_err(|e| failed(topic, &e))?;
+        let all = self
+            .metadata_within(None, within)
+            .await
+            .map_err(|e| failed(topic, &e))?;
         self.known
             .write()
             .extend(all.topics().iter().map(|t| t.name().into()));
@@ -76,13 +90,18 @@ impl Topics {
             });
         }
         if !self.auto.load(Relaxed) {
-            self.create(topic, settings).await?;
+            self.create(topic, settings, within).await?;
         }
         self.known.write().insert(topic.into());
         Ok(())
     }
 
-    async fn create(&self, topic: &str, settings: &Settings) -> Result<(), SinkError> {
+    async fn create(
+        &self,
+        topic: &str,
+        settings: &Settings,
+        within: Duration,
+    ) -> Result<(), SinkError> {
         let replicas = settings.replication_factor.map_or(-1, |n| n.get() as i32);
         let mut new = NewTopic::new(
             topic,
@@ -93,8 +112,8 @@ impl Topics {
             new = new.set(name, value);
         }
         let options = AdminOptions::new()
-            .request_timeout(Some(REQUEST))
-            .operation_timeout(Some(REQUEST));
+            .request_timeout(Some(within))
+            .operation_timeout(Some(within));
         let outcome = match self.admin.create_topics([&new], &options).await {
             Ok(results) => results.into_iter().next().map(|r| r.map_err(|(_, c)| c)),
             Err(KafkaError::AdminOp(code)) => Some(Err(code)),
@@ -152,8 +171,16 @@ impl Topics {
 
     /// The cluster's metadata, or one topic's. librdkafka blocks for it, at most for [`REQUEST`].
     pub(super) async fn metadata(&self, topic: Option<String>) -> Result<Metadata, KafkaError> {
+        self.metadata_within(topic, REQUEST).await
+    }
+
+    async fn metadata_within(
+        &self,
+        topic: Option<String>,
+        within: Duration,
+    ) -> Result<Metadata, KafkaError> {
         let admin = Arc::clone(&self.admin);
-        super::blocking(move || admin.inner().fetch_metadata(topic.as_deref(), REQUEST))
+        super::blocking(move || admin.inner().fetch_metadata(topic.as_deref(), within))
             .await
             .unwrap_or(Err(KafkaError::Canceled))
     }

@@ -1,0 +1,293 @@
+//! Outages of the broker, end to end by the real program: reading pauses, memory stays where it is, nothing is
+//! lost, repeated or dead-lettered.
+
+#[path = "support/broker.rs"]
+mod broker;
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/plugins.rs"]
+mod plugins;
+#[path = "support/process.rs"]
+mod process;
+
+use std::time::{Duration, Instant};
+
+use broker::{Faulty, Flow, Valve};
+use process::{LONG, Metrics, Running, Setup, World, asked, complete_and_ordered, keys};
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use uuid::Uuid;
+
+const ATTEMPT: Duration = Duration::from_millis(200);
+const OPEN_FOR: Duration = Duration::from_millis(700);
+const MAX_IN_FLIGHT: u32 = 500;
+const BATCH: u32 = 50;
+const SHARDS: u32 = 2;
+
+/// What two shards may have read and not delivered: what is in flight, the batch that overshoots, and those in
+/// the two queues and in the hands of the three stages.
+const MOST_AHEAD: u32 = SHARDS * (MAX_IN_FLIGHT + BATCH * (1 + 2 + 2 + 3));
+
+/// Thresholds are the defaults, 5 and 3; only the times are short.
+fn quick(open_for: Duration) -> String {
+    format!(
+        r#"
+[health]
+check_interval = "200ms"
+
+[policies.retry]
+max = "500ms"
+
+[sink.breaker]
+open_for = "{}ms"
+"#,
+        open_for.as_millis()
+    )
+}
+
+async fn world(brokers: &str, open_for: Duration) -> World {
+    let mut world = World::with(Setup {
+        brokers: Some(brokers.to_owned()),
+        extra: quick(open_for),
+        ..Setup::default()
+    })
+    .await;
+    world.set("pipeline.max_in_flight", MAX_IN_FLIGHT);
+    world.set("pipeline.batch_size", BATCH);
+    world.set("sink.attempt_timeout", format!("{}ms", ATTEMPT.as_millis()));
+    world
+}
+
+fn is_open(metrics: &Metrics) -> bool {
+    metrics.stage("penstock_breaker_opened_total", "sink") >= 1.0
+}
+
+fn read(metrics: &Metrics) -> f64 {
+    metrics.sum("penstock_changes_read_total", &[])
+}
+
+/// What of the log tells the story.
+fn story(running: &Running) -> String {
+    let tells = |line: &&str| {
+        ["breaker", "health changed"]
+            .iter()
+            .any(|what| line.contains(what))
+    };
+    let text = running.text();
+    text.lines()
+        .filter(tells)
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+/// The whole scene: `fail` begins the outage, `mend` ends it.
+async fn outage(world: &World, what: &str, fail: impl FnOnce(), mend: impl FnOnce()) {
+    let keys = keys(16);
+    let (before, after) = (20, 600);
+    world.write(&keys, 0, before).await;
+    let running = world.start(1);
+    world.await_records(keys.len() * before as usize, LONG, &running);
+    running
+        .await_metrics("all is settled", LONG, |m| {
+            m.sum("penstock_in_flight_changes", &[]) == 0.0
+        })
+        .await;
+
+    fail();
+    let failed_at = Instant::now();
+    let (_, opened) = tokio::join!(
+        world.write(&keys, before, after),
+        running.await_metrics("the breaker opens", LONG, is_open)
+    );
+    let opened_after = failed_at.elapsed();
+    assert_eq!(
+        opened.stage("penstock_calls_failed_total", "sink"),
+        5.0,
+        "{what}: it opens after exactly failure_threshold failures"
+    );
+    let line = "breaker opened stage=sink failures=5 ";
+    assert!(running.text().contains(line), "{}", running.text());
+
+    // Reading goes on until what may be in flight is, and then stops.
+    let mut paused = read(&running.metrics().await);
+    running
+        .await_metrics("reading pauses", LONG, |m| {
+            std::mem::replace(&mut paused, read(m)) == read(m)
+                && m.sum("penstock_queue_fill_ratio", &[r#"stage="sink""#]) > 0.0
+        })
+        .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (paused, resident) = (read(&running.metrics().await), running.resident());
+    let written = f64::from(keys.len() as u32 * (before + after));
+    let most = f64::from(keys.len() as u32 * before + MOST_AHEAD);
+    assert!(
+        paused <= most && most < written,
+        "{what}: {paused} > {most}"
+    );
+    let seconds = asked("PENSTOCK_TEST_OUTAGE_SECONDS", 3);
+    tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+    let during = running.metrics().await;
+    assert_eq!(read(&during), paused, "{what}: nothing is read meanwhile");
+    let grown = running.resident().saturating_sub(resident);
+    assert!(grown < 8 << 20, "{what}: grew by {grown} bytes");
+    assert_eq!(during.sum("penstock_dead_letters_total", &[]), 0.0);
+    let probes = during.stage("penstock_breaker_half_opened_total", "sink");
+    assert!(probes >= 1.0, "{what}: probed while it lasted");
+    assert_eq!(during.stage("penstock_breaker_closed_total", "sink"), 0.0);
+
+    mend();
+    let mended_at = Instant::now();
+    running
+        .await_metrics("the breaker closes", LONG, |m| {
+            m.stage("penstock_breaker_state", "sink") == 0.0
+        })
+        .await;
+    let closed_after = mended_at.elapsed();
+    let total = before + after;
+    world.await_records(keys.len() * total as usize, LONG, &running);
+    let end = running.metrics().await;
+    assert_eq!(end.stage("penstock_breaker_closed_total", "sink"), 1.0);
+    assert_eq!(end.sum("penstock_dead_letters_total", &[]), 0.0);
+    assert_eq!(end.sum("penstock_restarts_total", &[]), 0.0);
+    let story = story(&running);
+    running.stop_cleanly();
+    let repeats = complete_and_ordered(&world.seen(), &keys, total);
+    assert_eq!(repeats, 0, "{what}: every change is delivered once");
+    println!(
+        "{what}: {written} changes; opened {opened_after:.1?} into the outage with {paused} read; in {seconds} s \
+         more 0 read, {} KiB resident memory more, {probes} probes; closed {closed_after:.1?} after its end; \
+         0 lost, 0 repeated, 0 dead letters\n{story}",
+        grown >> 10,
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_goes_away_and_comes_back() {
+    let valve = Valve::start(Flow::Open);
+    let world = world(&valve.brokers, OPEN_FOR).await;
+    let (cut, open) = (|| valve.set(Flow::Cut), || valve.set(Flow::Open));
+    outage(&world, "connections cut", cut, open).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_falls_silent() {
+    let valve = Valve::start(Flow::Open);
+    let world = world(&valve.brokers, OPEN_FOR).await;
+    let (silence, open) = (|| valve.set(Flow::Silent), || valve.set(Flow::Open));
+    outage(&world, "no answers", silence, open).await;
+}
+
+/// librdkafka's own broker: every produce request is answered with an error that asks to try again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_answers_errors() {
+    let faulty = Faulty::start();
+    let world = world(&faulty.brokers, OPEN_FOR).await;
+    let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS;
+    // More than can be asked for in the time of the test.
+    let errors = vec![error; 50_000];
+    outage(
+        &world,
+        "answers of NOT_ENOUGH_REPLICAS",
+        || faulty.mock.request_errors(RDKafkaApiKey::Produce, &errors),
+        || faulty.mock.clear_request_errors(RDKafkaApiKey::Produce),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_that_begins_before_the_start_is_said_in_one_line() {
+    let valve = Valve::start(Flow::Cut);
+    let world = world(&valve.brokers, OPEN_FOR).await;
+    let keys = keys(4);
+    world.write(&keys, 0, 50).await;
+    let mut first = world.start(1);
+    assert_eq!(first.wait(LONG).code(), Some(1), "{}", first.text());
+    let text = first.text();
+    let told = format!(
+        "error: no Redpanda or Kafka broker answers at {}",
+        valve.brokers
+    );
+    assert!(text.contains(&told), "{text}");
+
+    valve.set(Flow::Open);
+    let second = world.start(2);
+    world.await_records(200, LONG, &second);
+    second.stop_cleanly();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 50), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_breaker_is_closed_by_hand() {
+    let valve = Valve::start(Flow::Open);
+    // It would stay open for far longer than the test.
+    let world = world(&valve.brokers, Duration::from_secs(600)).await;
+    let keys: Vec<Uuid> = keys(8);
+    let running = world.start(1);
+    running.await_line("all supervised stages started", LONG);
+    // The shards meet it with a question about a topic that they do not know yet.
+    valve.set(Flow::Silent);
+    world.write(&keys, 0, 300).await;
+    running
+        .await_metrics("the breaker opens", LONG, is_open)
+        .await;
+    // Too early: it closes, finds the broker silent, and opens again after five more.
+    let (code, said) = running.penstock(&["breaker", "reset", "sink"]);
+    assert_eq!((code, said.trim()), (Some(0), "sink: breaker closed"));
+    running
+        .await_metrics("the breaker opens again", LONG, |m| {
+            m.stage("penstock_breaker_opened_total", "sink") == 2.0
+        })
+        .await;
+    valve.set(Flow::Open);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let open = running.metrics().await;
+    assert_eq!(open.stage("penstock_breaker_state", "sink"), 2.0);
+
+    let (code, said) = running.penstock(&["breaker", "reset", "sink"]);
+    assert_eq!((code, said.trim()), (Some(0), "sink: breaker closed"));
+    world.await_records(8 * 300, LONG, &running);
+    let closed = running.metrics().await;
+    assert_eq!(closed.stage("penstock_breaker_state", "sink"), 0.0);
+    assert_eq!(closed.stage("penstock_breaker_closed_total", "sink"), 2.0);
+    let (code, said) = running.penstock(&["breaker", "reset", "snik"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("no stage \"snik\"; there are"), "{said}");
+    let text = running.stop_cleanly();
+    for line in [
+        "breaker reset by hand stage=sink",
+        "breaker opened stage=sink failures=5",
+        "breaker closed stage=sink from=open",
+    ] {
+        assert!(text.contains(line), "no {line:?} in\n{text}");
+    }
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 300), 0);
+}
+
+/// Nothing can be flushed to a broker that is away: the stop is forced at its deadline, and the restart makes good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_amid_an_outage_is_forced_and_loses_nothing() {
+    let valve = Valve::start(Flow::Open);
+    let mut world = world(&valve.brokers, OPEN_FOR).await;
+    world.set("shutdown.timeout", "1s");
+    let keys = keys(8);
+    world.write(&keys, 0, 50).await;
+    let mut first = world.start(1);
+    world.await_records(8 * 50, LONG, &first);
+    valve.set(Flow::Cut);
+    world.write(&keys, 50, 250).await;
+    first
+        .await_metrics("the breaker opens", LONG, is_open)
+        .await;
+    first.signal("-TERM");
+    let asked = Instant::now();
+    let code = first.wait(Duration::from_secs(10)).code();
+    assert_eq!(code, Some(75), "{}", first.text());
+    assert!(
+        asked.elapsed() >= Duration::from_secs(1),
+        "it tried until the deadline"
+    );
+
+    valve.set(Flow::Open);
+    let second = world.start(2);
+    world.await_records(8 * 300, LONG, &second);
+    second.stop_cleanly();
+    complete_and_ordered(&world.seen(), &keys, 300);
+}
