@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -134,16 +134,7 @@ listen = "127.0.0.1:0"
 
     pub fn start(&self, round: u32) -> Running {
         let log = self.dir.path().join(format!("log-{round}"));
-        let file = std::fs::File::create(&log).expect("a log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_penstock"))
-            .args(["run", "--quiet", "--config"])
-            .arg(self.config())
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().expect("a handle"))
-            .stderr(file)
-            .spawn()
-            .expect("penstock starts");
-        Running { child, log }
+        Running::start(&self.config(), &log)
     }
 
     /// The payload numbers of each key, in the order in which they stand in the topic.
@@ -190,6 +181,23 @@ fn event_id() -> Uuid {
 }
 
 impl Running {
+    /// Runs the pipeline of a file; what it says goes to `log`.
+    pub fn start(config: &Path, log: &Path) -> Self {
+        let file = std::fs::File::create(log).expect("a log file");
+        let child = Command::new(env!("CARGO_BIN_EXE_penstock"))
+            .args(["run", "--quiet", "--config"])
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a handle"))
+            .stderr(file)
+            .spawn()
+            .expect("penstock starts");
+        Self {
+            child,
+            log: log.to_owned(),
+        }
+    }
+
     pub fn text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
