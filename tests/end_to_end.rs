@@ -7,6 +7,8 @@ mod broker;
 mod plugins;
 #[path = "support/process.rs"]
 mod process;
+#[path = "end_to_end/workload.rs"]
+mod workload;
 
 use std::time::Duration;
 

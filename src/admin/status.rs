@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::config::settings::Nodes;
 use crate::coordinator::handle::{Handle, Phase};
 use crate::coordinator::health::Report;
 use crate::coordinator::supervisor::ChildStatus;
@@ -113,6 +114,10 @@ pub struct Status {
     pub version: &'static str,
     /// Where the process is in its life.
     pub phase: Phase,
+    /// Where it reads from, as host:port; of a stand-in its address.
+    pub nodes: Vec<String>,
+    /// Where it writes to, likewise.
+    pub brokers: Vec<String>,
     /// Of every component.
     pub health: Report,
     /// Policies by stage.
@@ -123,6 +128,14 @@ pub struct Status {
     pub retention_headroom: Option<f64>,
     /// What runs.
     pub children: Vec<ChildStatus>,
+}
+
+fn addresses(nodes: &Nodes) -> Vec<String> {
+    match nodes {
+        Nodes::At(addresses) => addresses.clone(),
+        // Only before the stand-ins have started: then their addresses are in its place.
+        Nodes::Embedded => vec!["embedded".to_owned()],
+    }
 }
 
 impl Status {
@@ -153,10 +166,13 @@ impl Status {
                 lag_seconds: lag(lane.shard),
             })
             .collect();
+        let settings = handle.settings().borrow().clone();
         Self {
-            pipeline: handle.settings().borrow().pipeline.name.clone(),
+            pipeline: settings.pipeline.name.clone(),
             version: env!("CARGO_PKG_VERSION"),
             phase: handle.phase(),
+            nodes: addresses(&settings.source.nodes),
+            brokers: addresses(&settings.sink.brokers),
             health: handle.health().borrow().clone(),
             stages: stages(handle),
             shards,

@@ -325,6 +325,12 @@ fn text(value: &Value) -> String {
     }
 }
 
+/// A list in one line.
+fn list(values: &Value) -> String {
+    let values = values.as_array().into_iter().flatten();
+    values.map(text).collect::<Vec<_>>().join(", ")
+}
+
 fn print_health(report: &Value) {
     let line = |e: &Value| {
         println!(
@@ -364,6 +370,8 @@ fn print_status(status: &Value) {
         text(&status["version"]),
         text(&status["phase"])
     );
+    println!("ScyllaDB at {}", list(&status["nodes"]));
+    println!("Redpanda at {}", list(&status["brokers"]));
     println!();
     print_health(&status["health"]);
     println!();

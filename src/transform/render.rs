@@ -193,12 +193,13 @@ fn write_column(
         }
         ColumnTag::Value | ColumnTag::Replaced => {
             let value = CqlValue::decode(&types.log, bytes).map_err(|e| e.to_string())?;
-            let value = match (&types.cql, value) {
+            let value = match value {
+                value if types.cql.is_multi_cell() && is_nothing(&value) => CqlValue::Null,
                 // In the order of their timeuuids, which is the list's.
-                (CqlType::List(_), CqlValue::Map(cells)) => {
+                CqlValue::Map(cells) if matches!(types.cql, CqlType::List(_)) => {
                     CqlValue::Sequence(cells.into_iter().map(|(_, value)| value).collect())
                 }
-                (_, value) => value,
+                value => value,
             };
             value.write_json(out).map_err(|e| e.to_string())?;
         }
@@ -219,6 +220,17 @@ fn write_column(
         }
     }
     Ok(())
+}
+
+/// A non-frozen collection without elements, or UDT without fields, does not exist: it reads as null. The log has
+/// it all the same where its last part was removed.
+fn is_nothing(value: &CqlValue<'_>) -> bool {
+    match value {
+        CqlValue::Sequence(elements) => elements.is_empty(),
+        CqlValue::Map(cells) => cells.is_empty(),
+        CqlValue::Udt(fields) => fields.iter().all(|(_, value)| *value == CqlValue::Null),
+        _ => false,
+    }
 }
 
 fn put(out: &mut String, args: std::fmt::Arguments<'_>) {

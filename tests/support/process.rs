@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -197,23 +197,7 @@ listen = "127.0.0.1:0"
 
     pub fn start_with(&self, round: u32, environment: &[(&str, &str)]) -> Running {
         let log = self.dir.path().join(format!("log-{round}"));
-        let file = std::fs::File::create(&log).expect("a log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_penstock"))
-            .args(["run", "--quiet", "--config"])
-            .arg(self.config())
-            .args(&self.flags)
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().expect("a handle"))
-            .stderr(file)
-            .spawn()
-            .expect("penstock starts");
-        Running {
-            child,
-            log,
-            config: self.config(),
-            flags: self.flags.clone(),
-        }
+        Running::start_with(&self.config(), &log, &self.flags, environment)
     }
 
     /// The payload numbers of each key, in the order in which they stand in the topic.
@@ -260,6 +244,36 @@ fn event_id() -> Uuid {
 }
 
 impl Running {
+    /// Runs the pipeline of a file; what it says goes to `log`.
+    pub fn start(config: &Path, log: &Path) -> Self {
+        Self::start_with(config, log, &[], &[])
+    }
+
+    fn start_with(
+        config: &Path,
+        log: &Path,
+        flags: &[String],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let file = std::fs::File::create(log).expect("a log file");
+        let child = Command::new(env!("CARGO_BIN_EXE_penstock"))
+            .args(["run", "--quiet", "--config"])
+            .arg(config)
+            .args(flags)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a handle"))
+            .stderr(file)
+            .spawn()
+            .expect("penstock starts");
+        Self {
+            child,
+            log: log.to_owned(),
+            config: config.to_owned(),
+            flags: flags.to_vec(),
+        }
+    }
+
     pub fn text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

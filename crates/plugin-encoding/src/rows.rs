@@ -26,7 +26,7 @@ const HEADER: usize = 28;
 pub enum ColumnTag {
     /// Not declared by the plugin, so not sent. Never means null.
     Unsent = 0,
-    /// The statement did not touch it.
+    /// The statement did not touch it, or an image does not tell it.
     Unchanged = 1,
     /// Set to null (`cdc$deleted_c`), or null in an image.
     Null = 2,

@@ -51,6 +51,8 @@ fn ddl() -> Vec<String> {
         "CREATE TABLE system.built_indexes (keyspace_name text, index_name text,
             PRIMARY KEY (keyspace_name, index_name))"
             .into(),
+        // By a name like this one clients and tests tell ScyllaDB from Cassandra.
+        "CREATE TABLE system.scylla_local (key text PRIMARY KEY, value text)".into(),
         "CREATE TABLE system.versions (key text PRIMARY KEY, build_id text, build_mode text, version text)".into(),
         "CREATE TABLE system_schema.keyspaces (keyspace_name text PRIMARY KEY, durable_writes boolean,
             replication frozen<map<text, text>>)"

@@ -131,19 +131,22 @@ fn column(
         }
         ColumnKind::Static | ColumnKind::Regular => {}
     }
-    if matches!(operation, Operation::PreImage | Operation::PostImage) {
-        // An image is a row as it was: null and unset are the same.
-        match value {
-            Some(v) => out.column(ColumnTag::Value, &[v]),
-            None => out.column(ColumnTag::Null, &[]),
-        }
-        return Ok(());
-    }
     let deleted = match role.deleted.and_then(|i| cells[i]) {
         None => false,
         Some([b]) => *b != 0,
         Some(_) => return Err("cdc$deleted_ is not 1 byte"),
     };
+    if matches!(operation, Operation::PreImage | Operation::PostImage) {
+        match value {
+            Some(v) => out.column(ColumnTag::Value, &[v]),
+            None if deleted || null_after(version, operation, role.kind, cells) => {
+                out.column(ColumnTag::Null, &[]);
+            }
+            // A plain preimage does not tell what the change leaves alone.
+            None => out.column(ColumnTag::Unchanged, &[]),
+        }
+        return Ok(());
+    }
     let elements = role.elements.and_then(|i| cells[i]);
     match (value, elements) {
         // A tombstone with a value: of a multi-cell column it wiped what was there before the value.
@@ -155,6 +158,22 @@ fn column(
         (None, None) => out.column(ColumnTag::Unchanged, &[]),
     }
     Ok(())
+}
+
+/// A postimage has every column of its row, and of the static row and the others each has its own; so what
+/// it lacks is null. A preimage marks what is null as deleted.
+fn null_after(
+    version: &Version,
+    operation: Operation,
+    kind: ColumnKind,
+    cells: &Cells<'_>,
+) -> bool {
+    let clustering = |role: &Role| role.kind == ColumnKind::ClusteringKey;
+    let of_static_row = || {
+        let key = version.roles.iter().find(|r| clustering(r));
+        key.is_some_and(|key| cells[key.value].is_none())
+    };
+    operation == Operation::PostImage && (kind == ColumnKind::Static) == of_static_row()
 }
 
 /// Static rows, partition deletes and open range bounds have no clustering key, or a prefix of one.
@@ -560,20 +579,25 @@ mod tests {
     }
 
     #[test]
-    fn an_image_has_values_and_nulls_only() {
-        let v = version(false);
-        let (rows, _) = decode(&v, &[cells(&v, 0, 9, Some(1), &[("tags", int(1))])]);
+    fn an_image_tells_what_is_null_from_what_it_leaves_out() {
         use ColumnTag::*;
-        let of = |name: &str| {
-            let at = v
-                .schema
-                .columns
-                .iter()
-                .position(|c| c.name == name)
-                .unwrap();
+        let of = |statics, operation, key, set: &[(&str, Vec<u8>)], name: &str| {
+            let v = version(statics);
+            let (rows, bad) = decode(&v, &[cells(&v, 0, operation, key, set)]);
+            assert!(bad.is_empty());
+            let columns = &v.schema.columns;
+            let at = columns.iter().position(|c| c.name == name).unwrap();
             tags(rows.get(0).unwrap())[at]
         };
-        assert_eq!((of("tags"), of("v")), (Value, Null));
+        let set = [("tags", int(1)), ("cdc$deleted_v", vec![1])];
+        assert_eq!(of(false, 0, Some(1), &set, "tags"), Value);
+        assert_eq!(of(false, 0, Some(1), &set, "v"), Null);
+        assert_eq!(of(false, 0, Some(1), &set[..1], "v"), Unchanged);
+        // A postimage has all of its row, and nothing of the other kind of row.
+        assert_eq!(of(false, 9, Some(1), &set[..1], "v"), Null);
+        assert_eq!(of(true, 9, Some(1), &[], "s"), Unchanged);
+        assert_eq!(of(true, 9, None, &[], "s"), Null);
+        assert_eq!(of(true, 9, None, &[], "v"), Unchanged);
     }
 
     #[test]

@@ -196,7 +196,7 @@ pub(super) fn resolve(
         let (kind, order) = column.map_or((ColumnKind::Regular, 0), |c| (c.kind, c.order));
         let multi_cell = column.map_or(elements.is_some(), |c| is_multi_cell(c.typ));
         let text = match column {
-            Some(c) if same_in_log(c.typ, wire_type) => log_type_text(c.typ),
+            Some(c) if same_in_log(c.typ, wire_type) => type_text(c.typ),
             _ => {
                 agrees = false;
                 type_text(wire_type)
@@ -265,8 +265,9 @@ fn same_in_log(base: &ColumnType<'_>, log: &ColumnType<'_>) -> bool {
     plain(&log_type_text(base)) == plain(&type_text(log))
 }
 
-/// The type as plugins see it. A non-frozen `list<V>` is a `map<timeuuid, V>` in the log, in deltas and in
-/// images: the keys are the cells' positions in the list, in ascending order.
+/// The type in the log: a non-frozen `list<V>` is a `map<timeuuid, V>` there, in deltas and in images; the keys
+/// are the cells' positions in the list, in ascending order. Plugins are told the column's own type, from which
+/// they work out the same.
 fn log_type_text(typ: &ColumnType<'_>) -> String {
     match typ {
         ColumnType::Collection {
@@ -435,7 +436,7 @@ pub(super) mod tests {
         let v = resolved.version;
         let names: Vec<_> = v.schema.columns.iter().map(|c| c.name.as_str()).collect();
         assert_eq!(names, ["b", "a", "c", "s", "l"]);
-        assert_eq!(v.schema.columns[4].cql_type, "map<timeuuid, int>");
+        assert_eq!(v.schema.columns[4].cql_type, "list<int>");
         assert_eq!(
             (v.roles[4].value, v.roles[4].deleted, v.roles[4].elements),
             (12, Some(10), Some(9))

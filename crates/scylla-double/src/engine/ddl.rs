@@ -592,11 +592,11 @@ impl Engine {
             .ok_or_else(|| CqlError::unconfigured_table(name))?
             .clone();
         let mut table = (*old).clone();
-        let structural = !matches!(alter.action, AlterTableAction::With(_));
-        if old.is_log && structural && base_is_logged(&state.schema, &old) {
-            return Err(CqlError::invalid(
-                "Cannot modify the schema of a CDC log table",
-            ));
+        if old.is_log
+            && let Some(refused) =
+                refused_of_log(&alter.action, base_is_logged(&state.schema, &old))
+        {
+            return Err(CqlError::invalid(refused));
         }
         match &alter.action {
             AlterTableAction::Add(columns) => {
@@ -673,6 +673,29 @@ impl Engine {
             ));
         }
         Ok(Done::of(changes))
+    }
+}
+
+/// Why a log's columns are not changed by hand; a log stays one when its base table's CDC is off
+/// (`cql3/statements/alter_table_statement.cc`).
+fn refused_of_log(action: &AlterTableAction, active: bool) -> Option<&'static str> {
+    match (action, active) {
+        (AlterTableAction::With(_), _) => None,
+        (AlterTableAction::Rename(_), true) => Some("Cannot rename a column of a CDC log table."),
+        (AlterTableAction::Rename(_), false) => Some(
+            "You cannot rename a column of a CDC log table. Although the base table has deactivated CDC, this table \
+             will continue being a CDC log table until it is dropped.",
+        ),
+        (_, true) => Some(
+            "You cannot modify the set of columns of a CDC log table directly. Modify the base table instead.",
+        ),
+        (_, false) => Some(
+            "You cannot modify the set of columns of a CDC log table directly. Although the base table has \
+             deactivated CDC, this table will continue being a CDC log table until it is dropped. If you want to \
+             modify the columns in it, you can only do that by reenabling CDC on the base table, which will reattach \
+             this log table. Then you will be able to modify the columns in the base table, and that will have \
+             effect on the log table too. Modifying the columns of a CDC log table directly is never allowed.",
+        ),
     }
 }
 

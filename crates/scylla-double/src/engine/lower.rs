@@ -805,7 +805,8 @@ impl Lowering<'_> {
             ast::AssignmentOperation::SetListElement { key, value } => {
                 match (multi, shape(&column.ty)) {
                     (Some(MultiKind::List), Shape::List(element)) => Change::SetListElement(
-                        self.term(key, &CqlType::Timeuuid, &format!("key({name})"))?,
+                        // `lists::uuid_index_spec_of`: any uuid, for clients that take it from a log as one.
+                        self.term(key, &CqlType::Uuid, &format!("key({name})"))?,
                         self.term(value, element, &format!("value({name})"))?,
                     ),
                     _ => {

@@ -219,11 +219,18 @@ pub(crate) enum ClusteringPart {
         values: Values,
     },
     Slice {
-        width: usize,
-        tuple: bool,
-        lower: Option<(Expr, bool)>,
-        upper: Option<(Expr, bool)>,
+        lower: Option<SliceBound>,
+        upper: Option<SliceBound>,
     },
+}
+
+/// One end of a slice; the two may be of tuples of different widths.
+#[derive(Debug, Clone)]
+pub(crate) struct SliceBound {
+    pub(crate) width: usize,
+    pub(crate) tuple: bool,
+    pub(crate) value: Expr,
+    pub(crate) inclusive: bool,
 }
 
 /// The left side of a filter.

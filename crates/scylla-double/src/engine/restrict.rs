@@ -5,7 +5,8 @@
 use super::{
     error::CqlError,
     plan::{
-        ClusteringPart, Comparison, Expr, Filter, Operand, PartitionPart, Restrictions, Values,
+        ClusteringPart, Comparison, Expr, Filter, Operand, PartitionPart, Restrictions, SliceBound,
+        Values,
     },
     schema::{Column, ColumnKind, TableSchema},
 };
@@ -208,7 +209,8 @@ fn clustering(table: &TableSchema, filters: &mut Vec<Filter>) -> Vec<ClusteringP
             at += width;
             continue;
         }
-        let mut slice = None;
+        let (mut lower, mut upper) = (None, None);
+        let mut kind = None;
         for wanted in [
             [Comparison::Gt, Comparison::Ge],
             [Comparison::Lt, Comparison::Le],
@@ -224,29 +226,27 @@ fn clustering(table: &TableSchema, filters: &mut Vec<Filter>) -> Vec<ClusteringP
             let mixed = table.columns[at..at + width]
                 .iter()
                 .any(|c| c.descending != table.columns[at].descending);
-            let (w, t, lower, upper) = slice.get_or_insert((width, tuple, None, None));
-            if mixed || (*w, *t) != (width, tuple) {
+            if mixed || *kind.get_or_insert(tuple) != tuple {
                 continue;
             }
             let filter = filters.remove(found);
             let inclusive = matches!(filter.comparison, Comparison::Ge | Comparison::Le);
-            if let Values::One(expr) = filter.values {
-                *(if wanted[0] == Comparison::Gt {
-                    lower
+            if let Values::One(value) = filter.values {
+                let bound = Some(SliceBound {
+                    width,
+                    tuple,
+                    value,
+                    inclusive,
+                });
+                if wanted[0] == Comparison::Gt {
+                    lower = bound;
                 } else {
-                    upper
-                }) = Some((expr, inclusive));
+                    upper = bound;
+                }
             }
         }
-        if let Some((width, tuple, lower, upper)) = slice
-            && (lower.is_some() || upper.is_some())
-        {
-            parts.push(ClusteringPart::Slice {
-                width,
-                tuple,
-                lower,
-                upper,
-            });
+        if lower.is_some() || upper.is_some() {
+            parts.push(ClusteringPart::Slice { lower, upper });
         }
         break;
     }

@@ -14,7 +14,7 @@ use super::{
     paging::PagingState,
     plan::{
         Aggregate, ClusteringPart, Context, Evaluated, PartitionPart, Restrictions, SelectPlan,
-        Selector, Values,
+        Selector, SliceBound, Values,
     },
     schema::{ColumnKind, TableSchema},
     storage::{RingKey, RowView, Stored, TableData},
@@ -152,16 +152,12 @@ pub(crate) fn key_ranges(
                     .collect();
                 at += width;
             }
-            ClusteringPart::Slice {
-                width,
-                tuple,
-                lower,
-                upper,
-            } => {
-                let bound = |b: &Option<(super::plan::Expr, bool)>| -> Result<Option<(Vec<Bytes>, bool)>, CqlError> {
-                    let Some((expr, inclusive)) = b else { return Ok(None) };
-                    let mut values = points(table, at, *width, *tuple, &Values::One(expr.clone()), context)?;
-                    Ok(Some((values.pop().unwrap_or_default(), *inclusive)))
+            ClusteringPart::Slice { lower, upper } => {
+                let bound = |b: &Option<SliceBound>| -> Result<_, CqlError> {
+                    let Some(b) = b else { return Ok(None) };
+                    let value = Values::One(b.value.clone());
+                    let mut values = points(table, at, b.width, b.tuple, &value, context)?;
+                    Ok(Some((values.pop().unwrap_or_default(), b.inclusive)))
                 };
                 let (mut lower, mut upper) = (bound(lower)?, bound(upper)?);
                 if columns[at].descending {

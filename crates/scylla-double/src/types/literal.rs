@@ -321,9 +321,19 @@ fn offset_seconds(zone: &str) -> Option<i64> {
 }
 
 fn civil_date(text: &str) -> Option<Date> {
+    // A minus before the year is not between parts.
+    let (sign, text) = match text.strip_prefix('-') {
+        Some(rest) => (-1, rest),
+        None => (1, text),
+    };
     let mut parts = text.splitn(3, '-').map(|part| part.parse::<i16>().ok());
     let (year, month, day) = (parts.next()??, parts.next()??, parts.next()??);
-    Date::new(year, i8::try_from(month).ok()?, i8::try_from(day).ok()?).ok()
+    Date::new(
+        sign * year,
+        i8::try_from(month).ok()?,
+        i8::try_from(day).ok()?,
+    )
+    .ok()
 }
 
 /// A number of days, 2³¹ being the epoch, or `yyyy-mm-dd`.

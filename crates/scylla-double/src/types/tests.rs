@@ -595,3 +595,15 @@ fn order_is_scylladbs() {
     let list = |items: &[i32]| Value::List(items.iter().map(|n| Value::Int(*n)).collect());
     least_first(&[list(&[]), list(&[-1, 5]), list(&[1]), list(&[1, 0])]);
 }
+
+#[test]
+fn years_before_the_first_are_read_as_they_are_written() {
+    for (text, days) in [("-0001-12-31", -719_529), ("-009977-10-31", -4_363_249)] {
+        let constant = Constant::Text(text.into());
+        let day = Value::from_constant(&constant, &CqlType::Date, "d").unwrap();
+        let Some(Value::Date(day)) = day else {
+            panic!("{day:?}")
+        };
+        assert_eq!(i64::from(day) - (1 << 31), days, "{text}");
+    }
+}

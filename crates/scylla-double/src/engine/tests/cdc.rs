@@ -4,7 +4,7 @@
 //! `cdc/split.cc`), not of this code.
 
 use super::*;
-use crate::engine::types::timeuuid_micros;
+use crate::engine::{INVALID, types::timeuuid_micros};
 
 /// A table with one column of each kind.
 const TABLE: &str = "CREATE TABLE t (pk int, ck int, s int static, v int, w int, m map<int, int>, st set<int>, \
@@ -929,4 +929,77 @@ fn statements_of_cdc_readers_prepare() {
             .collect();
         assert_eq!(bound.join(", "), types, "{statement}");
     }
+}
+
+#[test]
+fn a_log_is_not_altered_by_hand_whether_its_base_still_writes_it_or_not() {
+    let engine = logged("{'enabled': true}");
+    let refused = |cql: &str, text: &str| {
+        let e = engine
+            .query(cql, &params())
+            .expect_err("a log keeps its columns");
+        assert_eq!(e.code, INVALID);
+        assert!(e.message.contains(text), "{}", e.message);
+    };
+    for (off, more) in [
+        (false, "Modify the base table instead."),
+        (true, "Although the base table has deactivated CDC"),
+    ] {
+        if off {
+            run(&engine, "ALTER TABLE t WITH cdc = {'enabled': false}");
+        }
+        refused("ALTER TABLE t_scylla_cdc_log ADD x int", more);
+        refused("ALTER TABLE t_scylla_cdc_log DROP v", more);
+        refused(
+            "ALTER TABLE t_scylla_cdc_log RENAME v TO x",
+            "rename a column of a CDC log table.",
+        );
+    }
+    // What only looks like a log is a table like another.
+    run(
+        &engine,
+        "CREATE TABLE fake_scylla_cdc_log (p int PRIMARY KEY, v int)",
+    );
+    run(&engine, "ALTER TABLE fake_scylla_cdc_log DROP v");
+}
+
+#[test]
+fn a_range_between_tuples_of_different_widths_is_one_deletion() {
+    let engine = with_keyspace();
+    run(
+        &engine,
+        "CREATE TABLE t (p int, a int, b int, c int, PRIMARY KEY (p, a, b, c)) WITH cdc = {'enabled': true}",
+    );
+    for (a, b, c) in [(2, 2, 2), (2, 2, 3), (3, 2, 9), (3, 3, 0)] {
+        run(
+            &engine,
+            &format!("INSERT INTO t (p, a, b, c) VALUES (0, {a}, {b}, {c})"),
+        );
+    }
+    let before = log(&engine, "t").len();
+    run(
+        &engine,
+        "DELETE FROM t WHERE p = 0 AND (a, b) < (3, 3) AND (a, b, c) > (2, 2, 2)",
+    );
+    assert_eq!(
+        select(&engine, "SELECT a, b, c FROM t WHERE p = 0"),
+        ["2, 2, 2", "3, 3, 0"]
+    );
+    let added: Vec<String> = log(&engine, "t")[before..]
+        .iter()
+        .map(|l| l[l.find(' ').unwrap() + 1..].to_owned())
+        .collect();
+    assert_eq!(added, ["6/0 a=2 b=2 c=2 p=0", "8/1E a=3 b=3 p=0"]);
+}
+
+#[test]
+fn the_place_in_a_list_is_a_uuid() {
+    let engine = logged("{'enabled': true}");
+    let prepared = engine
+        .prepare(
+            "UPDATE t SET l[SCYLLA_TIMEUUID_LIST_INDEX(?)] = ? WHERE pk = 0 AND ck = 1",
+            Some("k"),
+        )
+        .unwrap();
+    assert_eq!(prepared.bind_variables()[0].ty, CqlType::Uuid);
 }
