@@ -31,18 +31,15 @@ mod outlet;
 mod reader;
 mod shard;
 #[cfg(feature = "embedded")]
-mod stand_in;
 pub mod tail;
 mod topics;
 
+#[cfg(feature = "embedded")]
+use client::Quiet;
 pub use client::{check_properties, reserved_property};
 pub use dead_letters::DeadLetters;
-pub use shard::ShardSink;
-#[cfg(feature = "embedded")]
-pub use stand_in::{StandIn, StandInError};
-
-use client::Quiet;
 use outlet::Lane;
+pub use shard::ShardSink;
 
 /// Connecting to one address takes no longer.
 const TCP_CONNECT: Duration = Duration::from_secs(3);
