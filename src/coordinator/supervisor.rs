@@ -110,6 +110,8 @@ struct Child {
     state: State,
     restarts: u64,
     last_fault: Option<String>,
+    /// Finishes what it holds, and is forgotten then; another one has taken its place.
+    retired: bool,
 }
 
 /// A child as `status` shows it.
@@ -177,6 +179,7 @@ impl Supervisor {
                 state,
                 restarts: 0,
                 last_fault: None,
+                retired: false,
             },
         );
         self.launch(key);
@@ -199,6 +202,27 @@ impl Supervisor {
     pub fn drain(&self, stage: impl Fn(&str) -> bool) {
         for child in self.children.values().filter(|c| stage(&c.spec.stage)) {
             child.scope.drain.cancel();
+        }
+    }
+
+    /// Lets the children of these stages finish what they hold and forgets each once it has; nobody waits for
+    /// it, and another child may take its place at once.
+    pub fn retire(&mut self, stage: impl Fn(&str) -> bool) {
+        let mut idle = Vec::new();
+        for (&key, child) in self.children.iter_mut() {
+            if !stage(&child.spec.stage) || child.retired {
+                continue;
+            }
+            child.scope.drain.cancel();
+            child.retired = true;
+            // What it would start again with is let go of now: its listener, for one.
+            child.spec.run = Box::new(|_| Box::pin(async { Ok(()) }));
+            if !matches!(child.state, State::Running { .. }) {
+                idle.push(key);
+            }
+        }
+        for key in idle {
+            self.children.remove(&key);
         }
     }
 
@@ -249,6 +273,7 @@ impl Supervisor {
     pub fn status(&self) -> Vec<ChildStatus> {
         self.children
             .values()
+            .filter(|c| !c.retired)
             .map(|c| ChildStatus {
                 name: c.spec.name.clone(),
                 stage: c.spec.stage.clone(),
@@ -271,7 +296,8 @@ impl Supervisor {
     ) -> impl Iterator<Item = (&'a str, &'a Activity)> {
         self.children
             .values()
-            .filter(move |c| &*c.spec.stage == stage && matches!(c.state, State::Running { .. }))
+            .filter(move |c| &*c.spec.stage == stage && !c.retired)
+            .filter(|c| matches!(c.state, State::Running { .. }))
             .map(|c| (c.spec.name.as_str(), &*c.scope.activity))
     }
 
@@ -323,7 +349,7 @@ impl Supervisor {
         let hung: Vec<(usize, Duration)> = self
             .children
             .iter()
-            .filter(|(_, c)| matches!(c.state, State::Running { .. }))
+            .filter(|(_, c)| matches!(c.state, State::Running { .. }) && !c.retired)
             .filter_map(|(&k, c)| {
                 c.scope
                     .activity
@@ -352,6 +378,16 @@ impl Supervisor {
         let Some(child) = self.children.get_mut(&key) else {
             return;
         };
+        if child.retired {
+            if !matches!(ended, Ok((_, Ok(())))) {
+                tracing::warn!(
+                    child = child.spec.name,
+                    "a child that was replaced did not end well"
+                );
+            }
+            self.children.remove(&key);
+            return;
+        }
         match ended {
             Ok((_, Ok(()))) => {
                 child.state = State::Finished;
