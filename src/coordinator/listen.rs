@@ -40,12 +40,12 @@ pub async fn listen(
     let (old, new) = (SockRef::from(beside.as_ref()), SockRef::from(&socket));
     old.set_reuse_port(true)?;
     new.set_reuse_port(true)?;
-    let bound = socket.bind(wanted);
-    // Nobody else may come in between.
+    // `listen` looks for conflicts once more. After it nobody else is to come in.
+    let listening = socket.bind(wanted).and_then(|()| socket.listen(BACKLOG));
     old.set_reuse_port(false)?;
-    SockRef::from(&socket).set_reuse_port(false)?;
-    bound?;
-    socket.listen(BACKLOG)
+    let listening = listening?;
+    SockRef::from(&listening).set_reuse_port(false)?;
+    Ok(listening)
 }
 
 #[cfg(test)]

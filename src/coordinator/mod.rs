@@ -145,7 +145,7 @@ impl Coordinator {
             this.policies.clone(),
             this.plugins.clone(),
         );
-        let pipeline = connected.await?.open().await?;
+        let pipeline = connected.await?.open(None).await?;
         this.run_pipeline(Arc::new(pipeline));
         if settings.orders.enabled {
             let orders = crate::orders::Service::start(

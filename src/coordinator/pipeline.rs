@@ -129,20 +129,28 @@ impl Connected {
         })
     }
 
-    /// Reads the checkpoints, which nobody else may be writing any more; starts nothing.
+    /// Reads the checkpoints, which nobody else may be writing any more; starts nothing. Lanes go on counting
+    /// from those of the pipeline that this one replaces.
     ///
     /// # Errors
     /// What the brokers have against it.
-    pub async fn open(self) -> anyhow::Result<Pipeline> {
+    pub async fn open(self, replaces: Option<&Pipeline>) -> anyhow::Result<Pipeline> {
         let started = Instant::now();
+        let counted = |shard: u32| {
+            let lanes = replaces.into_iter().flat_map(|p| &p.lanes);
+            let mut counters = lanes
+                .filter(|l| l.shard == shard)
+                .map(|l| l.counters.clone());
+            counters.next().unwrap_or_default()
+        };
         let shards = self.live.borrow().pipeline.shards.get();
         let loads = (0..shards).map(|shard| {
-            let sink = self.sink.clone();
+            let (sink, counters) = (self.sink.clone(), counted(shard));
             async move {
                 let mut producer = sink.open_shard(shard)?;
                 let checkpoints = producer.load().await?;
                 producer.close().await;
-                Ok::<_, SinkError>(Lane::new(shard, shards, checkpoints))
+                Ok::<_, SinkError>(Lane::new(shard, shards, checkpoints, counters))
             }
         });
         let lanes = futures::future::try_join_all(loads).await?;

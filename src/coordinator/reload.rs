@@ -316,7 +316,9 @@ impl Coordinator {
         }
         self.supervisor.remove(|s| belongs(s, &REBUILT)).await;
         self.health.rebuilt();
-        match self.meanwhile(signals, connected.open()).await? {
+        let replaces = self.shared.pipeline();
+        let opened = connected.open(replaces.as_deref());
+        match self.meanwhile(signals, opened).await? {
             Ok(pipeline) => {
                 self.pipeline_live = settings;
                 self.plugins = plugins;
@@ -327,7 +329,7 @@ impl Coordinator {
             }
             Err(error) => {
                 tracing::error!(error = %format!("{error:#}"), "rebuild failed, going back to what ran");
-                if let Some(pipeline) = self.shared.pipeline() {
+                if let Some(pipeline) = replaces {
                     self.run_pipeline(pipeline);
                 }
                 self.shared.set_phase(Phase::Running);

@@ -132,12 +132,38 @@ listen = "127.0.0.1:0"
         }
     }
 
+    /// Replaces pipeline.toml as an editor does: written aside, then renamed over it.
+    pub fn save(&self, text: &str) {
+        let aside = self.dir.path().join(".pipeline.toml.new");
+        std::fs::write(&aside, text).expect("written");
+        std::fs::rename(&aside, self.config()).expect("renamed");
+    }
+
+    /// Writes one event of this type.
+    pub async fn write_one(&self, key: Uuid, aggregate_type: &str, payload: &str) {
+        let cql = "INSERT INTO ks.outbox (aggregate_id, event_id, aggregate_type, event_type, payload) \
+                   VALUES (?, ?, ?, 'order.created', ?)";
+        let id = scylla::value::CqlTimeuuid::from(event_id());
+        let values = (key, id, aggregate_type, payload);
+        self.session
+            .query_unpaged(cql, values)
+            .await
+            .expect("written");
+    }
+
     pub fn start(&self, round: u32) -> Running {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_penstock"));
+        command
+            .args(["run", "--quiet", "--config"])
+            .arg(self.config());
+        self.spawn(round, command)
+    }
+
+    /// Runs a command that becomes penstock, its output in a log of its own.
+    pub fn spawn(&self, round: u32, mut command: Command) -> Running {
         let log = self.dir.path().join(format!("log-{round}"));
         let file = std::fs::File::create(&log).expect("a log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_penstock"))
-            .args(["run", "--quiet", "--config"])
-            .arg(self.config())
+        let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a handle"))
             .stderr(file)
@@ -148,8 +174,13 @@ listen = "127.0.0.1:0"
 
     /// The payload numbers of each key, in the order in which they stand in the topic.
     pub fn seen(&self) -> BTreeMap<String, Vec<u32>> {
+        self.seen_in(&self.topic())
+    }
+
+    /// As [`Self::seen`], in any topic of numbered events.
+    pub fn seen_in(&self, topic: &str) -> BTreeMap<String, Vec<u32>> {
         let mut by_key: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-        for record in self.records() {
+        for record in read_all(&self.cluster.brokers, topic) {
             let number = record.text().parse().expect("a numbered payload");
             by_key
                 .entry(record.key_text().to_owned())
@@ -190,6 +221,25 @@ fn event_id() -> Uuid {
 }
 
 impl Running {
+    /// Where its admin interface listens now, by its log.
+    pub fn admin(&self) -> String {
+        let text = self.text();
+        let said = "admin interface listens listen=";
+        let at = text
+            .rfind(said)
+            .unwrap_or_else(|| panic!("no admin interface:\n{text}"));
+        let rest = &text[at + said.len()..];
+        rest.split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    /// How often its log says this.
+    pub fn count(&self, what: &str) -> usize {
+        self.text().matches(what).count()
+    }
+
     pub fn text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

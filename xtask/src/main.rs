@@ -17,6 +17,7 @@ cargo xtask <command>
   test [options]    build everything, then run every test (options go to `cargo test`)
   plugins           build the plugins into plugins/*.wasm
   bench [name]      the benchmarks, each a printed table
+  reloads [n]       n reloads under load: from save to in force, and the dip in throughput, as a table (200)
   restarts [rounds] stop and kill a loaded pipeline many times and count what arrived (long form)
 ";
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         "test" => plugins().and_then(|()| test(rest)),
         "plugins" => plugins(),
         "bench" => plugins().and_then(|()| bench(rest)),
+        "reloads" => plugins().and_then(|()| reloads(rest)),
         "restarts" => plugins().and_then(|()| restarts(rest)),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
@@ -181,6 +183,19 @@ fn bench(rest: &[String]) -> Result<()> {
         None => bench.arg("--benches"),
     };
     check(&mut bench)
+}
+
+fn reloads(rest: &[String]) -> Result<()> {
+    let reloads = rest.first().map_or("200", String::as_str);
+    check(cargo().env("PENSTOCK_TEST_RELOADS", reloads).args([
+        "test",
+        "--release",
+        "--test",
+        "reload",
+        "from_save_to_in_force",
+        "--",
+        "--nocapture",
+    ]))
 }
 
 fn restarts(rest: &[String]) -> Result<()> {
