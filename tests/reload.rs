@@ -3,6 +3,8 @@
 
 #[path = "support/broker.rs"]
 mod broker;
+#[path = "reload/container.rs"]
+mod container;
 #[path = "reload/keys.rs"]
 mod keys;
 #[allow(dead_code, unreachable_pub)]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::{Rig, World, set, value};
 
 /// What of the configuration the steps change: how long a window may be, in seconds.
-fn text(base: &str, window: u32) -> String {
+pub(super) fn text(base: &str, window: u32) -> String {
     let mut table: toml::Table = toml::from_str(base).expect("TOML");
     set(
         &mut table,
@@ -29,7 +29,7 @@ async fn window(rig: &Rig) -> String {
         .to_owned()
 }
 
-async fn in_force(rig: &Rig, seconds: u32) {
+pub(super) async fn in_force(rig: &Rig, seconds: u32) {
     let wanted = humantime::format_duration(Duration::from_secs(seconds.into()));
     let wanted = format!("\"{wanted}\"");
     rig.until(&format!("a window of {wanted}"), async || {
@@ -42,7 +42,7 @@ async fn reloads(rig: &Rig, outcome: &str) -> f64 {
     rig.metric("penstock_config_reloads_total", outcome).await
 }
 
-fn write(path: &Path, text: &str) {
+pub(super) fn write(path: &Path, text: &str) {
     std::fs::write(path, text).expect("written");
 }
 
@@ -201,6 +201,18 @@ async fn a_file_changes_in_every_way_under_the_running_program() {
     );
 }
 
+/// Makes a version of a ConfigMap the one that `..data` leads to.
+pub(super) fn publish(folder: &Path, base: &str, window: u32) {
+    let version = format!("..2026_{window}");
+    std::fs::create_dir(folder.join(&version)).expect("a folder");
+    write(
+        &folder.join(&version).join("pipeline.toml"),
+        &text(base, window),
+    );
+    symlink(&version, folder.join("..data_tmp")).expect("a link");
+    std::fs::rename(folder.join("..data_tmp"), folder.join("..data")).expect("renamed");
+}
+
 /// A folder as Kubernetes mounts a ConfigMap: `pipeline.toml` → `..data/pipeline.toml`, `..data` → by date.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configmap_is_swapped_under_the_running_program() {
@@ -208,17 +220,7 @@ async fn a_configmap_is_swapped_under_the_running_program() {
     let base = std::fs::read_to_string(world.config()).expect("pipeline.toml");
     let folder = world.dir.path().join("mounted");
     std::fs::create_dir(&folder).expect("a folder");
-    let publish = |window: u32| {
-        let version = format!("..2026_{window}");
-        std::fs::create_dir(folder.join(&version)).expect("a folder");
-        write(
-            &folder.join(&version).join("pipeline.toml"),
-            &text(&base, window),
-        );
-        symlink(&version, folder.join("..data_tmp")).expect("a link");
-        std::fs::rename(folder.join("..data_tmp"), folder.join("..data")).expect("renamed");
-    };
-    publish(10);
+    publish(&folder, &base, 10);
     symlink("..data/pipeline.toml", folder.join("pipeline.toml")).expect("a link");
     let mut command = Command::new(env!("CARGO_BIN_EXE_penstock"));
     command
@@ -228,7 +230,7 @@ async fn a_configmap_is_swapped_under_the_running_program() {
     let topic = world.topic();
     let rig = Rig::around(world, running, Duration::from_millis(20)).await;
     for window in 11..15 {
-        publish(window);
+        publish(&folder, &base, window);
         let old = folder.join(format!("..2026_{}", window - 1));
         std::fs::remove_dir_all(old).expect("removed");
         in_force(&rig, window).await;

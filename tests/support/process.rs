@@ -235,6 +235,11 @@ impl Running {
             .to_owned()
     }
 
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How often its log says this.
     pub fn count(&self, what: &str) -> usize {
         self.text().matches(what).count()
