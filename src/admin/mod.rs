@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use crate::change::{InvalidPosition, Position};
 use crate::config::LiveSettings;
 use crate::coordinator::handle::{Handle, Phase};
+use crate::coordinator::listen::listen;
 use crate::coordinator::pipeline::Pipeline;
 use crate::coordinator::serve;
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
@@ -46,14 +47,21 @@ pub struct ListenError {
 }
 
 impl Server {
-    /// Listens on `admin.listen`.
-    pub async fn bind(handle: Handle, live: LiveSettings) -> Result<Self, ListenError> {
-        let wanted = live.borrow().admin.listen;
+    /// Listens on `wanted`, also beside the listener of the interface that this one replaces.
+    ///
+    /// # Errors
+    /// When somebody else listens there.
+    pub async fn bind(
+        handle: Handle,
+        live: LiveSettings,
+        wanted: SocketAddr,
+        replaces: Option<&Arc<TcpListener>>,
+    ) -> Result<Self, ListenError> {
         let failed = |error| ListenError {
             address: wanted,
             error,
         };
-        let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+        let listener = listen(wanted, replaces).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self {
             handle,
@@ -61,6 +69,11 @@ impl Server {
             listener: Arc::new(listener),
             address,
         })
+    }
+
+    /// Its socket.
+    pub fn listener(&self) -> Arc<TcpListener> {
+        self.listener.clone()
     }
 
     /// Where it listens.
@@ -184,8 +197,15 @@ fn metrics_response(handle: &Handle) -> Response {
     (kind, metrics::render(handle)).into_response()
 }
 
+/// The settings in force, and why the newest configuration is not, if it is not.
 async fn config(State(handle): State<Handle>) -> Response {
-    Json(handle.reloads().effective()).into_response()
+    let reloads = handle.reloads();
+    Json(json!({
+        "complaint": reloads.complaint(),
+        "hash": reloads.hash(),
+        "settings": reloads.effective(),
+    }))
+    .into_response()
 }
 
 async fn reloads(State(handle): State<Handle>) -> Response {

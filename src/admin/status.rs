@@ -11,6 +11,7 @@ use crate::coordinator::handle::{Handle, Phase};
 use crate::coordinator::health::Report;
 use crate::coordinator::supervisor::ChildStatus;
 use crate::policy::breaker::State;
+use crate::policy::restart::{OnFailed, Strategy};
 use crate::policy::stage::StageSnapshot;
 
 /// One stage's policies.
@@ -40,6 +41,51 @@ pub struct Stage {
     pub retries: u64,
     /// The last failure that counted.
     pub last_error: Option<Arc<str>>,
+    /// How it tries again.
+    pub retry: Retry,
+    /// How fast it may go; `null`: as fast as it can.
+    pub rate_limit: Option<RateLimit>,
+    /// What becomes of it when it crashes.
+    pub supervision: Supervision,
+}
+
+/// `[<stage>.retry]` in force.
+#[derive(Clone, Debug, Serialize)]
+pub struct Retry {
+    /// The first pause, in seconds.
+    pub initial_seconds: f64,
+    /// The longest, in seconds.
+    pub max_seconds: f64,
+    /// Growth from try to try.
+    pub multiplier: f64,
+    /// Tries before giving up; 0: for ever.
+    pub max_attempts: u32,
+}
+
+/// `rate_limit` in force.
+#[derive(Clone, Debug, Serialize)]
+pub struct RateLimit {
+    /// Records a second.
+    pub per_second: u32,
+    /// How many may come at once.
+    pub burst: u32,
+    /// Calls that have waited for it.
+    pub throttled: u64,
+}
+
+/// `[<stage>.supervision]` in force.
+#[derive(Clone, Debug, Serialize)]
+pub struct Supervision {
+    /// `one_for_one`, `one_for_all` or `rest_for_one`.
+    pub strategy: &'static str,
+    /// Restarts within the time below that are too many when passed.
+    pub max_restarts: u32,
+    /// In seconds.
+    pub within_seconds: f64,
+    /// Before the first restart, in seconds.
+    pub backoff_seconds: f64,
+    /// `isolate` or `shutdown`.
+    pub on_failed: &'static str,
 }
 
 /// The breaker's state as it is written everywhere.
@@ -71,6 +117,31 @@ impl Stage {
             refused: s.counters.refusals,
             retries: s.retries,
             last_error: s.last_error.clone(),
+            retry: Retry {
+                initial_seconds: s.policies.retry.initial().as_secs_f64(),
+                max_seconds: s.policies.retry.max().as_secs_f64(),
+                multiplier: s.policies.retry.multiplier(),
+                max_attempts: s.policies.retry.max_attempts().map_or(0, |n| n.get()),
+            },
+            rate_limit: s.policies.rate_limit.map(|limit| RateLimit {
+                per_second: limit.per_second.get(),
+                burst: limit.burst.get(),
+                throttled: s.throttled,
+            }),
+            supervision: Supervision {
+                strategy: match s.policies.supervision.strategy() {
+                    Strategy::OneForOne => "one_for_one",
+                    Strategy::OneForAll => "one_for_all",
+                    Strategy::RestForOne => "rest_for_one",
+                },
+                max_restarts: s.policies.supervision.max_restarts(),
+                within_seconds: s.policies.supervision.within().as_secs_f64(),
+                backoff_seconds: s.policies.supervision.backoff().as_secs_f64(),
+                on_failed: match s.policies.supervision.on_failed() {
+                    OnFailed::Isolate => "isolate",
+                    OnFailed::Shutdown => "shutdown",
+                },
+            },
         }
     }
 }

@@ -114,7 +114,15 @@ struct Inner {
     revisions: VecDeque<Revision>,
     counts: BTreeMap<Verdict, u64>,
     complaint: Option<String>,
+    hash: String,
     effective: Vec<Effective>,
+}
+
+impl Inner {
+    fn in_force(&mut self, loaded: &Loaded) {
+        self.hash.clone_from(&loaded.hash);
+        self.effective.clone_from(&loaded.effective);
+    }
 }
 
 /// What became of the configurations so far; a cheap handle.
@@ -125,7 +133,7 @@ impl ReloadHistory {
     /// With the configuration that the process started with.
     pub fn new(first: &Loaded) -> Self {
         let this = Self::default();
-        this.0.lock().effective.clone_from(&first.effective);
+        this.0.lock().in_force(first);
         this
     }
 
@@ -163,20 +171,27 @@ impl ReloadHistory {
         self.0.lock().effective.clone()
     }
 
-    /// Nothing that counts differs from what is in force; a complaint about a version in between is over.
-    pub fn unchanged(&self) {
+    /// SHA-256 of all that the configuration in force was read from.
+    pub fn hash(&self) -> String {
+        self.0.lock().hash.clone()
+    }
+
+    /// No value differs from what is in force, though a comment may; a complaint about a version in between is
+    /// over.
+    pub fn unchanged(&self, loaded: &Loaded) {
         let mut inner = self.0.lock();
         *inner.counts.entry(Verdict::Unchanged).or_default() += 1;
         inner.complaint = None;
+        inner.in_force(loaded);
     }
 
-    /// Notes what became of a difference. `now_in_force`: its values, if it was applied.
-    pub fn note(&self, revision: Revision, now_in_force: Option<&[Effective]>) {
+    /// Notes what became of a difference. `now_in_force`: what was loaded, if it was applied.
+    pub fn note(&self, revision: Revision, now_in_force: Option<&Loaded>) {
         let mut inner = self.0.lock();
         *inner.counts.entry(revision.outcome).or_default() += 1;
         inner.complaint = revision.error.clone();
-        if let Some(effective) = now_in_force {
-            inner.effective = effective.to_vec();
+        if let Some(loaded) = now_in_force {
+            inner.in_force(loaded);
         }
         if inner.revisions.len() == HISTORY {
             inner.revisions.pop_front();

@@ -90,8 +90,8 @@ pub struct Lane {
     pub shard: u32,
     /// How many slots there are.
     pub shards: u32,
-    /// What went through.
-    pub counters: Counters,
+    /// What went through, also before a rebuild.
+    pub counters: Arc<Counters>,
     /// Where a changed transform waits for the next batch boundary.
     pub handover: Handover,
     state: Mutex<State>,
@@ -113,14 +113,19 @@ fn apply(checkpoints: &mut Checkpoints, progress: &[Progress]) {
 }
 
 impl Lane {
-    /// A lane that goes on from its checkpoints.
-    pub fn new(shard: u32, shards: u32, checkpoints: Checkpoints) -> Arc<Self> {
+    /// A lane that goes on from its checkpoints, and from the counts of the one that it replaces.
+    pub fn new(
+        shard: u32,
+        shards: u32,
+        checkpoints: Checkpoints,
+        counters: Arc<Counters>,
+    ) -> Arc<Self> {
         let (batch_tx, batch_rx) = mpsc::channel(CHANNEL);
         let (record_tx, record_rx) = mpsc::channel(CHANNEL);
         Arc::new(Self {
             shard,
             shards,
-            counters: Counters::default(),
+            counters,
             handover: Handover::default(),
             state: Mutex::new(State {
                 read: checkpoints.clone(),
@@ -465,9 +470,10 @@ impl Delivery<'_> {
         records: &mut mpsc::Receiver<Arc<RecordBatch>>,
     ) -> Result<(), Ended> {
         let mut committed_at = Instant::now();
+        let mut live = live.clone();
         loop {
             let (room, commit_due) = {
-                let settings = live.borrow();
+                let settings = live.borrow_and_update();
                 let room = self.lane.in_flight() < settings.pipeline.max_in_flight.get() as usize;
                 (
                     room && self.in_flight.len() < IN_FLIGHT_BATCHES,
@@ -485,6 +491,8 @@ impl Delivery<'_> {
                     self.settle(delivered?).await?;
                 }
                 Some(batch) = records.recv(), if room => self.submit(sink, batch).await?,
+                // Another interval or another bound: both are looked at anew. Without a sender nothing changes.
+                Ok(()) = live.changed() => {}
                 // Only once there is nothing left to do: the transforms are through before the sink drains.
                 () = self.scope.drain.cancelled(), if self.in_flight.is_empty() && records.is_empty() => {
                     return Ok(commit(self.lane, sink).await?);

@@ -5,6 +5,7 @@
 //! - [`lane`]: one shard's way from source to sink.
 //! - [`pipeline`]: builds lanes and children from settings.
 //! - [`reload`]: what a change of the configuration does to what runs.
+//! - [`listen`]: how a service takes an address over from the one that it replaces.
 //! - [`health`]: what is observed of every component.
 //! - [`dead_letters`]: the child that keeps what is poison.
 //! - [`serve`]: HTTP as a child.
@@ -16,7 +17,9 @@ pub mod faults;
 pub mod handle;
 pub mod health;
 pub mod lane;
+pub mod listen;
 pub mod pipeline;
+pub mod plugins;
 pub mod reload;
 pub mod replay;
 pub mod serve;
@@ -27,18 +30,20 @@ pub mod transforms;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::handle::{Command, Handle, Phase, Shared};
 use self::health::HealthWatch;
 use self::lane::{FailedStage, FailedStages};
-use self::pipeline::{Pipeline, PolicyRegistry};
+use self::pipeline::{Connected, Pipeline, PolicyRegistry};
+use self::plugins::PluginHost;
 use self::reload::Reloads;
 use self::shutdown::{Asked, STEPS, Signals, belongs};
 use self::supervisor::{ChildSpec, Event, Supervisor};
+use crate::config::reload::Revision;
 use crate::config::{LiveSettings, Settings};
 use crate::policy::restart::OnFailed;
-use crate::transform::Engine;
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,19 +62,52 @@ const COMMANDS: usize = 64;
 /// See the module.
 pub struct Coordinator {
     live: LiveSettings,
+    /// What the pipeline's own parts read. Apart from `live`, so that a new pipeline can be connected by new
+    /// settings, and an old one drained by its own, before anything is in force.
+    pipeline_live: watch::Sender<Arc<Settings>>,
     reloads: Reloads,
-    engine: Engine,
+    plugins: Arc<PluginHost>,
     policies: PolicyRegistry,
     supervisor: Supervisor,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
+    /// Who asked for a reload, and whether SIGHUP did, while the coordinator was busy with another one.
+    asked: (Vec<oneshot::Sender<Option<Revision>>>, bool),
     failed: (FailedStages, mpsc::Receiver<FailedStage>),
     /// The lanes that wait for a stage that was given up on; each once, since it waits.
     waiting: Vec<oneshot::Sender<()>>,
     health: HealthWatch,
+    /// Sockets of the services, to be taken over by those that replace them.
+    listeners: Listeners,
     started: Instant,
     /// A stage failed whose policy is to stop the process.
     failed_for_good: bool,
+}
+
+#[derive(Default)]
+struct Listeners {
+    admin: Option<Arc<TcpListener>>,
+    orders: Option<Arc<TcpListener>>,
+}
+
+/// Why the coordinator stops, whatever it was at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopping {
+    /// A signal, or a command.
+    Asked,
+    /// A stage failed, and its policy is to stop.
+    Failed,
+}
+
+/// How far a step of a drain got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drained {
+    /// All of it.
+    All,
+    /// Not in time.
+    Late,
+    /// A stop was asked for meanwhile.
+    Stopped,
 }
 
 impl Coordinator {
@@ -81,8 +119,7 @@ impl Coordinator {
         let started = Instant::now();
         let live = reloads.live();
         let settings = live.borrow().clone();
-        let instances = settings.pipeline.shards.get() * settings.transforms.len() as u32 * 2;
-        let engine = Engine::new(None, instances.max(1))?;
+        let plugins = PluginHost::new(&settings)?;
         let policies = PolicyRegistry::new(live.clone());
         let (command_tx, commands) = mpsc::channel(COMMANDS);
         let shared = Arc::new(Shared::new(
@@ -95,21 +132,41 @@ impl Coordinator {
             supervisor: Supervisor::new(live.clone()),
             health: HealthWatch::new(live.clone()),
             live,
+            pipeline_live: watch::Sender::new(settings.clone()),
             reloads,
-            engine,
+            plugins,
             policies,
             shared,
             commands,
+            asked: (Vec::new(), false),
             failed: mpsc::channel(COMMANDS),
             waiting: Vec::new(),
+            listeners: Listeners::default(),
             started,
             failed_for_good: false,
         };
         // The admin interface first: it says `starting` while the rest is not there yet.
-        this.start_admin(&settings).await?;
-        let pipeline = Pipeline::build(&settings, &this.live, &this.policies, &this.engine).await?;
-        this.run_pipeline(pipeline, &settings);
-        this.start_orders(&settings).await?;
+        if settings.admin.enabled {
+            let admin = this.bind_admin(&settings).await?;
+            this.run_admin(Some(admin));
+        }
+        let connected = Connected::new(
+            this.pipeline_live.subscribe(),
+            this.policies.clone(),
+            this.plugins.clone(),
+        );
+        let pipeline = connected.await?.open(None).await?;
+        this.run_pipeline(Arc::new(pipeline));
+        if settings.orders.enabled {
+            let orders = crate::orders::Service::start(
+                &settings,
+                this.live.clone(),
+                this.policies.stage("orders"),
+                None,
+            );
+            let orders = orders.await?;
+            this.run_orders(Some(orders));
+        }
         this.reloads.watch();
         this.shared.set_phase(Phase::Running);
         this.publish();
@@ -131,60 +188,47 @@ impl Coordinator {
         Handle::new(self.shared.clone())
     }
 
-    fn run_pipeline(&mut self, pipeline: Pipeline, settings: &Settings) {
-        for child in pipeline.children(settings, &self.live, &self.policies, &self.failed.0) {
+    fn run_pipeline(&mut self, pipeline: Arc<Pipeline>) {
+        for child in pipeline.children(&self.failed.0) {
             self.supervisor.start(child);
         }
-        self.shared.set_pipeline(Some(Arc::new(pipeline)));
+        self.shared.set_pipeline(Some(pipeline));
     }
 
-    async fn start_admin(&mut self, settings: &Settings) -> anyhow::Result<()> {
-        if settings.admin.enabled {
-            let admin = crate::admin::Server::bind(self.handle(), self.live.clone()).await?;
+    async fn bind_admin(&self, settings: &Settings) -> anyhow::Result<crate::admin::Server> {
+        let (handle, wanted) = (self.handle(), settings.admin.listen);
+        let replaces = self.listeners.admin.as_ref();
+        Ok(crate::admin::Server::bind(handle, self.live.clone(), wanted, replaces).await?)
+    }
+
+    /// Serves the admin interface from here on, if there is one; the one before finishes its answers.
+    fn run_admin(&mut self, admin: Option<crate::admin::Server>) {
+        self.supervisor.retire(|s| s == "admin");
+        self.listeners.admin = admin.as_ref().map(crate::admin::Server::listener);
+        if let Some(admin) = admin {
             tracing::info!(listen = %admin.local_addr(), "admin interface listens");
             self.supervisor.start(admin.into_child());
         }
-        Ok(())
     }
 
-    async fn start_orders(&mut self, settings: &Settings) -> anyhow::Result<()> {
-        if settings.orders.enabled {
-            let orders =
-                crate::orders::Service::start(self.live.clone(), self.policies.stage("orders"))
-                    .await?;
+    /// … and likewise the order service.
+    fn run_orders(&mut self, orders: Option<crate::orders::Service>) {
+        self.supervisor.retire(|s| s == "orders");
+        self.listeners.orders = orders.as_ref().map(crate::orders::Service::listener);
+        self.shared
+            .set_orders(orders.as_ref().map(crate::orders::Service::handle));
+        if let Some(orders) = orders {
             tracing::info!(listen = %orders.local_addr(), "order service listens");
-            self.shared.set_orders(Some(orders.handle()));
             self.supervisor.start(orders.into_child());
         }
-        Ok(())
     }
 
     /// Runs until it is told to stop, then drains.
     pub async fn run(mut self, mut signals: Signals) -> Outcome {
         loop {
-            let check = self.health.next_check();
-            tokio::select! {
-                event = self.supervisor.next_event() => {
-                    if self.note(event) == Some(OnFailed::Shutdown) {
-                        self.failed_for_good = true;
-                        break;
-                    }
-                }
-                asked = signals.next() => match asked {
-                    Asked::Stop => break,
-                    Asked::Reload => { self.reload("SIGHUP").await; }
-                },
-                () = self.reloads.changed() => { self.reload("a source of it changed").await; }
-                Some(command) = self.commands.recv() => match command {
-                    Command::Reload { done } => {
-                        let revision = self.reload("asked for").await;
-                        // Whoever asked may have gone away meanwhile; it is in the history all the same.
-                        drop(done.send(revision));
-                    }
-                    Command::Stop => break,
-                },
-                Some(failed) = self.failed.1.recv() => self.fail(failed),
-                () = tokio::time::sleep_until(check.into()) => self.check_health(),
+            if let Err(stopping) = self.turn(&mut signals).await {
+                self.failed_for_good |= stopping == Stopping::Failed;
+                break;
             }
             self.publish();
         }
@@ -193,6 +237,66 @@ impl Coordinator {
             (_, true) => Outcome::Failed,
             (false, false) => Outcome::Forced,
             (true, false) => Outcome::Clean,
+        }
+    }
+
+    /// Waits for the next thing to do and does it.
+    async fn turn(&mut self, signals: &mut Signals) -> Result<(), Stopping> {
+        let (waiting, hangup) = std::mem::take(&mut self.asked);
+        if hangup || !waiting.is_empty() {
+            let why = if hangup { "SIGHUP" } else { "asked for" };
+            let revision = self.reload(why, signals).await?;
+            for done in waiting {
+                // Whoever asked may have gone away meanwhile; it is in the history all the same.
+                drop(done.send(revision.clone()));
+            }
+            return Ok(());
+        }
+        if self.attend(signals, true).await? {
+            self.reload("a source of it changed", signals).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the next thing that happens, and sees to it. Who asks for a reload is noted, since one may be
+    /// under way. Says, if `watching`, whether a source of the configuration has other content. Cancel-safe.
+    async fn attend(&mut self, signals: &mut Signals, watching: bool) -> Result<bool, Stopping> {
+        let check = self.health.next_check();
+        tokio::select! {
+            event = self.supervisor.next_event() => {
+                if self.note(event) == Some(OnFailed::Shutdown) {
+                    return Err(Stopping::Failed);
+                }
+            }
+            asked = signals.next() => match asked {
+                Asked::Stop => return Err(Stopping::Asked),
+                Asked::Reload => self.asked.1 = true,
+            },
+            () = self.reloads.changed(), if watching => return Ok(true),
+            Some(command) = self.commands.recv(), if self.asked.0.len() < COMMANDS => match command {
+                Command::Reload { done } => self.asked.0.push(done),
+                Command::Stop => return Err(Stopping::Asked),
+            },
+            Some(failed) = self.failed.1.recv() => self.fail(failed),
+            () = tokio::time::sleep_until(check.into()) => self.check_health(),
+        }
+        Ok(false)
+    }
+
+    /// Waits for `work` while everything else goes on: children are restarted, health is looked at, and a stop is
+    /// obeyed at once. Who asks for a reload meanwhile waits for the end of this one.
+    async fn meanwhile<T>(
+        &mut self,
+        signals: &mut Signals,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Stopping> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                attended = self.attend(signals, false) => attended?,
+            };
+            self.publish();
         }
     }
 
@@ -258,7 +362,7 @@ impl Coordinator {
         tracing::info!(timeout = ?timeout, uptime = ?self.started.elapsed(), "stopping");
         for (what, stages) in STEPS {
             let began = Instant::now();
-            if !self.drain_step(stages, deadline, Some(&mut *signals)).await {
+            if self.drain_step(stages, deadline, signals).await != Drained::All {
                 let unfinished = self
                     .supervisor
                     .unfinished(|s| belongs(s, stages))
@@ -298,34 +402,29 @@ impl Coordinator {
         left == 0
     }
 
-    /// Lets the children of these stages finish. `false`: the deadline passed, or a signal came meanwhile.
+    /// Lets the children of these stages finish.
     async fn drain_step(
         &mut self,
         stages: &[&str],
         deadline: Instant,
-        mut signals: Option<&mut Signals>,
-    ) -> bool {
+        signals: &mut Signals,
+    ) -> Drained {
         self.supervisor.drain(|s| belongs(s, stages));
         while !self.supervisor.is_drained(|s| belongs(s, stages)) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
-                return false;
+                return Drained::Late;
             }
-            let asked = async {
-                match signals.as_mut() {
-                    Some(signals) => while signals.next().await != Asked::Stop {},
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                event = self.supervisor.next_event() => {
-                    self.failed_for_good |= self.note(event) == Some(OnFailed::Shutdown);
-                }
-                Some(failed) = self.failed.1.recv() => self.fail(failed),
-                () = asked => return false,
+                attended = self.attend(signals, false) => match attended {
+                    Err(Stopping::Asked) => return Drained::Stopped,
+                    // A stage that is given up holds nothing any more: the rest is drained all the same.
+                    Err(Stopping::Failed) => self.failed_for_good = true,
+                    Ok(_) => {}
+                },
                 () = tokio::time::sleep(left) => {}
             }
         }
-        true
+        Drained::All
     }
 }

@@ -8,15 +8,15 @@ use parking_lot::Mutex;
 
 use super::dead_letters;
 use super::lane::{self, FailedStages, Lane, SinkParts};
+use super::plugins::PluginHost;
 use super::supervisor::ChildSpec;
 use super::transforms::Transforms;
-use crate::config::{LiveSettings, Settings};
+use crate::config::LiveSettings;
 use crate::dead_letter::DeadLetters;
 use crate::policy::stage::StagePolicies;
 use crate::sink::SinkError;
 use crate::sink::redpanda::RedpandaSink;
 use crate::source::{ScyllaSource, Source};
-use crate::transform::Engine;
 
 /// The policies of every stage, made once a name: a rebuild neither resets a breaker nor its counts.
 #[derive(Clone)]
@@ -61,6 +61,11 @@ impl PolicyRegistry {
 
 /// A running pipeline's parts.
 pub struct Pipeline {
+    /// What its parts read their settings from.
+    live: LiveSettings,
+    policies: PolicyRegistry,
+    /// Kept for as long as a plugin may run.
+    _plugins: Arc<PluginHost>,
     /// The reader's shared part.
     pub source: Arc<dyn Source>,
     /// The producers' shared part.
@@ -75,16 +80,32 @@ pub struct Pipeline {
     pub(super) replaying: tokio::sync::Mutex<()>,
 }
 
-impl Pipeline {
-    /// Connects to both sides, compiles the plugins and reads the checkpoints; starts nothing.
-    pub async fn build(
-        settings: &Settings,
-        live: &LiveSettings,
-        policies: &PolicyRegistry,
-        engine: &Engine,
+/// A pipeline that is connected and has its plugins, and has not looked at the checkpoints yet: another one
+/// may still be at work on them.
+pub struct Connected {
+    live: LiveSettings,
+    policies: PolicyRegistry,
+    plugins: Arc<PluginHost>,
+    source: Arc<dyn Source>,
+    sink: Arc<RedpandaSink>,
+    dead_letters: Arc<DeadLetters>,
+    transforms: Arc<Transforms>,
+}
+
+impl Connected {
+    /// Connects to both sides and compiles the plugins; touches nothing that runs.
+    ///
+    /// # Errors
+    /// What cannot be reached, found or compiled.
+    pub async fn new(
+        live: LiveSettings,
+        policies: PolicyRegistry,
+        plugins: Arc<PluginHost>,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
-        let transforms = tokio::task::block_in_place(|| Transforms::load(engine, live, settings))?;
+        let settings = live.borrow().clone();
+        let transforms =
+            tokio::task::block_in_place(|| Transforms::load(plugins.engine(), &live, &settings))?;
         tracing::info!(transforms = settings.transforms.len(), took = ?started.elapsed(), "transforms ready");
         let (source, sink) = tokio::try_join!(
             async {
@@ -100,36 +121,63 @@ impl Pipeline {
         )?;
         tracing::info!(took = ?started.elapsed(), "connected to ScyllaDB and Redpanda");
         let dead_letters = Arc::new(DeadLetters::open(&sink, policies.stage("dead_letter"))?);
-        let shards = settings.pipeline.shards.get();
-        let loads = (0..shards).map(|shard| {
-            let sink = sink.clone();
-            async move {
-                let mut producer = sink.open_shard(shard)?;
-                let checkpoints = producer.load().await?;
-                producer.close().await;
-                Ok::<_, SinkError>(Lane::new(shard, shards, checkpoints))
-            }
-        });
-        let lanes = futures::future::try_join_all(loads).await?;
-        tracing::info!(shards, took = ?started.elapsed(), "checkpoints read");
         Ok(Self {
+            live,
+            policies,
+            plugins,
             source,
             sink,
             dead_letters,
             transforms: Arc::new(transforms),
+        })
+    }
+
+    /// Reads the checkpoints, which nobody else may be writing any more; starts nothing. Lanes go on counting
+    /// from those of the pipeline that this one replaces.
+    ///
+    /// # Errors
+    /// What the brokers have against it.
+    pub async fn open(self, replaces: Option<&Pipeline>) -> anyhow::Result<Pipeline> {
+        let started = Instant::now();
+        let counted = |shard: u32| {
+            let lanes = replaces.into_iter().flat_map(|p| &p.lanes);
+            let mut counters = lanes
+                .filter(|l| l.shard == shard)
+                .map(|l| l.counters.clone());
+            counters.next().unwrap_or_default()
+        };
+        let shards = self.live.borrow().pipeline.shards.get();
+        let loads = (0..shards).map(|shard| {
+            let (sink, counters) = (self.sink.clone(), counted(shard));
+            async move {
+                let mut producer = sink.open_shard(shard)?;
+                let checkpoints = producer.load().await?;
+                producer.close().await;
+                Ok::<_, SinkError>(Lane::new(shard, shards, checkpoints, counters))
+            }
+        });
+        let lanes = futures::future::try_join_all(loads).await?;
+        tracing::info!(shards, took = ?started.elapsed(), "checkpoints read");
+        Ok(Pipeline {
+            live: self.live,
+            policies: self.policies,
+            _plugins: self.plugins,
+            source: self.source,
+            sink: self.sink,
+            dead_letters: self.dead_letters,
+            transforms: self.transforms,
             lanes,
             replaying: tokio::sync::Mutex::default(),
         })
     }
+}
 
-    /// The children that carry the changes, downstream first: whoever starts finds its taker ready.
-    pub fn children(
-        &self,
-        settings: &Settings,
-        live: &LiveSettings,
-        policies: &PolicyRegistry,
-        failed: &FailedStages,
-    ) -> Vec<ChildSpec> {
+impl Pipeline {
+    /// The children that carry the changes, downstream first: whoever starts finds its taker ready. Made again
+    /// after they have ended, they go on where those left off.
+    pub fn children(&self, failed: &FailedStages) -> Vec<ChildSpec> {
+        let (live, policies) = (&self.live, &self.policies);
+        let settings = live.borrow().clone();
         let name: Arc<str> = settings.pipeline.name.as_str().into();
         let mut children = Vec::new();
         let sink = self.sink.clone();

@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::Coordinator;
 use super::handle::Phase;
-use super::pipeline::Pipeline;
-use super::shutdown::belongs;
+use super::pipeline::Connected;
+use super::plugins::PluginHost;
+use super::shutdown::{Signals, belongs};
+use super::{Coordinator, Drained, Stopping};
 use crate::config::reload::{Changed, ReloadHistory, Revision, Verdict, diff, revision};
 use crate::config::settings::Nodes;
 use crate::config::watch::Watch;
 use crate::config::{Checks, Class, Inputs, Invalid, LiveSettings, Loaded, Settings, Sources};
 use crate::embedded::StandIns;
+use crate::orders::Service;
 
 /// The stages of the pipeline itself, upstream first.
 const PIPELINE: [&[&str]; 3] = [&["source"], &["transform"], &["sink"]];
@@ -30,10 +32,6 @@ pub struct Reloads {
     sender: watch::Sender<Arc<Settings>>,
     watch: Option<Watch>,
 }
-
-/// How often, and after which pause, an address is tried that the predecessor is about to let go of.
-const ADDRESS_TRIES: u32 = 20;
-const ADDRESS_PAUSE: Duration = Duration::from_millis(50);
 
 /// A window that ends too close to now misses writes that a slower node has yet to apply.
 const LEAST_SAFETY: Duration = Duration::from_millis(500);
@@ -127,7 +125,14 @@ impl Reloads {
 
 impl Coordinator {
     /// Looks at the configuration's sources and puts in force what changed; says what became of it.
-    pub(super) async fn reload(&mut self, why: &str) -> Option<Revision> {
+    ///
+    /// # Errors
+    /// A stop was asked for meanwhile, or called for.
+    pub(super) async fn reload(
+        &mut self,
+        why: &str,
+        signals: &mut Signals,
+    ) -> Result<Option<Revision>, Stopping> {
         let began = Instant::now();
         let loaded = match crate::config::load(&self.reloads.inputs, checks()) {
             Ok(loaded) => loaded,
@@ -149,18 +154,18 @@ impl Coordinator {
                 self.reloads.history.note(revision, None);
                 self.reloads.watch_these(&invalid.sources);
                 self.check_health();
-                return self.reloads.history.last();
+                return Ok(self.reloads.history.last());
             }
         };
         self.reloads.watch_these(&loaded.sources);
         let changed = diff(&self.reloads.loaded.effective, &loaded.effective);
         if changed.is_empty() {
-            self.reloads.history.unchanged();
+            self.reloads.history.unchanged(&loaded);
             self.reloads.loaded = loaded;
             self.check_health();
-            return None;
+            return Ok(None);
         }
-        let applied = self.apply(&loaded, &changed).await;
+        let applied = self.apply(&loaded, &changed, signals).await;
         let took = began.elapsed();
         for c in &changed {
             let (old, new) = (
@@ -180,13 +185,15 @@ impl Coordinator {
                     "configuration applied"
                 );
                 let revision = revision(Verdict::Applied, Some(&loaded), changed, None, took);
-                self.reloads
-                    .history
-                    .note(revision.clone(), Some(&loaded.effective));
+                self.reloads.history.note(revision.clone(), Some(&loaded));
                 self.reloads.loaded = loaded;
                 revision
             }
-            Err(error) => {
+            Err(Unapplied::Stopping(stopping)) => {
+                tracing::warn!(why, ?took, "stopping, so the configuration is not applied");
+                return Err(stopping);
+            }
+            Err(Unapplied::Failed(error)) => {
                 let error = format!("{error:#}");
                 tracing::error!(
                     why,
@@ -200,54 +207,68 @@ impl Coordinator {
             }
         };
         self.check_health();
-        Some(revision)
+        Ok(Some(revision))
     }
 
-    async fn apply(&mut self, loaded: &Loaded, changed: &[Changed]) -> anyhow::Result<()> {
+    /// Makes everything that can fail aside of what runs, then puts all of it in force, or none.
+    async fn apply(
+        &mut self,
+        loaded: &Loaded,
+        changed: &[Changed],
+        signals: &mut Signals,
+    ) -> Result<(), Unapplied> {
         if let Some(refused) = changed.iter().find(|c| c.class == Class::Refused) {
-            anyhow::bail!(
+            let error = anyhow::anyhow!(
                 "{} cannot change while running: restart to change it",
                 refused.key
             );
+            return Err(error.into());
         }
-        let new = self.reloads.resolve(&loaded.settings);
-        let services =
-            |c: &&Changed, table: &str| c.class == Class::Rebuild && c.key.starts_with(table);
-        let orders = changed.iter().any(|c| services(&c, "orders."));
-        let admin = changed.iter().any(|c| services(&c, "admin."));
-        let rebuild = changed.iter().any(|c| {
-            c.class == Class::Rebuild
-                && !c.key.starts_with("orders.")
-                && !c.key.starts_with("admin.")
-        });
         let old = self.live.borrow().clone();
-        if rebuild {
-            self.rebuild(&old, &new).await?;
-        } else if changed.iter().any(|c| c.class == Class::Swap) {
-            self.swap(&new)?;
-            self.reloads.sender.send_replace(new.clone());
+        let new = self.reloads.resolve(&loaded.settings);
+
+        let admin =
+            if (old.admin.enabled, old.admin.listen) != (new.admin.enabled, new.admin.listen) {
+                Some(match new.admin.enabled {
+                    true => Some(self.bind_admin(&new).await?),
+                    false => None,
+                })
+            } else {
+                None
+            };
+        let orders = if orders_differ(&old, &new) {
+            let (replaces, live) = (self.listeners.orders.clone(), self.live.clone());
+            let policies = self.policies.stage("orders");
+            let service = async {
+                let service = Service::start(&new, live, policies, replaces.as_ref()).await;
+                service.map_err(anyhow::Error::from)
+            };
+            Some(match new.orders.enabled {
+                true => Some(self.meanwhile(signals, service).await??),
+                false => None,
+            })
         } else {
-            self.reloads.sender.send_replace(new.clone());
-        }
-        if admin {
-            // Not stopped: who asked for this reload may be waiting for its answer there.
-            self.supervisor.retire("admin");
-            for left in (0..ADDRESS_TRIES).rev() {
-                match self.start_admin(&new).await {
-                    Err(error) if left == 0 => return Err(error),
-                    // The old one may not have let go of the address yet.
-                    Err(_) => tokio::time::sleep(ADDRESS_PAUSE).await,
-                    Ok(()) => break,
-                }
+            None
+        };
+
+        let services = |key: &str| key.starts_with("orders.") || key.starts_with("admin.");
+        if changed
+            .iter()
+            .any(|c| c.class == Class::Rebuild && !services(&c.key))
+        {
+            self.rebuild(&old, &new, signals).await?;
+        } else {
+            if changed.iter().any(|c| c.class == Class::Swap) {
+                self.swap(&new)?;
             }
+            self.pipeline_live.send_replace(new.clone());
+            self.reloads.sender.send_replace(new);
         }
-        if orders {
-            // Whoever has sent an order gets an answer.
-            let deadline = Instant::now() + old.orders.request_timeout;
-            self.drain_step(&["orders"], deadline, None).await;
-            self.supervisor.remove(|s| s == "orders").await;
-            self.shared.set_orders(None);
-            self.start_orders(&new).await?;
+        if let Some(admin) = admin {
+            self.run_admin(admin);
+        }
+        if let Some(orders) = orders {
+            self.run_orders(orders);
         }
         Ok(())
     }
@@ -263,39 +284,91 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Drains the pipeline to its checkpoints and builds it anew; if that fails, what ran is built again.
-    async fn rebuild(&mut self, old: &Arc<Settings>, new: &Arc<Settings>) -> anyhow::Result<()> {
-        // What can fail without touching what runs is tried first.
-        tokio::task::block_in_place(|| {
-            super::transforms::Transforms::load(&self.engine, &self.live, new)
-        })?;
+    /// Connects a new pipeline beside the one that runs, drains that one to its checkpoints and has the new one
+    /// go on from there. Until then nothing is in force, so whatever fails, the old one goes on: it is still
+    /// there, knows how far it is, and needs nobody's answer to be started again.
+    async fn rebuild(
+        &mut self,
+        old: &Arc<Settings>,
+        new: &Arc<Settings>,
+        signals: &mut Signals,
+    ) -> Result<(), Unapplied> {
+        let settings = watch::Sender::new(new.clone());
+        let plugins = match self.plugins.suffices(new) {
+            true => self.plugins.clone(),
+            false => PluginHost::new(new)?,
+        };
+        let connected =
+            Connected::new(settings.subscribe(), self.policies.clone(), plugins.clone());
+        let connected = self.meanwhile(signals, connected).await??;
+
         self.shared.set_phase(Phase::Rebuilding);
         let deadline = Instant::now() + old.shutdown.timeout;
         for stages in PIPELINE {
-            if !self.drain_step(stages, deadline, None).await {
+            match self.drain_step(stages, deadline, signals).await {
+                Drained::All => {}
                 // What is in flight is read again from the checkpoint: late, and at worst repeated, but not lost.
-                tracing::warn!(stages = ?stages, "not drained in time for the rebuild, going back to the checkpoint");
+                Drained::Late => {
+                    tracing::warn!(stages = ?stages, "not drained in time for the rebuild, going back to the checkpoint");
+                }
+                // The drain of the whole process goes on from here.
+                Drained::Stopped => return Err(Stopping::Asked.into()),
             }
         }
+        if self.failed_for_good {
+            return Err(Stopping::Failed.into());
+        }
         self.supervisor.remove(|s| belongs(s, &REBUILT)).await;
-        self.shared.set_pipeline(None);
         self.health.rebuilt();
-        self.reloads.sender.send_replace(new.clone());
-        let built = match Pipeline::build(new, &self.live, &self.policies, &self.engine).await {
+        let replaces = self.shared.pipeline();
+        let opened = connected.open(replaces.as_deref());
+        match self.meanwhile(signals, opened).await? {
             Ok(pipeline) => {
-                self.run_pipeline(pipeline, new);
+                self.pipeline_live = settings;
+                self.plugins = plugins;
+                self.reloads.sender.send_replace(new.clone());
+                self.run_pipeline(Arc::new(pipeline));
+                self.shared.set_phase(Phase::Running);
                 Ok(())
             }
             Err(error) => {
                 tracing::error!(error = %format!("{error:#}"), "rebuild failed, going back to what ran");
-                self.reloads.sender.send_replace(old.clone());
-                let pipeline =
-                    Pipeline::build(old, &self.live, &self.policies, &self.engine).await?;
-                self.run_pipeline(pipeline, old);
-                Err(error)
+                if let Some(pipeline) = replaces {
+                    self.run_pipeline(pipeline);
+                }
+                self.shared.set_phase(Phase::Running);
+                Err(error.into())
             }
-        };
-        self.shared.set_phase(Phase::Running);
-        built
+        }
+    }
+}
+
+/// Whether the order service has to be made anew: it connects by itself to where the source reads.
+fn orders_differ(old: &Settings, new: &Settings) -> bool {
+    let service = |s: &Settings| (s.orders.enabled, s.orders.listen, s.orders.keyspace.clone());
+    let database = |s: &Settings| {
+        let password = s.source.password.as_ref().map(|p| p.expose().to_owned());
+        (s.source.nodes.clone(), s.source.username.clone(), password)
+    };
+    service(old) != service(new) || (new.orders.enabled && database(old) != database(new))
+}
+
+/// Why a configuration is not in force.
+enum Unapplied {
+    /// Everything stops; it does not matter any more.
+    Stopping(Stopping),
+    /// It cannot be.
+    Failed(anyhow::Error),
+}
+
+impl From<Stopping> for Unapplied {
+    fn from(stopping: Stopping) -> Self {
+        Self::Stopping(stopping)
+    }
+}
+
+impl From<anyhow::Error> for Unapplied {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
     }
 }

@@ -138,12 +138,12 @@ enum State {
 
 struct Child {
     spec: ChildSpec,
-    /// It is forgotten once it has finished.
-    retiring: bool,
     scope: ChildScope,
     state: State,
     restarts: u64,
     last_fault: Option<String>,
+    /// Finishes what it holds, and is forgotten then; another one has taken its place.
+    retired: bool,
 }
 
 /// A child as `status` shows it.
@@ -213,11 +213,11 @@ impl Supervisor {
             key,
             Child {
                 spec,
-                retiring: false,
                 scope,
                 state,
                 restarts: 0,
                 last_fault: None,
+                retired: false,
             },
         );
         self.launch(key);
@@ -247,22 +247,23 @@ impl Supervisor {
         }
     }
 
-    /// Tells the children of a stage to finish what they hold, and forgets each once it has. What they are made
-    /// from is let go of at once: their successors may need the same address.
-    pub fn retire(&mut self, stage: &str) {
-        let mut gone = Vec::new();
-        for (key, child) in &mut self.children {
-            if &*child.spec.stage != stage {
+    /// Lets the children of these stages finish what they hold and forgets each once it has; nobody waits for
+    /// it, and another child may take its place at once.
+    pub fn retire(&mut self, stage: impl Fn(&str) -> bool) {
+        let mut idle = Vec::new();
+        for (&key, child) in self.children.iter_mut() {
+            if !stage(&child.spec.stage) || child.retired {
                 continue;
             }
-            child.retiring = true;
-            child.spec.run = Box::new(|_| Box::pin(async { Ok(()) }));
             child.scope.drain.cancel();
-            if matches!(child.state, State::Finished | State::Failed) {
-                gone.push(*key);
+            child.retired = true;
+            // What it would start again with is let go of now: its listener, for one.
+            child.spec.run = Box::new(|_| Box::pin(async { Ok(()) }));
+            if !matches!(child.state, State::Running { .. }) {
+                idle.push(key);
             }
         }
-        for key in gone {
+        for key in idle {
             self.children.remove(&key);
         }
     }
@@ -333,6 +334,7 @@ impl Supervisor {
     pub fn status(&self) -> Vec<ChildStatus> {
         self.children
             .values()
+            .filter(|c| !c.retired)
             .map(|c| ChildStatus {
                 name: c.spec.name.clone(),
                 stage: c.spec.stage.clone(),
@@ -355,7 +357,8 @@ impl Supervisor {
     ) -> impl Iterator<Item = (&'a str, &'a Activity)> {
         self.children
             .values()
-            .filter(move |c| &*c.spec.stage == stage && matches!(c.state, State::Running { .. }))
+            .filter(move |c| &*c.spec.stage == stage && !c.retired)
+            .filter(|c| matches!(c.state, State::Running { .. }))
             .map(|c| (c.spec.name.as_str(), &*c.scope.activity))
     }
 
@@ -409,7 +412,7 @@ impl Supervisor {
         let hung: Vec<(usize, Duration)> = self
             .children
             .iter()
-            .filter(|(_, c)| matches!(c.state, State::Running { .. }))
+            .filter(|(_, c)| matches!(c.state, State::Running { .. }) && !c.retired)
             .filter_map(|(&k, c)| {
                 c.scope
                     .activity
@@ -438,15 +441,22 @@ impl Supervisor {
         let Some(child) = self.children.get_mut(&key) else {
             return;
         };
+        if child.retired {
+            if !matches!(ended, Ok((_, Ok(())))) {
+                tracing::warn!(
+                    child = child.spec.name,
+                    "a child that was replaced did not end well"
+                );
+            }
+            self.children.remove(&key);
+            return;
+        }
         match ended {
             Ok((_, Ok(()))) => {
                 child.state = State::Finished;
                 self.events.push_back(Event::Finished {
                     child: child.spec.name.clone(),
                 });
-                if child.retiring {
-                    self.children.remove(&key);
-                }
             }
             Ok((_, Err(error))) => {
                 let blamed = error.downcast_ref::<Blamed>().map(|b| b.stage.clone());
@@ -505,7 +515,8 @@ impl Supervisor {
     fn restarted_with(&self, crashed: usize, strategy: Strategy) -> Vec<usize> {
         let live = self.live.borrow();
         let affected = |key: usize, child: &Child| {
-            live.policies(&child.spec.stage).is_some()
+            !child.retired
+                && live.policies(&child.spec.stage).is_some()
                 && match strategy {
                     Strategy::OneForOne => false,
                     Strategy::OneForAll => true,
@@ -537,7 +548,7 @@ impl Supervisor {
             self.windows.remove(stage);
         }
         for child in self.children.values_mut() {
-            if matches!(child.state, State::Failed) {
+            if matches!(child.state, State::Failed) && !child.retired {
                 child.state = State::Waiting { until };
             }
         }

@@ -111,6 +111,10 @@ impl State {
     fn deadline(&self) -> Instant {
         Instant::now() + self.0.live.borrow().orders.request_timeout
     }
+
+    fn outbox_ttl(&self) -> Duration {
+        self.0.live.borrow().orders.outbox_ttl
+    }
 }
 
 /// An RFC 9457 problem.
@@ -366,7 +370,13 @@ async fn create(
     let traceparent = traceparent(&headers);
     state
         .call(deadline, || {
-            store.write(&order, EventType::Created, at_us, &traceparent)
+            store.write(
+                &order,
+                EventType::Created,
+                at_us,
+                state.outbox_ttl(),
+                &traceparent,
+            )
         })
         .await?;
     state.0.counters.created.fetch_add(1, Relaxed);
@@ -451,7 +461,9 @@ async fn write_change(
     change(&mut order, at_us / 1_000)?;
     let traceparent = traceparent(headers);
     state
-        .call(deadline, || store.write(&order, event, at_us, &traceparent))
+        .call(deadline, || {
+            store.write(&order, event, at_us, state.outbox_ttl(), &traceparent)
+        })
         .await?;
     Ok(order)
 }

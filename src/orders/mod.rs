@@ -16,7 +16,8 @@ use std::sync::atomic::AtomicU64;
 use tokio::net::TcpListener;
 
 use self::store::{Store, StoreError};
-use crate::config::LiveSettings;
+use crate::config::{LiveSettings, Settings};
+use crate::coordinator::listen::listen;
 use crate::coordinator::serve;
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
 use crate::policy::stage::StagePolicies;
@@ -69,17 +70,25 @@ pub enum StartError {
 }
 
 impl Service {
-    /// Listens, connects to ScyllaDB and prepares the statements.
-    pub async fn start(live: LiveSettings, policies: StagePolicies) -> Result<Self, StartError> {
-        let settings = live.borrow().clone();
+    /// Listens, connects to ScyllaDB and prepares the statements, as `settings` say; what it looks up later it
+    /// takes from `live`. It listens also beside the listener of the service that it replaces.
+    ///
+    /// # Errors
+    /// When somebody else listens there, or ScyllaDB or its schema is not as it should be.
+    pub async fn start(
+        settings: &Settings,
+        live: LiveSettings,
+        policies: StagePolicies,
+        replaces: Option<&Arc<TcpListener>>,
+    ) -> Result<Self, StartError> {
         let wanted = settings.orders.listen;
         let listen_error = |error| StartError::Listen {
             address: wanted,
             error,
         };
-        let listener = TcpListener::bind(wanted).await.map_err(listen_error)?;
+        let listener = listen(wanted, replaces).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
-        let store = Store::connect(&settings).await?;
+        let store = Store::connect(settings).await?;
         Ok(Self {
             state: http::State::new(store, live, policies),
             listener: Arc::new(listener),
@@ -90,6 +99,11 @@ impl Service {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Its socket.
+    pub fn listener(&self) -> Arc<TcpListener> {
+        self.listener.clone()
     }
 
     /// A handle that outlives restarts of the child.

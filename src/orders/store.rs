@@ -204,7 +204,7 @@ impl Store {
         ))
         .await?;
         let event = prepare(format!(
-            "INSERT INTO {ks}.outbox_messages (aggregate_id, event_id, aggregate_type, event_type, payload, created_at, traceparent) VALUES (?, ?, 'order', ?, ?, ?, ?)"
+            "INSERT INTO {ks}.outbox_messages (aggregate_id, event_id, aggregate_type, event_type, payload, created_at, traceparent) VALUES (?, ?, 'order', ?, ?, ?, ?) USING TTL ?"
         ))
         .await?;
         let mut write = Batch::new(BatchType::Logged);
@@ -275,12 +275,14 @@ impl Store {
         row.map(|row| order(id, row)).transpose()
     }
 
-    /// Writes an order and the event of its change in one logged batch, at this timestamp.
+    /// Writes an order and the event of its change in one logged batch, at this timestamp; the event is kept
+    /// for `ttl` (whole seconds), whatever the table's own default is.
     pub async fn write(
         &self,
         order: &Order,
         event: EventType,
         at_us: i64,
+        ttl: Duration,
         traceparent: &str,
     ) -> Result<Uuid, StoreError> {
         let event_id = self.clock.event_id(at_us);
@@ -311,6 +313,7 @@ impl Store {
             payload,
             CqlTimestamp(occurred_at_ms),
             traceparent,
+            i32::try_from(ttl.as_secs()).unwrap_or(i32::MAX),
         );
         let mut batch = self.write.clone();
         batch.set_timestamp(Some(at_us));

@@ -186,6 +186,25 @@ listen = "127.0.0.1:0"
         self.flags.push(format!("--set={key}={value}"));
     }
 
+    /// Replaces pipeline.toml as an editor does: written aside, then renamed over it.
+    pub fn save(&self, text: &str) {
+        let aside = self.dir.path().join(".pipeline.toml.new");
+        std::fs::write(&aside, text).expect("written");
+        std::fs::rename(&aside, self.config()).expect("renamed");
+    }
+
+    /// Writes one event of this type.
+    pub async fn write_one(&self, key: Uuid, aggregate_type: &str, payload: &str) {
+        let cql = "INSERT INTO ks.outbox (aggregate_id, event_id, aggregate_type, event_type, payload) \
+                   VALUES (?, ?, ?, 'order.created', ?)";
+        let id = scylla::value::CqlTimeuuid::from(event_id());
+        let values = (key, id, aggregate_type, payload);
+        self.session
+            .query_unpaged(cql, values)
+            .await
+            .expect("written");
+    }
+
     pub fn start(&self, round: u32) -> Running {
         self.start_with(round, &[])
     }
@@ -200,10 +219,21 @@ listen = "127.0.0.1:0"
         Running::start_with(&self.config(), &log, &self.flags, environment)
     }
 
+    /// Runs a command that becomes penstock, its output in a log of its own.
+    pub fn spawn(&self, round: u32, command: Command) -> Running {
+        let log = self.dir.path().join(format!("log-{round}"));
+        Running::spawn(&self.config(), &log, &self.flags, command)
+    }
+
     /// The payload numbers of each key, in the order in which they stand in the topic.
     pub fn seen(&self) -> BTreeMap<String, Vec<u32>> {
+        self.seen_in(&self.topic())
+    }
+
+    /// As [`Self::seen`], in any topic of numbered events.
+    pub fn seen_in(&self, topic: &str) -> BTreeMap<String, Vec<u32>> {
         let mut by_key: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-        for record in self.records() {
+        for record in read_all(&self.cluster.brokers, topic) {
             let number = record.text().parse().expect("a numbered payload");
             by_key
                 .entry(record.key_text().to_owned())
@@ -255,12 +285,19 @@ impl Running {
         flags: &[String],
         environment: &[(&str, &str)],
     ) -> Self {
-        let file = std::fs::File::create(log).expect("a log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_penstock"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_penstock"));
+        command
             .args(["run", "--quiet", "--config"])
             .arg(config)
             .args(flags)
-            .envs(environment.iter().copied())
+            .envs(environment.iter().copied());
+        Self::spawn(config, log, flags, command)
+    }
+
+    /// Runs a command that becomes penstock; what it says goes to `log`.
+    fn spawn(config: &Path, log: &Path, flags: &[String], mut command: Command) -> Self {
+        let file = std::fs::File::create(log).expect("a log file");
+        let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a handle"))
             .stderr(file)
@@ -272,6 +309,16 @@ impl Running {
             config: config.to_owned(),
             flags: flags.to_vec(),
         }
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How often its log says this.
+    pub fn count(&self, what: &str) -> usize {
+        self.text().matches(what).count()
     }
 
     pub fn text(&self) -> String {
@@ -291,11 +338,11 @@ impl Running {
         }
     }
 
-    /// The address that the log names in this line.
+    /// The address that the log names in this line, the last time that it is there.
     fn address(&self, line: &str) -> String {
         self.await_line(line, LONG);
         let text = self.text();
-        let at = text.find(line).expect("the line is there");
+        let at = text.rfind(line).expect("the line is there");
         let listen = &text[at..];
         let listen = listen.split("listen=").nth(1).expect("a field listen");
         listen

@@ -19,6 +19,7 @@ cargo xtask <command>
   new-plugin <name> start a transform of your own in plugins/<name>
   clippy            lint everything, each plugin for what it is built for
   bench [name]      the benchmarks, each a printed table
+  reloads [n]       n reloads under load: from save to in force, and the dip in throughput, as a table (200)
   restarts [rounds] stop and kill a loaded pipeline many times and count what arrived (long form)
   proof [name] [n]  what the pipeline promises, shown at length; each prints what it measured:
       outage [30]       seconds that the broker is cut off, silent, or answers errors
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         "new-plugin" => new_plugin(rest),
         "clippy" => clippy(),
         "bench" => plugins().and_then(|()| bench(rest)),
+        "reloads" => plugins().and_then(|()| reloads(rest)),
         "restarts" => plugins().and_then(|()| restarts(rest)),
         "proof" => plugins().and_then(|()| proof(rest)),
         "help" | "--help" | "-h" => {
@@ -266,6 +268,19 @@ fn bench(rest: &[String]) -> Result<()> {
         None => bench.arg("--benches"),
     };
     check(&mut bench)
+}
+
+fn reloads(rest: &[String]) -> Result<()> {
+    let reloads = rest.first().map_or("200", String::as_str);
+    check(cargo().env("PENSTOCK_TEST_RELOADS", reloads).args([
+        "test",
+        "--release",
+        "--test",
+        "reload",
+        "from_save_to_in_force",
+        "--",
+        "--nocapture",
+    ]))
 }
 
 fn restarts(rest: &[String]) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::message::{Header, Message, OwnedHeaders};
 
@@ -13,6 +14,8 @@ use crate::config::settings::Delivery;
 use crate::sink::flight::{BatchId, Oldest, Report, Snapshot, Tag};
 use crate::sink::{Delivered, SinkError, Ticket, headers, is_topic_name};
 
+/// A partition that was added is known to every broker by then.
+const PARTITION_SHOWS: Duration = Duration::from_secs(10);
 /// Waits for a full queue that holds nothing, before a record is taken to be larger than the queue.
 const FULL_AND_EMPTY: u32 = 1000;
 
@@ -294,11 +297,33 @@ impl ShardSink {
                 Some((own, group, Some(checkpoint::encode(checkpoint))))
             });
             // First here, acknowledged, then there: a crash in between leaves two, of which the furthest counts.
-            self.write_checkpoints(&moved.collect::<Vec<_>>()).await?;
+            self.move_checkpoints(&moved.collect::<Vec<_>>()).await?;
             let cleared = loaded.strays.iter().map(|(p, group)| (*p, group, None));
-            self.write_checkpoints(&cleared.collect::<Vec<_>>()).await?;
+            self.move_checkpoints(&cleared.collect::<Vec<_>>()).await?;
         }
         Ok(loaded.checkpoints)
+    }
+
+    /// Writes checkpoints into partitions that may have been added a moment ago: not every broker knows them yet,
+    /// and a producer that has been told "unknown" has to be made anew to ask again.
+    async fn move_checkpoints(
+        &mut self,
+        records: &[(i32, &GroupKey, Option<Vec<u8>>)],
+    ) -> Result<(), SinkError> {
+        let deadline = tokio::time::Instant::now() + PARTITION_SHOWS;
+        loop {
+            match self.write_checkpoints(records).await {
+                Err(error)
+                    if error.class() == crate::policy::Class::Retryable
+                        && tokio::time::Instant::now() < deadline =>
+                {
+                    tracing::debug!(shard = self.shard, %error, "moving checkpoints again");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    self.reset().await?;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// The shard's partition of the checkpoint topic, made where it is missing.
