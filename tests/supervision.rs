@@ -286,8 +286,23 @@ async fn forced(point: &str, child: &str, deadline: &str, asked_twice: bool) {
     let keys = keys(KEYS);
     let mut running = world.start_faulty(1, &format!("stage::{point}=6*off->return(hang)"));
     world.write(&keys, 0, EVENTS).await;
-    // Both shards hang before they are through.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    running.await_line("all supervised stages started", LONG);
+    // Both shards hang before they are through: for so long nothing moves any more.
+    let moved = |m: &process::Metrics| {
+        ["read", "transformed", "done"]
+            .map(|what| m.sum(&format!("penstock_changes_{what}_total"), &[]))
+    };
+    let mut last = (Instant::now(), [0.0; 3]);
+    running
+        .await_metrics("everything hangs", LONG, |m| {
+            if moved(m) != last.1 {
+                last = (Instant::now(), moved(m));
+            }
+            last.0.elapsed() > Duration::from_millis(700)
+        })
+        .await;
+    let done = last.1[2];
+    assert!(done < f64::from(KEYS as u32 * EVENTS), "{}", running.text());
     running.signal("-TERM");
     let asked = Instant::now();
     running.await_line("stopping", LONG);
