@@ -231,21 +231,29 @@ async fn stops_under_load_lose_and_repeat_nothing() {
     let rounds = asked("PENSTOCK_TEST_ROUNDS", 4);
     let world = World::new("").await;
     let keys = keys(16);
-    let per_round = 150;
+    let (mut written, mut behind) = (0, 0);
     let mut took = Duration::ZERO;
     for round in 0..rounds {
         let mut running = world.start(round);
         running.await_line("all supervised stages started", LONG);
         // Any moment will do, so the clock is as good a dice as another.
         let dice = uuid::Uuid::new_v4().as_bytes()[0];
-        let stop = async {
-            tokio::time::sleep(Duration::from_millis(u64::from(dice) * 4)).await;
-            running.signal("-TERM");
-        };
-        tokio::join!(world.write(&keys, round * per_round, per_round), stop);
-        let asked = Instant::now();
+        let moment = Instant::now() + Duration::from_millis(u64::from(dice) * 4);
+        // Written to before, while and after it is asked.
+        let mut asked = None;
+        while asked.is_none_or(|at: Instant| at.elapsed() < Duration::from_millis(150)) {
+            world.write(&keys, written, 10).await;
+            written += 10;
+            if asked.is_none() && Instant::now() >= moment {
+                running.signal("-TERM");
+                asked = Some(Instant::now());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let asked = asked.expect("the loop ends after it");
         assert_eq!(running.wait(LONG).code(), Some(0), "{}", running.text());
         took = took.max(asked.elapsed());
+        behind += u32::from(world.records().len() < keys.len() * written as usize);
         for step in [
             "stop reading",
             "drain transforms",
@@ -255,17 +263,18 @@ async fn stops_under_load_lose_and_repeat_nothing() {
             assert!(running.text().contains(step), "{}", running.text());
         }
     }
-    let total = rounds * per_round;
+    let total = written;
     let last = world.start(rounds);
     world.await_records(keys.len() * total as usize, LONG, &last);
     last.stop_cleanly();
     let repeats = complete_and_ordered(&world.seen(), &keys, total);
     println!(
-        "{rounds} times SIGTERM under load: each exit code 0, the slowest {took:.1?} after the last write; {} \
-         changes, 0 lost, {repeats} repeated",
+        "{rounds} times SIGTERM under load: each exit code 0, at most {took:.1?} later, {behind} times with \
+         changes yet to be read; {} changes, 0 lost, {repeats} repeated",
         keys.len() as u32 * total
     );
     assert_eq!(repeats, 0);
+    assert!(behind > 0, "there was no load");
 }
 
 /// A stage that hangs keeps the drain: at the deadline, or when asked a second time, the process stops all the same
@@ -277,8 +286,23 @@ async fn forced(point: &str, child: &str, deadline: &str, asked_twice: bool) {
     let keys = keys(KEYS);
     let mut running = world.start_faulty(1, &format!("stage::{point}=6*off->return(hang)"));
     world.write(&keys, 0, EVENTS).await;
-    // Both shards hang before they are through.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    running.await_line("all supervised stages started", LONG);
+    // Both shards hang before they are through: for so long nothing moves any more.
+    let moved = |m: &process::Metrics| {
+        ["read", "transformed", "done"]
+            .map(|what| m.sum(&format!("penstock_changes_{what}_total"), &[]))
+    };
+    let mut last = (Instant::now(), [0.0; 3]);
+    running
+        .await_metrics("everything hangs", LONG, |m| {
+            if moved(m) != last.1 {
+                last = (Instant::now(), moved(m));
+            }
+            last.0.elapsed() > Duration::from_millis(700)
+        })
+        .await;
+    let done = last.1[2];
+    assert!(done < f64::from(KEYS as u32 * EVENTS), "{}", running.text());
     running.signal("-TERM");
     let asked = Instant::now();
     running.await_line("stopping", LONG);
