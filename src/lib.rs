@@ -10,6 +10,7 @@ pub mod dead_letter;
 pub mod embedded;
 pub mod orders;
 pub mod policy;
+mod reach;
 pub mod sink;
 pub mod source;
 pub mod transform;

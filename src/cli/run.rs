@@ -24,6 +24,7 @@ use crate::coordinator::supervisor::ChildSpec;
 use crate::coordinator::{Coordinator, Outcome};
 use crate::sink::redpanda::RedpandaSink;
 use crate::source::ScyllaSource;
+use crate::transform::PluginError;
 
 /// `penstock run`
 #[derive(Debug, Args)]
@@ -84,7 +85,11 @@ pub fn start(inputs: Inputs, extra: Extra) -> u8 {
             Ok(Outcome::Forced) => exit::FORCED,
             Err(error) => {
                 terminal.line(&format!("error: {error:#}"));
-                exit::FAILURE
+                // A plugin that cannot be used is the configuration's fault, as `validate` says too.
+                match error.is::<PluginError>() {
+                    true => exit::BAD_CONFIG,
+                    false => exit::FAILURE,
+                }
             }
         }
     });

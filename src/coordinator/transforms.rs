@@ -47,16 +47,21 @@ pub struct Swap {
 }
 
 impl Transforms {
-    /// Compiles every plugin of the settings.
+    /// Compiles every plugin of the settings and has each take its own settings once: what one refuses is told
+    /// here, before anything runs on it.
     pub fn load(
         engine: &Engine,
         live: &LiveSettings,
         settings: &Settings,
     ) -> Result<Self, PluginError> {
+        let loaded = compile(engine, settings)?;
+        for (transform, plugin) in &loaded {
+            Prepared::new(transform, plugin.clone(), &[])?;
+        }
         Ok(Self {
             engine: engine.clone(),
             live: live.clone(),
-            loaded: RwLock::new(compile(engine, settings)?),
+            loaded: RwLock::new(loaded),
         })
     }
 

@@ -7,7 +7,6 @@
 //! second resend on top.
 
 use std::collections::BTreeMap;
-use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use crate::config::settings::{self, LiveSettings, Nodes};
 use crate::policy::Class;
 use crate::policy::breaker::State as Breaker;
 use crate::policy::stage::{Permit, StagePolicies};
+use crate::reach;
 use crate::sink::flight::{Oldest, Snapshot, Window};
 use crate::sink::watch::{Act, Sight, Watch};
 use crate::sink::{SinkError, join_brokers};
@@ -41,8 +41,6 @@ pub use dead_letters::DeadLetters;
 use outlet::Lane;
 pub use shard::ShardSink;
 
-/// Connecting to one address takes no longer.
-const TCP_CONNECT: Duration = Duration::from_secs(3);
 /// How often the guard looks, as a share of `sink.attempt_timeout`, within these bounds.
 const LOOKS: u32 = 20;
 const LOOK_BOUNDS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
@@ -122,20 +120,7 @@ impl RedpandaSink {
             reason,
         };
         // librdkafka only says that nobody answered in time; a plain connection tells why, and at once.
-        let attempts = addresses.iter().map(|address| async move {
-            match tcp(address.clone()).await {
-                Ok(()) => Ok(()),
-                Err(reason) => Err(format!("{address}: {reason}")),
-            }
-        });
-        let failures: Vec<String> = futures::future::join_all(attempts)
-            .await
-            .into_iter()
-            .filter_map(Result::err)
-            .collect();
-        if failures.len() == addresses.len() {
-            return Err(unreachable(failures.join("; ")));
-        }
+        reach::any(&addresses).await.map_err(unreachable)?;
         let metadata = self.topics.metadata(None).await.map_err(|e| {
             unreachable(format!(
                 "connected, but got no metadata: {e} (is this a Kafka listener, and do TLS and SASL fit?)"
@@ -371,27 +356,6 @@ impl RedpandaSink {
     fn reader_config(&self) -> ClientConfig {
         let group = format!("penstock.{}.reader", self.live.borrow().pipeline.name);
         client::reader(&self.base, &group)
-    }
-}
-
-/// Connects once, to say what is wrong where librdkafka would only wait.
-async fn tcp(address: String) -> Result<(), String> {
-    let resolved = {
-        let address = address.clone();
-        blocking(move || address.to_socket_addrs().map(Iterator::collect::<Vec<_>>)).await
-    };
-    let addresses = match resolved {
-        Some(Ok(addresses)) if !addresses.is_empty() => addresses,
-        Some(Err(e)) => return Err(format!("cannot be resolved: {e}")),
-        _ => return Err("cannot be resolved".into()),
-    };
-    match tokio::time::timeout(TCP_CONNECT, tokio::net::TcpStream::connect(&*addresses)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(e)) => Err(e.to_string()),
-        Err(_) => Err(format!(
-            "no connection within {}",
-            humantime::format_duration(TCP_CONNECT)
-        )),
     }
 }
 

@@ -50,6 +50,7 @@ use crate::change::{Progress, StreamId};
 use crate::checkpoint::Checkpoints;
 use crate::config::settings::{self, LiveSettings, Nodes};
 use crate::policy::stage::StagePolicies;
+use crate::reach;
 
 const LOG_SUFFIX: &str = "_scylla_cdc_log";
 /// A log's TTL can be altered; it is looked at again this often.
@@ -119,6 +120,13 @@ impl ScyllaSource {
         policies: StagePolicies,
     ) -> Result<Arc<Self>, SourceError> {
         let source = live.borrow().source.clone();
+        // The driver says the same in several lines of its log, and less plainly.
+        reach::any(nodes)
+            .await
+            .map_err(|reason| SourceError::Unreachable {
+                nodes: nodes.join(", "),
+                reason,
+            })?;
         // Retries are the stage's business: it backs off, counts, and sees the first failure.
         let profile = ExecutionProfile::builder()
             .consistency(consistency(source.consistency))
