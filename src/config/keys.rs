@@ -264,6 +264,8 @@ const KEYS: &[Row] = &[
 
     ("embedded.scylla_listen", Kind::Address, Value(r#""127.0.0.1:0""#), Refused,
      "Where the ScyllaDB stand-in listens; port 0: any", r#""127.0.0.1:9042""#),
+    ("embedded.redpanda_listen", Kind::Address, Value(r#""127.0.0.1:0""#), Refused,
+     "Where the Redpanda stand-in listens; port 0: any", r#""127.0.0.1:9092""#),
     ("embedded.vnodes", Kind::Int(1, 4096), Value("4"), Refused,
      "CQL streams of the stand-in are laid out as vnodes × shards", "4"),
     ("embedded.shards_per_vnode", Kind::Int(1, 256), Value("2"), Refused,

@@ -333,6 +333,8 @@ pub struct Reload {
 pub struct Embedded {
     /// Where the ScyllaDB stand-in listens (port 0: any).
     pub scylla_listen: SocketAddr,
+    /// Where the Redpanda stand-in listens (port 0: any).
+    pub redpanda_listen: SocketAddr,
     /// CQL streams are laid out as vnodes × shards.
     pub vnodes: NonZeroU32,
     /// Streams a vnode.
@@ -465,6 +467,7 @@ impl Settings {
             },
             embedded: Embedded {
                 scylla_listen: loopback,
+                redpanda_listen: loopback,
                 vnodes: some(4),
                 shards_per_vnode: some(2),
             },

@@ -534,6 +534,7 @@ impl Check<'_> {
             },
             embedded: Embedded {
                 scylla_listen: self.address("embedded.scylla_listen"),
+                redpanda_listen: self.address("embedded.redpanda_listen"),
                 vnodes: self.count("embedded.vnodes"),
                 shards_per_vnode: self.count("embedded.shards_per_vnode"),
             },

@@ -3,9 +3,6 @@
 //! They keep everything in memory and go with the process. The pipeline speaks to them over real sockets with
 //! the same clients as to the real ones; nothing else in the crate knows whether they are there.
 
-#[cfg(feature = "embedded")]
-pub mod broker;
-
 use crate::config::Settings;
 use crate::config::settings::Nodes;
 
@@ -15,7 +12,7 @@ pub struct StandIns {
     #[cfg(feature = "embedded")]
     scylla: Option<scylla_double::Node>,
     #[cfg(feature = "embedded")]
-    broker: Option<broker::Broker>,
+    broker: Option<redpanda_double::Broker>,
 }
 
 impl StandIns {
@@ -42,11 +39,11 @@ impl StandIns {
             this.scylla = Some(node);
         }
         if settings.sink.brokers == Nodes::Embedded {
-            let broker = broker::Broker::start(&settings.embedded).await?;
-            tracing::info!(
-                listen = broker.bootstrap(),
-                "embedded Redpanda listens (a stand-in, in memory)"
-            );
+            let listen = settings.embedded.redpanda_listen;
+            let broker = redpanda_double::Broker::start(listen).await.with_context(|| {
+                format!("the embedded Redpanda cannot listen on {listen}; set `embedded.redpanda_listen`")
+            })?;
+            tracing::info!(listen = %broker.addr(), "embedded Redpanda listens (a stand-in, in memory)");
             this.broker = Some(broker);
         }
         if this.scylla.is_some() {
@@ -77,7 +74,14 @@ impl StandIns {
                 settings.source.nodes = Nodes::At(vec![node.addr().to_string()]);
             }
             if let (Nodes::Embedded, Some(broker)) = (&settings.sink.brokers, &self.broker) {
-                settings.sink.brokers = Nodes::At(vec![broker.bootstrap().to_string()]);
+                settings.sink.brokers = Nodes::At(vec![broker.addr().to_string()]);
+                // What is in memory has to end somewhere.
+                for (name, value) in redpanda_double::bounds() {
+                    let properties = &mut settings.sink.topics.properties;
+                    properties
+                        .entry(name.to_owned())
+                        .or_insert_with(|| value.to_owned());
+                }
             }
         }
         settings
@@ -91,7 +95,7 @@ impl StandIns {
                 node.shutdown().await;
             }
             if let Some(broker) = self.broker {
-                broker.shutdown();
+                broker.shutdown().await;
             }
         }
     }

@@ -365,7 +365,7 @@ fn statement(r: &mut StdRng, model: &mut Model, k: i32) -> String {
     let one = |delta: Delta, row: Row| vec![(Some(at), vec![delta], Some(row))];
     match r.random_range(0..24) {
         // Whole values, of which some may be null or live for a time.
-        kind @ (0..=3 | 4..=6) => {
+        kind @ 0..=6 => {
             let mut names = pick(r, WHOLE, 4);
             let ttl = r.random_bool(0.2).then(|| r.random_range(10_000..20_000));
             if ttl.is_none() {

@@ -98,6 +98,7 @@ pub fn settings(name: &str, brokers: &str, shards: u32) -> Settings {
         },
         embedded: Embedded {
             scylla_listen: ([127, 0, 0, 1], 0).into(),
+            redpanda_listen: ([127, 0, 0, 1], 0).into(),
             vnodes: n(4),
             shards_per_vnode: n(2),
         },

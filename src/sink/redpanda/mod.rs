@@ -29,16 +29,12 @@ mod dead_letters;
 mod outlet;
 mod reader;
 mod shard;
-#[cfg(feature = "embedded")]
-mod stand_in;
 pub mod tail;
 mod topics;
 
 pub use client::{check_properties, reserved_property};
 pub use dead_letters::DeadLetters;
 pub use shard::ShardSink;
-#[cfg(feature = "embedded")]
-pub use stand_in::{StandIn, StandInError};
 
 use client::Quiet;
 use outlet::Lane;
