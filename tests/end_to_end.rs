@@ -89,3 +89,23 @@ async fn stops_and_kills_under_load_lose_nothing() {
         keys.len() as u32 * total
     );
 }
+
+/// As in `penstock status | head`: that is no failure of the program to be told with a backtrace.
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = dir.path().join("pipeline.toml");
+    let text = "[pipeline]\nname = \"p\"\n[source]\ntype = \"scylla-cdc\"\nkeyspace = \"k\"\ntables = [\"t\"]\n[sink]\ntype = \"redpanda\"\n";
+    std::fs::write(&config, text).expect("pipeline.toml");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_penstock"))
+        .args(["validate", "--config"])
+        .arg(&config)
+        .stdout(writer)
+        .output()
+        .expect("penstock runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("panicked"), "{said}");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+}

@@ -261,16 +261,16 @@ async fn ask(settings: &Settings, command: AdminCommand) -> anyhow::Result<bool>
         );
     }
     if json {
-        println!("{}", serde_json::to_string_pretty(&answer)?);
+        say!("{}", serde_json::to_string_pretty(&answer)?);
         return Ok(good);
     }
     match command {
         AdminCommand::Status(_) => print_status(&answer),
-        AdminCommand::Health { ready: true } => println!("{}", text(&answer["phase"])),
+        AdminCommand::Health { ready: true } => say!("{}", text(&answer["phase"])),
         AdminCommand::Health { ready: false } => print_health(&answer),
         AdminCommand::Breaker(Breaker::List) => print_stages(&answer),
         AdminCommand::Breaker(Breaker::Reset { .. }) => {
-            println!(
+            say!(
                 "{}: breaker {}",
                 text(&answer["stage"]),
                 text(&answer["breaker"])
@@ -280,7 +280,7 @@ async fn ask(settings: &Settings, command: AdminCommand) -> anyhow::Result<bool>
         AdminCommand::Reloads(_) => each(&answer, print_revision),
         AdminCommand::DeadLetters(DeadLetters::List(_) | DeadLetters::Show { .. }) => {
             each(&answer, |l| {
-                println!(
+                say!(
                     "{}  {}  {}  {}  {}",
                     text(&l["id"]),
                     text(&l["time"]),
@@ -292,11 +292,11 @@ async fn ask(settings: &Settings, command: AdminCommand) -> anyhow::Result<bool>
         }
         AdminCommand::DeadLetters(DeadLetters::Replay(_)) => {
             each(&answer, |l| {
-                println!("{}  {}", text(&l["id"]), one_line(&text(&l["outcome"])))
+                say!("{}  {}", text(&l["id"]), one_line(&text(&l["outcome"])))
             });
         }
         AdminCommand::DeadLetters(DeadLetters::Purge(_)) => {
-            println!("{} purged", text(&answer["purged"]))
+            say!("{} purged", text(&answer["purged"]))
         }
     }
     Ok(good)
@@ -333,7 +333,7 @@ fn list(values: &Value) -> String {
 
 fn print_health(report: &Value) {
     let line = |e: &Value| {
-        println!(
+        say!(
             "{:<28} {:<10} {}",
             text(&e["name"]),
             text(&e["status"]),
@@ -345,12 +345,16 @@ fn print_health(report: &Value) {
 }
 
 fn print_stages(stages: &Value) {
-    println!(
+    say!(
         "{:<28} {:<10} {:>9} {:>8} {:>8}  last error",
-        "stage", "breaker", "failures", "opened", "refused"
+        "stage",
+        "breaker",
+        "failures",
+        "opened",
+        "refused"
     );
     each(stages, |s| {
-        println!(
+        say!(
             "{:<28} {:<10} {:>5} / {:<3} {:>6} {:>8}  {}",
             text(&s["stage"]),
             text(&s["breaker"]),
@@ -364,25 +368,31 @@ fn print_stages(stages: &Value) {
 }
 
 fn print_status(status: &Value) {
-    println!(
+    say!(
         "{} {} — {}",
         text(&status["pipeline"]),
         text(&status["version"]),
         text(&status["phase"])
     );
-    println!("ScyllaDB at {}", list(&status["nodes"]));
-    println!("Redpanda at {}", list(&status["brokers"]));
-    println!();
+    say!("ScyllaDB at {}", list(&status["nodes"]));
+    say!("Redpanda at {}", list(&status["brokers"]));
+    say!("");
     print_health(&status["health"]);
-    println!();
+    say!("");
     print_stages(&status["stages"]);
-    println!();
-    println!(
+    say!("");
+    say!(
         "{:<6} {:>12} {:>12} {:>10} {:>13} {:>8} {:>8}",
-        "shard", "read", "done", "in flight", "dead letters", "rewinds", "lag s"
+        "shard",
+        "read",
+        "done",
+        "in flight",
+        "dead letters",
+        "rewinds",
+        "lag s"
     );
     each(&status["shards"], |s| {
-        println!(
+        say!(
             "{:<6} {:>12} {:>12} {:>10} {:>13} {:>8} {:>8}",
             text(&s["shard"]),
             text(&s["read"]),
@@ -396,14 +406,14 @@ fn print_status(status: &Value) {
 }
 
 fn print_revision(revision: &Value) {
-    println!(
+    say!(
         "{} {} {}",
         text(&revision["at"]),
         text(&revision["outcome"]),
         revision["error"].as_str().unwrap_or("")
     );
     each(&revision["changed"], |c| {
-        println!(
+        say!(
             "    {:<8} {} = {} → {}",
             text(&c["class"]),
             text(&c["key"]),

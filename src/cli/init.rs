@@ -36,7 +36,7 @@ pub fn run(args: InitArgs) -> u8 {
         .and_then(|mut file| file.write_all(template().as_bytes()));
     match written {
         Ok(()) => {
-            println!(
+            say!(
                 "wrote {path}: edit it, check it with `penstock validate`, start with `penstock run`"
             );
             exit::OK

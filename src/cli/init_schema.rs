@@ -31,12 +31,12 @@ pub fn run(config: &ConfigArgs, args: InitSchemaArgs) -> u8 {
     };
     if args.dry_run {
         for statement in store::schema_statements(&settings, args.replication_factor) {
-            println!("{statement};\n");
+            say!("{statement};\n");
         }
         return exit::OK;
     }
     if settings.source.nodes == Nodes::Embedded {
-        println!(
+        say!(
             "`source.nodes` is \"embedded\": the stand-in gets the schema by itself whenever it starts"
         );
         return exit::OK;
@@ -50,7 +50,7 @@ pub fn run(config: &ConfigArgs, args: InitSchemaArgs) -> u8 {
         });
     match done {
         Ok(()) => {
-            println!("keyspace {} is ready", settings.orders.keyspace);
+            say!("keyspace {} is ready", settings.orders.keyspace);
             exit::OK
         }
         Err(error) => {

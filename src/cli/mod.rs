@@ -1,5 +1,11 @@
 //! The command line: one file a subcommand, and the exit codes.
 
+/// Like `println!`, but a reader that has gone (`penstock status | head`) is no reason to panic: there is nobody
+/// left to tell anything.
+macro_rules! say {
+    ($($arg:tt)*) => { $crate::cli::print_line(format_args!($($arg)*)) };
+}
+
 pub mod admin;
 pub mod config;
 pub mod demo;
@@ -26,6 +32,16 @@ pub mod exit {
     pub const BAD_CONFIG: u8 = 64;
     /// Stopped before everything was drained (`EX_TEMPFAIL`): a restart makes good.
     pub const FORCED: u8 = 75;
+}
+
+fn print_line(line: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        if error.kind() != std::io::ErrorKind::BrokenPipe {
+            eprintln!("error: {error}");
+        }
+        std::process::exit(exit::FAILURE.into());
+    }
 }
 
 /// Carries changes from ScyllaDB to Redpanda through WASM transforms, without loss.

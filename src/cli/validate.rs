@@ -71,7 +71,7 @@ pub fn check(config: &ConfigArgs, json: bool) -> Result<Loaded, u8> {
     });
     loaded.map_err(|invalid| {
         if json {
-            println!("{:#}", invalid.to_json());
+            say!("{:#}", invalid.to_json());
         } else {
             eprint!("{}", invalid.render(std::io::stderr().is_terminal()));
         }
@@ -101,11 +101,11 @@ pub fn check_plugin(engine: &Engine, path: &Path, transform: &Transform) -> Resu
 /// Says that the configuration is good, once all is checked.
 fn good(loaded: &Loaded, json: bool) {
     if json {
-        println!("[]");
+        say!("[]");
         return;
     }
     let settings = &loaded.settings;
-    println!(
+    say!(
         "the configuration is good: pipeline {}, {} table{}, {} transform{}, {} shard{}",
         settings.pipeline.name,
         settings.source.tables.len(),

@@ -14,6 +14,7 @@ import importlib.metadata
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import uuid
@@ -472,6 +473,113 @@ def connects_with_and_without_compression(cluster, session):
 CQLSH = pathlib.Path(sys.executable).with_name("cqlsh")
 
 
+@check
+def selects_in_every_shape(cluster, session):
+    session.execute("CREATE TABLE shapes (p int, c int, d text, s int STATIC, v int, PRIMARY KEY (p, c, d))")
+    for p in range(3):
+        session.execute(f"UPDATE shapes SET s = {p * 10} WHERE p = {p}")
+        for c in range(4):
+            session.execute("INSERT INTO shapes (p, c, d, v) VALUES (%s, %s, %s, %s)", (p, c, "abc"[c % 3], p + c))
+    equal(sorted(rows(session, "SELECT DISTINCT p, s FROM shapes")), [(0, 0), (1, 10), (2, 20)])
+    equal(sorted(rows(session, "SELECT p, c FROM shapes PER PARTITION LIMIT 1")), [(0, 0), (1, 0), (2, 0)])
+    equal(sorted(rows(session, "SELECT p, count(*), sum(v), min(c), max(c), avg(v) FROM shapes GROUP BY p")),
+          [(0, 4, 6, 0, 3, 1), (1, 4, 10, 0, 3, 2), (2, 4, 14, 0, 3, 3)])
+    equal(rows(session, "SELECT c FROM shapes WHERE p = 1 AND (c, d) > (0, 'a') AND (c, d) <= (2, 'c')"), [(1,), (2,)])
+    equal(rows(session, "SELECT c FROM shapes WHERE p = 1 AND (c, d) IN ((0, 'a'), (3, 'a'), (3, 'b'))"), [(0,), (3,)])
+    equal(rows(session, "SELECT c FROM shapes WHERE p IN (0, 2) AND c IN (1, 9) AND d = 'b'"), [(1,), (1,)])
+    equal(rows(session, "SELECT c FROM shapes WHERE p = 1 ORDER BY c DESC LIMIT 2"), [(3,), (2,)])
+    equal(sorted(rows(session, "SELECT p, c FROM shapes WHERE v = 3 ALLOW FILTERING")), [(0, 3), (1, 2), (2, 1)])
+    tokens = dict(rows(session, "SELECT DISTINCT p, token(p) FROM shapes"))
+    ring = cluster.metadata.token_map.token_class
+    equal({p: ring.from_key(p.to_bytes(4, "big")).value for p in tokens}, tokens)
+    middle = sorted(tokens.values())[1]
+    equal(len(rows(session, f"SELECT p FROM shapes WHERE token(p) <= {middle}")), 8)
+    raises(InvalidRequest, "ALLOW FILTERING", lambda: session.execute("SELECT * FROM shapes WHERE v = 3"))
+    raises(InvalidRequest, "not supported", lambda: session.execute("SELECT JSON p FROM shapes"))
+    raises(InvalidRequest, "not supported", lambda: session.execute("CREATE INDEX ON shapes (v)"))
+    raises(InvalidRequest, "not supported", lambda: session.execute(
+        "CREATE MATERIALIZED VIEW view AS SELECT * FROM shapes WHERE p IS NOT NULL AND c IS NOT NULL AND d IS NOT NULL PRIMARY KEY (c, p, d)"))
+
+
+@check
+def goes_down_to_the_version_it_speaks(cluster, session):
+    for asked in (5, 4, 3):
+        other = connect(protocol_version=asked)
+        try:
+            # An explicit version is not negotiated: the driver says that it is not spoken.
+            if asked == 4:
+                equal(other.connect().execute("SELECT key FROM system.local").one()[0], "local")
+            else:
+                raises(NoHostAvailable, "version", other.connect)
+        finally:
+            other.shutdown()
+
+
+@check
+def pages_and_writes_side_by_side(cluster, session):
+    session.execute("CREATE TABLE many (k int, c int, v text, PRIMARY KEY (k, c)) WITH cdc = {'enabled': true, 'delta': 'keys', 'postimage': true}")
+    insert = session.prepare("INSERT INTO many (k, c, v) VALUES (?, ?, ?)")
+    done = execute_concurrent_with_args(session, insert, [(n % 7, n, "x" * 100) for n in range(1000)], concurrency=50)
+    assert all(ok for ok, _ in done)
+    future = session.execute_async(SimpleStatement("SELECT c FROM many", fetch_size=64))
+    seen, finished, failed = [], [], []
+
+    def page(found):
+        seen.extend(row.c for row in found)
+        if future.has_more_pages:
+            future.start_fetching_next_page()
+        else:
+            finished.append(True)
+
+    future.add_callbacks(page, failed.append)
+    until("all pages have come", lambda: finished or failed)
+    equal((sorted(seen), failed), (list(range(1000)), []))
+    changes = log(session, "many", ["k", "c", "v"])
+    # Only the keys in the delta, all of the row in the image.
+    equal(sorted(c for o, _, c, v in changes if o == 2 and v is None), list(range(1000)))
+    equal(sorted(c for o, _, c, v in changes if o == 9 and v == "x" * 100), list(range(1000)))
+
+
+@check
+def a_log_follows_its_table(cluster, session):
+    session.execute("CREATE TABLE followed (k int PRIMARY KEY, a int) WITH cdc = {'enabled': true, 'ttl': 0}")
+    session.execute("INSERT INTO followed (k, a) VALUES (1, 1)")
+    session.execute("ALTER TABLE followed ADD b set<int>")
+    session.execute("INSERT INTO followed (k, a, b) VALUES (1, 2, {1})")
+    session.execute("ALTER TABLE followed DROP a")
+    session.execute("UPDATE followed SET b = b - {1} WHERE k = 1")
+    equal(log(session, "followed", ["k", "b", "cdc$deleted_b", "cdc$deleted_elements_b"]),
+          [(2, 1, None, None, None), (2, 1, SortedSet([1]), True, None), (1, 1, None, None, SortedSet([1]))])
+    raises(InvalidRequest, "a", lambda: session.execute('SELECT a FROM followed_scylla_cdc_log'))
+    session.execute("TRUNCATE followed")
+    equal(len(log(session, "followed", ["k"])), 3)
+    for cql, text in [
+        ("ALTER TABLE followed_scylla_cdc_log ADD c int", "Modify the base table instead."),
+        ("ALTER TABLE followed_scylla_cdc_log RENAME k TO c", "Cannot rename a column of a CDC log table."),
+        ("DROP TABLE followed_scylla_cdc_log", "Cannot drop CDC log table"),
+        ("ALTER TABLE followed_scylla_cdc_log WITH cdc = {'enabled': true}", "CDC"),
+    ]:
+        raises(InvalidRequest, text, lambda: session.execute(cql))
+    # Off, the log stays and is not written; on again, it goes on; dropped, it goes too.
+    session.execute("ALTER TABLE followed WITH cdc = {'enabled': false}")
+    session.execute("INSERT INTO followed (k) VALUES (2)")
+    equal(len(log(session, "followed", ["k"])), 3)
+    session.execute("ALTER TABLE followed WITH cdc = {'enabled': true}")
+    session.execute("INSERT INTO followed (k) VALUES (3)")
+    equal([r[1] for r in log(session, "followed", ["k"])][3:], [3])
+    session.execute("DROP TABLE followed")
+    raises(InvalidRequest, "unconfigured table", lambda: session.execute("SELECT * FROM followed_scylla_cdc_log"))
+    raises(InvalidRequest, "Counter support", lambda: session.execute("CREATE TABLE counted (k int PRIMARY KEY, n counter) WITH cdc = {'enabled': true}"))
+
+
+@check
+def writes_its_schema_down(cluster, session):
+    text = cluster.metadata.export_schema_as_string()
+    for part in [f"CREATE KEYSPACE {RUN}", f"CREATE TYPE {RUN}.spot", f"CREATE TABLE {RUN}.many (", "CLUSTERING ORDER BY (c DESC)"]:
+        assert part in text, f"{part} is not in the schema"
+
+
+
 def cqlsh(text, fails=False):
     command = [str(CQLSH), HOST, str(PORT), "--request-timeout=20", "-e", text]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -543,6 +651,15 @@ def copies_and_tells_errors():
     keyspace = f"{RUN}_sh"
     cqlsh(f"CREATE TABLE {keyspace}.copied (k int PRIMARY KEY, v text); INSERT INTO {keyspace}.copied (k, v) VALUES (1, 'one')")
     contains(cqlsh(f"COPY {keyspace}.copied TO STDOUT"), "1,one")
+    with tempfile.TemporaryDirectory() as folder:
+        csv, script = pathlib.Path(folder, "in.csv"), pathlib.Path(folder, "script.cql")
+        csv.write_text("2,two\n3,three\n")
+        contains(cqlsh(f"COPY {keyspace}.copied (k, v) FROM '{csv}'"), "2 rows imported")
+        script.write_text(f"INSERT INTO {keyspace}.copied (k, v) VALUES (4, 'four');")
+        cqlsh(f"SOURCE '{script}'")
+    contains(cqlsh(f"SELECT count(*) FROM {keyspace}.copied"), "4")
+    contains(cqlsh(f"EXPAND ON; SELECT * FROM {keyspace}.copied WHERE k = 3"), "@ Row 1", "three")
+    contains(cqlsh(f"TRACING ON; SELECT v FROM {keyspace}.copied WHERE k = 2"), "two")
     contains(cqlsh("CONSISTENCY QUORUM"), "QUORUM")
     contains(cqlsh(f"PAGING 10; SELECT * FROM {keyspace}.copied WHERE k = 1; -- a comment"), "one")
     contains(cqlsh("SELECT * FROM nothing.at_all", fails=True), "InvalidRequest")

@@ -30,16 +30,15 @@ mod dead_letters;
 mod outlet;
 mod reader;
 mod shard;
-#[cfg(feature = "embedded")]
 pub mod tail;
 mod topics;
 
-#[cfg(feature = "embedded")]
-use client::Quiet;
 pub use client::{check_properties, reserved_property};
 pub use dead_letters::DeadLetters;
-use outlet::Lane;
 pub use shard::ShardSink;
+
+use client::Quiet;
+use outlet::Lane;
 
 /// How often the guard looks, as a share of `sink.attempt_timeout`, within these bounds.
 const LOOKS: u32 = 20;
