@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::Value;
 
 use super::{ConfigArgs, exit};
-use crate::config::settings::Settings;
+use crate::config::settings::Admin;
 use crate::coordinator::reload::Reloads;
 
 /// Commands for a running pipeline
@@ -117,12 +117,21 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Asks, prints the answer, and says by the exit code whether it was good.
 pub fn run(config: &ConfigArgs, command: AdminCommand) -> u8 {
-    let settings = match Reloads::load_first(config.inputs()) {
-        Ok(reloads) => reloads.settings(),
-        Err(invalid) => {
-            eprint!("{}", invalid.render(std::io::stderr().is_terminal()));
-            return exit::BAD_CONFIG;
-        }
+    let inputs = config.inputs();
+    let admin = match Reloads::load_first(inputs.clone()) {
+        Ok(reloads) => reloads.settings().admin.clone(),
+        // A bad edit changes nothing in what runs, so it must not keep anybody from asking, least of all a health
+        // check.
+        Err(invalid) => match crate::config::admin_alone(&inputs) {
+            Some(admin) => {
+                eprintln!("warning: {invalid}");
+                admin
+            }
+            None => {
+                eprint!("{}", invalid.render(std::io::stderr().is_terminal()));
+                return exit::BAD_CONFIG;
+            }
+        },
     };
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -134,7 +143,7 @@ pub fn run(config: &ConfigArgs, command: AdminCommand) -> u8 {
             return exit::FAILURE;
         }
     };
-    match runtime.block_on(ask(&settings, command)) {
+    match runtime.block_on(ask(&admin, command)) {
         Ok(true) => exit::OK,
         Ok(false) => exit::FAILURE,
         Err(error) => {
@@ -151,20 +160,20 @@ struct Client {
 }
 
 impl Client {
-    fn new(settings: &Settings) -> anyhow::Result<Self> {
+    fn new(admin: &Admin) -> anyhow::Result<Self> {
         anyhow::ensure!(
-            settings.admin.enabled,
+            admin.enabled,
             "the admin interface is off: set `admin.enabled = true`"
         );
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TIMEOUT)
             .build()?;
-        let mut address = settings.admin.listen;
+        let mut address = admin.listen;
         if address.ip().is_unspecified() {
             address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
         }
-        let token = settings.admin.token.as_ref().map(|t| t.expose().to_owned());
+        let token = admin.token.as_ref().map(|t| t.expose().to_owned());
         Ok(Self {
             http,
             base: format!("http://{address}"),
@@ -205,8 +214,8 @@ impl Client {
     }
 }
 
-async fn ask(settings: &Settings, command: AdminCommand) -> anyhow::Result<bool> {
-    let client = Client::new(settings)?;
+async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
+    let client = Client::new(admin)?;
     let (method, path, query, json) = match &command {
         AdminCommand::Status(output) => {
             (Method::GET, "/status".to_owned(), Vec::new(), output.json)

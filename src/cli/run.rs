@@ -126,21 +126,29 @@ async fn serve(
     Ok(outcome)
 }
 
-/// For `validate --connect`: whether both sides answer and have what the settings name.
-pub fn connect(settings: Arc<Settings>) -> Result<(), String> {
-    let runtime = tokio::runtime::Runtime::new().map_err(|e| e.to_string())?;
+/// For `validate --connect`: whether both sides answer and have what the settings name; all that is wrong.
+pub fn connect(settings: Arc<Settings>) -> Result<(), Vec<String>> {
+    let runtime = tokio::runtime::Runtime::new().map_err(|e| vec![e.to_string()])?;
     runtime.block_on(async {
         let live = tokio::sync::watch::Sender::new(settings.clone());
         let policies = PolicyRegistry::new(live.subscribe());
-        if settings.source.nodes != Nodes::Embedded {
+        let source = async {
+            if settings.source.nodes == Nodes::Embedded {
+                return Ok(());
+            }
             let source = ScyllaSource::connect(live.subscribe(), policies.stage("source")).await;
-            source.map_err(|e| e.to_string())?;
-        }
-        if settings.sink.brokers != Nodes::Embedded {
+            source.map(drop).map_err(|e| e.to_string())
+        };
+        let sink = async {
+            if settings.sink.brokers == Nodes::Embedded {
+                return Ok(());
+            }
             let sink = RedpandaSink::connect(live.subscribe(), policies.stage("sink")).await;
-            sink.map_err(|e| e.to_string())?;
-        }
-        Ok(())
+            sink.map(drop).map_err(|e| e.to_string())
+        };
+        let (source, sink) = tokio::join!(source, sink);
+        let wrong: Vec<String> = [source, sink].into_iter().filter_map(Result::err).collect();
+        if wrong.is_empty() { Ok(()) } else { Err(wrong) }
     })
 }
 

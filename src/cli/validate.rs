@@ -28,16 +28,25 @@ pub struct ValidateArgs {
 pub fn run(
     config: &ConfigArgs,
     args: ValidateArgs,
-    connect: impl FnOnce(Arc<Settings>) -> Result<(), String>,
+    connect: impl FnOnce(Arc<Settings>) -> Result<(), Vec<String>>,
 ) -> u8 {
     let loaded = match check(config, args.json) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
     if args.connect
-        && let Err(error) = connect(loaded.settings.clone())
+        && let Err(wrong) = connect(loaded.settings.clone())
     {
-        eprintln!("error: {error}");
+        if args.json {
+            let said =
+                |message: &String| serde_json::json!({ "code": "connect", "message": message });
+            println!(
+                "{:#}",
+                wrong.iter().map(said).collect::<serde_json::Value>()
+            );
+        } else {
+            wrong.iter().for_each(|error| eprintln!("error: {error}"));
+        }
         return exit::FAILURE;
     }
     good(&loaded, args.json);

@@ -14,4 +14,6 @@ pub use error::{Invalid, Place, Problem, Reason};
 pub use keys::Class;
 pub use raw::{Digest32, Inputs, Sources};
 pub use settings::{LiveSettings, Settings};
-pub use validate::{CheckPlugin, CheckProperties, Checks, Effective, Loaded, load, parse};
+pub use validate::{
+    CheckPlugin, CheckProperties, Checks, Effective, Loaded, admin_alone, load, parse,
+};

@@ -98,6 +98,27 @@ pub fn parse(path: &Path, text: &str, checks: Checks<'_>) -> Result<Loaded, Inva
     finish(raw, checks)
 }
 
+/// `[admin]` alone, of a configuration that may be wrong everywhere else: whoever broke the file of a running
+/// pipeline has to be able to ask that pipeline about it. `None`: `[admin]` itself is wrong.
+pub fn admin_alone(inputs: &Inputs) -> Option<Admin> {
+    let mut raw = Raw::read(inputs);
+    // What has to be there, so that the rest can be valid.
+    let mut least = Raw::read(&Inputs::default());
+    least.text(
+        Path::new("-"),
+        "[pipeline]\nname = \"-\"\n[source]\nkeyspace = \"k\"\ntables = [\"t\"]\n",
+    );
+    least.merge();
+    let admin = raw.root.remove("admin");
+    raw.root = least.root;
+    raw.root
+        .extend(admin.map(|admin| ("admin".to_owned(), admin)));
+    raw.transforms.clear();
+    raw.problems.clear();
+    let loaded = finish(raw, Checks::default()).ok()?;
+    Some(loaded.settings.admin.clone())
+}
+
 fn finish(raw: Raw, checks: Checks<'_>) -> Result<Loaded, Invalid> {
     let mut check = Check {
         problems: raw.problems.clone(),

@@ -101,6 +101,7 @@ const ROWS: &[(&str, &str, See)] = &[
     ("reload.poll_interval", r#""29s""#, InForce("events come; tests/config_watch.rs does without")),
     ("reload.debounce", r#""400ms""#, Effect),
     ("embedded.scylla_listen", r#""127.0.0.1:1""#, Refused),
+    ("embedded.redpanda_listen", r#""127.0.0.1:1""#, Refused),
     ("embedded.vnodes", "5", Refused),
     ("embedded.shards_per_vnode", "3", Refused),
 ];

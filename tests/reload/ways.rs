@@ -86,6 +86,17 @@ async fn well(rig: &Rig) {
     .await;
 }
 
+/// The program as its user runs it beside the one that runs.
+fn penstock(rig: &Rig, args: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_penstock"))
+        .args(args)
+        .args(["--set", &format!("admin.listen={}", rig.running.admin())])
+        .arg("--config")
+        .arg(rig.world.config())
+        .output()
+        .expect("it runs")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_changes_in_every_way_under_the_running_program() {
     let world = World::new("").await;
@@ -131,6 +142,18 @@ async fn a_file_changes_in_every_way_under_the_running_program() {
     write(&file, &whole[..whole.len() / 2]);
     refused(&rig, rejected, "").await;
     assert_eq!(window(&rig).await, "\"14s\"");
+    // Whoever broke the file can ask about it, and a health check does not kill for it.
+    for (command, wanted) in [
+        (&["status"][..], "degraded"),
+        (&["health", "--ready"], "running"),
+    ] {
+        let output = penstock(&rig, command);
+        assert_eq!(output.status.code(), Some(0), "{command:?}");
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(printed.contains(wanted), "{printed}");
+        let warned = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(warned.starts_with("warning: "), "{warned}");
+    }
     write(&file, &whole);
     in_force(&rig, 15).await;
     well(&rig).await;
@@ -139,13 +162,7 @@ async fn a_file_changes_in_every_way_under_the_running_program() {
         "rejected, then in force and healthy".into(),
     );
 
-    let list = || Command::new(env!("CARGO_BIN_EXE_penstock"));
-    let output = list()
-        .args(["reloads", "--config"])
-        .arg(&file)
-        .args(["--set", &format!("admin.listen={}", rig.running.admin())])
-        .output()
-        .expect("it runs");
+    let output = penstock(&rig, &["reloads"]);
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         printed.contains("rejected") && printed.contains("source.window = \"14s\" → \"15s\""),

@@ -1,0 +1,148 @@
+//! What is deployed: the configuration in the image and in the ConfigMap is valid, mounts and commands name what is
+//! there, and images are pinned. Text is looked at, not YAML: the files as such were checked by hand, the Kubernetes
+//! one by `kubernetes-validate --strict` (1.37), the compose one by the compose specification's schema of 2021, without
+//! its `name`, which is younger than that.
+
+use std::path::Path;
+
+use penstock::config::{self, Checks, Inputs, Loaded};
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// Loads a configuration as it will be where it is mounted, with these variables set there.
+fn load(text: &str, environment: &[(&str, &str)]) -> Loaded {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::write(at("plugin.wasm"), "stands for it").unwrap();
+    std::fs::write(at("token"), "tiger").unwrap();
+    let text = text
+        .replace("/etc/penstock/plugins/outbox_router.wasm", "plugin.wasm")
+        .replace("/etc/penstock/secrets/admin-token", "token");
+    std::fs::write(at("pipeline.toml"), text).unwrap();
+    let own = |(k, v): &(&str, &str)| ((*k).into(), (*v).into());
+    let inputs = Inputs {
+        files: vec![at("pipeline.toml")],
+        environment: environment.iter().map(own).collect(),
+        set: Vec::new(),
+    };
+    // The image has no stand-ins.
+    let checks = Checks {
+        embedded: false,
+        ..Checks::default()
+    };
+    config::load(&inputs, checks).unwrap_or_else(|e| panic!("{}", e.render(false)))
+}
+
+/// `key: value` lines of a YAML file below a line, as deep as it or deeper, without comments.
+fn below<'a>(yaml: &'a str, head: &str) -> Vec<&'a str> {
+    let indent = |l: &str| l.len() - l.trim_start().len();
+    let mut lines = yaml.lines().skip_while(|l| l.trim() != head);
+    let first = lines.next().unwrap_or_else(|| panic!("no {head:?}"));
+    lines
+        .take_while(|l| l.trim().is_empty() || indent(l) > indent(first))
+        .filter(|l| !l.trim_start().starts_with('#'))
+        .collect()
+}
+
+#[test]
+fn the_image_and_compose_run_with_a_valid_configuration() {
+    let shipped = read("deploy/docker/pipeline.toml");
+    let loaded = load(&shipped, &[]);
+    assert!(loaded.settings.admin.listen.ip().is_loopback());
+    let compose = read("docker-compose.yml");
+    let service = below(&compose, "penstock:");
+    let variables: Vec<(&str, &str)> = service
+        .iter()
+        .filter_map(|l| l.trim().split_once(": "))
+        .filter(|(name, _)| name.starts_with("PENSTOCK_") && *name != "PENSTOCK_CONFIG")
+        .map(|(name, value)| match value.strip_prefix("${") {
+            // ${NAME:-default}
+            Some(rest) => (name, rest.split_once(":-").unwrap().1.trim_end_matches('}')),
+            None => (name, value),
+        })
+        .collect();
+    let loaded = load(&shipped, &variables);
+    // A port that is published has to be listened on beyond the container's loopback.
+    let settings = &loaded.settings;
+    for listen in [settings.admin.listen, settings.orders.listen] {
+        assert!(listen.ip().is_unspecified(), "{listen}");
+        let published = format!("\"127.0.0.1:{0}:{0}\"", listen.port());
+        assert!(
+            service.iter().any(|l| l.contains(&published)),
+            "{published}"
+        );
+    }
+    assert!(settings.admin.token.is_some());
+    assert!(service.iter().any(|l| l.trim() == "read_only: true"));
+    assert!(Path::new("deploy/docker/pipeline.toml").is_file());
+    assert!(
+        service
+            .iter()
+            .any(|l| l.contains("./deploy/docker:/etc/penstock/mounted:ro"))
+    );
+}
+
+#[test]
+fn every_image_is_pinned() {
+    let compose = read("docker-compose.yml");
+    let images: Vec<&str> = compose
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("image: "))
+        .collect();
+    assert!(images.len() >= 5, "{images:?}");
+    for image in images {
+        let tag = image
+            .rsplit('/')
+            .next()
+            .and_then(|name| name.split_once(':'));
+        let tag = tag.unwrap_or_else(|| panic!("{image} has no tag")).1;
+        let version = tag.trim_start_matches('v');
+        assert!(
+            version.split('.').count() == 3 && version.starts_with(|c: char| c.is_ascii_digit()),
+            "{image}"
+        );
+    }
+    let dockerfile = read("Dockerfile");
+    let toolchain: toml::Table = toml::from_str(&read("rust-toolchain.toml")).unwrap();
+    let channel = toolchain["toolchain"]["channel"].as_str().unwrap();
+    assert!(
+        dockerfile.contains(&format!("FROM rust:{channel}-")),
+        "the image is built by another toolchain"
+    );
+    assert!(dockerfile.contains("sh deploy/docker/build-layout.sh /out"));
+    assert!(dockerfile.contains(":nonroot"));
+}
+
+#[test]
+fn the_configmap_is_valid_and_mounted_where_it_is_read() {
+    let yaml = read("deploy/kubernetes/penstock.yaml");
+    let text: Vec<&str> = below(&yaml, "pipeline.toml: |")
+        .iter()
+        .map(|l| l.strip_prefix("    ").unwrap_or(l))
+        .collect();
+    let loaded = load(&text.join("\n"), &[]);
+    assert!(
+        loaded.settings.admin.listen.ip().is_unspecified() && loaded.settings.admin.token.is_some()
+    );
+    let port = loaded.settings.admin.listen.port();
+    assert!(yaml.contains(&format!("containerPort: {port}")));
+    assert!(yaml.contains(r#"args: ["run", "--config", "/etc/penstock/config/pipeline.toml"]"#));
+    assert!(yaml.contains("{ name: config, mountPath: /etc/penstock/config, readOnly: true }"));
+    assert!(yaml.contains("configMap: { name: penstock }") && !yaml.contains("subPath:"));
+    assert!(yaml.contains("{ name: secrets, mountPath: /etc/penstock/secrets, readOnly: true }"));
+    for hardened in [
+        "runAsNonRoot: true",
+        "runAsUser: 65532",
+        "readOnlyRootFilesystem: true",
+    ] {
+        assert!(yaml.contains(hardened), "{hardened}");
+    }
+    // The grace period covers the drain.
+    let grace = yaml
+        .lines()
+        .find_map(|l| l.trim().strip_prefix("terminationGracePeriodSeconds: "));
+    let grace: u64 = grace.unwrap().parse().unwrap();
+    assert!(grace > loaded.settings.shutdown.timeout.as_secs());
+}
