@@ -670,7 +670,8 @@ impl Table {
             }
             "pipeline.batch_size" => {
                 let now = self.records_a_batch().await;
-                assert!(now <= 1.0 && now < *prior, "{prior} {now}");
+                // The two counters are read one after the other under load.
+                assert!(now < 1.05 && now < *prior, "{prior} {now}");
                 format!("{now:.1} records a batch, before {prior:.1}")
             }
             "source.keyspace" => {
