@@ -406,11 +406,9 @@ async fn load(name: &str, brokers: &str, shards: u32) -> Checkpoints {
     let b = bench(settings::settings(name, brokers, shards)).await;
     let mut all = Checkpoints::new();
     for shard in 0..shards {
-        let mut sink = b.sink.open_shard(shard).unwrap();
-        let mine = sink.load().await.unwrap();
+        let mine = b.sink.load(shard).await.unwrap();
         assert!(mine.keys().all(|g| g.shard(shards) == shard));
         all.extend(mine);
-        sink.close().await;
     }
     all
 }
@@ -476,7 +474,7 @@ async fn an_unreadable_checkpoint_is_named_by_its_offset() {
     }
     producer.flush(Duration::from_secs(10)).unwrap();
     let b = bench(settings::settings(&name, &cluster.brokers, 1)).await;
-    let error = b.sink.open_shard(0).unwrap().load().await.unwrap_err();
+    let error = b.sink.load(0).await.unwrap_err();
     assert_eq!(error.class(), Class::Fatal);
     let text = error.to_string();
     assert!(

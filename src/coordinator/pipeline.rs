@@ -150,9 +150,7 @@ impl Connected {
         let loads = (0..shards).map(|shard| {
             let (sink, counters) = (self.sink.clone(), counted(shard));
             async move {
-                let mut producer = sink.open_shard(shard)?;
-                let checkpoints = producer.load().await?;
-                producer.close().await;
+                let checkpoints = sink.load(shard).await?;
                 Ok::<_, SinkError>(Lane::new(shard, shards, checkpoints, counters))
             }
         });

@@ -221,7 +221,7 @@ impl ShardSink {
         changed: &Checkpoints,
         forgotten: &[GroupKey],
     ) -> Result<(), SinkError> {
-        let partition = self.own_partition().await?;
+        let partition = self.sink.own_partition(self.shard).await?;
         let changed = changed
             .iter()
             .map(|(group, c)| (partition, group, Some(checkpoint::encode(c))));
@@ -262,48 +262,6 @@ impl ShardSink {
         }
     }
 
-    /// Reads the shard's checkpoints, and moves those here that an earlier number of shards left in other
-    /// partitions.
-    pub async fn load(&mut self) -> Result<Checkpoints, SinkError> {
-        let own = self.own_partition().await?;
-        let shards = self.sink.live.borrow().pipeline.shards.get();
-        let topic = self.sink.checkpoint_topic();
-        let config = self.sink.reader_config();
-        let mut fold = checkpoint::Fold::new(self.shard, shards);
-        let loaded = super::blocking(move || {
-            reader::read(&config, &topic, |m| {
-                fold.record(m.partition(), m.key(), m.payload())
-                    .map_err(|reason| SinkError::Corrupt {
-                        topic: topic.clone(),
-                        partition: m.partition(),
-                        offset: m.offset(),
-                        what: "checkpoint",
-                        reason: reason.to_string(),
-                    })?;
-                Ok(())
-            })?;
-            Ok(fold.finish(own))
-        })
-        .await
-        .unwrap_or(Err(SinkError::Reset))?;
-        if !loaded.strays.is_empty() {
-            tracing::info!(
-                shard = self.shard,
-                groups = loaded.strays.len(),
-                "moving checkpoints from the partitions of an earlier number of shards"
-            );
-            let moved = loaded.strays.iter().filter_map(|(_, group)| {
-                let checkpoint = loaded.checkpoints.get(group)?;
-                Some((own, group, Some(checkpoint::encode(checkpoint))))
-            });
-            // First here, acknowledged, then there: a crash in between leaves two, of which the furthest counts.
-            self.move_checkpoints(&moved.collect::<Vec<_>>()).await?;
-            let cleared = loaded.strays.iter().map(|(p, group)| (*p, group, None));
-            self.move_checkpoints(&cleared.collect::<Vec<_>>()).await?;
-        }
-        Ok(loaded.checkpoints)
-    }
-
     /// Writes checkpoints into partitions that may have been added a moment ago: not every broker knows them yet,
     /// and a producer that has been told "unknown" has to be made anew to ask again.
     async fn move_checkpoints(
@@ -326,14 +284,6 @@ impl ShardSink {
         }
     }
 
-    /// The shard's partition of the checkpoint topic, made where it is missing.
-    async fn own_partition(&self) -> Result<i32, SinkError> {
-        let partitions = self.sink.checkpoint_partitions().await?;
-        // More shards than partitions where partitions cannot be added: shards then share them, which `load`
-        // copes with because it tells groups apart by their key.
-        Ok((self.shard % partitions) as i32)
-    }
-
     /// When the batch was submitted that has been waiting longest.
     pub fn oldest_unacked(&self) -> Option<Oldest> {
         self.outlet.window().oldest()
@@ -347,6 +297,64 @@ impl ShardSink {
     /// Ends the producer without waiting for what is under way: await the tickets first.
     pub async fn close(mut self) {
         self.outlet.stop().await;
+    }
+}
+
+impl RedpandaSink {
+    /// Reads a shard's checkpoints, and moves those to its partition that an earlier number of shards left in
+    /// others. Only for that it makes a producer, which takes up to half a second to end.
+    pub async fn load(self: &Arc<Self>, shard: u32) -> Result<Checkpoints, SinkError> {
+        let own = self.own_partition(shard).await?;
+        let shards = self.live.borrow().pipeline.shards.get();
+        let topic = self.checkpoint_topic();
+        let config = self.reader_config();
+        let mut fold = checkpoint::Fold::new(shard, shards);
+        let loaded = super::blocking(move || {
+            reader::read(&config, &topic, |m| {
+                fold.record(m.partition(), m.key(), m.payload())
+                    .map_err(|reason| SinkError::Corrupt {
+                        topic: topic.clone(),
+                        partition: m.partition(),
+                        offset: m.offset(),
+                        what: "checkpoint",
+                        reason: reason.to_string(),
+                    })?;
+                Ok(())
+            })?;
+            Ok(fold.finish(own))
+        })
+        .await
+        .unwrap_or(Err(SinkError::Reset))?;
+        if !loaded.strays.is_empty() {
+            tracing::info!(
+                shard,
+                groups = loaded.strays.len(),
+                "moving checkpoints from the partitions of an earlier number of shards"
+            );
+            let moved = loaded.strays.iter().filter_map(|(_, group)| {
+                let checkpoint = loaded.checkpoints.get(group)?;
+                Some((own, group, Some(checkpoint::encode(checkpoint))))
+            });
+            // First here, acknowledged, then there: a crash in between leaves two, of which the furthest counts.
+            let mut producer = self.open_shard(shard)?;
+            producer
+                .move_checkpoints(&moved.collect::<Vec<_>>())
+                .await?;
+            let cleared = loaded.strays.iter().map(|(p, group)| (*p, group, None));
+            producer
+                .move_checkpoints(&cleared.collect::<Vec<_>>())
+                .await?;
+            producer.close().await;
+        }
+        Ok(loaded.checkpoints)
+    }
+
+    /// The shard's partition of the checkpoint topic, made where it is missing.
+    async fn own_partition(&self, shard: u32) -> Result<i32, SinkError> {
+        let partitions = self.checkpoint_partitions().await?;
+        // More shards than partitions where partitions cannot be added: shards then share them, which `load`
+        // copes with because it tells groups apart by their key.
+        Ok((shard % partitions) as i32)
     }
 }
 
