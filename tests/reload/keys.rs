@@ -581,6 +581,8 @@ impl Table {
             )
         };
         let before = at().await;
+        // One write of many rows, so that a window has several pages however slowly the load trickles in.
+        self.rig.world.write(&[Uuid::new_v4(); 60], 0, 1).await;
         tokio::time::sleep(Duration::from_millis(700)).await;
         let after = at().await;
         (after.0 - before.0) / (after.1 - before.1).max(1.0)

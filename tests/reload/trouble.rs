@@ -180,8 +180,8 @@ async fn a_stop_is_obeyed_in_a_rebuild() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let nodes = format!("[\"{}\"]", silent.local_addr().expect("an address"));
     edit.rig.world.save(&edit.with(&[("source.nodes", &nodes)]));
-    // The rebuild has begun when it connects.
-    let (waiting, _) = tokio::task::spawn_blocking(move || silent.accept().map(|c| (c, silent)))
+    // The rebuild has begun when it connects; nobody answers it, then or later.
+    let waiting = tokio::task::spawn_blocking(move || silent.accept().map(|c| (c, silent)))
         .await
         .expect("it waits")
         .expect("a connection");
