@@ -301,6 +301,33 @@ async fn a_delivery_error_fails_all_in_flight_once_and_a_reset_starts_over() {
 /// The scene: silence → open after exactly five timeouts → nothing more is taken → half-open →
 /// closed after three → everything once and in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_comes_late_ends_the_run_of_failures() {
+    let faulty = Faulty::start();
+    let mut settings = settings::settings(&unique("p"), &faulty.brokers, 1);
+    settings.sink.attempt_timeout = Duration::from_millis(200);
+    let b = bench(settings).await;
+    let topic = unique("late");
+    faulty.mock.create_topic(&topic, 2, 1).unwrap();
+    let mut shard = b.sink.open_shard(0).unwrap();
+    let guard = tokio::spawn({
+        let sink = Arc::clone(&b.sink);
+        async move { sink.guard().await }
+    });
+    let first = shard.submit(numbered(&topic, 0, 10, 10)).await.unwrap();
+    first.await.unwrap();
+    faulty
+        .mock
+        .broker_round_trip_time(1, Duration::from_millis(500))
+        .unwrap();
+    let late = shard.submit(numbered(&topic, 10, 20, 10)).await.unwrap();
+    until("a failure", 10, || b.policies.snapshot().failures > 0).await;
+    late.await.unwrap();
+    until("none any more", 10, || b.policies.snapshot().failures == 0).await;
+    assert_eq!(b.policies.snapshot().breaker, State::Closed);
+    guard.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_opens_the_breaker_loses_nothing_and_ends_by_itself() {
     let faulty = Faulty::start();
     let mut settings = settings::settings(&unique("p"), &faulty.brokers, 1);

@@ -178,13 +178,14 @@ fn new_plugin(rest: &[String]) -> Result<()> {
         fs::write(to.join(file), text.replace(EXAMPLE, name))?;
     }
     let wasm = format!("plugins/{}.wasm", name.replace('-', "_"));
+    let test = format!("cargo test -p {name}");
     println!(
         "plugins/{name}/src/lib.rs is yours now. Then:\n\n  \
-         cargo test -p {name}      its tests, natively\n  \
-         cargo xtask plugins{space}builds {wasm}\n\n\
+         {test:<28} its tests, natively\n  \
+         {build:<28} builds {wasm}\n\n\
          and in pipeline.toml, before the transform that routes:\n\n  \
          [[transform]]\n  name = \"{name}\"\n  plugin = \"{wasm}\"\n  settings = {{ drop = \"order.cancelled\" }}",
-        space = " ".repeat(name.len().max(3) - 2),
+        build = "cargo xtask plugins",
     );
     Ok(())
 }

@@ -229,13 +229,13 @@ impl RedpandaSink {
         match watch.look(sight) {
             Act::Rest => {}
             Act::Strike(batch, age) => {
-                // A closed breaker counts every attempt, a half-open one only its probe's: the permit tells.
-                let permit = oldest.and_then(|(_, w)| w.take_permit(batch.batch));
-                match permit {
-                    Some(permit) if breaker.breaker != Breaker::Closed => {
-                        permit.failure(silence(age))
-                    }
-                    _ => self.policies.record_failure(silence(age)),
+                // A half-open breaker counts its probe alone: the permit tells. A closed one counts every attempt,
+                // and the batch keeps its permit: acknowledged after all, it ends the run of failures.
+                let probe = (breaker.breaker != Breaker::Closed)
+                    .then(|| oldest.and_then(|(_, w)| w.take_permit(batch.batch)));
+                match probe.flatten() {
+                    Some(permit) => permit.failure(silence(age)),
+                    None => self.policies.record_failure(silence(age)),
                 }
             }
             Act::Probe => {
