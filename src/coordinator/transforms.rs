@@ -47,16 +47,18 @@ pub struct Swap {
 }
 
 impl Transforms {
-    /// Compiles every plugin of the settings.
+    /// Compiles every plugin of the settings, but for what the transforms that these replace have compiled.
     pub fn load(
         engine: &Engine,
         live: &LiveSettings,
         settings: &Settings,
+        replaces: Option<&Self>,
     ) -> Result<Self, PluginError> {
+        let known = replaces.map_or_else(Vec::new, |r| r.loaded.read().clone());
         Ok(Self {
             engine: engine.clone(),
             live: live.clone(),
-            loaded: RwLock::new(compile(engine, settings)?),
+            loaded: RwLock::new(compile(engine, settings, &known)?),
         })
     }
 
@@ -76,7 +78,7 @@ impl Transforms {
     /// Compiles, configures and warms what the new settings change, aside. Nothing has changed if it fails.
     pub fn prepare(&self, new: &Settings, handovers: &[&Handover]) -> Result<Swap, PluginError> {
         let old = self.loaded.read().clone();
-        let loaded = compile(&self.engine, new)?;
+        let loaded = compile(&self.engine, new, &old)?;
         let changed: Vec<&(Transform, Arc<Plugin>)> = loaded
             .iter()
             .filter(|(transform, plugin)| {
@@ -113,10 +115,16 @@ impl Transforms {
 fn compile(
     engine: &Engine,
     settings: &Settings,
+    known: &[(Transform, Arc<Plugin>)],
 ) -> Result<Vec<(Transform, Arc<Plugin>)>, PluginError> {
     settings
         .transforms
         .iter()
-        .map(|t| Ok((t.clone(), Plugin::load(engine, &t.plugin)?)))
+        .map(|t| {
+            Ok((
+                t.clone(),
+                Plugin::load_unless(engine, &t.plugin, known.iter().map(|(_, p)| p))?,
+            ))
+        })
         .collect()
 }
