@@ -84,6 +84,9 @@ pub struct Coordinator {
     failed_for_good: bool,
 }
 
+/// The child that closes what was replaced.
+const LET_GO: &str = "let-go";
+
 #[derive(Default)]
 struct Listeners {
     admin: Option<Arc<TcpListener>>,
@@ -154,6 +157,7 @@ impl Coordinator {
             this.pipeline_live.subscribe(),
             this.policies.clone(),
             this.plugins.clone(),
+            None,
         );
         let pipeline = connected.await?.open(None).await?;
         this.run_pipeline(Arc::new(pipeline));
@@ -193,6 +197,21 @@ impl Coordinator {
             self.supervisor.start(child);
         }
         self.shared.set_pipeline(Some(pipeline));
+    }
+
+    /// Lets go of a pipeline that another one has replaced. Its clients take their time to close their connections,
+    /// for which nothing else is to wait.
+    fn let_go(&mut self, pipeline: Arc<Pipeline>) {
+        let mut pipeline = Some(pipeline);
+        self.supervisor
+            .start(ChildSpec::new(LET_GO, LET_GO, move |_| {
+                let pipeline = pipeline.take();
+                async move {
+                    tokio::task::block_in_place(|| drop(pipeline));
+                    Ok(())
+                }
+            }));
+        self.supervisor.retire(|s| s == LET_GO);
     }
 
     async fn bind_admin(&self, settings: &Settings) -> anyhow::Result<crate::admin::Server> {

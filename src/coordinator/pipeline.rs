@@ -93,7 +93,8 @@ pub struct Connected {
 }
 
 impl Connected {
-    /// Connects to both sides and compiles the plugins; touches nothing that runs.
+    /// Connects to both sides and compiles the plugins that the pipeline that this one is to replace has not
+    /// compiled; touches nothing that runs.
     ///
     /// # Errors
     /// What cannot be reached, found or compiled.
@@ -101,11 +102,19 @@ impl Connected {
         live: LiveSettings,
         policies: PolicyRegistry,
         plugins: Arc<PluginHost>,
+        replaces: Option<Arc<Pipeline>>,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let settings = live.borrow().clone();
-        let transforms =
-            tokio::task::block_in_place(|| Transforms::load(plugins.engine(), &live, &settings))?;
+        let transforms = tokio::task::block_in_place(|| {
+            Transforms::load(
+                plugins.engine(),
+                &live,
+                &settings,
+                replaces.as_deref().map(|p| &*p.transforms),
+            )
+        })?;
+        drop(replaces);
         tracing::info!(transforms = settings.transforms.len(), took = ?started.elapsed(), "transforms ready");
         let (source, sink) = tokio::try_join!(
             async {

@@ -298,8 +298,12 @@ impl Coordinator {
             true => self.plugins.clone(),
             false => PluginHost::new(new)?,
         };
-        let connected =
-            Connected::new(settings.subscribe(), self.policies.clone(), plugins.clone());
+        let connected = Connected::new(
+            settings.subscribe(),
+            self.policies.clone(),
+            plugins.clone(),
+            self.shared.pipeline(),
+        );
         let connected = self.meanwhile(signals, connected).await??;
 
         self.shared.set_phase(Phase::Rebuilding);
@@ -329,6 +333,9 @@ impl Coordinator {
                 self.reloads.sender.send_replace(new.clone());
                 self.run_pipeline(Arc::new(pipeline));
                 self.shared.set_phase(Phase::Running);
+                if let Some(replaced) = replaces {
+                    self.let_go(replaced);
+                }
                 Ok(())
             }
             Err(error) => {

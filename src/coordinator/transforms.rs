@@ -47,14 +47,16 @@ pub struct Swap {
 }
 
 impl Transforms {
-    /// Compiles every plugin of the settings and has each take its own settings once: what one refuses is told
-    /// here, before anything runs on it.
+    /// Compiles every plugin of the settings, but for what the transforms that these replace have compiled, and
+    /// has each take its own settings once: what one refuses is told here, before anything runs on it.
     pub fn load(
         engine: &Engine,
         live: &LiveSettings,
         settings: &Settings,
+        replaces: Option<&Self>,
     ) -> Result<Self, PluginError> {
-        let loaded = compile(engine, settings)?;
+        let known = replaces.map_or_else(Vec::new, |r| r.loaded.read().clone());
+        let loaded = compile(engine, settings, &known)?;
         for (transform, plugin) in &loaded {
             Prepared::new(transform, plugin.clone(), &[])?;
         }
@@ -81,7 +83,7 @@ impl Transforms {
     /// Compiles, configures and warms what the new settings change, aside. Nothing has changed if it fails.
     pub fn prepare(&self, new: &Settings, handovers: &[&Handover]) -> Result<Swap, PluginError> {
         let old = self.loaded.read().clone();
-        let loaded = compile(&self.engine, new)?;
+        let loaded = compile(&self.engine, new, &old)?;
         let changed: Vec<&(Transform, Arc<Plugin>)> = loaded
             .iter()
             .filter(|(transform, plugin)| {
@@ -118,10 +120,16 @@ impl Transforms {
 fn compile(
     engine: &Engine,
     settings: &Settings,
+    known: &[(Transform, Arc<Plugin>)],
 ) -> Result<Vec<(Transform, Arc<Plugin>)>, PluginError> {
     settings
         .transforms
         .iter()
-        .map(|t| Ok((t.clone(), Plugin::load(engine, &t.plugin)?)))
+        .map(|t| {
+            Ok((
+                t.clone(),
+                Plugin::load_unless(engine, &t.plugin, known.iter().map(|(_, p)| p))?,
+            ))
+        })
         .collect()
 }
