@@ -28,8 +28,12 @@ async fn rates<T>(rig: &Rig, end: impl Future<Output = T>) -> (Vec<f64>, T) {
     }
 }
 
-/// Saves `n` versions, and how long each took until it was in force, in ms, sorted.
-async fn reloads(rig: &Rig, n: u32, version: impl Fn(u32) -> String) -> Vec<f64> {
+/// A new producer takes up to a second until its first batch is acknowledged, and a drain waits for that batch: a
+/// rebuild right after a rebuild would measure the one before.
+const SETTLE: Duration = Duration::from_millis(1_500);
+
+/// Saves `n` versions, `pause` apart, and how long each took until it was in force, in ms, sorted.
+async fn reloads(rig: &Rig, n: u32, pause: Duration, version: impl Fn(u32) -> String) -> Vec<f64> {
     let mut took = Vec::new();
     for i in 0..n {
         let before = rig.newest().await;
@@ -45,6 +49,7 @@ async fn reloads(rig: &Rig, n: u32, version: impl Fn(u32) -> String) -> Vec<f64>
             .expect("a time");
         let since = at.duration_since(saved);
         took.push(since.as_secs_f64() * 1e3);
+        tokio::time::sleep(pause).await;
     }
     took.sort_by(f64::total_cmp);
     took
@@ -92,9 +97,10 @@ async fn from_save_to_in_force() {
     };
     let undisturbed = Duration::from_millis((u64::from(n) * 150).clamp(2_000, 30_000));
     let (quiet, ()) = rates(&rig, tokio::time::sleep(undisturbed)).await;
-    let (during_live, live) = rates(&rig, reloads(&rig, n, live)).await;
-    let (during_swap, swap) = rates(&rig, reloads(&rig, n.div_ceil(4), settings)).await;
-    let (during_rebuild, rebuild) = rates(&rig, reloads(&rig, n.div_ceil(8), shards)).await;
+    let (during_live, live) = rates(&rig, reloads(&rig, n, Duration::ZERO, live)).await;
+    let (during_swap, swap) =
+        rates(&rig, reloads(&rig, n.div_ceil(4), Duration::ZERO, settings)).await;
+    let (during_rebuild, rebuild) = rates(&rig, reloads(&rig, n.div_ceil(8), SETTLE, shards)).await;
     let (quiet_again, ()) = rates(&rig, tokio::time::sleep(undisturbed)).await;
     let total = rig.finish(&[topic]).await;
 
