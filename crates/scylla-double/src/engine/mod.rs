@@ -480,6 +480,7 @@ impl Engine {
                 self.modify(
                     &[(plan, context)],
                     BatchScope {
+                        now: params.now,
                         default,
                         own: None,
                         batch: false,
@@ -508,6 +509,7 @@ impl Engine {
                 self.modify(
                     &statements,
                     BatchScope {
+                        now: params.now,
                         default: params.default_timestamp,
                         own,
                         batch: true,
@@ -554,6 +556,7 @@ impl Engine {
         self.modify(
             &plans,
             BatchScope {
+                now: params.now,
                 default: params.default_timestamp,
                 own: None,
                 batch: true,
@@ -588,8 +591,10 @@ impl Engine {
         let conditional = statements
             .iter()
             .any(|(p, _)| !matches!(p.condition, Condition::None));
-        let now = context.now;
         let mut state = self.state.write();
+        // The clock is read once nothing can come between it and the write: a write is never seen later than a
+        // moment that its time has long passed, however busy the machine.
+        let now = scope.now.unwrap_or_else(|| self.now());
         // The schema may have changed since the statements were resolved, before this lock was had.
         if statements
             .iter()
@@ -664,6 +669,8 @@ impl Engine {
 
 /// How the timestamps of a batch's statements come about.
 struct BatchScope {
+    /// Instead of the clock's, µs since the epoch.
+    now: Option<i64>,
     /// From the protocol.
     default: Option<Timestamp>,
     /// Of the batch itself.
