@@ -15,24 +15,25 @@
 //! are of everything together; what counts is the ratios.
 #![allow(missing_docs)]
 
+#[path = "support/acks.rs"]
+mod acks;
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use acks::Acks;
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
+use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
-use rdkafka::producer::{
-    BaseRecord, FutureProducer, FutureRecord, ProducerContext, ThreadedProducer,
-};
+use rdkafka::producer::{BaseRecord, FutureProducer, FutureRecord, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode as Code;
-use rdkafka::{ClientConfig, ClientContext};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use scylla::deserialize::row::ColumnIterator;
@@ -186,20 +187,6 @@ async fn done() -> Result<()> {
     Ok(())
 }
 
-#[derive(Default)]
-struct Acks(AtomicU64);
-
-impl ClientContext for Acks {}
-
-impl ProducerContext for Acks {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
-        assert!(result.is_ok());
-        self.0.fetch_add(1, Relaxed);
-    }
-}
-
 async fn bare(node: &str, brokers: &str, topic: &str, headers: bool) -> Result<()> {
     let session = Arc::new(session(node).await?);
     let generations = session
@@ -240,7 +227,7 @@ async fn bare(node: &str, brokers: &str, topic: &str, headers: bool) -> Result<(
         sent += group??;
     }
     use rdkafka::producer::Producer as _;
-    while producer.client().context().0.load(Relaxed) < sent {
+    while producer.client().context().count() < sent {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     done().await

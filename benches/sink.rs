@@ -4,42 +4,30 @@
 //! rates are of client and broker together; what counts is the ratio.
 #![allow(missing_docs)]
 
+#[path = "support/acks.rs"]
+mod acks;
 #[path = "../tests/support/batches.rs"]
 mod batches;
 #[path = "../tests/support/settings.rs"]
 mod settings;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use acks::Acks;
 use batches::{Maker, position};
 use penstock::change::RecordBatch;
 use penstock::policy::stage::StagePolicies;
 use penstock::sink::redpanda::RedpandaSink;
-use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
-use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
-use rdkafka::{ClientConfig, ClientContext};
 
 const BATCH: u32 = 256;
 const VALUE: usize = 400;
 const ROUNDS: usize = 3;
-
-#[derive(Default)]
-struct Acks(AtomicU64);
-
-impl ClientContext for Acks {}
-
-impl ProducerContext for Acks {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
-        assert!(result.is_ok());
-        self.0.fetch_add(1, Relaxed);
-    }
-}
 
 /// As tight as a loop over rdkafka gets, with the sink's own settings; with as many header bytes, or none.
 fn bare(
@@ -91,7 +79,7 @@ fn bare(
             }
         }
     }
-    while producer.client().context().0.load(Relaxed) < sent {
+    while producer.client().context().count() < sent {
         std::thread::sleep(Duration::from_micros(200));
     }
     started.elapsed()

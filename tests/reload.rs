@@ -155,6 +155,15 @@ impl Rig {
         }
     }
 
+    /// Waits until the configuration that is in force has no complaint against what is in the file.
+    async fn no_complaint(&self) {
+        self.until("no complaint", async || {
+            let config = self.get("/config").await;
+            config["complaint"].is_null().then_some(())
+        })
+        .await;
+    }
+
     /// When the newest revision was made; empty: there is none yet.
     async fn newest(&self) -> String {
         let list = self.get("/reloads").await;

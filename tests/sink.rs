@@ -298,8 +298,12 @@ async fn a_delivery_error_fails_all_in_flight_once_and_a_reset_starts_over() {
     assert_eq!(shard.snapshot().resets, 1);
 }
 
-/// The scene: silence → open after exactly five timeouts → nothing more is taken → half-open →
-/// closed after three → everything once and in order.
+/// What the coordinator drives beside the shards.
+fn guard(sink: &Arc<RedpandaSink>) -> tokio::task::JoinHandle<()> {
+    let sink = Arc::clone(sink);
+    tokio::spawn(async move { sink.guard().await })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_comes_late_ends_the_run_of_failures() {
     let faulty = Faulty::start();
@@ -309,10 +313,7 @@ async fn an_answer_that_comes_late_ends_the_run_of_failures() {
     let topic = unique("late");
     faulty.mock.create_topic(&topic, 2, 1).unwrap();
     let mut shard = b.sink.open_shard(0).unwrap();
-    let guard = tokio::spawn({
-        let sink = Arc::clone(&b.sink);
-        async move { sink.guard().await }
-    });
+    let guard = guard(&b.sink);
     let first = shard.submit(numbered(&topic, 0, 10, 10)).await.unwrap();
     first.await.unwrap();
     faulty
@@ -327,6 +328,8 @@ async fn an_answer_that_comes_late_ends_the_run_of_failures() {
     guard.abort();
 }
 
+/// The scene: silence → open after exactly five timeouts → nothing more is taken → half-open →
+/// closed after three → everything once and in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_opens_the_breaker_loses_nothing_and_ends_by_itself() {
     let faulty = Faulty::start();
@@ -341,10 +344,7 @@ async fn an_outage_opens_the_breaker_loses_nothing_and_ends_by_itself() {
     let topic = unique("outage");
     faulty.mock.create_topic(&topic, 2, 1).unwrap();
     let mut shard = b.sink.open_shard(0).unwrap();
-    let guard = tokio::spawn({
-        let sink = Arc::clone(&b.sink);
-        async move { sink.guard().await }
-    });
+    let guard = guard(&b.sink);
     shard
         .submit(numbered(&topic, 0, 100, 10))
         .await

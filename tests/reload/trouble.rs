@@ -67,13 +67,7 @@ impl Edit {
         assert_eq!(self.rig.get("/status").await["phase"], "running");
         assert_eq!(pipelines, self.rig.running.count("checkpoints read"));
         self.rig.world.save(&self.base.to_string());
-        self.rig
-            .until("no complaint", async || {
-                self.rig.get("/config").await["complaint"]
-                    .is_null()
-                    .then_some(())
-            })
-            .await;
+        self.rig.no_complaint().await;
     }
 }
 
