@@ -98,11 +98,8 @@ async fn outage(world: &World, what: &str, fail: impl FnOnce(), mend: impl FnOnc
         running.await_metrics("the breaker opens", LONG, is_open)
     );
     let opened_after = failed_at.elapsed();
-    assert_eq!(
-        opened.stage("penstock_calls_failed_total", "sink"),
-        5.0,
-        "{what}: it opens after exactly failure_threshold failures"
-    );
+    // A probe that failed before anybody looked counts as well; that it took exactly five is in the line.
+    assert!(opened.stage("penstock_calls_failed_total", "sink") >= 5.0);
     let line = "breaker opened stage=sink failures=5 ";
     assert!(running.text().contains(line), "{}", running.text());
 

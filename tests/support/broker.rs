@@ -7,8 +7,8 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -78,49 +78,49 @@ pub enum Flow {
     Silent,
 }
 
-/// A broker that keeps what it is given, behind a connection that can be cut or silenced.
+/// A broker that keeps what it is given, behind a connection that can be cut or silenced: a relay of the real
+/// brokers where `PENSTOCK_TEST_RELAYS` names some (`cargo xtask kafka` prints them), else one of its own.
 pub struct Valve {
     pub brokers: String,
     state: Arc<ValveState>,
+    fronts: Vec<SocketAddr>,
 }
 
 struct ValveState {
     flow: Mutex<(Flow, Vec<TcpStream>)>,
     changed: Condvar,
-    broker: std::net::SocketAddr,
+    ended: AtomicBool,
 }
 
 impl Valve {
     pub fn start(flow: Flow) -> Self {
-        let front = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
-        let back = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
-        let address = front.local_addr().expect("an address");
-        // What the broker says its address is, is the valve's: clients connect to nothing else.
-        let engine =
-            noida::kafka::engine::Engine::new(address.ip().to_string(), address.port().into());
+        let doors = match std::env::var("PENSTOCK_TEST_RELAYS") {
+            Ok(relays) => claim(&relays),
+            Err(_) => vec![embedded()],
+        };
         let state = Arc::new(ValveState {
             flow: Mutex::new((flow, Vec::new())),
             changed: Condvar::new(),
-            broker: back.local_addr().expect("an address"),
+            ended: AtomicBool::new(false),
         });
-        // These threads end with the test's process, as those of `noida` itself do.
-        std::thread::spawn(move || {
-            for stream in back.incoming().flatten() {
-                let engine = engine.clone();
-                std::thread::spawn(move || {
-                    noida::kafka::connection::handle_connection(stream, engine)
-                });
-            }
-        });
-        let shared = state.clone();
-        std::thread::spawn(move || {
-            for stream in front.incoming().flatten() {
-                shared.connect(stream);
-            }
-        });
+        let mut fronts = Vec::new();
+        for (front, back) in doors {
+            fronts.push(front.local_addr().expect("an address"));
+            let shared = state.clone();
+            std::thread::spawn(move || {
+                for stream in front.incoming().flatten() {
+                    if shared.ended.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    shared.connect(stream, back);
+                }
+            });
+        }
+        let all: Vec<String> = fronts.iter().map(SocketAddr::to_string).collect();
         Self {
-            brokers: address.to_string(),
+            brokers: all.join(","),
             state,
+            fronts,
         }
     }
 
@@ -137,13 +137,66 @@ impl Valve {
     }
 }
 
+impl Drop for Valve {
+    fn drop(&mut self) {
+        self.state.ended.store(true, Ordering::Relaxed);
+        self.set(Flow::Cut);
+        for front in &self.fronts {
+            // Wakes the thread that accepts: it leaves the port to the next.
+            TcpStream::connect(front).ok();
+        }
+    }
+}
+
+/// A broker of its own behind a port of its own: what it says its address is, is the valve's, so that clients
+/// connect to nothing else.
+fn embedded() -> (TcpListener, SocketAddr) {
+    let front = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
+    let back = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
+    let address = front.local_addr().expect("an address");
+    let broker = back.local_addr().expect("an address");
+    let engine = noida::kafka::engine::Engine::new(address.ip().to_string(), address.port().into());
+    // These threads end with the test's process, as those of `noida` itself do.
+    std::thread::spawn(move || {
+        for stream in back.incoming().flatten() {
+            let engine = engine.clone();
+            std::thread::spawn(move || noida::kafka::connection::handle_connection(stream, engine));
+        }
+    });
+    (front, broker)
+}
+
+/// Takes a relay that nobody else has: who binds its front owns it.
+fn claim(relays: &str) -> Vec<(TcpListener, SocketAddr)> {
+    let door = |ports: &str| {
+        let (front, back) = ports.split_once('/').expect("front/back");
+        let [front, back] = [front, back].map(|port| port.parse().expect("a port"));
+        let front = TcpListener::bind(("127.0.0.1", front)).ok()?;
+        Some((front, SocketAddr::from(([127, 0, 0, 1], back))))
+    };
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while Instant::now() < deadline {
+        for relay in relays.split(',') {
+            // One door a node; what was bound of a relay that is another's in part is let go of.
+            if let Some(doors) = relay.split('+').map(door).collect() {
+                return doors;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("every relay of {relays} is in use");
+}
+
 impl ValveState {
-    fn connect(self: &Arc<Self>, client: TcpStream) {
+    fn connect(self: &Arc<Self>, client: TcpStream, broker: SocketAddr) {
         let mut state = self.flow.lock().expect("not poisoned");
         if state.0 == Flow::Cut {
             return;
         }
-        let server = TcpStream::connect(self.broker).expect("the broker behind the valve");
+        // A real broker may be down just now: then the client is cut off.
+        let Ok(server) = TcpStream::connect(broker) else {
+            return;
+        };
         for (from, to) in [(&client, &server), (&server, &client)] {
             from.set_nodelay(true).ok();
             let (from, to) = (

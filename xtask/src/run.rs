@@ -1,0 +1,56 @@
+//! The program, its tests and its benchmarks.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::cargo::{cargo, check, root, target_dir};
+use crate::plugins::ensure_target;
+
+pub(crate) fn demo(rest: &[String]) -> Result<()> {
+    penstock("demo", rest)
+}
+
+pub(crate) fn run(rest: &[String]) -> Result<()> {
+    penstock("run", rest)
+}
+
+fn penstock(command: &str, rest: &[String]) -> Result<()> {
+    check(cargo().args(["build", "--release", "--package", "penstock"]))?;
+    let program = target_dir()?.join("release/penstock");
+    let mut run = Command::new(program);
+    run.current_dir(root()).arg(command).args(rest);
+    exec(run)
+}
+
+/// Becomes the program, so that signals and the exit code are its own.
+#[cfg(unix)]
+fn exec(mut command: Command) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    Err(command.exec().into())
+}
+
+#[cfg(not(unix))]
+fn exec(mut command: Command) -> Result<()> {
+    check(&mut command)
+}
+
+pub(crate) fn test(rest: &[String]) -> Result<()> {
+    // For the test that takes a plugin as a component of its own making.
+    ensure_target("wasm32-wasip2")?;
+    check(
+        cargo()
+            .args(["test", "--workspace", "--no-fail-fast"])
+            .args(rest),
+    )
+}
+
+pub(crate) fn bench(rest: &[String]) -> Result<()> {
+    let mut bench = cargo();
+    bench.arg("bench");
+    match rest.split_first() {
+        Some((name, more)) => bench.args(["--bench", name, "--"]).args(more),
+        None => bench.arg("--benches"),
+    };
+    check(&mut bench)
+}
