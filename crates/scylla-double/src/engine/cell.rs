@@ -5,8 +5,9 @@
 //! not look at tombstones), while a mutation keeps everything, for the CDC log shows it all.
 //!
 //! Rules of precedence: the higher timestamp wins; at equal timestamps a dead cell beats a live one,
-//! an expiring one beats one without TTL, a later expiry beats an earlier one, and then the greater
-//! value wins (ScyllaDB `compare_atomic_cell_for_merge`).
+//! an expiring one beats one without TTL, a later expiry beats an earlier one, of one expiry the shorter
+//! TTL (it was written later) beats a longer one, and then the greater value wins (ScyllaDB
+//! `compare_atomic_cell_for_merge`).
 
 use std::{
     cmp::Ordering,
@@ -29,11 +30,30 @@ pub(crate) const NEVER: Timestamp = i64::MIN;
 pub(crate) struct Ttl {
     /// Seconds from the write; 0 means for ever.
     pub(crate) seconds: i32,
-    /// Seconds since the epoch at which it ends; meaningless when `seconds` is 0.
+    /// Seconds since the epoch at which it ends; 0 when `seconds` is.
     pub(crate) expires_at: i64,
 }
 
 impl Ttl {
+    /// A TTL that begins at `now`, seconds since the epoch.
+    pub(crate) fn from(now: i64, seconds: i32) -> Self {
+        if seconds <= 0 {
+            return Self::default();
+        }
+        Self {
+            seconds,
+            expires_at: now + i64::from(seconds),
+        }
+    }
+
+    /// Which of two of one timestamp wins, the greater one, as far as the TTL tells.
+    fn precedence(self, other: Self) -> Ordering {
+        (self.seconds > 0)
+            .cmp(&(other.seconds > 0))
+            .then_with(|| self.expires_at.cmp(&other.expires_at))
+            .then_with(|| other.seconds.cmp(&self.seconds))
+    }
+
     /// Whether something with this TTL is still there at `now` (seconds since the epoch).
     pub(crate) fn alive(self, now: i64) -> bool {
         self.seconds == 0 || self.expires_at > now
@@ -81,8 +101,7 @@ impl AtomicCell {
         self.timestamp
             .cmp(&other.timestamp)
             .then_with(|| self.value.is_none().cmp(&other.value.is_none()))
-            .then_with(|| (self.ttl.seconds > 0).cmp(&(other.ttl.seconds > 0)))
-            .then_with(|| self.ttl.expires_at.cmp(&other.ttl.expires_at))
+            .then_with(|| self.ttl.precedence(other.ttl))
             .then_with(|| self.value.cmp(&other.value))
     }
 }
@@ -249,6 +268,20 @@ impl Row {
         }
     }
 
+    fn size(&self) -> usize {
+        let value =
+            |cell: &AtomicCell| size_of::<AtomicCell>() + cell.value.as_ref().map_or(0, Bytes::len);
+        let cells = self.cells.iter().map(|(_, data)| match data {
+            CellData::Atomic(cell) => value(cell),
+            CellData::Multi(all) => all
+                .cells
+                .values()
+                .map(|e| e.key.len() + value(&e.cell))
+                .sum(),
+        });
+        size_of::<Self>() + self.key.iter().map(Bytes::len).sum::<usize>() + cells.sum::<usize>()
+    }
+
     /// Whether nothing at all is known of it, so that it need not be kept.
     pub(crate) fn is_blank(&self) -> bool {
         self.tombstone == NEVER && self.marker.is_none() && self.cells.is_empty()
@@ -264,12 +297,10 @@ impl Row {
         self.tombstone = self.tombstone.max(other.tombstone);
         if let Some(theirs) = other.marker {
             let newer = self.marker.is_none_or(|ours| {
-                (ours.timestamp, ours.ttl.seconds > 0, ours.ttl.expires_at)
-                    < (
-                        theirs.timestamp,
-                        theirs.ttl.seconds > 0,
-                        theirs.ttl.expires_at,
-                    )
+                ours.timestamp
+                    .cmp(&theirs.timestamp)
+                    .then_with(|| ours.ttl.precedence(theirs.ttl))
+                    .is_lt()
             });
             if newer {
                 self.marker = Some(theirs);
@@ -437,6 +468,17 @@ impl Partition {
             && self.static_row.is_blank()
             && self.rows.is_empty()
             && self.ranges.is_empty()
+    }
+
+    /// About how much memory it takes, bytes, as ScyllaDB measures a batch by.
+    pub(crate) fn size(&self) -> usize {
+        let rows: usize = self.rows.values().map(Row::size).sum();
+        let ranges = self.ranges.iter();
+        self.static_row.size()
+            + rows
+            + ranges
+                .map(|r| r.start.position.len() + r.end.position.len())
+                .sum::<usize>()
     }
 
     /// The row at an encoded clustering key, made when there is none.
@@ -612,8 +654,16 @@ mod tests {
                 expires_at: 100,
             },
         );
+        let shorter = AtomicCell::live(
+            1,
+            Bytes::from_static(b"0"),
+            Ttl {
+                seconds: 4,
+                expires_at: 100,
+            },
+        );
         let dead = AtomicCell::dead(1);
-        let order = [less, plain, expiring, dead];
+        let order = [less, plain, expiring, shorter, dead];
         for (i, weak) in order.iter().enumerate() {
             for strong in &order[i + 1..] {
                 for (mut first, second) in [

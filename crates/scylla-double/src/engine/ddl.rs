@@ -20,8 +20,8 @@ use crate::{
     types::CqlType,
 };
 
-/// The longest name of a keyspace or table.
-const MAX_NAME: usize = 48;
+/// The longest name of a keyspace or table (`schema::NAME_LENGTH` since 2025.4); a log's is longer.
+const MAX_NAME: usize = 192;
 
 /// What a statement did to the schema.
 struct Done {
@@ -96,7 +96,7 @@ fn new_table(
     keyspace: &str,
 ) -> Result<TableSchema, CqlError> {
     let name = &create.table.name;
-    check_name("table", name)?;
+    check_name("Table", name)?;
     if create.compact_storage {
         return Err(CqlError::invalid(
             "COMPACT STORAGE is not supported by this in-memory stand-in for ScyllaDB",
@@ -234,12 +234,15 @@ fn new_table(
 
 fn check_name(what: &str, name: &str) -> Result<(), CqlError> {
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-        return Err(CqlError::invalid(format!(
-            "{what} names must be composed of alphanumerics and underscores only (got \"{name}\")"
-        )));
+        return Err(CqlError::invalid(if what == "Table" {
+            format!(
+                "\"{name}\" is not a valid table name (must be alphanumeric character only: [0-9A-Za-z]+)"
+            )
+        } else {
+            format!("\"{name}\" is not a valid keyspace name")
+        }));
     }
-    // A log's name is as much longer as its suffix.
-    if name.len() > MAX_NAME + LOG_SUFFIX.len() {
+    if name.len() > MAX_NAME {
         return Err(CqlError::invalid(format!(
             "{what} names shouldn't be more than {MAX_NAME} characters long (got \"{name}\")"
         )));
@@ -280,7 +283,7 @@ fn set_options(options: &mut TableOptions, properties: &ast::Properties) -> Resu
             {
                 let map: BTreeMap<String, String> = entries.iter().cloned().collect();
                 if name == "cdc" {
-                    options.cdc = Some(cdc::parse_options(&map)?);
+                    options.cdc = cdc::parse_options(&map)?;
                 } else {
                     options.maps.insert(name, map);
                 }
@@ -305,6 +308,29 @@ fn set_options(options: &mut TableOptions, properties: &ast::Properties) -> Resu
             }
             _ => return Err(CqlError::syntax(format!("Unknown property '{name}'"))),
         }
+    }
+    Ok(())
+}
+
+fn sets(properties: &ast::Properties, name: &str) -> bool {
+    properties.iter().any(|(n, _)| n.eq_ignore_ascii_case(name))
+}
+
+/// What an `ALTER TABLE` cannot set (`alter_table_statement::prepare_schema_update`).
+fn refuse_options(table: &TableSchema, properties: &ast::Properties) -> Result<(), CqlError> {
+    if sets(properties, "id") {
+        return Err(CqlError::config("Cannot alter table id."));
+    }
+    let text = |name: &str| {
+        properties.iter().find_map(|(n, value)| match value {
+            PropertyValue::Text(text) if n.eq_ignore_ascii_case(name) => Some(text.as_str()),
+            _ => None,
+        })
+    };
+    if table.counter && text("default_time_to_live").is_some_and(|t| t != "0") {
+        return Err(CqlError::invalid(
+            "Cannot set default_time_to_live on a table with counters",
+        ));
     }
     Ok(())
 }
@@ -620,7 +646,13 @@ impl Engine {
                 }
             }
             AlterTableAction::With(properties) => {
+                refuse_options(&old, properties)?;
                 set_options(&mut table.options, properties)?;
+                if table.options.cdc.is_none() && sets(properties, "cdc") {
+                    return Err(CqlError::invalid(
+                        "Altering CDC options requires specifying \"enabled\" flag",
+                    ));
+                }
                 if table.options.cdc != old.options.cdc && old.is_log {
                     return Err(nested(&old));
                 }
@@ -650,8 +682,9 @@ impl Engine {
             };
         };
         if table.is_log && base_is_logged(&state.schema, &table) {
-            return Err(CqlError::invalid(format!(
-                "Cannot drop CDC log table {keyspace}.{name} of a table with CDC enabled"
+            // ScyllaDB says itself that another code would be better.
+            return Err(CqlError::unauthorized(format!(
+                "Cannot DROP cdc log table {name}"
             )));
         }
         let log = state

@@ -14,6 +14,15 @@ pub enum ErrorDetail {
         /// The table that exists; empty when it is the keyspace.
         table: String,
     },
+    /// `Unavailable_exception` (0x1000).
+    Unavailable {
+        /// The consistency asked for, as the protocol numbers it.
+        consistency: u16,
+        /// Replicas that it needs.
+        required: u32,
+        /// Replicas that there are.
+        alive: u32,
+    },
     /// `Function_failure` (0x1400).
     FunctionFailure {
         /// Keyspace of the function.
@@ -44,6 +53,10 @@ impl fmt::Display for CqlError {
 
 /// `Server error`.
 pub const SERVER_ERROR: u32 = 0x0000;
+/// `Protocol_error`.
+pub const PROTOCOL_ERROR: u32 = 0x000a;
+/// `Unavailable_exception`: fewer replicas than the consistency needs.
+pub const UNAVAILABLE: u32 = 0x1000;
 /// `Syntax_error`.
 pub const SYNTAX_ERROR: u32 = 0x2000;
 /// `Unauthorized`.
@@ -68,6 +81,11 @@ impl CqlError {
     /// 0x2200: the statement parses but cannot be run.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(INVALID, message)
+    }
+
+    /// 0x000A: what was sent is not the protocol.
+    pub fn protocol(message: impl Into<String>) -> Self {
+        Self::new(PROTOCOL_ERROR, message)
     }
 
     /// 0x2000: the statement does not parse.

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{
     error::CqlError,
     order,
-    plan::{Comparison, Context, Evaluated, Filter, Operand, Values},
+    plan::{Comparison, Context, Evaluated, Filter, Operand},
     schema::TableSchema,
     storage::RowView,
     types::{self, Shape, shape},
@@ -18,10 +18,8 @@ pub(crate) struct Ready<'a> {
     /// Each with its place among values of its type; `None` is null.
     values: Vec<Option<(Vec<u8>, Bytes)>>,
     key: Option<Bytes>,
-    /// An `IF` may compare with null.
+    /// An `IF` may compare with null; in a `WHERE` nothing compares with null, not even null.
     nulls: bool,
-    /// `IN` or `NOT IN` with an unset marker, and the like: holds for every row.
-    always: bool,
 }
 
 /// Prepares the filters of a `WHERE`.
@@ -74,40 +72,17 @@ fn ready<'a>(
     };
     let ty = value_type(filter);
     let placed = |bytes: Bytes| (order::value(ty, &bytes), bytes);
-    let mut always = false;
-    let mut one = |expr: &super::plan::Expr| {
-        Ok(match expr.eval(context)? {
-            Evaluated::Value(bytes) => Some(placed(bytes)),
-            Evaluated::Null if nulls => None,
-            Evaluated::Null => {
-                return Err(CqlError::invalid(format!(
-                    "Invalid null value in condition for column {name}"
-                )));
-            }
-            Evaluated::Unset if nulls => {
-                return Err(CqlError::invalid(format!(
-                    "Invalid 'unset' value in condition for column {name}"
-                )));
-            }
-            Evaluated::Unset => {
-                always = true;
-                None
-            }
-        })
-    };
-    let values = match &filter.values {
-        Values::One(expr) => vec![one(expr)?],
-        Values::Many(exprs) => exprs.iter().map(one).collect::<Result<_, CqlError>>()?,
-        list @ Values::List(_) => list
-            .eval(context, name)?
-            .into_iter()
-            .map(|b| Some(placed(b)))
-            .collect(),
-    };
+    let values = filter.values.eval(context, name)?;
+    let values = values.into_iter().map(|v| v.map(placed)).collect();
     let key = match &filter.operand {
-        Operand::Element(_, key) => Some(key.eval(context)?.bytes().ok_or_else(|| {
-            CqlError::invalid(format!("Invalid null value for {name} element access"))
-        })?),
+        Operand::Element(_, key) => match key.eval(context)? {
+            Evaluated::Unset => {
+                return Err(CqlError::invalid(format!(
+                    "Invalid unset value for column {name}"
+                )));
+            }
+            key => key.bytes(),
+        },
         _ => None,
     };
     Ok(Ready {
@@ -115,16 +90,12 @@ fn ready<'a>(
         values,
         key,
         nulls,
-        always,
     })
 }
 
 impl Ready<'_> {
     /// Whether the condition holds for a row.
     pub(crate) fn accepts(&self, view: &RowView<'_>) -> Result<bool, CqlError> {
-        if self.always {
-            return Ok(true);
-        }
         let columns = &view.table.columns;
         let value = match &self.filter.operand {
             Operand::Column(at) => view.value(&columns[*at]),
@@ -165,7 +136,9 @@ impl Ready<'_> {
         let equal_to =
             |place: &[u8], bytes: &[u8]| order::value(value_type(self.filter), bytes) == place;
         let compare = || first.map(|(place, _)| order::value(ty, value).as_slice().cmp(place));
+        let known = self.nulls || first.is_some();
         Ok(match self.filter.comparison {
+            Comparison::Ne if !known => false,
             Comparison::Eq => compare().is_some_and(|o| o.is_eq()),
             Comparison::Ne => compare().is_none_or(|o| o.is_ne()),
             Comparison::Lt => compare().is_some_and(|o| o.is_lt()),
@@ -175,6 +148,9 @@ impl Ready<'_> {
             Comparison::In | Comparison::NotIn => {
                 let place = order::value(ty, value);
                 let found = self.values.iter().flatten().any(|(p, _)| *p == place);
+                if !found && !self.nulls && self.values.iter().any(Option::is_none) {
+                    return Ok(false);
+                }
                 found == (self.filter.comparison == Comparison::In)
             }
             Comparison::Contains => {

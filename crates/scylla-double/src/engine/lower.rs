@@ -1287,7 +1287,20 @@ fn require_rows(plan: &ModifyPlan) -> Result<(), CqlError> {
         .iter()
         .all(|(at, _)| table.columns[*at].kind == ColumnKind::Static);
     let clustered = !plan.restrictions.clustering.is_empty();
-    if plan.kind != ModifyKind::Insert && statics_only && clustered && !plan.changes.is_empty() {
+    let of_row = |filter: &Filter| match &filter.operand {
+        Operand::Column(at) | Operand::Element(at, _) | Operand::Field(at, _) => {
+            table.columns[*at].kind != ColumnKind::Static
+        }
+        Operand::Tuple(_) => true,
+    };
+    let regular_condition =
+        matches!(&plan.condition, Condition::If(filters) if filters.iter().any(of_row));
+    if plan.kind != ModifyKind::Insert
+        && statics_only
+        && clustered
+        && !plan.changes.is_empty()
+        && !regular_condition
+    {
         let verb = if plan.kind == ModifyKind::Update {
             "UPDATE"
         } else {
@@ -1308,8 +1321,8 @@ fn require_rows(plan: &ModifyPlan) -> Result<(), CqlError> {
             Ok(())
         }
         ModifyKind::Delete if plan.changes.is_empty() => Err(CqlError::invalid(
-            "DELETE statements must restrict all PRIMARY KEY columns with equality relations in order to use IF \
-             condition on non static columns",
+            "DELETE statements must restrict all PRIMARY KEY columns with equality relations in order to delete non \
+             static columns",
         )),
         ModifyKind::Insert
             if plan.restrictions.clustering.is_empty()
@@ -1318,8 +1331,16 @@ fn require_rows(plan: &ModifyPlan) -> Result<(), CqlError> {
         {
             Ok(())
         }
+        ModifyKind::Delete
+            if plan.restrictions.clustering.is_empty() && statics_only && regular_condition =>
+        {
+            Err(CqlError::invalid(
+                "DELETE statements must restrict all PRIMARY KEY columns with equality relations in order to use IF \
+                 condition on non static columns",
+            ))
+        }
         ModifyKind::Update | ModifyKind::Delete
-            if plan.restrictions.clustering.is_empty() && statics_only =>
+            if plan.restrictions.clustering.is_empty() && statics_only && !regular_condition =>
         {
             Ok(())
         }

@@ -6,6 +6,7 @@
 
 mod cdc;
 mod cell;
+mod consistency;
 mod ddl;
 mod error;
 mod filter;
@@ -42,8 +43,8 @@ use uuid::Uuid;
 pub use self::{
     cdc::{LOG_SUFFIX, Operation, log_name},
     error::{
-        ALREADY_EXISTS, CONFIG_ERROR, CqlError, ErrorDetail, INVALID, SERVER_ERROR, SYNTAX_ERROR,
-        UNAUTHORIZED,
+        ALREADY_EXISTS, CONFIG_ERROR, CqlError, ErrorDetail, INVALID, PROTOCOL_ERROR, SERVER_ERROR,
+        SYNTAX_ERROR, UNAUTHORIZED, UNAVAILABLE,
     },
     plan::BoundValue,
     schema::{
@@ -55,6 +56,7 @@ pub use self::{
 use self::{
     cdc::{images, streams::Streams},
     cell::Timestamp,
+    consistency::Consistency,
     lower::Statement,
     paging::PagingState,
     plan::{Condition, Context, ModifyPlan},
@@ -79,6 +81,9 @@ pub struct Options {
     /// How far ahead a new generation begins unless told otherwise. ScyllaDB takes twice its ring
     /// delay and five seconds more.
     pub generation_delay: Duration,
+    /// The most that a batch of several partitions may write, bytes in memory
+    /// (`batch_size_fail_threshold_in_kb`).
+    pub max_batch_bytes: usize,
     /// The timestamps of all writes and the expiry of all TTLs come from here; µs since the epoch.
     pub clock: fn() -> i64,
 }
@@ -91,6 +96,7 @@ impl Default for Options {
             initial_tablets: 4,
             first_generation_age: Duration::from_secs(10),
             generation_delay: Duration::from_secs(2),
+            max_batch_bytes: 1 << 20,
             clock: system_clock,
         }
     }
@@ -191,7 +197,7 @@ impl Prepared {
 }
 
 /// What a statement is run with.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Params {
     /// The values of the bind markers, in order, or in the order of `names`.
     pub values: Vec<BoundValue>,
@@ -201,9 +207,9 @@ pub struct Params {
     pub keyspace: Option<String>,
     /// The timestamp the protocol carries, µs since the epoch.
     pub default_timestamp: Option<i64>,
-    /// Consistency as the protocol numbers it. One node satisfies all of them.
+    /// Consistency as the protocol numbers it; `ONE` (1) by default.
     pub consistency: u16,
-    /// Serial consistency, likewise.
+    /// Serial consistency, likewise; `SERIAL` (8) when it is not given.
     pub serial_consistency: Option<u16>,
     /// The most rows of a page.
     pub page_size: Option<i32>,
@@ -211,6 +217,22 @@ pub struct Params {
     pub paging_state: Option<Bytes>,
     /// The time of the statement instead of the clock's, µs since the epoch.
     pub now: Option<i64>,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            values: Vec::new(),
+            names: Vec::new(),
+            keyspace: None,
+            default_timestamp: None,
+            consistency: Consistency::One as u16,
+            serial_consistency: None,
+            page_size: None,
+            paging_state: None,
+            now: None,
+        }
+    }
 }
 
 /// What a statement came to.
@@ -329,6 +351,13 @@ struct State {
 impl State {
     fn table(&self, table: &TableSchema) -> &TableData {
         self.data.get(&table.id).unwrap_or(&self.nothing)
+    }
+
+    fn keyspace(&self, table: &TableSchema) -> Result<&KeyspaceSchema, CqlError> {
+        let found = self.schema.keyspaces.get(&table.keyspace);
+        found
+            .map(|k| &**k)
+            .ok_or_else(|| CqlError::invalid(format!("Keyspace {} does not exist", table.keyspace)))
     }
 }
 
@@ -467,6 +496,9 @@ impl Engine {
                         .transpose()?,
                 };
                 let state = self.state.read();
+                let level = Consistency::from_protocol(params.consistency)?;
+                let alone = level.is_serial() && select::names_one_partition(plan, &context)?;
+                level.for_read(state.keyspace(&plan.table)?, alone)?;
                 let (rows, paging_state) =
                     select::select(plan, state.table(&plan.table), &context, &page)?;
                 Ok(Outcome::Rows {
@@ -475,18 +507,7 @@ impl Engine {
                     paging_state,
                 })
             }
-            Statement::Modify(plan) => {
-                let default = params.default_timestamp;
-                self.modify(
-                    &[(plan, context)],
-                    BatchScope {
-                        now: params.now,
-                        default,
-                        own: None,
-                        batch: false,
-                    },
-                )
-            }
+            Statement::Modify(plan) => self.modify(&[(plan, context)], BatchScope::of(params)?),
             Statement::Batch(batch) => {
                 let own = match &batch.timestamp {
                     Some(expr) => write::timestamp_value(expr, &context)?,
@@ -509,10 +530,9 @@ impl Engine {
                 self.modify(
                     &statements,
                     BatchScope {
-                        now: params.now,
-                        default: params.default_timestamp,
                         own,
                         batch: true,
+                        ..BatchScope::of(params)?
                     },
                 )
             }
@@ -556,10 +576,8 @@ impl Engine {
         self.modify(
             &plans,
             BatchScope {
-                now: params.now,
-                default: params.default_timestamp,
-                own: None,
                 batch: true,
+                ..BatchScope::of(params)?
             },
         )
     }
@@ -603,6 +621,14 @@ impl Engine {
             return Err(CqlError::server(
                 "the schema changed while the statement was executed",
             ));
+        }
+        for (plan, _) in statements {
+            let keyspace = state.keyspace(&plan.table)?;
+            if conditional {
+                scope.consistency.for_condition(scope.serial, keyspace)?;
+            } else {
+                scope.consistency.for_write(keyspace, &plan.table)?;
+            }
         }
         let mut answer = Outcome::Void;
         let timestamp = if conditional {
@@ -662,6 +688,12 @@ impl Engine {
                 }
             }
         }
+        if scope.batch && !conditional && mutations.len() > 1 {
+            let size: usize = mutations.iter().map(|m| m.data.size()).sum();
+            if size > self.options.max_batch_bytes {
+                return Err(CqlError::invalid("Batch too large"));
+            }
+        }
         state.write(mutations, now)?;
         Ok(answer)
     }
@@ -676,6 +708,22 @@ struct BatchScope {
     /// Of the batch itself.
     own: Option<Timestamp>,
     batch: bool,
+    consistency: Consistency,
+    serial: Consistency,
+}
+
+impl BatchScope {
+    fn of(params: &Params) -> Result<Self, CqlError> {
+        let serial = params.serial_consistency;
+        Ok(Self {
+            now: params.now,
+            default: params.default_timestamp,
+            own: None,
+            batch: false,
+            consistency: Consistency::from_protocol(params.consistency)?,
+            serial: serial.map_or(Ok(Consistency::Serial), Consistency::from_protocol)?,
+        })
+    }
 }
 
 impl State {

@@ -36,7 +36,7 @@ impl PagingState {
     }
 
     pub(crate) fn decode(mut bytes: Bytes) -> Result<Self, CqlError> {
-        let bad = || CqlError::new(0x000a, "Invalid value for the paging state");
+        let bad = || CqlError::protocol("Invalid value for the paging state");
         if bytes.try_get_u8().ok() != Some(VERSION) {
             return Err(bad());
         }

@@ -94,7 +94,7 @@ impl Expr {
                 Some(BoundValue::Unset) => Evaluated::Unset,
                 Some(BoundValue::Bytes(bytes)) => {
                     types::validate(ty, bytes)?;
-                    Evaluated::Value(bytes.clone())
+                    Evaluated::Value(types::canonical(ty, bytes))
                 }
             },
             Expr::Const(value) => value.clone().into(),
@@ -123,11 +123,9 @@ impl Expr {
                 for (key, value) in entries {
                     pairs.push((present(key, "map")?, present(value, "map")?));
                 }
+                // The first of equal keys wins.
                 pairs.sort_by_cached_key(|(k, _)| order::value(ty, k));
-                // The last of equal keys wins.
-                pairs.reverse();
                 pairs.dedup_by_key(|(k, _)| order::value(ty, k));
-                pairs.reverse();
                 Evaluated::Value(types::map(pairs.iter().map(|(k, v)| (k, v))))
             }
             Expr::Tuple(fields) => {
@@ -151,28 +149,55 @@ pub(crate) enum Values {
 }
 
 impl Values {
-    /// All values, as serialised; a null or unset one is an error that names `what`.
-    pub(crate) fn eval(&self, context: &Context<'_>, what: &str) -> Result<Vec<Bytes>, CqlError> {
-        let present = |expr: &Expr| match expr.eval(context)? {
-            Evaluated::Value(bytes) => Ok(bytes),
-            Evaluated::Null => Err(CqlError::invalid(format!(
-                "Invalid null value in condition for column {what}"
-            ))),
-            Evaluated::Unset => Err(CqlError::invalid(format!(
-                "Invalid unset value for column {what}"
-            ))),
+    /// All values, as serialised, `None` for a null one; nothing for a list that is null itself. An
+    /// unset one is an error that names `what`.
+    pub(crate) fn eval(
+        &self,
+        context: &Context<'_>,
+        what: &str,
+    ) -> Result<Vec<Option<Bytes>>, CqlError> {
+        let unset = || CqlError::invalid(format!("Invalid unset value for column {what}"));
+        let one = |expr: &Expr| match expr.eval(context)? {
+            Evaluated::Value(bytes) => Ok(Some(bytes)),
+            Evaluated::Null => Ok(None),
+            Evaluated::Unset => Err(unset()),
         };
         match self {
-            Values::One(expr) => Ok(vec![present(expr)?]),
-            Values::Many(exprs) => exprs.iter().map(present).collect(),
-            Values::List(expr) => {
-                let bytes = present(expr)?;
-                Ok(types::elements(&bytes)
+            Values::One(expr) => Ok(vec![one(expr)?]),
+            Values::Many(exprs) => exprs.iter().map(one).collect(),
+            Values::List(Expr::Bind(index, ty)) => match context.values.get(*index) {
+                None => Err(CqlError::invalid("Invalid amount of bind variables")),
+                Some(BoundValue::Null) => Ok(Vec::new()),
+                Some(BoundValue::Unset) => Err(unset()),
+                // Not a value to be stored, so nulls may be in it.
+                Some(BoundValue::Bytes(bytes)) => types::list_with_nulls(ty, bytes),
+            },
+            Values::List(expr) => Ok(match one(expr)? {
+                None => Vec::new(),
+                Some(bytes) => types::elements(&bytes)
                     .into_iter()
-                    .map(|e| bytes.slice_ref(e))
-                    .collect())
-            }
+                    .map(|e| Some(bytes.slice_ref(e)))
+                    .collect(),
+            }),
         }
+    }
+
+    /// The values of a part of the key. A null one is an error that names `what` where rows are written;
+    /// where they are read it is equal to nothing.
+    pub(crate) fn keys(
+        &self,
+        context: &Context<'_>,
+        what: &str,
+        reading: bool,
+    ) -> Result<Vec<Bytes>, CqlError> {
+        let values = self.eval(context, what)?;
+        let null_list = values.is_empty() && !matches!(self, Values::Many(_));
+        if !reading && (null_list || values.iter().any(Option::is_none)) {
+            return Err(CqlError::invalid(format!(
+                "Invalid null value in condition for column {what}"
+            )));
+        }
+        Ok(values.into_iter().flatten().collect())
     }
 }
 
@@ -259,6 +284,8 @@ pub(crate) struct Filter {
 /// A `WHERE` clause.
 #[derive(Debug, Clone)]
 pub(crate) struct Restrictions {
+    /// Whether they are of a `SELECT`.
+    pub(crate) reading: bool,
     pub(crate) partition: PartitionPart,
     pub(crate) clustering: Vec<ClusteringPart>,
     pub(crate) filters: Vec<Filter>,

@@ -93,6 +93,7 @@ pub(crate) fn restrictions(
     }
     // Without a partition the clustering ranges hold in each partition just the same.
     Ok(Restrictions {
+        reading: purpose != Purpose::Modify,
         partition,
         clustering,
         filters,

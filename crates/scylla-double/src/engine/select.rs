@@ -28,6 +28,9 @@ pub(crate) type Rows = Vec<Vec<Option<Bytes>>>;
 /// The most partitions one statement may name, so that a product of `IN` lists stays bounded.
 const MAX_KEYS: usize = 10_000;
 
+/// The longest key, bytes.
+const MAX_KEY: usize = 65_535;
+
 /// Ranges of encoded clustering keys, `[from, to)`, ascending and apart.
 pub(crate) type Ranges = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -36,6 +39,36 @@ pub(crate) enum Partitions {
     Keys(Vec<(RingKey, Vec<Bytes>)>),
     /// Tokens from and to, both inclusive; empty when from > to.
     Tokens(i64, i64),
+}
+
+/// Whether a read names exactly one partition, as it must to be serial.
+pub(crate) fn names_one_partition(
+    plan: &SelectPlan,
+    context: &Context<'_>,
+) -> Result<bool, CqlError> {
+    let PartitionPart::Keys(parts) = &plan.restrictions.partition else {
+        return Ok(false);
+    };
+    if parts.iter().all(|p| matches!(p, Values::One(_))) {
+        return Ok(true);
+    }
+    Ok(
+        match partitions(&plan.table, &plan.restrictions, context)? {
+            Partitions::Keys(keys) => keys.len() == 1,
+            Partitions::Tokens(..) => false,
+        },
+    )
+}
+
+/// Refuses a key that is too long to be told of: each component has two bytes of length before it.
+fn check_length(key: &[Bytes]) -> Result<(), CqlError> {
+    let length: usize = key.iter().map(|component| component.len() + 2).sum();
+    if length <= MAX_KEY {
+        return Ok(());
+    }
+    Err(CqlError::invalid(format!(
+        "Key length of {length} is longer than maximum of {MAX_KEY}"
+    )))
 }
 
 /// Works out which partitions are meant.
@@ -74,7 +107,7 @@ pub(crate) fn partitions(
         PartitionPart::Keys(parts) => {
             let mut keys: Vec<Vec<Bytes>> = vec![Vec::new()];
             for (column, values) in table.partition_key().iter().zip(parts) {
-                let mut values = values.eval(context, &column.name)?;
+                let mut values = values.keys(context, &column.name, restrictions.reading)?;
                 sort_unique(&column.ty, &mut values);
                 if let Some(value) = values
                     .iter()
@@ -97,6 +130,7 @@ pub(crate) fn partitions(
                     })
                     .collect();
             }
+            keys.iter().try_for_each(|key| check_length(key))?;
             Partitions::Keys(
                 keys.into_iter()
                     .map(|key| (RingKey::new(table, &key), key))
@@ -138,7 +172,14 @@ pub(crate) fn key_ranges(
                 tuple,
                 values,
             } => {
-                let values = points(table, at, *width, *tuple, values, context)?;
+                let values = points(
+                    table,
+                    at,
+                    (*width, *tuple),
+                    values,
+                    context,
+                    restrictions.reading,
+                )?;
                 if prefixes.len().saturating_mul(values.len()) > MAX_KEYS {
                     return Err(CqlError::invalid("clustering-key IN list is too large"));
                 }
@@ -153,13 +194,21 @@ pub(crate) fn key_ranges(
                 at += width;
             }
             ClusteringPart::Slice { lower, upper } => {
-                let bound = |b: &Option<SliceBound>| -> Result<_, CqlError> {
+                let mut nowhere = false;
+                let mut bound = |b: &Option<SliceBound>| -> Result<_, CqlError> {
                     let Some(b) = b else { return Ok(None) };
                     let value = Values::One(b.value.clone());
-                    let mut values = points(table, at, b.width, b.tuple, &value, context)?;
+                    let shape = (b.width, b.tuple);
+                    let mut values =
+                        points(table, at, shape, &value, context, restrictions.reading)?;
+                    // A null: neither less nor greater than anything.
+                    nowhere |= values.is_empty();
                     Ok(Some((values.pop().unwrap_or_default(), b.inclusive)))
                 };
                 let (mut lower, mut upper) = (bound(lower)?, bound(upper)?);
+                if nowhere {
+                    return Ok(Vec::new());
+                }
                 if columns[at].descending {
                     std::mem::swap(&mut lower, &mut upper);
                 }
@@ -167,6 +216,7 @@ pub(crate) fn key_ranges(
             }
         }
     }
+    prefixes.iter().try_for_each(|key| check_length(key))?;
     let mut ranges: Vec<KeyRange> = Vec::with_capacity(prefixes.len());
     let sliced = slice.is_some();
     let (lower, upper) = slice.unwrap_or((None, None));
@@ -193,15 +243,15 @@ pub(crate) fn key_ranges(
 fn points(
     table: &TableSchema,
     at: usize,
-    width: usize,
-    tuple: bool,
+    (width, tuple): (usize, bool),
     values: &Values,
     context: &Context<'_>,
+    reading: bool,
 ) -> Result<Vec<Vec<Bytes>>, CqlError> {
     let columns = &table.clustering_key()[at..at + width];
     let name = columns.first().map_or("", |c| c.name.as_str());
     let mut all = Vec::new();
-    for value in values.eval(context, name)? {
+    for value in values.keys(context, name, reading)? {
         if !tuple {
             all.push(vec![value]);
             continue;

@@ -5,7 +5,11 @@
 
 use bytes::{BufMut, Bytes};
 
-use super::{error::CqlError, order::decimal_digits, schema::MultiKind};
+use super::{
+    error::CqlError,
+    order::{self, decimal_digits},
+    schema::MultiKind,
+};
 use crate::{
     cql::ast::Constant,
     types::{CqlType, Value},
@@ -203,6 +207,24 @@ pub(crate) fn elements(mut bytes: &[u8]) -> Vec<&[u8]> {
         .collect()
 }
 
+/// The elements of a list that a client bound to `IN`, in which there may be nulls.
+pub(crate) fn list_with_nulls(ty: &CqlType, bytes: &Bytes) -> Result<Vec<Option<Bytes>>, CqlError> {
+    let Shape::List(element) = shape(ty) else {
+        return Ok(Vec::new());
+    };
+    let short = || CqlError::invalid("marshaling error: read_collection_value: not enough bytes");
+    let mut rest: &[u8] = bytes;
+    (0..count(&mut rest))
+        .map(|_| {
+            let Some(part) = take(&mut rest).ok_or_else(short)? else {
+                return Ok(None);
+            };
+            validate(element, part)?;
+            Ok(Some(canonical(element, &bytes.slice_ref(part))))
+        })
+        .collect()
+}
+
 /// The entries of a serialised map.
 pub(crate) fn map_entries(mut bytes: &[u8]) -> Vec<(&[u8], &[u8])> {
     let n = count(&mut bytes);
@@ -229,11 +251,11 @@ pub(crate) fn tuple_fields(mut bytes: &[u8]) -> Vec<Option<&[u8]>> {
 pub(crate) fn element(ty: &CqlType, value: &Bytes, key: &Bytes) -> Option<Bytes> {
     match shape(ty) {
         Shape::Map(key_type, _) => {
-            let place = super::order::value(key_type, key);
+            let place = order::value(key_type, key);
             let entries = map_entries(value);
             let found = entries
                 .iter()
-                .find(|(k, _)| super::order::value(key_type, k) == place)?;
+                .find(|(k, _)| order::value(key_type, k) == place)?;
             Some(value.slice_ref(found.1))
         }
         Shape::List(_) => {
@@ -309,6 +331,46 @@ pub(crate) fn timeuuid_micros(bytes: &[u8]) -> Option<i64> {
     /// 100 ns steps from 1582-10-15 to 1970-01-01.
     const GREGORIAN: i64 = 0x01b2_1dd2_1381_4000;
     Some((ticks as i64 - GREGORIAN).div_euclid(10))
+}
+
+/// A bound value with its sets and maps in order and without repetitions, at any depth: a client may
+/// send them otherwise, and what is stored and logged is sorted (ScyllaDB `reserialize_value`).
+pub(crate) fn canonical(ty: &CqlType, bytes: &Bytes) -> Bytes {
+    let sorted = |t: &CqlType| matches!(t, CqlType::Set { .. } | CqlType::Map { .. });
+    if bytes.is_empty() || !ty.any(&sorted) {
+        return bytes.clone();
+    }
+    let part = |ty: &CqlType, part: &[u8]| canonical(ty, &bytes.slice_ref(part));
+    match shape(ty) {
+        Shape::List(element) => {
+            let mut items: Vec<Bytes> = elements(bytes)
+                .into_iter()
+                .map(|item| part(element, item))
+                .collect();
+            if is_set(ty) {
+                items.sort_by_cached_key(|item| order::value(element, item));
+                items.dedup_by_key(|item| order::value(element, item));
+            }
+            collection(items.iter())
+        }
+        Shape::Map(key, value) => {
+            let mut entries: Vec<(Bytes, Bytes)> = map_entries(bytes)
+                .into_iter()
+                .map(|(k, v)| (part(key, k), part(value, v)))
+                .collect();
+            entries.sort_by_cached_key(|(k, _)| order::value(key, k));
+            entries.dedup_by_key(|(k, _)| order::value(key, k));
+            map(entries.iter().map(|(k, v)| (k, v)))
+        }
+        Shape::Tuple(types) => {
+            let mut out = Vec::with_capacity(bytes.len());
+            for (ty, field) in types.iter().zip(tuple_fields(bytes)) {
+                put_bytes(&mut out, field.map(|f| part(ty, f)).as_deref());
+            }
+            out.into()
+        }
+        _ => bytes.clone(),
+    }
 }
 
 /// Refuses a value that is not one of its type, as ScyllaDB does when it is bound.

@@ -139,10 +139,7 @@ fn ttl(plan: &ModifyPlan, context: &Context<'_>) -> Result<Ttl, CqlError> {
             "ttl is too large. requested ({seconds}) maximum ({MAX_TTL})"
         )));
     }
-    Ok(Ttl {
-        seconds,
-        expires_at: context.seconds() + i64::from(seconds),
-    })
+    Ok(Ttl::from(context.seconds(), seconds))
 }
 
 /// The mutations of one statement, all at `timestamp`.

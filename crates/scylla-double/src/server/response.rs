@@ -41,6 +41,15 @@ pub(crate) fn cql_error(e: &CqlError) -> Draft {
             out.string(keyspace);
             out.string(table);
         }
+        ErrorDetail::Unavailable {
+            consistency,
+            required,
+            alive,
+        } => {
+            out.u16(*consistency);
+            out.i32(*required as i32);
+            out.i32(*alive as i32);
+        }
         ErrorDetail::FunctionFailure {
             keyspace,
             function,

@@ -190,11 +190,7 @@ struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     fn new(source: &'a Source<'a>, at: Timestamp) -> Self {
-        let seconds = source.base.cdc().ttl;
-        let ttl = Ttl {
-            seconds,
-            expires_at: source.now.div_euclid(1_000_000) + i64::from(seconds),
-        };
+        let ttl = Ttl::from(source.now.div_euclid(1_000_000), source.base.cdc().ttl);
         let time = Bytes::copy_from_slice(random_timeuuid(at).as_bytes());
         Self {
             source,

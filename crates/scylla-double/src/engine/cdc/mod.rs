@@ -84,9 +84,13 @@ pub fn log_name(table: &str) -> String {
     format!("{table}{LOG_SUFFIX}")
 }
 
-/// Reads the `cdc` option of a `CREATE TABLE` or `ALTER TABLE`.
-pub(crate) fn parse_options(map: &BTreeMap<String, String>) -> Result<CdcOptions, CqlError> {
+/// Reads the `cdc` option of a `CREATE TABLE` or `ALTER TABLE`; `None` when it does not say whether
+/// writes are logged, which is as if it was never set (`cdc::options::to_map`).
+pub(crate) fn parse_options(
+    map: &BTreeMap<String, String>,
+) -> Result<Option<CdcOptions>, CqlError> {
     let mut options = CdcOptions::default();
+    let mut said = false;
     for (name, given) in map {
         let value = given.to_lowercase();
         let bad = || {
@@ -101,7 +105,10 @@ pub(crate) fn parse_options(map: &BTreeMap<String, String>) -> Result<CdcOptions
             _ => None,
         };
         match name.to_lowercase().as_str() {
-            "enabled" => options.enabled = flag.ok_or_else(bad)?,
+            "enabled" => {
+                options.enabled = flag.ok_or_else(bad)?;
+                said = true;
+            }
             "preimage" if value == "full" => options.preimage = Images::Full,
             "preimage" => {
                 options.preimage = if flag.ok_or_else(bad)? {
@@ -127,7 +134,7 @@ pub(crate) fn parse_options(map: &BTreeMap<String, String>) -> Result<CdcOptions
             _ => return Err(CqlError::config(format!("Invalid CDC option: {name}"))),
         }
     }
-    Ok(options)
+    Ok(said.then_some(options))
 }
 
 /// The columns a log of `base` has, in the order of their making: name, type, kind.

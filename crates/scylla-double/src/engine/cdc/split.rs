@@ -81,6 +81,8 @@ struct Scan {
     static_row: bool,
     clustered_row: bool,
     upsert: bool,
+    /// Of any row so far: ScyllaDB keeps it from one row to the next.
+    marked: bool,
     range: bool,
 }
 
@@ -88,16 +90,17 @@ impl Scan {
     fn mutation(&mut self, mutation: &Partition) -> Option<()> {
         if !mutation.static_row.cells.is_empty() {
             self.static_row = true;
-            self.cells(&mutation.static_row, false)?;
+            self.cells(&mutation.static_row)?;
         }
         for row in mutation.rows.values() {
             if row.marker.is_some() || !row.cells.is_empty() {
                 (!self.static_row).then_some(())?;
                 (self.clustered_row, self.upsert) = (true, true);
                 if let Some(marker) = row.marker {
+                    self.marked = true;
                     self.visit(marker.timestamp, marker.ttl.seconds)?;
                 }
-                self.cells(row, row.marker.is_some())?;
+                self.cells(row)?;
             }
             if row.tombstone != NEVER {
                 (!self.static_row && !self.upsert).then_some(())?;
@@ -115,7 +118,7 @@ impl Scan {
             .then_some(())
     }
 
-    fn cells(&mut self, row: &Row, marked: bool) -> Option<()> {
+    fn cells(&mut self, row: &Row) -> Option<()> {
         for (_, data) in &row.cells {
             match data {
                 CellData::Atomic(cell) => self.visit(cell.timestamp, cell.ttl.seconds)?,
@@ -125,7 +128,7 @@ impl Scan {
                     }
                     for element in collection.cells.values() {
                         // An INSERT cannot tell of single elements.
-                        if element.cell.value.is_some() && marked {
+                        if element.cell.value.is_some() && self.marked {
                             return None;
                         }
                         self.visit(element.cell.timestamp, element.cell.ttl.seconds)?;

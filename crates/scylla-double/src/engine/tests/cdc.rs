@@ -4,7 +4,7 @@
 //! `cdc/split.cc`), not of this code.
 
 use super::*;
-use crate::engine::{INVALID, types::timeuuid_micros};
+use crate::engine::{INVALID, UNAUTHORIZED, types::timeuuid_micros};
 
 /// A table with one column of each kind.
 const TABLE: &str = "CREATE TABLE t (pk int, ck int, s int static, v int, w int, m map<int, int>, st set<int>, \
@@ -1002,4 +1002,122 @@ fn the_place_in_a_list_is_a_uuid() {
         )
         .unwrap();
     assert_eq!(prepared.bind_variables()[0].ty, CqlType::Uuid);
+}
+
+#[test]
+fn a_row_marker_counts_for_the_rows_after_it_in_a_batch() {
+    let engine = with_keyspace();
+    run(
+        &engine,
+        "CREATE TABLE t (pk int, ck int, v int, st set<int>, PRIMARY KEY (pk, ck)) WITH cdc = {'enabled': true}",
+    );
+    // The elements of a collection cannot be told with an INSERT, and the marker of any row before is enough to
+    // split the whole: inserts come first then (`should_split_visitor::_had_row_marker`).
+    run(
+        &engine,
+        "BEGIN UNLOGGED BATCH USING TIMESTAMP 1700000000000000 INSERT INTO t (pk, ck, v) VALUES (0, 1, 1); \
+         UPDATE t SET st = st + {1} WHERE pk = 0 AND ck = 2; INSERT INTO t (pk, ck, v) VALUES (0, 3, 3); APPLY BATCH",
+    );
+    assert_eq!(
+        log(&engine, "t"),
+        [
+            "+0 2/0 ck=1 pk=0 v=1",
+            "+0 2/1 ck=3 pk=0 v=3",
+            "+0 1/2E ck=2 pk=0 st={1}",
+        ]
+    );
+    // A marker after the elements splits nothing.
+    let skip = log(&engine, "t").len();
+    run(
+        &engine,
+        "BEGIN UNLOGGED BATCH USING TIMESTAMP 1700000000000001 UPDATE t SET st = st + {1} WHERE pk = 1 AND ck = 2; \
+         INSERT INTO t (pk, ck, v) VALUES (1, 3, 3); APPLY BATCH",
+    );
+    assert_eq!(
+        log(&engine, "t")[skip..],
+        ["+1 1/0 ck=2 pk=1 st={1}", "+1 2/1E ck=3 pk=1 v=3"]
+    );
+}
+
+#[test]
+fn altering_the_cdc_option_must_say_whether_it_is_enabled() {
+    let engine = logged("{'enabled': true}");
+    for cdc in ["{'preimage': true}", "{}"] {
+        assert_eq!(
+            try_run(&engine, &format!("ALTER TABLE t WITH cdc = {cdc}"))
+                .expect_err(cdc)
+                .message,
+            "Altering CDC options requires specifying \"enabled\" flag"
+        );
+    }
+    run(&engine, "INSERT INTO t (pk, ck) VALUES (0, 0)");
+    assert_eq!(log(&engine, "t").len(), 1, "it is still on");
+    // Where there is nothing to alter it is off.
+    run(
+        &engine,
+        "CREATE TABLE off (pk int PRIMARY KEY) WITH cdc = {'preimage': true}",
+    );
+    let schema = engine.schema();
+    assert!(schema.table("k", "off_scylla_cdc_log").is_none());
+    assert_eq!(schema.table("k", "off").expect("a table").options.cdc, None);
+}
+
+#[test]
+fn dropping_an_active_log_is_unauthorized() {
+    let engine = logged("{'enabled': true}");
+    let drop_log = "DROP TABLE t_scylla_cdc_log";
+    let e = try_run(&engine, drop_log).expect_err("a log in use");
+    assert_eq!(
+        (e.code, e.message.as_str()),
+        (UNAUTHORIZED, "Cannot DROP cdc log table t_scylla_cdc_log")
+    );
+    run(&engine, "ALTER TABLE t WITH cdc = {'enabled': false}");
+    run(&engine, drop_log);
+}
+
+#[test]
+fn collections_are_stored_and_logged_in_order_however_they_are_bound() {
+    let engine = with_keyspace();
+    run(
+        &engine,
+        "CREATE TABLE f (pk int PRIMARY KEY, s frozen<set<int>>, m frozen<map<int, frozen<set<int>>>>, \
+         t frozen<tuple<int, frozen<list<frozen<set<int>>>>>>) WITH cdc = {'enabled': true}",
+    );
+    let ints = |items: &[i32]| -> Vec<u8> {
+        let mut out = (items.len() as i32).to_be_bytes().to_vec();
+        for item in items {
+            out.extend([0, 0, 0, 4]);
+            out.extend(item.to_be_bytes());
+        }
+        out
+    };
+    let sized = |bytes: &[u8]| [&(bytes.len() as i32).to_be_bytes()[..], bytes].concat();
+    let unsorted = ints(&[3, 1, 2, 1]);
+    let list = [&[0, 0, 0, 1][..], &sized(&unsorted)].concat();
+    let key = |k: i32| sized(&k.to_be_bytes());
+    let map = [
+        &[0, 0, 0, 2][..],
+        &key(9),
+        &sized(&unsorted),
+        &key(4),
+        &sized(&unsorted),
+    ]
+    .concat();
+    let tuple = [sized(&[0, 0, 0, 7]), sized(&list)].concat();
+    let values = [&unsorted, &map, &tuple].map(|v| BoundValue::Bytes(Bytes::copy_from_slice(v)));
+    engine
+        .query(
+            "INSERT INTO f (pk, s, m, t) VALUES (0, ?, ?, ?)",
+            &Params {
+                values: values.into(),
+                ..params()
+            },
+        )
+        .expect("it is sorted");
+    let expected = "{1, 2, 3}, {4: {1, 2, 3}, 9: {1, 2, 3}}, (7, [{1, 2, 3}])";
+    assert_eq!(select(&engine, "SELECT s, m, t FROM f"), [expected]);
+    assert_eq!(
+        select(&engine, "SELECT s, m, t FROM f_scylla_cdc_log"),
+        [expected]
+    );
 }

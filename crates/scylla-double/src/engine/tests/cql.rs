@@ -1,6 +1,7 @@
 //! Reading and writing.
 
 use super::*;
+use crate::engine::{ErrorDetail, INVALID, PROTOCOL_ERROR, UNAVAILABLE};
 
 /// A table with rows (pk, ck) in {0, 1} × {0 … 3}, v = 10·pk + ck, and a static column in partition 0.
 fn filled(order: &str) -> Engine {
@@ -699,4 +700,281 @@ fn malformed_values_are_refused_or_kept_but_never_panic() {
             },
         ));
     }
+}
+
+#[test]
+fn of_two_writes_of_one_time_and_expiry_the_shorter_ttl_wins() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, v int)");
+    let write = |key: i32, value: i32, ttl: i32, at: i64| {
+        let ttl = if ttl > 0 {
+            format!(" AND TTL {ttl}")
+        } else {
+            String::new()
+        };
+        run_at(
+            &engine,
+            &format!("INSERT INTO t (pk, v) VALUES ({key}, {value}) USING TIMESTAMP 5{ttl}"),
+            at,
+        );
+    };
+    // Both end at the same second, and the second was written later.
+    write(1, 9, 30, NOW);
+    write(1, 1, 20, NOW + 10_000_000);
+    write(2, 1, 20, NOW + 10_000_000);
+    write(2, 9, 30, NOW);
+    // Without a TTL the greater value wins, whenever they were written.
+    write(3, 9, 0, NOW);
+    write(3, 1, 0, NOW + 10_000_000);
+    let at = |key: i32| {
+        table(run_at(
+            &engine,
+            &format!("SELECT v FROM t WHERE pk = {key}"),
+            NOW + 11_000_000,
+        ))
+    };
+    assert_eq!(
+        (at(1), at(2), at(3)),
+        (vec!["1".into()], vec!["1".into()], vec!["9".into()])
+    );
+}
+
+#[test]
+fn keys_too_long_and_batches_too_large_are_refused() {
+    let engine = with_keyspace();
+    run(
+        &engine,
+        "CREATE TABLE t (p blob, c blob, v blob, PRIMARY KEY (p, c))",
+    );
+    let bytes = |length: usize| BoundValue::Bytes(vec![7; length].into());
+    let query =
+        |text: &str, values: Vec<BoundValue>| engine.query(text, &Params { values, ..params() });
+    let insert = "INSERT INTO t (p, c) VALUES (?, ?)";
+    query(insert, vec![bytes(65_533), bytes(65_533)]).expect("as long as it can be");
+    for values in [vec![bytes(65_536), bytes(1)], vec![bytes(1), bytes(65_536)]] {
+        let e = query(insert, values).expect_err("too long");
+        assert_eq!(
+            (e.code, e.message.as_str()),
+            (
+                INVALID,
+                "Key length of 65538 is longer than maximum of 65535"
+            )
+        );
+    }
+    let e = query("SELECT * FROM t WHERE p = ?", vec![bytes(65_536)]).expect_err("too long");
+    assert!(e.message.starts_with("Key length of 65538"), "{e}");
+
+    let batch = "BEGIN UNLOGGED BATCH INSERT INTO t (p, c, v) VALUES (0x01, 0x01, ?); \
+                 INSERT INTO t (p, c, v) VALUES (?, 0x02, ?); APPLY BATCH";
+    let half = |partition: u8| {
+        let value = bytes(600 * 1024);
+        vec![
+            value.clone(),
+            BoundValue::Bytes(vec![partition].into()),
+            value,
+        ]
+    };
+    query(batch, half(1)).expect("one partition may be as large as it likes");
+    assert_eq!(
+        query(batch, half(2)).expect_err("over 1 MiB").message,
+        "Batch too large"
+    );
+    assert_eq!(
+        select(&engine, "SELECT count(*) FROM t WHERE p = 0x02"),
+        ["0"]
+    );
+}
+
+#[test]
+fn consistency_is_refused_where_it_cannot_be_or_cannot_be_reached() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, v int)");
+    run(&engine, "CREATE TABLE c (pk int PRIMARY KEY, n counter)");
+    run(
+        &engine,
+        "CREATE KEYSPACE three WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 3} \
+         AND tablets = {'enabled': false}",
+    );
+    run(&engine, "CREATE TABLE three.t (pk int PRIMARY KEY, v int)");
+    let [any, one, quorum, each_quorum, serial, local_serial] = [0, 1, 4, 7, 8, 9];
+    let try_at = |statement: &str, consistency: u16, serial_consistency: Option<u16>| {
+        let params = Params {
+            consistency,
+            serial_consistency,
+            ..params()
+        };
+        engine.query(statement, &params)
+    };
+    for level in [one, 4, 5, 6, each_quorum, 10, any] {
+        try_at("INSERT INTO t (pk, v) VALUES (1, 1)", level, None).expect("a write");
+    }
+    for level in [one, 4, 5, 6, serial, local_serial, 10] {
+        try_at("SELECT * FROM t WHERE pk = 1", level, None).expect("a read");
+    }
+    try_at(
+        "INSERT INTO t (pk) VALUES (2) IF NOT EXISTS",
+        one,
+        Some(local_serial),
+    )
+    .expect("a condition");
+    for (statement, level, serial_level, expected) in [
+        (
+            "INSERT INTO t (pk) VALUES (1)",
+            serial,
+            None,
+            "You must use conditional updates for serializable writes",
+        ),
+        (
+            "SELECT * FROM t WHERE pk = 1",
+            each_quorum,
+            None,
+            "EACH_QUORUM ConsistencyLevel is only supported for writes",
+        ),
+        (
+            "SELECT * FROM t WHERE pk = 1",
+            any,
+            None,
+            "ANY ConsistencyLevel is only supported for writes",
+        ),
+        (
+            "SELECT * FROM t",
+            serial,
+            None,
+            "SERIAL/LOCAL_SERIAL consistency may only be requested for one partition",
+        ),
+        (
+            "INSERT INTO t (pk) VALUES (3) IF NOT EXISTS",
+            local_serial,
+            None,
+            "LOCAL_SERIAL is not supported as conditional",
+        ),
+        (
+            "INSERT INTO t (pk) VALUES (3) IF NOT EXISTS",
+            one,
+            Some(quorum),
+            "Invalid consistency for conditional update",
+        ),
+        (
+            "UPDATE c SET n = n + 1 WHERE pk = 1",
+            serial,
+            None,
+            "Counter operations are inherently non-serializable",
+        ),
+        (
+            "UPDATE c SET n = n + 1 WHERE pk = 1",
+            any,
+            None,
+            "Consistency level ANY is not yet supported for counter",
+        ),
+    ] {
+        let e = try_at(statement, level, serial_level).expect_err(statement);
+        assert_eq!(e.code, INVALID, "{statement}: {e}");
+        assert!(e.message.starts_with(expected), "{statement}: {e}");
+    }
+    // Three copies on one node: one of them is there.
+    for statement in [
+        "INSERT INTO three.t (pk) VALUES (1)",
+        "SELECT * FROM three.t",
+    ] {
+        try_at(statement, one, None).expect(statement);
+        let e = try_at(statement, quorum, None).expect_err(statement);
+        assert_eq!(
+            e.message,
+            "Cannot achieve consistency level for cl QUORUM. Requires 2, alive 1"
+        );
+        let detail = ErrorDetail::Unavailable {
+            consistency: quorum,
+            required: 2,
+            alive: 1,
+        };
+        assert_eq!((e.code, e.detail), (UNAVAILABLE, detail));
+    }
+    let e = try_at(
+        "INSERT INTO three.t (pk) VALUES (1) IF NOT EXISTS",
+        one,
+        None,
+    )
+    .expect_err("no quorum");
+    assert_eq!(e.code, UNAVAILABLE);
+    assert_eq!(
+        try_at("SELECT * FROM t", 11, None)
+            .expect_err("no level")
+            .code,
+        PROTOCOL_ERROR
+    );
+}
+
+#[test]
+fn a_null_is_equal_to_null_in_a_condition_and_to_nothing_where_rows_are_selected() {
+    let engine = with_keyspace();
+    run(
+        &engine,
+        "CREATE TABLE t (pk int, ck int, s int static, v int, m map<int, int>, PRIMARY KEY (pk, ck))",
+    );
+    run(&engine, "INSERT INTO t (pk, ck, s) VALUES (1, 1, 1)");
+    let query = |text: &str, values: Vec<BoundValue>| {
+        table(
+            engine
+                .query(text, &Params { values, ..params() })
+                .unwrap_or_else(|e| panic!("{text}: {e}")),
+        )
+    };
+    let with_null = BoundValue::Bytes(Bytes::from_static(&[
+        0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0, 5, 0xff, 0xff, 0xff, 0xff,
+    ]));
+    assert_eq!(
+        query(
+            "UPDATE t SET s = 2 WHERE pk = 1 AND ck = 1 IF v IN ?",
+            vec![with_null.clone()]
+        ),
+        ["true, null"]
+    );
+    for (rest, value) in [
+        ("pk IN ?", BoundValue::Null),
+        ("pk = 1 AND ck IN ?", BoundValue::Null),
+        ("v IN ? ALLOW FILTERING", BoundValue::Null),
+        ("v IN ? ALLOW FILTERING", with_null),
+        ("v = ? ALLOW FILTERING", BoundValue::Null),
+        ("v > ? ALLOW FILTERING", BoundValue::Null),
+        ("m CONTAINS ? ALLOW FILTERING", BoundValue::Null),
+        ("m[?] = 3 ALLOW FILTERING", BoundValue::Null),
+        ("pk = 1 AND ck > ?", BoundValue::Null),
+    ] {
+        let found = query(&format!("SELECT pk FROM t WHERE {rest}"), vec![value]);
+        assert_eq!(found, Vec::<String>::new(), "{rest}");
+    }
+    let refused = |text: &str, value: BoundValue| {
+        engine
+            .query(
+                text,
+                &Params {
+                    values: vec![value],
+                    ..params()
+                },
+            )
+            .expect_err(text)
+            .message
+    };
+    assert_eq!(
+        refused("DELETE FROM t WHERE pk IN ?", BoundValue::Null),
+        "Invalid null value in condition for column pk"
+    );
+    assert!(
+        refused(
+            "SELECT * FROM t WHERE v = ? ALLOW FILTERING",
+            BoundValue::Unset
+        )
+        .contains("unset")
+    );
+    // Which row a condition is about must be said, unless it is about the partition alone.
+    run(&engine, "UPDATE t SET s = 3 WHERE pk = 1 IF s = 2");
+    assert_eq!(
+        refusal(&engine, "UPDATE t SET s = 4 WHERE pk = 1 IF v = 1"),
+        "Missing mandatory PRIMARY KEY part ck"
+    );
+    assert!(
+        refusal(&engine, "DELETE s FROM t WHERE pk = 1 IF v = 1")
+            .contains("IF condition on non static columns")
+    );
+    assert_eq!(select(&engine, "SELECT DISTINCT s FROM t"), ["3"]);
 }

@@ -182,3 +182,35 @@ fn internal_rows_are_put_and_removed() {
         .unwrap();
     assert_eq!(select(&engine, "SELECT b FROM system.x").len(), 0);
 }
+
+#[test]
+fn names_may_be_192_characters_long() {
+    let engine = with_keyspace();
+    for length in [49, 192] {
+        let (table, column) = ("t".repeat(length), "c".repeat(length));
+        run(
+            &engine,
+            &format!(
+                "CREATE TABLE {table} (pk int PRIMARY KEY, {column} int) WITH cdc = {{'enabled': true}}"
+            ),
+        );
+        run(
+            &engine,
+            &format!("INSERT INTO {table} (pk, {column}) VALUES (1, 2)"),
+        );
+        let log = format!("SELECT {column} FROM {table}_scylla_cdc_log");
+        assert_eq!(select(&engine, &log), ["2"]);
+    }
+    let table = "t".repeat(193);
+    assert_eq!(
+        refusal(
+            &engine,
+            &format!("CREATE TABLE {table} (pk int PRIMARY KEY)")
+        ),
+        format!("Table names shouldn't be more than 192 characters long (got \"{table}\")")
+    );
+    assert_eq!(
+        refusal(&engine, "CREATE TABLE \"a-b\" (pk int PRIMARY KEY)"),
+        "\"a-b\" is not a valid table name (must be alphanumeric character only: [0-9A-Za-z]+)"
+    );
+}
