@@ -220,9 +220,10 @@ fn lanes(out: &mut Exposition, handle: &Handle) {
     let Some(pipeline) = handle.pipeline() else {
         return;
     };
+    let lanes = pipeline.lanes();
     let mut each = |name: &str, kind: &str, help: &str, value: &dyn Fn(&Lane) -> f64| {
         out.family(name, kind, help);
-        for lane in &pipeline.lanes {
+        for lane in &lanes {
             out.sample(name, &[("shard", &lane.shard.to_string())], value(lane));
         }
     };
@@ -292,7 +293,7 @@ fn lanes(out: &mut Exposition, handle: &Handle) {
         "How full the queue before a stage is, 0 to 1.",
     );
     let capacity = Lane::queue_capacity() as f64;
-    for lane in &pipeline.lanes {
+    for lane in &lanes {
         let (shard, (before_transforms, before_sink)) = (lane.shard.to_string(), lane.queued());
         let fill = [("transform", before_transforms), ("sink", before_sink)];
         for (stage, queued) in fill {

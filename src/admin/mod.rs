@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 
 use crate::change::{InvalidPosition, Position};
 use crate::config::LiveSettings;
+use crate::coordinator::child::Stage;
 use crate::coordinator::handle::{Handle, Phase};
 use crate::coordinator::listen::listen;
 use crate::coordinator::pipeline::Pipeline;
@@ -83,14 +84,14 @@ impl Server {
 
     /// The child that serves. It answers while everything else drains, and is stopped last.
     pub fn into_child(self) -> ChildSpec {
-        ChildSpec::new("admin", "admin", move |scope: ChildScope| {
+        ChildSpec::new(Stage::Admin, move |scope: ChildScope| {
             let (handle, live, listener) = (
                 self.handle.clone(),
                 self.live.clone(),
                 self.listener.clone(),
             );
             // The socket outlives a restart, so that no connection that waits is lost.
-            serve::serve("admin", listener, router(handle, live), scope)
+            serve::serve(Stage::Admin, listener, router(handle, live), scope)
         })
     }
 }

@@ -224,7 +224,7 @@ impl Status {
                 .find(|s| s.shard == shard)
                 .map_or(0.0, |s| s.lag.as_secs_f64())
         };
-        let lanes = pipeline.iter().flat_map(|p| &p.lanes);
+        let lanes = pipeline.iter().flat_map(|p| p.lanes());
         let shards = lanes
             .map(|lane| Shard {
                 shard: lane.shard,

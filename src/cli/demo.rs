@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::ConfigArgs;
 use super::run::{Terminal, start};
+use crate::coordinator::child::{Demo, Stage};
 use crate::coordinator::handle::Handle;
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
 use crate::sink::redpanda::tail::Seen;
@@ -65,7 +66,7 @@ pub fn run(config: &ConfigArgs, args: DemoArgs) -> u8 {
 }
 
 fn stop_after(handle: Handle, after: Duration) -> ChildSpec {
-    ChildSpec::new("demo/clock", "demo", move |scope: ChildScope| {
+    ChildSpec::new(Stage::Demo(Demo::Clock), move |scope: ChildScope| {
         let handle = handle.clone();
         async move {
             tokio::select! {
@@ -80,7 +81,7 @@ fn stop_after(handle: Handle, after: Duration) -> ChildSpec {
 /// Writes orders: mostly new ones, some changes, a few cancellations. Part of the step that stops orders.
 fn feed(handle: Handle, per_second: f64) -> ChildSpec {
     let sent = Arc::new(AtomicU64::new(0));
-    ChildSpec::new("demo/feed", "orders.feed", move |scope: ChildScope| {
+    ChildSpec::new(Stage::Demo(Demo::Feed), move |scope: ChildScope| {
         let (handle, sent) = (handle.clone(), sent.clone());
         async move {
             let Some(orders) = handle.orders() else {
@@ -169,7 +170,7 @@ async fn order(
 
 /// Reads back what arrives, on a thread that may block.
 fn tail(handle: Handle, terminal: Terminal, began: Instant) -> ChildSpec {
-    ChildSpec::new("demo/tail", "demo", move |scope: ChildScope| {
+    ChildSpec::new(Stage::Demo(Demo::Tail), move |scope: ChildScope| {
         let (handle, terminal) = (handle.clone(), terminal.clone());
         async move {
             let Some(pipeline) = handle.pipeline() else {

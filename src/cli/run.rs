@@ -15,6 +15,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 use super::{ConfigArgs, exit};
 use crate::config::settings::{Log, LogFormat, Nodes, Settings};
 use crate::config::{Inputs, LiveSettings};
+use crate::coordinator::child::Stage;
 use crate::coordinator::faults::Armed;
 use crate::coordinator::handle::Handle;
 use crate::coordinator::pipeline::PolicyRegistry;
@@ -136,14 +137,15 @@ pub fn connect(settings: Arc<Settings>) -> Result<(), Vec<String>> {
             if settings.source.nodes == Nodes::Embedded {
                 return Ok(());
             }
-            let source = ScyllaSource::connect(live.subscribe(), policies.stage("source")).await;
+            let source =
+                ScyllaSource::connect(live.subscribe(), policies.stage(&Stage::Source)).await;
             source.map(drop).map_err(|e| e.to_string())
         };
         let sink = async {
             if settings.sink.brokers == Nodes::Embedded {
                 return Ok(());
             }
-            let sink = RedpandaSink::connect(live.subscribe(), policies.stage("sink")).await;
+            let sink = RedpandaSink::connect(live.subscribe(), policies.stage(&Stage::Sink)).await;
             sink.map(drop).map_err(|e| e.to_string())
         };
         let (source, sink) = tokio::join!(source, sink);
@@ -161,7 +163,7 @@ fn filter(directives: &str) -> Result<EnvFilter, tracing_subscriber::filter::Par
 
 /// Takes a changed `log.filter` to the running subscriber.
 fn filter_child(live: LiveSettings, filter: FilterHandle) -> ChildSpec {
-    ChildSpec::new("log", "log", move |scope| {
+    ChildSpec::new(Stage::Log, move |scope| {
         let (mut live, filter) = (live.clone(), filter.clone());
         async move {
             let mut current = live.borrow_and_update().log.filter.clone();
@@ -227,7 +229,7 @@ impl Terminal {
     /// A child that shows what flows: one line, renewed, on a terminal; a line in the log now and then elsewhere.
     pub fn progress(&self, handle: Handle) -> ChildSpec {
         let terminal = self.clone();
-        ChildSpec::new("progress", "progress", move |scope| {
+        ChildSpec::new(Stage::Progress, move |scope| {
             let (terminal, handle) = (terminal.clone(), handle.clone());
             async move {
                 let bar = terminal.interactive.then(|| {
@@ -294,7 +296,7 @@ struct Flow {
 impl Flow {
     fn of(handle: &Handle) -> Self {
         let pipeline = handle.pipeline();
-        let lanes = || pipeline.iter().flat_map(|p| &p.lanes);
+        let lanes = || pipeline.iter().flat_map(|p| p.lanes());
         let status = pipeline
             .as_ref()
             .map(|p| p.source.status())

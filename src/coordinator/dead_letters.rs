@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
+use super::child::Stage;
 use super::faults;
 use super::supervisor::ChildScope;
 use crate::dead_letter::flood::Flooded;
@@ -82,7 +83,7 @@ pub async fn run(
             return Ok(());
         };
         let busy = scope.activity.busy();
-        faults::point("dead_letter").await?;
+        faults::point(&Stage::DeadLetter).await?;
         drop(busy);
         let answer = match dead_letters.write(&letters).await {
             Ok(()) => Ok(()),

@@ -2,6 +2,8 @@
 //!
 //! Compiled to nothing unless the crate is built for tests (its `failpoints` feature).
 
+use super::child::Stage;
+
 /// The fault points that `FAILPOINTS` sets are in force until this is dropped.
 pub struct Armed {
     _scenario: Option<fail::FailScenario<'static>>,
@@ -20,7 +22,7 @@ impl Armed {
 }
 
 /// Does what the fault point `stage::<name>` is set to: `panic`, `return(error)`, `return(hang)`, `sleep(ms)`.
-pub(super) async fn point(stage: &'static str) -> anyhow::Result<()> {
+pub(super) async fn point(stage: &Stage) -> anyhow::Result<()> {
     match action(stage).as_deref() {
         None => Ok(()),
         Some("hang") => std::future::pending().await,
@@ -36,13 +38,13 @@ macro_rules! fault_point {
     };
 }
 
-fn action(stage: &'static str) -> Option<String> {
+fn action(stage: &Stage) -> Option<String> {
     match stage {
-        "source" => fault_point!("stage::source"),
-        "transform" => fault_point!("stage::transform"),
-        "sink" => fault_point!("stage::sink"),
-        "dead_letter" => fault_point!("stage::dead_letter"),
-        "orders" => fault_point!("stage::orders"),
+        Stage::Source => fault_point!("stage::source"),
+        Stage::Transform(_) | Stage::Untransformed => fault_point!("stage::transform"),
+        Stage::Sink => fault_point!("stage::sink"),
+        Stage::DeadLetter => fault_point!("stage::dead_letter"),
+        Stage::Orders => fault_point!("stage::orders"),
         _ => {}
     }
     None

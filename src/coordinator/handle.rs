@@ -135,7 +135,7 @@ impl Handle {
         self.0.health.subscribe()
     }
 
-    /// Every child, in the order of their start.
+    /// Every child, in the order of a start.
     pub fn children(&self) -> Vec<ChildStatus> {
         self.0.children.lock().clone()
     }
@@ -152,7 +152,8 @@ impl Handle {
 
     /// The policies of every stage.
     pub fn policies(&self) -> Vec<StagePolicies> {
-        self.0.policies.all()
+        let all = self.0.policies.all().into_iter();
+        all.map(|(_, policies)| policies).collect()
     }
 
     /// The policies of one stage, by its name in pipeline.toml (`sink`, `transform.<name>`, …).

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::child::Stage;
 use super::handle::Shared;
 use super::supervisor::Supervisor;
 use crate::config::LiveSettings;
@@ -38,7 +39,7 @@ pub struct Entry {
 pub struct HealthWatch {
     live: LiveSettings,
     health: Health,
-    failed: Vec<(Arc<str>, Arc<str>)>,
+    failed: Vec<(Stage, Arc<str>)>,
     checked: Option<Instant>,
     reported: Instant,
 }
@@ -72,19 +73,19 @@ impl HealthWatch {
     }
 
     /// Notes that a stage was given up on.
-    pub fn stage_failed(&mut self, stage: &str, cause: &str) {
-        self.failed.retain(|(s, _)| &**s != stage);
-        self.failed.push((stage.into(), cause.into()));
+    pub fn stage_failed(&mut self, stage: &Stage, cause: &str) {
+        self.failed.retain(|(s, _)| s != stage);
+        self.failed.push((stage.clone(), cause.into()));
     }
 
     /// A stage that was given up on was started anew.
-    pub fn mended(&mut self, stage: &str) {
-        self.failed.retain(|(failed, _)| &**failed != stage);
+    pub fn mended(&mut self, stage: &Stage) {
+        self.failed.retain(|(failed, _)| failed != stage);
     }
 
     /// The pipeline was rebuilt: what had failed starts anew.
     pub fn rebuilt(&mut self) {
-        self.failed.retain(|(stage, _)| &**stage == "orders");
+        self.failed.retain(|(stage, _)| !stage.is_of_pipeline());
     }
 
     /// Looks at everything.
@@ -163,21 +164,20 @@ fn epoch_seconds(at: Instant, now: Instant) -> f64 {
 fn observe(
     supervisor: &Supervisor,
     shared: &Shared,
-    failed: &[(Arc<str>, Arc<str>)],
+    failed: &[(Stage, Arc<str>)],
     now: Instant,
 ) -> Vec<(Arc<str>, Observation)> {
     let mut all: Vec<(Arc<str>, Observation)> = Vec::new();
-    for policies in shared.policies().all() {
+    for (stage, policies) in shared.policies().all() {
         let snapshot = policies.snapshot();
-        let stage = snapshot.stage.clone();
         let lanes: Vec<(Arc<str>, Seen)> = supervisor
-            .activities(&stage)
-            .map(|(name, activity)| {
+            .activities(|id| id.stage == stage)
+            .map(|(id, activity)| {
                 let seen = Seen {
                     done: activity.done(),
                     waiting: activity.busy_for(now).is_none(),
                 };
-                (name.into(), seen)
+                (id.to_string().into(), seen)
             })
             .collect();
         let observation = Observation {
@@ -190,7 +190,7 @@ fn observe(
                 .iter()
                 .find(|(s, _)| *s == stage)
                 .map(|(_, cause)| cause.clone()),
-            headroom: (&*stage == "source")
+            headroom: (stage == Stage::Source)
                 .then(|| {
                     shared
                         .pipeline()
@@ -199,7 +199,7 @@ fn observe(
                 .flatten(),
             complaint: None,
         };
-        all.push((stage, observation));
+        all.push((snapshot.stage, observation));
     }
     let complaint = shared
         .reloads()

@@ -19,6 +19,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::child::Stage;
 use super::dead_letters::Keeper;
 use super::faults;
 use super::supervisor::{Blamed, ChildScope};
@@ -232,7 +233,7 @@ pub async fn run_source(
                 } => permit?,
             };
             let busy = scope.activity.busy();
-            faults::point("source").await?;
+            faults::point(&Stage::Source).await?;
             let mut state = lane.state.lock();
             if state.epoch != batch.epoch {
                 break;
@@ -294,7 +295,7 @@ pub async fn run_transforms(
             continue;
         }
         let busy = scope.activity.busy();
-        faults::point("transform").await?;
+        faults::point(&Stage::Untransformed).await?;
         lane.handover.take_over(&mut chain);
         let made = tokio::task::block_in_place(|| chain.process(batch));
         drop(busy);
@@ -310,14 +311,20 @@ pub async fn run_transforms(
             }
             faults.for_each(|fault| policy.record_failure(fault));
         }
-        let records = Arc::new(made.map_err(|error| Blamed {
-            stage: error.stage().clone(),
-            error: error.into(),
+        let records = Arc::new(made.map_err(|error| {
+            match error.stage().parse() {
+                Ok(stage) => Blamed {
+                    stage,
+                    error: error.into(),
+                }
+                .into(),
+                Err(_) => anyhow::Error::from(error),
+            }
         })?);
         scope.activity.record(u64::from(changes).max(1));
         let permit = tokio::select! {
             permit = lane.records.0.reserve() => permit?,
-            () = scope.stranded("sink") => return Ok(()),
+            () = scope.stranded(&Stage::Sink) => return Ok(()),
         };
         let mut state = lane.state.lock();
         state.transforming = false;
@@ -360,7 +367,7 @@ pub type FailedStages = mpsc::Sender<FailedStage>;
 #[derive(Debug)]
 pub struct FailedStage {
     /// Which.
-    pub stage: Arc<str>,
+    pub stage: Stage,
     /// Why.
     pub cause: String,
     /// Kept until the stage is started anew: the lane waits for that.
@@ -513,7 +520,7 @@ impl Delivery<'_> {
             state.in_flight.changes += batch.source.positions.len();
         }
         let busy = self.scope.activity.busy();
-        faults::point("sink").await?;
+        faults::point(&Stage::Sink).await?;
         drop(busy);
         let mut handed = std::pin::pin!(sink.submit(batch.clone()));
         let ticket = loop {
@@ -537,8 +544,12 @@ impl Delivery<'_> {
     /// here until the stage is started anew and goes back to read them again, or until it is stopped.
     async fn fail_stage(&self, flood: Flooded) -> Ended {
         let (mended, waiting) = oneshot::channel();
+        let stage = match flood.stage.parse() {
+            Ok(stage) => stage,
+            Err(error) => return Ended::Crash(anyhow::Error::from(flood).context(error)),
+        };
         let failed = FailedStage {
-            stage: flood.stage.clone(),
+            stage,
             cause: flood.to_string(),
             mended,
         };
@@ -558,7 +569,7 @@ impl Delivery<'_> {
     async fn keep(&self, letters: Vec<DeadLetter>) -> Result<(), Ended> {
         let kept = tokio::select! {
             kept = self.dead_letters.keep(letters) => kept,
-            () = self.scope.stranded("dead_letter") => return Err(Ended::LetGo),
+            () = self.scope.stranded(&Stage::DeadLetter) => return Err(Ended::LetGo),
         };
         match kept {
             Ok(()) => Ok(()),

@@ -3,7 +3,9 @@
 //!
 //! - [`supervisor`]: the only place that spawns.
 //! - [`lane`]: one shard's way from source to sink.
-//! - [`pipeline`]: builds lanes and children from settings.
+//! - [`child`]: what runs, by type: a stage, and a child of it.
+//! - [`shard`]: opened, run, drained and released alone.
+//! - [`pipeline`]: builds from settings what the shards have in common, and holds those that are open here.
 //! - [`reload`]: what a change of the configuration does to what runs.
 //! - [`listen`]: how a service takes an address over from the one that it replaces.
 //! - [`health`]: what is observed of every component.
@@ -12,6 +14,7 @@
 //! - [`shutdown`]: the order of a drain, and signals.
 
 pub mod activity;
+pub mod child;
 pub mod dead_letters;
 pub mod faults;
 pub mod handle;
@@ -23,6 +26,7 @@ pub mod plugins;
 pub mod reload;
 pub mod replay;
 pub mod serve;
+pub mod shard;
 pub mod shutdown;
 pub mod supervisor;
 pub mod transforms;
@@ -33,14 +37,16 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::child::{ChildId, Stage};
 use self::handle::{Command, Handle, Phase, Shared};
 use self::health::HealthWatch;
 use self::lane::{FailedStage, FailedStages};
-use self::pipeline::{Connected, Pipeline, PolicyRegistry};
+use self::pipeline::{Pipeline, PolicyRegistry};
 use self::plugins::PluginHost;
 use self::reload::Reloads;
-use self::shutdown::{Asked, STEPS, Signals, belongs};
-use self::supervisor::{ChildSpec, Event, Supervisor};
+use self::shard::Shard;
+use self::shutdown::{Asked, Signals, Step};
+use self::supervisor::{ChildSpec, Event, Standing, Supervisor};
 use crate::config::reload::Revision;
 use crate::config::{LiveSettings, Settings};
 use crate::policy::restart::OnFailed;
@@ -83,9 +89,6 @@ pub struct Coordinator {
     /// A stage failed whose policy is to stop the process.
     failed_for_good: bool,
 }
-
-/// The child that closes what was replaced.
-const LET_GO: &str = "let-go";
 
 #[derive(Default)]
 struct Listeners {
@@ -153,19 +156,20 @@ impl Coordinator {
             let admin = this.bind_admin(&settings).await?;
             this.run_admin(Some(admin));
         }
-        let connected = Connected::new(
+        let connected = Pipeline::connect(
             this.pipeline_live.subscribe(),
             this.policies.clone(),
             this.plugins.clone(),
             None,
         );
-        let pipeline = connected.await?.open(None).await?;
+        let pipeline = connected.await?;
+        pipeline.open(pipeline.numbers()).await?;
         this.run_pipeline(Arc::new(pipeline));
         if settings.orders.enabled {
             let orders = crate::orders::Service::start(
                 &settings,
                 this.live.clone(),
-                this.policies.stage("orders"),
+                this.policies.stage(&Stage::Orders),
                 None,
             );
             let orders = orders.await?;
@@ -204,14 +208,14 @@ impl Coordinator {
     fn let_go(&mut self, pipeline: Arc<Pipeline>) {
         let mut pipeline = Some(pipeline);
         self.supervisor
-            .start(ChildSpec::new(LET_GO, LET_GO, move |_| {
+            .start(ChildSpec::new(Stage::LetGo, move |_| {
                 let pipeline = pipeline.take();
                 async move {
                     tokio::task::block_in_place(|| drop(pipeline));
                     Ok(())
                 }
             }));
-        self.supervisor.retire(|s| s == LET_GO);
+        self.supervisor.retire(|id| id.stage == Stage::LetGo);
     }
 
     async fn bind_admin(&self, settings: &Settings) -> anyhow::Result<crate::admin::Server> {
@@ -222,7 +226,7 @@ impl Coordinator {
 
     /// Serves the admin interface from here on, if there is one; the one before finishes its answers.
     fn run_admin(&mut self, admin: Option<crate::admin::Server>) {
-        self.supervisor.retire(|s| s == "admin");
+        self.supervisor.retire(|id| id.stage == Stage::Admin);
         self.listeners.admin = admin.as_ref().map(crate::admin::Server::listener);
         if let Some(admin) = admin {
             tracing::info!(listen = %admin.local_addr(), "admin interface listens");
@@ -232,7 +236,7 @@ impl Coordinator {
 
     /// … and likewise the order service.
     fn run_orders(&mut self, orders: Option<crate::orders::Service>) {
-        self.supervisor.retire(|s| s == "orders");
+        self.supervisor.retire(|id| id.stage == Stage::Orders);
         self.listeners.orders = orders.as_ref().map(crate::orders::Service::listener);
         self.shared
             .set_orders(orders.as_ref().map(crate::orders::Service::handle));
@@ -323,7 +327,7 @@ impl Coordinator {
     fn note(&mut self, event: Event) -> Option<OnFailed> {
         match event {
             Event::Finished { child } => {
-                tracing::debug!(child, "child finished");
+                tracing::debug!(%child, "child finished");
                 None
             }
             Event::Restarting { .. } => {
@@ -343,18 +347,20 @@ impl Coordinator {
     }
 
     fn fail(&mut self, failed: FailedStage) {
-        self.supervisor.fail(&failed.stage, &failed.cause);
+        let stage = &failed.stage;
+        self.supervisor
+            .fail(stage, |id| id.stage.serves(stage), &failed.cause);
         self.waiting.retain(|lane| !lane.is_closed());
         self.waiting.push(failed.mended);
     }
 
     /// Somebody changed the configuration: what was given up on may have been mended by it, so it is tried again.
     fn revive(&mut self) {
-        for stage in self.supervisor.revive() {
-            tracing::info!(stage = &*stage, "failed stage started anew");
+        for stage in self.supervisor.revive(|_| true) {
+            tracing::info!(%stage, "failed stage started anew");
             self.health.mended(&stage);
             if let Some(pipeline) = self.shared.pipeline() {
-                pipeline.dead_letters.forget_flood(&stage);
+                pipeline.dead_letters.forget_flood(&stage.to_string());
             }
         }
         for lane in self.waiting.drain(..) {
@@ -379,13 +385,11 @@ impl Coordinator {
         self.shared.set_phase(Phase::Draining);
         self.publish();
         tracing::info!(timeout = ?timeout, uptime = ?self.started.elapsed(), "stopping");
-        for (what, stages) in STEPS {
+        for step in Step::ALL {
             let began = Instant::now();
-            if self.drain_step(stages, deadline, signals).await != Drained::All {
-                let unfinished = self
-                    .supervisor
-                    .unfinished(|s| belongs(s, stages))
-                    .join(", ");
+            let drained = self.drain_step(step, deadline, signals);
+            if drained.await != Drained::All {
+                let unfinished = names(self.supervisor.unfinished(|id| step.takes(id)));
                 let at_work: Vec<String> = self
                     .supervisor
                     .at_work()
@@ -393,20 +397,20 @@ impl Coordinator {
                     .map(|(child, since)| format!("{child} for {:.1} s", since.as_secs_f64()))
                     .collect();
                 tracing::error!(
-                    step = what,
+                    %step,
                     unfinished,
                     at_work = at_work.join(", "),
                     "stopped before everything was drained; a restart makes good"
                 );
                 return false;
             }
-            tracing::info!(step = what, took = ?began.elapsed(), "done");
+            tracing::info!(%step, took = ?began.elapsed(), "done");
         }
-        let failed = self.supervisor.status().iter().any(|c| c.state == "failed");
+        let failed = (self.supervisor.status().iter()).any(|c| c.state == Standing::Failed);
         let left: usize = self
             .shared
             .pipeline()
-            .map_or(0, |p| p.lanes.iter().map(|l| l.in_flight()).sum());
+            .map_or(0, |p| p.lanes().iter().map(|l| l.in_flight()).sum());
         self.supervisor.remove(|_| true).await;
         self.shared.set_pipeline(None);
         self.shared.set_phase(Phase::Stopped);
@@ -421,15 +425,42 @@ impl Coordinator {
         left == 0
     }
 
-    /// Lets the children of these stages finish.
+    /// Lets the children of this step finish.
     async fn drain_step(
         &mut self,
-        stages: &[&str],
+        step: Step,
         deadline: Instant,
         signals: &mut Signals,
     ) -> Drained {
-        self.supervisor.drain(|s| belongs(s, stages));
-        while !self.supervisor.is_drained(|s| belongs(s, stages)) {
+        let drained = move |supervisor: &Supervisor| {
+            supervisor.drain(|id| step.takes(id));
+            supervisor.is_drained(|id| step.takes(id))
+        };
+        self.until(drained, deadline, signals).await
+    }
+
+    /// Drains these shards, each at its own pace, while the others go on.
+    async fn drain_shards(
+        &mut self,
+        shards: &[Arc<Shard>],
+        deadline: Instant,
+        signals: &mut Signals,
+    ) -> Drained {
+        let drained = |supervisor: &Supervisor| {
+            let waiting = shards.iter().filter(|s| !s.drain(supervisor)).count();
+            waiting == 0
+        };
+        self.until(drained, deadline, signals).await
+    }
+
+    /// Waits until this is so, looking again after whatever happens.
+    async fn until(
+        &mut self,
+        drained: impl Fn(&Supervisor) -> bool,
+        deadline: Instant,
+        signals: &mut Signals,
+    ) -> Drained {
+        while !drained(&self.supervisor) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
                 return Drained::Late;
@@ -446,4 +477,10 @@ impl Coordinator {
         }
         Drained::All
     }
+}
+
+/// In a line of the log.
+fn names<'a>(children: impl Iterator<Item = &'a ChildId>) -> String {
+    let names: Vec<String> = children.map(ChildId::to_string).collect();
+    names.join(", ")
 }

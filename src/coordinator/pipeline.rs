@@ -1,28 +1,30 @@
-//! Builds what pipeline.toml describes, from validated settings: connections, plugins, lanes, children.
+//! Builds what pipeline.toml describes, from validated settings: connections, plugins, and the shards that are ours.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
-use super::dead_letters;
-use super::lane::{self, FailedStages, Lane, SinkParts};
+use super::child::Stage;
+use super::dead_letters::{self, Keeper, Requests};
+use super::lane::{Counters, FailedStages, Lane};
 use super::plugins::PluginHost;
+use super::shard::Shard;
 use super::supervisor::ChildSpec;
 use super::transforms::Transforms;
-use crate::config::LiveSettings;
+use crate::config::{LiveSettings, Settings};
 use crate::dead_letter::DeadLetters;
 use crate::policy::stage::StagePolicies;
 use crate::sink::SinkError;
 use crate::sink::redpanda::RedpandaSink;
 use crate::source::{ScyllaSource, Source};
 
-/// The policies of every stage, made once a name: a rebuild neither resets a breaker nor its counts.
+/// The policies of every stage, made once a stage: a rebuild neither resets a breaker nor its counts.
 #[derive(Clone)]
 pub struct PolicyRegistry {
     live: LiveSettings,
-    stages: Arc<Mutex<BTreeMap<Arc<str>, StagePolicies>>>,
+    stages: Arc<Mutex<BTreeMap<String, (Stage, StagePolicies)>>>,
 }
 
 impl PolicyRegistry {
@@ -35,31 +37,29 @@ impl PolicyRegistry {
     }
 
     /// The policies of a stage.
-    pub fn stage(&self, name: &str) -> StagePolicies {
+    pub fn stage(&self, stage: &Stage) -> StagePolicies {
+        let name = stage.to_string();
         let mut stages = self.stages.lock();
-        match stages.get(name) {
-            Some(policies) => policies.clone(),
-            None => {
-                let policies = StagePolicies::new(name, self.live.clone());
-                stages.insert(name.into(), policies.clone());
-                policies
-            }
-        }
+        let new = || StagePolicies::new(name.as_str(), self.live.clone());
+        let (_, policies) = stages
+            .entry(name.clone())
+            .or_insert_with(|| (stage.clone(), new()));
+        policies.clone()
     }
 
     /// Those of the stages that the settings have now, by name.
-    pub fn all(&self) -> Vec<StagePolicies> {
+    pub fn all(&self) -> Vec<(Stage, StagePolicies)> {
         let settings = self.live.borrow().clone();
         self.stages
             .lock()
             .values()
-            .filter(|p| settings.policies(p.stage()).is_some())
+            .filter(|(_, p)| settings.policies(p.stage()).is_some())
             .cloned()
             .collect()
     }
 }
 
-/// A running pipeline's parts.
+/// A running pipeline's parts: what its shards have in common, and the shards that are open here.
 pub struct Pipeline {
     /// What its parts read their settings from.
     live: LiveSettings,
@@ -72,37 +72,30 @@ pub struct Pipeline {
     pub sink: Arc<RedpandaSink>,
     /// Where poison goes.
     pub dead_letters: Arc<DeadLetters>,
+    /// … and how the shards' sinks have it go there.
+    letters: (Keeper, Arc<Requests>),
     /// The compiled transforms, in order.
     pub transforms: Arc<Transforms>,
-    /// One a shard.
-    pub lanes: Vec<Arc<Lane>>,
+    /// By number.
+    shards: RwLock<BTreeMap<u32, Arc<Shard>>>,
+    /// Of every shard that was ever open here: one that comes back goes on counting.
+    counters: Mutex<BTreeMap<u32, Arc<Counters>>>,
     /// Held by the replay under way.
     pub(super) replaying: tokio::sync::Mutex<()>,
 }
 
-/// A pipeline that is connected and has its plugins, and has not looked at the checkpoints yet: another one
-/// may still be at work on them.
-pub struct Connected {
-    live: LiveSettings,
-    policies: PolicyRegistry,
-    plugins: Arc<PluginHost>,
-    source: Arc<dyn Source>,
-    sink: Arc<RedpandaSink>,
-    dead_letters: Arc<DeadLetters>,
-    transforms: Arc<Transforms>,
-}
-
-impl Connected {
+impl Pipeline {
     /// Connects to both sides and compiles the plugins that the pipeline that this one is to replace has not
-    /// compiled; touches nothing that runs.
+    /// compiled; touches nothing that runs. No shard is open yet: another pipeline may still be at work on them.
+    /// They go on counting from those of the one that this one replaces.
     ///
     /// # Errors
     /// What cannot be reached, found or compiled.
-    pub async fn new(
+    pub async fn connect(
         live: LiveSettings,
         policies: PolicyRegistry,
         plugins: Arc<PluginHost>,
-        replaces: Option<Arc<Pipeline>>,
+        replaces: Option<Arc<Self>>,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let settings = live.borrow().clone();
@@ -114,81 +107,116 @@ impl Connected {
                 replaces.as_deref().map(|p| &*p.transforms),
             )
         })?;
-        drop(replaces);
+        let counters = replaces.map(|p| p.counters.lock().clone());
         tracing::info!(transforms = settings.transforms.len(), took = ?started.elapsed(), "transforms ready");
         let (source, sink) = tokio::try_join!(
             async {
-                ScyllaSource::connect(live.clone(), policies.stage("source"))
+                ScyllaSource::connect(live.clone(), policies.stage(&Stage::Source))
                     .await
                     .map_err(anyhow::Error::from)
             },
             async {
-                RedpandaSink::connect(live.clone(), policies.stage("sink"))
+                RedpandaSink::connect(live.clone(), policies.stage(&Stage::Sink))
                     .await
                     .map_err(anyhow::Error::from)
             },
         )?;
         tracing::info!(took = ?started.elapsed(), "connected to ScyllaDB and Redpanda");
-        let dead_letters = Arc::new(DeadLetters::open(&sink, policies.stage("dead_letter"))?);
+        let dead_letters = DeadLetters::open(&sink, policies.stage(&Stage::DeadLetter))?;
         Ok(Self {
             live,
             policies,
-            plugins,
+            _plugins: plugins,
             source,
             sink,
-            dead_letters,
+            dead_letters: Arc::new(dead_letters),
+            letters: dead_letters::channel(),
             transforms: Arc::new(transforms),
-        })
-    }
-
-    /// Reads the checkpoints, which nobody else may be writing any more; starts nothing. Lanes go on counting
-    /// from those of the pipeline that this one replaces.
-    ///
-    /// # Errors
-    /// What the brokers have against it.
-    pub async fn open(self, replaces: Option<&Pipeline>) -> anyhow::Result<Pipeline> {
-        let started = Instant::now();
-        let counted = |shard: u32| {
-            let lanes = replaces.into_iter().flat_map(|p| &p.lanes);
-            let mut counters = lanes
-                .filter(|l| l.shard == shard)
-                .map(|l| l.counters.clone());
-            counters.next().unwrap_or_default()
-        };
-        let shards = self.live.borrow().pipeline.shards.get();
-        let loads = (0..shards).map(|shard| {
-            let (sink, counters) = (self.sink.clone(), counted(shard));
-            async move {
-                let checkpoints = sink.load(shard).await?;
-                Ok::<_, SinkError>(Lane::new(shard, shards, checkpoints, counters))
-            }
-        });
-        let lanes = futures::future::try_join_all(loads).await?;
-        tracing::info!(shards, took = ?started.elapsed(), "checkpoints read");
-        Ok(Pipeline {
-            live: self.live,
-            policies: self.policies,
-            _plugins: self.plugins,
-            source: self.source,
-            sink: self.sink,
-            dead_letters: self.dead_letters,
-            transforms: self.transforms,
-            lanes,
+            shards: RwLock::default(),
+            counters: Mutex::new(counters.unwrap_or_default()),
             replaying: tokio::sync::Mutex::default(),
         })
     }
-}
 
-impl Pipeline {
-    /// The children that carry the changes, downstream first: whoever starts finds its taker ready. Made again
-    /// after they have ended, they go on where those left off.
+    /// Opens these shards, side by side: all of them, or none. Starts nothing.
+    ///
+    /// # Errors
+    /// What the brokers have against it.
+    pub async fn open(
+        &self,
+        numbers: impl IntoIterator<Item = u32>,
+    ) -> Result<Vec<Arc<Shard>>, SinkError> {
+        let started = Instant::now();
+        let opening = numbers.into_iter().map(|n| Shard::open(self, n));
+        let opened = futures::future::try_join_all(opening).await?;
+        let opened: Vec<Arc<Shard>> = opened.into_iter().map(Arc::new).collect();
+        let mut shards = self.shards.write();
+        shards.extend(opened.iter().map(|s| (s.number, s.clone())));
+        drop(shards);
+        tracing::info!(shards = opened.len(), took = ?started.elapsed(), "checkpoints read");
+        Ok(opened)
+    }
+
+    /// Gives a shard up whose children have ended.
+    pub fn release(&self, number: u32) {
+        if let Some(shard) = self.shards.write().remove(&number) {
+            shard.release(self);
+        }
+    }
+
+    /// The shards that are open here, by number.
+    pub fn shards(&self) -> Vec<Arc<Shard>> {
+        self.shards.read().values().cloned().collect()
+    }
+
+    /// … and their lanes.
+    pub fn lanes(&self) -> Vec<Arc<Lane>> {
+        self.shards
+            .read()
+            .values()
+            .map(|s| s.lane.clone())
+            .collect()
+    }
+
+    /// The numbers of all shards that there are, here or elsewhere.
+    pub fn numbers(&self) -> std::ops::Range<u32> {
+        0..self.settings().pipeline.shards.get()
+    }
+
+    pub(super) fn live(&self) -> LiveSettings {
+        self.live.clone()
+    }
+
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        self.live.borrow().clone()
+    }
+
+    pub(super) fn policies(&self, stage: &Stage) -> StagePolicies {
+        self.policies.stage(stage)
+    }
+
+    pub(super) fn keeper(&self) -> Keeper {
+        self.letters.0.clone()
+    }
+
+    pub(super) fn counters(&self, shard: u32) -> Arc<Counters> {
+        self.counters.lock().entry(shard).or_default().clone()
+    }
+
+    /// The children that serve all shards, then those of the shards that are open. Made again after they have
+    /// ended, they go on where those left off.
     pub fn children(&self, failed: &FailedStages) -> Vec<ChildSpec> {
-        let (live, policies) = (&self.live, &self.policies);
-        let settings = live.borrow().clone();
-        let name: Arc<str> = settings.pipeline.name.as_str().into();
-        let mut children = Vec::new();
+        let shards = self.shards();
+        let of_shards = shards.iter().flat_map(|s| s.children(self, failed));
+        [self.guard(), self.letters()]
+            .into_iter()
+            .chain(of_shards)
+            .collect()
+    }
+
+    fn guard(&self) -> ChildSpec {
         let sink = self.sink.clone();
-        children.push(ChildSpec::new("sink/guard", "guard", move |scope| {
+        ChildSpec::new(Stage::Guard, move |scope| {
             let sink = sink.clone();
             async move {
                 tokio::select! {
@@ -196,72 +224,13 @@ impl Pipeline {
                     () = scope.drain.cancelled() => Ok(()),
                 }
             }
-        }));
-        let (keeper, requests) = dead_letters::channel();
-        let letters = self.dead_letters.clone();
-        children.push(ChildSpec::new("dead_letter", "dead_letter", move |scope| {
+        })
+    }
+
+    fn letters(&self) -> ChildSpec {
+        let (requests, letters) = (self.letters.1.clone(), self.dead_letters.clone());
+        ChildSpec::new(Stage::DeadLetter, move |scope| {
             dead_letters::run(requests.clone(), letters.clone(), scope)
-        }));
-        for lane in &self.lanes {
-            let (lane, live, policies) = (lane.clone(), live.clone(), policies.stage("sink"));
-            let (name, failed, keeper) = (name.clone(), failed.clone(), keeper.clone());
-            let (source, sink) = (self.source.clone(), self.sink.clone());
-            children.push(ChildSpec::new(
-                format!("sink/{}", lane.shard),
-                "sink",
-                move |scope| {
-                    let parts = sink.open_shard(lane.shard).map(|sink| SinkParts {
-                        source: source.clone(),
-                        sink,
-                        dead_letters: keeper.clone(),
-                        policies: policies.clone(),
-                        live: live.clone(),
-                        pipeline: name.clone(),
-                        failed: failed.clone(),
-                    });
-                    let lane = lane.clone();
-                    async move { lane::run_sink(lane, parts?, scope).await }
-                },
-            ));
-        }
-        // The transforms of a shard share one child; it answers to the first one's supervision policy.
-        let stage = settings.transforms.first().map_or_else(
-            || "transform".to_owned(),
-            |t| format!("transform.{}", t.name),
-        );
-        let stages: Vec<StagePolicies> = settings
-            .transforms
-            .iter()
-            .map(|t| policies.stage(&format!("transform.{}", t.name)))
-            .collect();
-        for lane in &self.lanes {
-            let (lane, transforms, stages) =
-                (lane.clone(), self.transforms.clone(), stages.clone());
-            children.push(ChildSpec::new(
-                format!("transform/{}", lane.shard),
-                stage.as_str(),
-                move |scope| {
-                    let (lane, transforms, stages) =
-                        (lane.clone(), transforms.clone(), stages.clone());
-                    async move {
-                        let chain =
-                            tokio::task::block_in_place(|| transforms.chain(&lane.handover))?;
-                        lane::run_transforms(lane, chain, stages, scope).await
-                    }
-                },
-            ));
-        }
-        for lane in &self.lanes {
-            let (lane, source, policies) =
-                (lane.clone(), self.source.clone(), policies.stage("source"));
-            children.push(ChildSpec::new(
-                format!("source/{}", lane.shard),
-                "source",
-                move |scope| {
-                    lane::run_source(lane.clone(), source.clone(), policies.clone(), scope)
-                },
-            ));
-        }
-        children
+        })
     }
 }

@@ -6,22 +6,18 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::child::{ChildId, Stage};
 use super::handle::Phase;
-use super::pipeline::Connected;
+use super::pipeline::Pipeline;
 use super::plugins::PluginHost;
-use super::shutdown::{Signals, belongs};
-use super::{Coordinator, Drained, Stopping};
+use super::shutdown::Signals;
+use super::{Coordinator, Drained, Stopping, names};
 use crate::config::reload::{Changed, ReloadHistory, Revision, Verdict, diff, revision};
 use crate::config::settings::Nodes;
 use crate::config::watch::Watch;
 use crate::config::{Checks, Class, Inputs, Invalid, LiveSettings, Loaded, Settings, Sources};
 use crate::embedded::StandIns;
 use crate::orders::Service;
-
-/// The stages of the pipeline itself, upstream first.
-const PIPELINE: [&[&str]; 3] = [&["source"], &["transform"], &["sink"]];
-/// … and what goes with them when they are rebuilt.
-const REBUILT: [&str; 5] = ["source", "transform", "sink", "dead_letter", "guard"];
 
 /// The configuration in force, where it came from, and what became of changes of it.
 pub struct Reloads {
@@ -238,7 +234,7 @@ impl Coordinator {
             };
         let orders = if orders_differ(&old, &new) {
             let (replaces, live) = (self.listeners.orders.clone(), self.live.clone());
-            let policies = self.policies.stage("orders");
+            let policies = self.policies.stage(&Stage::Orders);
             let service = async {
                 let service = Service::start(&new, live, policies, replaces.as_ref()).await;
                 service.map_err(anyhow::Error::from)
@@ -278,7 +274,8 @@ impl Coordinator {
         let Some(pipeline) = self.shared.pipeline() else {
             return Ok(());
         };
-        let handovers: Vec<_> = pipeline.lanes.iter().map(|l| &l.handover).collect();
+        let lanes = pipeline.lanes();
+        let handovers: Vec<_> = lanes.iter().map(|l| &l.handover).collect();
         let swap = tokio::task::block_in_place(|| pipeline.transforms.prepare(new, &handovers))?;
         pipeline.transforms.commit(swap, &handovers);
         Ok(())
@@ -298,7 +295,7 @@ impl Coordinator {
             true => self.plugins.clone(),
             false => PluginHost::new(new)?,
         };
-        let connected = Connected::new(
+        let connected = Pipeline::connect(
             settings.subscribe(),
             self.policies.clone(),
             plugins.clone(),
@@ -308,43 +305,50 @@ impl Coordinator {
 
         self.shared.set_phase(Phase::Rebuilding);
         let deadline = Instant::now() + old.shutdown.timeout;
-        for stages in PIPELINE {
-            match self.drain_step(stages, deadline, signals).await {
-                Drained::All => {}
-                // What is in flight is read again from the checkpoint: late, and at worst repeated, but not lost.
-                Drained::Late => {
-                    tracing::warn!(stages = ?stages, "not drained in time for the rebuild, going back to the checkpoint");
-                }
-                // The drain of the whole process goes on from here.
-                Drained::Stopped => return Err(Stopping::Asked.into()),
+        let replaces = self.shared.pipeline();
+        let shards = replaces.as_ref().map(|p| p.shards()).unwrap_or_default();
+        match self.drain_shards(&shards, deadline, signals).await {
+            Drained::All => {}
+            // What is in flight is read again from the checkpoint: late, and at worst repeated, but not lost.
+            Drained::Late => {
+                let of_shards = |id: &ChildId| shards.iter().any(|s| s.owns(id));
+                let unfinished = names(self.supervisor.unfinished(of_shards));
+                tracing::warn!(
+                    unfinished,
+                    "not drained in time for the rebuild, going back to the checkpoint"
+                );
             }
+            // The drain of the whole process goes on from here.
+            Drained::Stopped => return Err(Stopping::Asked.into()),
         }
         if self.failed_for_good {
             return Err(Stopping::Failed.into());
         }
-        self.supervisor.remove(|s| belongs(s, &REBUILT)).await;
+        self.supervisor.remove(|id| id.stage.is_of_pipeline()).await;
         self.health.rebuilt();
-        let replaces = self.shared.pipeline();
-        let opened = connected.open(replaces.as_deref());
+        let opened = connected.open(connected.numbers());
         match self.meanwhile(signals, opened).await? {
-            Ok(pipeline) => {
+            Ok(_) => {
                 self.pipeline_live = settings;
                 self.plugins = plugins;
                 self.reloads.sender.send_replace(new.clone());
-                self.run_pipeline(Arc::new(pipeline));
+                self.run_pipeline(Arc::new(connected));
                 self.shared.set_phase(Phase::Running);
                 if let Some(replaced) = replaces {
+                    for shard in shards {
+                        replaced.release(shard.number);
+                    }
                     self.let_go(replaced);
                 }
                 Ok(())
             }
             Err(error) => {
-                tracing::error!(error = %format!("{error:#}"), "rebuild failed, going back to what ran");
+                tracing::error!(error = %error, "rebuild failed, going back to what ran");
                 if let Some(pipeline) = replaces {
                     self.run_pipeline(pipeline);
                 }
                 self.shared.set_phase(Phase::Running);
-                Err(error.into())
+                Err(anyhow::Error::from(error).into())
             }
         }
     }

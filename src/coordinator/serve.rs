@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::child::Stage;
 use super::faults;
 use super::supervisor::{ChildScope, panic_message};
 
@@ -28,7 +29,7 @@ const REFUSED: Duration = Duration::from_millis(100);
 /// # Errors
 /// None of its own: what the fault point of the stage is set to.
 pub async fn serve(
-    stage: &'static str,
+    stage: Stage,
     listener: Arc<TcpListener>,
     app: Router,
     scope: ChildScope,
@@ -39,10 +40,10 @@ pub async fn serve(
         tokio::select! {
             biased;
             () = scope.drain.cancelled() => break,
-            Some(ended) = connections.join_next() => note(stage, ended),
+            Some(ended) = connections.join_next() => note(&stage, ended),
             accepted = listener.accept(), if room => {
                 let busy = scope.activity.busy();
-                faults::point(stage).await?;
+                faults::point(&stage).await?;
                 drop(busy);
                 match accepted {
                     Ok((stream, _)) => {
@@ -51,7 +52,7 @@ pub async fn serve(
                     }
                     Err(error) if is_of_the_connection(error.kind()) => {}
                     Err(error) => {
-                        tracing::warn!(stage, %error, "no connection could be accepted");
+                        tracing::warn!(%stage, %error, "no connection could be accepted");
                         tokio::time::sleep(REFUSED).await;
                     }
                 }
@@ -61,7 +62,7 @@ pub async fn serve(
     // The address is free from here on; only who is connected is served to the end.
     drop(listener);
     while let Some(ended) = connections.join_next().await {
-        note(stage, ended);
+        note(&stage, ended);
     }
     Ok(())
 }
@@ -94,11 +95,11 @@ async fn connection(stream: TcpStream, app: Router, drain: CancellationToken) {
     }
 }
 
-fn note(stage: &str, ended: Result<(), JoinError>) {
+fn note(stage: &Stage, ended: Result<(), JoinError>) {
     if let Err(error) = ended
         && let Ok(panic) = error.try_into_panic()
     {
         let panic = panic_message(panic.as_ref());
-        tracing::error!(stage, panic, "a request panicked; its connection is closed");
+        tracing::error!(%stage, panic, "a request panicked; its connection is closed");
     }
 }

@@ -1,23 +1,51 @@
 //! The order in which a pipeline is stopped, and signals.
 
+use std::fmt;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The steps of a drain, upstream first. All share one deadline.
-pub const STEPS: [(&str, &[&str]); 4] = [
-    ("stop taking orders", &["orders"]),
-    ("stop reading", &["source"]),
-    ("drain transforms", &["transform"]),
-    ("flush and commit", &["sink"]),
-];
+use super::child::{ChildId, Stage};
 
-/// Whether a child's stage belongs to a step: `transform` stands for `transform.<name>` too.
-pub fn belongs(stage: &str, step: &[&str]) -> bool {
-    step.iter().any(|s| {
-        stage == *s
-            || stage
-                .strip_prefix(s)
-                .is_some_and(|rest| rest.starts_with('.'))
-    })
+/// A step of a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// No order is taken any more.
+    Orders,
+    /// Nothing is read any more.
+    Reading,
+    /// What was read is made records of.
+    Transforms,
+    /// What was made is delivered, and its checkpoints written.
+    Commit,
+}
+
+impl Step {
+    /// All, in their order: upstream first. They share one deadline.
+    pub const ALL: [Self; 4] = [Self::Orders, Self::Reading, Self::Transforms, Self::Commit];
+
+    /// Those that a shard takes.
+    pub const OF_SHARD: [Self; 3] = [Self::Reading, Self::Transforms, Self::Commit];
+
+    /// Whether this child is drained in it.
+    pub fn takes(self, id: &ChildId) -> bool {
+        match self {
+            Self::Orders => id.stage.serves(&Stage::Orders),
+            Self::Reading => id.stage == Stage::Source,
+            Self::Transforms => id.stage.transforms(),
+            Self::Commit => id.stage == Stage::Sink,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Orders => "stop taking orders",
+            Self::Reading => "stop reading",
+            Self::Transforms => "drain transforms",
+            Self::Commit => "flush and commit",
+        })
+    }
 }
 
 /// The signals that the process listens to.

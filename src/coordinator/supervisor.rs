@@ -18,8 +18,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
+use super::child::{ChildId, Stage};
 use crate::config::LiveSettings;
-use crate::policy::restart::{Decision, OnFailed, RestartWindow, Strategy};
+use crate::policy::restart::{self, Decision, OnFailed, RestartWindow, Strategy};
 
 /// Why a child died.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -40,7 +41,7 @@ pub enum Fault {
 #[error("{error:#}")]
 pub struct Blamed {
     /// Whose supervision policy it counts against.
-    pub stage: Arc<str>,
+    pub stage: Stage,
     /// What happened.
     pub error: anyhow::Error,
 }
@@ -53,7 +54,7 @@ pub struct ChildScope {
     /// Where it shows what it does.
     pub activity: Arc<Activity>,
     /// The stages that were given up on.
-    failed: watch::Receiver<BTreeSet<Arc<str>>>,
+    failed: watch::Receiver<BTreeSet<Stage>>,
 }
 
 impl ChildScope {
@@ -61,7 +62,7 @@ impl ChildScope {
     /// will take. It may then be let go of, for it is not checkpointed; a restart of the process makes good.
     ///
     /// Cancel-safe.
-    pub async fn stranded(&self, stage: &str) {
+    pub async fn stranded(&self, stage: &Stage) {
         self.drain.cancelled().await;
         let mut failed = self.failed.clone();
         if failed
@@ -80,24 +81,21 @@ pub type ChildFuture = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
 /// A child and how to start it, again and again.
 pub struct ChildSpec {
-    /// Unique, e.g. `sink/2`.
-    pub name: String,
-    /// Whose policies it has.
-    pub stage: Arc<str>,
+    /// Which it is, and whose policies it has.
+    pub id: ChildId,
     /// Makes an incarnation.
     pub run: Box<dyn FnMut(ChildScope) -> ChildFuture + Send>,
 }
 
 impl ChildSpec {
     /// A child from a closure that returns a future.
-    pub fn new<F, Fut>(name: impl Into<String>, stage: impl Into<Arc<str>>, mut run: F) -> Self
+    pub fn new<F, Fut>(id: impl Into<ChildId>, mut run: F) -> Self
     where
         F: FnMut(ChildScope) -> Fut + Send + 'static,
         Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         Self {
-            name: name.into(),
-            stage: stage.into(),
+            id: id.into(),
             run: Box::new(move |scope| Box::pin(run(scope))),
         }
     }
@@ -108,20 +106,20 @@ impl ChildSpec {
 pub enum Event {
     /// A child finished by itself.
     Finished {
-        /// Its name.
-        child: String,
+        /// Which.
+        child: ChildId,
     },
     /// A child crashed and will be started again.
     Restarting {
-        /// Its name.
-        child: String,
+        /// Which.
+        child: ChildId,
         /// What it died of.
         fault: Fault,
     },
     /// A stage crashed too often and is given up.
     Failed {
         /// The stage.
-        stage: Arc<str>,
+        stage: Stage,
         /// The first fault of this run of crashes.
         cause: String,
         /// What is to become of the rest.
@@ -146,15 +144,29 @@ struct Child {
     retired: bool,
 }
 
+/// What a child is at, as `status` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// At work.
+    Running,
+    /// … from the end of its restart's backoff on.
+    Waiting,
+    /// Drained.
+    Finished,
+    /// Given up on.
+    Failed,
+}
+
 /// A child as `status` shows it.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct ChildStatus {
     /// Its name.
     pub name: String,
-    /// Its stage.
-    pub stage: Arc<str>,
-    /// `running`, `waiting` (for its restart), `finished` or `failed`.
-    pub state: &'static str,
+    /// Its stage's name.
+    pub stage: String,
+    /// What it is at.
+    pub state: Standing,
     /// Restarts so far.
     pub restarts: u64,
     /// What it last died of.
@@ -170,8 +182,8 @@ pub struct Supervisor {
     by_task: HashMap<Id, usize>,
     /// Aborted tasks that have not ended yet; their child is not started again before they have.
     leaving: HashMap<Id, usize>,
-    windows: HashMap<Arc<str>, RestartWindow>,
-    failed: watch::Sender<BTreeSet<Arc<str>>>,
+    windows: HashMap<Stage, RestartWindow>,
+    failed: watch::Sender<BTreeSet<Stage>>,
     /// When hung children are looked for next.
     watch_at: Instant,
     events: std::collections::VecDeque<Event>,
@@ -197,7 +209,7 @@ impl Supervisor {
         }
     }
 
-    /// Starts a child; the order of these calls is the order that `rest_for_one` means.
+    /// Starts a child. One of a stage that was given up on waits until that is started anew.
     pub fn start(&mut self, spec: ChildSpec) {
         let key = self.next;
         self.next += 1;
@@ -206,8 +218,12 @@ impl Supervisor {
             activity: Arc::default(),
             failed: self.failed.subscribe(),
         };
-        let state = State::Waiting {
-            until: Instant::now(),
+        let failed = self.is_failed(&spec.id);
+        let state = match failed {
+            true => State::Failed,
+            false => State::Waiting {
+                until: Instant::now(),
+            },
         };
         self.children.insert(
             key,
@@ -220,7 +236,13 @@ impl Supervisor {
                 retired: false,
             },
         );
-        self.launch(key);
+        if !failed {
+            self.launch(key);
+        }
+    }
+
+    fn is_failed(&self, id: &ChildId) -> bool {
+        self.failed.borrow().iter().any(|s| id.stage.serves(s))
     }
 
     fn is_leaving(&self, key: usize) -> bool {
@@ -240,19 +262,19 @@ impl Supervisor {
         child.state = State::Running { task };
     }
 
-    /// Tells the children whose stage the filter takes to finish what they hold.
-    pub fn drain(&self, stage: impl Fn(&str) -> bool) {
-        for child in self.children.values().filter(|c| stage(&c.spec.stage)) {
+    /// Tells these children to finish what they hold.
+    pub fn drain(&self, of: impl Fn(&ChildId) -> bool) {
+        for child in self.children.values().filter(|c| of(&c.spec.id)) {
             child.scope.drain.cancel();
         }
     }
 
-    /// Lets the children of these stages finish what they hold and forgets each once it has; nobody waits for
-    /// it, and another child may take its place at once.
-    pub fn retire(&mut self, stage: impl Fn(&str) -> bool) {
+    /// Lets these children finish what they hold and forgets each once it has; nobody waits for it, and another
+    /// child may take its place at once.
+    pub fn retire(&mut self, of: impl Fn(&ChildId) -> bool) {
         let mut idle = Vec::new();
         for (&key, child) in self.children.iter_mut() {
-            if !stage(&child.spec.stage) || child.retired {
+            if !of(&child.spec.id) || child.retired {
                 continue;
             }
             child.scope.drain.cancel();
@@ -268,54 +290,53 @@ impl Supervisor {
         }
     }
 
-    /// Whether every child of these stages has finished or failed.
-    pub fn is_drained(&self, stage: impl Fn(&str) -> bool) -> bool {
-        self.children
-            .values()
-            .filter(|c| stage(&c.spec.stage))
-            .all(|c| matches!(c.state, State::Finished | State::Failed))
+    /// Whether each of these children has finished or failed.
+    pub fn is_drained(&self, of: impl Fn(&ChildId) -> bool) -> bool {
+        self.unfinished(of).next().is_none()
     }
 
-    /// Those of these stages that still run, or wait to.
-    pub fn unfinished(&self, stage: impl Fn(&str) -> bool) -> Vec<&str> {
+    /// Those of these that still run, or wait to.
+    pub fn unfinished(&self, of: impl Fn(&ChildId) -> bool) -> impl Iterator<Item = &ChildId> {
         self.children
             .values()
-            .filter(|c| stage(&c.spec.stage) && !matches!(c.state, State::Finished | State::Failed))
-            .map(|c| c.spec.name.as_str())
-            .collect()
+            .filter(|c| !matches!(c.state, State::Finished | State::Failed))
+            .map(|c| &c.spec.id)
+            .filter(move |id| of(id))
     }
 
     /// The children that are at a piece of work, and for how long, longest first: who the others may be waiting for.
-    pub fn at_work(&self) -> Vec<(&str, Duration)> {
+    pub fn at_work(&self) -> Vec<(&ChildId, Duration)> {
         let now = std::time::Instant::now();
         let running = self
             .children
             .values()
             .filter(|c| matches!(c.state, State::Running { .. }));
         let mut busy: Vec<_> = running
-            .filter_map(|c| Some((c.spec.name.as_str(), c.scope.activity.busy_for(now)?)))
+            .filter_map(|c| Some((&c.spec.id, c.scope.activity.busy_for(now)?)))
             .collect();
         busy.sort_by_key(|(_, since)| std::cmp::Reverse(*since));
         busy
     }
 
-    /// Stops children of these stages wherever they are and forgets them.
-    pub async fn remove(&mut self, stage: impl Fn(&str) -> bool) {
+    /// Stops these children wherever they are and forgets them; a stage of which none is left has no crash and no
+    /// failure to be remembered.
+    pub async fn remove(&mut self, of: impl Fn(&ChildId) -> bool) {
         let gone: Vec<usize> = self
             .children
             .iter()
-            .filter(|(_, c)| stage(&c.spec.stage))
+            .filter(|(_, c)| of(&c.spec.id))
             .map(|(&k, _)| k)
             .collect();
         for key in gone {
             self.abort(key);
-            if let Some(child) = self.children.remove(&key) {
-                self.windows.remove(&child.spec.stage);
-            }
+            self.children.remove(&key);
         }
+        let children = &self.children;
+        let is_served = |stage: &Stage| children.values().any(|c| c.spec.id.stage.serves(stage));
+        self.windows.retain(|stage, _| is_served(stage));
         self.failed.send_if_modified(|failed| {
             let before = failed.len();
-            failed.retain(|name| !stage(name));
+            failed.retain(is_served);
             failed.len() != before
         });
         while self
@@ -330,19 +351,20 @@ impl Supervisor {
         }
     }
 
-    /// Every child, in the order of their start.
+    /// Every child, in the order of a start.
     pub fn status(&self) -> Vec<ChildStatus> {
-        self.children
-            .values()
-            .filter(|c| !c.retired)
+        let mut children: Vec<&Child> = self.children.values().filter(|c| !c.retired).collect();
+        children.sort_by_key(|c| &c.spec.id);
+        children
+            .into_iter()
             .map(|c| ChildStatus {
-                name: c.spec.name.clone(),
-                stage: c.spec.stage.clone(),
+                name: c.spec.id.to_string(),
+                stage: c.spec.id.stage.to_string(),
                 state: match c.state {
-                    State::Running { .. } => "running",
-                    State::Waiting { .. } => "waiting",
-                    State::Finished => "finished",
-                    State::Failed => "failed",
+                    State::Running { .. } => Standing::Running,
+                    State::Waiting { .. } => Standing::Waiting,
+                    State::Finished => Standing::Finished,
+                    State::Failed => Standing::Failed,
                 },
                 restarts: c.restarts,
                 last_fault: c.last_fault.clone(),
@@ -350,20 +372,20 @@ impl Supervisor {
             .collect()
     }
 
-    /// What the running children of a stage are seen to do, by name.
-    pub fn activities<'a>(
-        &'a self,
-        stage: &'a str,
-    ) -> impl Iterator<Item = (&'a str, &'a Activity)> {
+    /// What these of the running children are seen to do.
+    pub fn activities(
+        &self,
+        of: impl Fn(&ChildId) -> bool,
+    ) -> impl Iterator<Item = (&ChildId, &Activity)> {
         self.children
             .values()
-            .filter(move |c| &*c.spec.stage == stage && !c.retired)
+            .filter(move |c| of(&c.spec.id) && !c.retired)
             .filter(|c| matches!(c.state, State::Running { .. }))
-            .map(|c| (c.spec.name.as_str(), &*c.scope.activity))
+            .map(|c| (&c.spec.id, &*c.scope.activity))
     }
 
     /// Restarts of a stage within its window.
-    pub fn recent_restarts(&self, stage: &str, now: std::time::Instant) -> u32 {
+    pub fn recent_restarts(&self, stage: &Stage, now: std::time::Instant) -> u32 {
         self.windows.get(stage).map_or(0, |w| w.recent(now))
     }
 
@@ -444,7 +466,7 @@ impl Supervisor {
         if child.retired {
             if !matches!(ended, Ok((_, Ok(())))) {
                 tracing::warn!(
-                    child = child.spec.name,
+                    child = %child.spec.id,
                     "a child that was replaced did not end well"
                 );
             }
@@ -455,7 +477,7 @@ impl Supervisor {
             Ok((_, Ok(()))) => {
                 child.state = State::Finished;
                 self.events.push_back(Event::Finished {
-                    child: child.spec.name.clone(),
+                    child: child.spec.id.clone(),
                 });
             }
             Ok((_, Err(error))) => {
@@ -472,20 +494,15 @@ impl Supervisor {
         }
     }
 
-    fn crashed(&mut self, key: usize, fault: Fault, blamed: Option<Arc<str>>) {
+    fn crashed(&mut self, key: usize, fault: Fault, blamed: Option<Stage>) {
         let now = Instant::now();
         let Some(child) = self.children.get_mut(&key) else {
             return;
         };
         child.last_fault = Some(fault.to_string());
-        let name = child.spec.name.clone();
-        let stage = blamed.unwrap_or_else(|| child.spec.stage.clone());
-        let policy = self
-            .live
-            .borrow()
-            .policies(&stage)
-            .map(|p| p.supervision)
-            .unwrap_or_default();
+        let id = child.spec.id.clone();
+        let stage = blamed.unwrap_or_else(|| id.stage.clone());
+        let policy = self.policy(&stage).unwrap_or_default();
         let window = self
             .windows
             .entry(stage.clone())
@@ -493,89 +510,90 @@ impl Supervisor {
         window.retune(policy);
         match window.on_crash(now.into_std(), fault.to_string()) {
             Decision::Restart { after } => {
-                tracing::warn!(child = name, stage = %stage, %fault, restart_in = ?after, "child crashed");
+                tracing::warn!(child = %id, stage = %stage, %fault, restart_in = ?after, "child crashed");
                 for k in self.restarted_with(key, policy.strategy()) {
                     self.wait(k, now + after, k == key);
                 }
                 self.events
-                    .push_back(Event::Restarting { child: name, fault });
+                    .push_back(Event::Restarting { child: id, fault });
             }
             Decision::Failed => {
                 let cause = window
                     .first_fault()
                     .map_or_else(|| fault.to_string(), |f| f.error.to_string());
                 tracing::error!(stage = %stage, %fault, root_cause = cause, "stage failed: too many restarts");
-                self.give_up(&stage, cause);
+                self.give_up(&stage, |id| id.stage.serves(&stage), cause);
             }
         }
+    }
+
+    /// A stage of pipeline.toml has one.
+    fn policy(&self, stage: &Stage) -> Option<restart::Settings> {
+        let settings = self.live.borrow();
+        settings.policies(&stage.to_string()).map(|p| p.supervision)
     }
 
     /// Which children a crash of this one restarts. Those that belong to no stage of pipeline.toml (the admin
     /// interface, the log's filter) have no part in what the stages do to one another.
     fn restarted_with(&self, crashed: usize, strategy: Strategy) -> Vec<usize> {
-        let live = self.live.borrow();
-        let affected = |key: usize, child: &Child| {
+        let Some(first) = self.children.get(&crashed).map(|c| &c.spec.id) else {
+            return Vec::new();
+        };
+        let affected = |child: &Child| {
             !child.retired
-                && live.policies(&child.spec.stage).is_some()
+                && self.policy(&child.spec.id.stage).is_some()
                 && match strategy {
                     Strategy::OneForOne => false,
                     Strategy::OneForAll => true,
-                    Strategy::RestForOne => key > crashed,
+                    // Upstream of it, and in shards behind it: whenever each of them was opened.
+                    Strategy::RestForOne => child.spec.id > *first,
                 }
         };
         self.children
             .iter()
-            .filter(|(key, child)| **key == crashed || affected(**key, child))
+            .filter(|(key, child)| **key == crashed || affected(child))
             .map(|(key, _)| *key)
             .collect()
     }
 
-    /// Gives a stage up at once, whatever its restarts: trying again would not help.
-    pub fn fail(&mut self, stage: &str, cause: &str) {
+    /// Gives up a stage at once, whatever its restarts, and with it these children: trying again would not help.
+    pub fn fail(&mut self, stage: &Stage, of: impl Fn(&ChildId) -> bool, cause: &str) {
         // Every shard that meets the cause says so.
         if self.failed.borrow().contains(stage) {
             return;
         }
-        tracing::error!(stage, cause, "stage failed");
-        self.give_up(stage, cause.to_owned());
+        tracing::error!(stage = %stage, cause, "stage failed");
+        self.give_up(stage, of, cause.to_owned());
     }
 
-    /// Starts what was given up on anew, with no crash remembered; says which stages those were.
-    pub fn revive(&mut self) -> Vec<Arc<str>> {
-        let stages: Vec<Arc<str>> = self.failed.borrow().iter().cloned().collect();
+    /// Starts these of the children that were given up on anew, with no crash remembered; says which stages are
+    /// failed no more.
+    pub fn revive(&mut self, of: impl Fn(&ChildId) -> bool) -> Vec<Stage> {
         let until = Instant::now();
-        for stage in &stages {
-            self.windows.remove(stage);
-        }
         for child in self.children.values_mut() {
-            if matches!(child.state, State::Failed) && !child.retired {
+            if matches!(child.state, State::Failed) && !child.retired && of(&child.spec.id) {
                 child.state = State::Waiting { until };
             }
         }
-        self.failed.send_replace(BTreeSet::new());
-        stages
+        let still = |stage: &Stage| {
+            let mut failed = self.children.values().filter(|c| !c.retired);
+            failed.any(|c| matches!(c.state, State::Failed) && c.spec.id.stage.serves(stage))
+        };
+        let all = self.failed.borrow().clone();
+        let (failed, mended): (BTreeSet<Stage>, BTreeSet<Stage>) = all.into_iter().partition(still);
+        for stage in &mended {
+            self.windows.remove(stage);
+        }
+        self.failed.send_replace(failed);
+        mended.into_iter().collect()
     }
 
-    fn give_up(&mut self, stage: &str, cause: String) {
-        let on_failed = self
-            .live
-            .borrow()
-            .policies(stage)
-            .map(|p| p.supervision)
-            .unwrap_or_default()
-            .on_failed();
-        // The transforms of a shard share one child, whichever of them it is that failed.
-        let family = stage.split_once('.').map_or(stage, |(family, _)| family);
+    fn give_up(&mut self, stage: &Stage, of: impl Fn(&ChildId) -> bool, cause: String) {
+        let on_failed = self.policy(stage).unwrap_or_default().on_failed();
         let members: Vec<usize> = self
             .children
             .iter()
-            .filter(|(_, c)| {
-                &*c.spec.stage == stage
-                    || c.spec
-                        .stage
-                        .split_once('.')
-                        .is_some_and(|(f, _)| f == family)
-            })
+            .filter(|(_, c)| of(&c.spec.id))
             .map(|(&k, _)| k)
             .collect();
         for key in members {
@@ -585,9 +603,9 @@ impl Supervisor {
             }
         }
         self.failed
-            .send_if_modified(|failed| failed.insert(stage.into()));
+            .send_if_modified(|failed| failed.insert(stage.clone()));
         self.events.push_back(Event::Failed {
-            stage: stage.into(),
+            stage: stage.clone(),
             cause,
             on_failed,
         });

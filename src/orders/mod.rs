@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 
 use self::store::{Store, StoreError};
 use crate::config::{LiveSettings, Settings};
+use crate::coordinator::child::Stage;
 use crate::coordinator::listen::listen;
 use crate::coordinator::serve;
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
@@ -116,9 +117,9 @@ impl Service {
 
     /// The child that serves; a restart keeps the socket and its backlog.
     pub fn into_child(self) -> ChildSpec {
-        ChildSpec::new("orders", "orders", move |scope: ChildScope| {
+        ChildSpec::new(Stage::Orders, move |scope: ChildScope| {
             let app = http::router(self.state.clone());
-            serve::serve("orders", self.listener.clone(), app, scope)
+            serve::serve(Stage::Orders, self.listener.clone(), app, scope)
         })
     }
 }

@@ -30,10 +30,15 @@ pub struct Db {
 
 impl Db {
     pub async fn start(tablets: bool) -> Self {
+        Self::with(tablets, Options::default()).await
+    }
+
+    /// With another stand-in than the default one.
+    pub async fn with(tablets: bool, options: Options) -> Self {
         let (node, address) = match std::env::var("PENSTOCK_TEST_SCYLLA") {
             Ok(address) => (None, address),
             Err(_) => {
-                let node = Node::start(Options::default()).await.expect("a free port");
+                let node = Node::start(options).await.expect("a free port");
                 let address = node.addr().to_string();
                 (Some(node), address)
             }

@@ -1,0 +1,115 @@
+//! One shard of the pipeline: opened, run, drained and released alone, whatever the others do.
+
+use std::sync::Arc;
+
+use super::child::{ChildId, Stage};
+use super::lane::{self, FailedStages, Lane, SinkParts};
+use super::pipeline::Pipeline;
+use super::shutdown::Step;
+use super::supervisor::{ChildSpec, Supervisor};
+use crate::policy::stage::StagePolicies;
+use crate::sink::SinkError;
+
+/// An open shard. Its children can be made again after they have ended: they go on where those left off.
+pub struct Shard {
+    /// The slot.
+    pub number: u32,
+    /// Its way from source to sink.
+    pub lane: Arc<Lane>,
+}
+
+impl Shard {
+    /// Takes the shard: reads its checkpoints, which nobody else may be writing any more; starts nothing. It goes
+    /// on counting where the pipeline's counters of it are.
+    ///
+    /// # Errors
+    /// What the brokers have against it.
+    pub async fn open(pipeline: &Pipeline, number: u32) -> Result<Self, SinkError> {
+        let shards = pipeline.settings().pipeline.shards.get();
+        let checkpoints = pipeline.sink.load(number).await?;
+        let counters = pipeline.counters(number);
+        Ok(Self {
+            number,
+            lane: Lane::new(number, shards, checkpoints, counters),
+        })
+    }
+
+    /// The children that carry its changes, downstream first: whoever starts finds its taker ready.
+    pub fn children(&self, pipeline: &Pipeline, failed: &FailedStages) -> Vec<ChildSpec> {
+        vec![
+            self.sink(pipeline, failed.clone()),
+            self.transforms(pipeline),
+            self.source(pipeline),
+        ]
+    }
+
+    fn sink(&self, pipeline: &Pipeline, failed: FailedStages) -> ChildSpec {
+        let (lane, live) = (self.lane.clone(), pipeline.live());
+        let name: Arc<str> = pipeline.settings().pipeline.name.as_str().into();
+        let (policies, keeper) = (pipeline.policies(&Stage::Sink), pipeline.keeper());
+        let (source, sink) = (pipeline.source.clone(), pipeline.sink.clone());
+        let id = ChildId::of_shard(Stage::Sink, self.number);
+        ChildSpec::new(id, move |scope| {
+            let parts = sink.open_shard(lane.shard).map(|sink| SinkParts {
+                source: source.clone(),
+                sink,
+                dead_letters: keeper.clone(),
+                policies: policies.clone(),
+                live: live.clone(),
+                pipeline: name.clone(),
+                failed: failed.clone(),
+            });
+            let lane = lane.clone();
+            async move { lane::run_sink(lane, parts?, scope).await }
+        })
+    }
+
+    /// The transforms share one child; it answers to the first one's supervision policy.
+    fn transforms(&self, pipeline: &Pipeline) -> ChildSpec {
+        let settings = pipeline.settings();
+        let stages: Vec<Stage> = settings
+            .transforms
+            .iter()
+            .map(|t| Stage::transform(&t.name))
+            .collect();
+        let policies: Vec<StagePolicies> = stages.iter().map(|s| pipeline.policies(s)).collect();
+        let stage = stages.into_iter().next().unwrap_or(Stage::Untransformed);
+        let (lane, transforms) = (self.lane.clone(), pipeline.transforms.clone());
+        ChildSpec::new(ChildId::of_shard(stage, self.number), move |scope| {
+            let (lane, transforms, policies) = (lane.clone(), transforms.clone(), policies.clone());
+            async move {
+                let chain = tokio::task::block_in_place(|| transforms.chain(&lane.handover))?;
+                lane::run_transforms(lane, chain, policies, scope).await
+            }
+        })
+    }
+
+    fn source(&self, pipeline: &Pipeline) -> ChildSpec {
+        let (lane, source) = (self.lane.clone(), pipeline.source.clone());
+        let policies = pipeline.policies(&Stage::Source);
+        let id = ChildId::of_shard(Stage::Source, self.number);
+        ChildSpec::new(id, move |scope| {
+            lane::run_source(lane.clone(), source.clone(), policies.clone(), scope)
+        })
+    }
+
+    /// Whether this child carries its changes.
+    pub fn owns(&self, id: &ChildId) -> bool {
+        id.shard == Some(self.number)
+    }
+
+    /// Takes its drain as far as it goes without waiting, upstream first; `true`: all that it had is settled and
+    /// committed, or was let go of. To be called again whenever a child has ended.
+    pub fn drain(&self, supervisor: &Supervisor) -> bool {
+        Step::OF_SHARD.into_iter().all(|step| {
+            let of = |id: &ChildId| self.owns(id) && step.takes(id);
+            supervisor.drain(of);
+            supervisor.is_drained(of)
+        })
+    }
+
+    /// Gives the shard up: its children have ended, and another process may take it.
+    pub fn release(&self, pipeline: &Pipeline) {
+        pipeline.source.release_shard(self.number);
+    }
+}
