@@ -351,6 +351,18 @@ impl CqlType {
             _ => return None,
         })
     }
+
+    /// The length of every element of this type in a vector, if none is written before each. Not all that have a
+    /// fixed length: Cassandra takes `tinyint`, `smallint`, `date` and `time` for variable, and the drivers do as it
+    /// does (`type_size_for_vector` of the Rust driver, `serial_size` of the Python one). A vector of elements
+    /// without lengths is itself without one.
+    fn len_in_vector(&self) -> Option<usize> {
+        match self.thawed() {
+            Self::Tinyint | Self::Smallint | Self::Date | Self::Time | Self::Counter => None,
+            Self::Vector(element, n) => element.len_in_vector()?.checked_mul(usize::from(*n)),
+            other => other.fixed_len(),
+        }
+    }
 }
 
 /// A decoded value. Texts, blobs and big numbers point into the bytes that it was decoded from.
@@ -530,7 +542,7 @@ fn decode<'a>(t: &CqlType, bytes: &'a [u8], depth: usize) -> Result<CqlValue<'a>
         CqlType::Vector(inner, n) => {
             let mut elements = Vec::new();
             for _ in 0..*n {
-                let len = match inner.fixed_len() {
+                let len = match inner.len_in_vector() {
                     Some(len) => len,
                     None => {
                         usize::try_from(rest.vint().map_err(bad)?).map_err(|_| bad("truncated"))?
@@ -962,6 +974,16 @@ mod tests {
         let vector = [1f32.to_be_bytes(), 2.5f32.to_be_bytes()].concat();
         assert_eq!(json("vector<float, 2>", &vector), "[1.0,2.5]");
         assert_eq!(json("vector<text, 2>", b"\x01a\x02bc"), r#"["a","bc"]"#);
+        assert_eq!(json("vector<smallint, 2>", &[2, 0, 1, 2, 0, 2]), "[1,2]");
+        assert_eq!(
+            json(
+                "vector<frozen<vector<float, 2>>, 2>",
+                &[vector.clone(), vector].concat()
+            ),
+            "[[1.0,2.5],[1.0,2.5]]"
+        );
+        let tiny = [2, 1, 7, 2, 1, 8];
+        assert_eq!(json("vector<vector<tinyint, 1>, 2>", &tiny), "[[7],[8]]");
     }
 
     #[test]

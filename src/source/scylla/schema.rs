@@ -541,4 +541,71 @@ pub(super) mod tests {
             assert_eq!(parsed.unwrap().to_string(), text, "plugins read it");
         }
     }
+
+    /// What the driver writes of vectors is what plugins and renderings read.
+    #[test]
+    fn vectors_are_decoded_as_the_driver_encodes_them() {
+        use scylla::serialize::value::SerializeValue;
+        use scylla::serialize::writers::CellWriter;
+        use scylla::value::{CqlDate, CqlTime, CqlValue as Sent};
+
+        let vector = |of: ColumnType<'static>, dimensions| ColumnType::Vector {
+            typ: Box::new(of),
+            dimensions,
+        };
+        let both = |a: Sent, b: Sent| Sent::Vector(vec![a, b]);
+        let floats = || both(Sent::Float(1.5), Sent::Float(-2.0));
+        let (one, two) = (CqlDate(1 << 31), CqlDate((1 << 31) + 1));
+        let uuid = uuid::Uuid::from_u128(1);
+        let ints = || Sent::List(vec![Sent::Int(7)]);
+        let cases = [
+            (NativeType::SmallInt, both(Sent::SmallInt(1), Sent::SmallInt(-2)), "[1,-2]"),
+            (NativeType::TinyInt, both(Sent::TinyInt(1), Sent::TinyInt(-2)), "[1,-2]"),
+            (NativeType::Date, both(Sent::Date(one), Sent::Date(two)), r#"["1970-01-01","1970-01-02"]"#),
+            (
+                NativeType::Time,
+                both(Sent::Time(CqlTime(0)), Sent::Time(CqlTime(1))),
+                r#"["00:00:00.000000000","00:00:00.000000001"]"#,
+            ),
+            (NativeType::Int, both(Sent::Int(1), Sent::Int(2)), "[1,2]"),
+            (NativeType::BigInt, both(Sent::BigInt(1), Sent::BigInt(2)), "[1,2]"),
+            (NativeType::Boolean, both(Sent::Boolean(true), Sent::Boolean(false)), "[true,false]"),
+            (NativeType::Text, both(Sent::Text("a".into()), Sent::Text(String::new())), r#"["a",""]"#),
+            (NativeType::Inet, both(Sent::Inet([127, 0, 0, 1].into()), Sent::Inet([0; 16].into())), r#"["127.0.0.1","::"]"#),
+            (
+                NativeType::Uuid,
+                both(Sent::Uuid(uuid), Sent::Uuid(uuid)),
+                r#"["00000000-0000-0000-0000-000000000001","00000000-0000-0000-0000-000000000001"]"#,
+            ),
+        ]
+        .map(|(of, sent, json)| (vector(native(of), 2), sent, json));
+        let nested = [
+            (
+                vector(vector(native(NativeType::Float), 2), 2),
+                both(floats(), floats()),
+                "[[1.5,-2.0],[1.5,-2.0]]",
+            ),
+            (
+                vector(vector(native(NativeType::SmallInt), 1), 2),
+                both(
+                    Sent::Vector(vec![Sent::SmallInt(3)]),
+                    Sent::Vector(vec![Sent::SmallInt(4)]),
+                ),
+                "[[3],[4]]",
+            ),
+            (vector(list(true), 2), both(ints(), ints()), "[[7],[7]]"),
+        ];
+        for (typ, sent, json) in cases.into_iter().chain(nested) {
+            let mut bytes = Vec::new();
+            sent.serialize(&typ, CellWriter::new(&mut bytes)).unwrap();
+            let text = type_text(&typ);
+            let parsed: penstock_plugin_encoding::CqlType = text.parse().unwrap();
+            let value = penstock_plugin_encoding::CqlValue::decode(&parsed, &bytes[4..]);
+            assert_eq!(
+                value.and_then(|v| v.to_json()).as_deref(),
+                Ok(json),
+                "{text}"
+            );
+        }
+    }
 }
