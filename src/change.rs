@@ -139,11 +139,42 @@ pub struct TableSchema {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct GroupKey(pub Arc<str>);
 
+/// Between a group's key and the number of a leaf of its memory. No table's name has it.
+const LEAF: char = '#';
+/// Begins the last part of the key that keeps the place of a shard without a group.
+const VACANT: &str = "shard-";
+
 impl GroupKey {
+    /// Keeps the place of a shard without a group of its own in a generation (`keyspace.table/generation`), so
+    /// that it too goes on there after a restart. It has a checkpoint, and nothing to read.
+    pub fn vacant(generation: &str, shard: u32) -> Self {
+        Self(format!("{generation}/{VACANT}{shard}").into())
+    }
+
+    /// The key of a leaf of this group's memory: fingerprints of writes that were handed on, under a key of
+    /// their own so that they are written once ([`Memory`]).
+    pub fn leaf(&self, number: u64) -> Self {
+        Self(format!("{}{LEAF}{number}", self.0).into())
+    }
+
+    /// The group and the number, of a leaf's key; `None` for a group's own.
+    pub fn leaf_of(&self) -> Option<(&str, u64)> {
+        let (group, number) = self.0.rsplit_once(LEAF)?;
+        Some((group, number.parse().ok()?))
+    }
+
     /// The slot out of `shards` that this group belongs to, the same in every process.
     pub fn shard(&self, shards: u32) -> u32 {
         use sha2::Digest;
-        let digest = sha2::Sha256::digest(self.0.as_bytes());
+        let group = self.leaf_of().map_or(&*self.0, |(group, _)| group);
+        let vacant = group.rsplit_once('/').and_then(|(_, last)| {
+            let shard: u32 = last.strip_prefix(VACANT)?.parse().ok()?;
+            Some(shard % shards)
+        });
+        if let Some(shard) = vacant {
+            return shard;
+        }
+        let digest = sha2::Sha256::digest(group.as_bytes());
         let head: [u8; 8] = std::array::from_fn(|i| digest[i]);
         (u64::from_be_bytes(head) % u64::from(shards)) as u32
     }
@@ -159,8 +190,46 @@ pub struct Progress {
     pub complete_until_us: Option<i64>,
     /// The last position of each stream that the batch touches.
     pub streams: Vec<Position>,
-    /// The group's stream are closed and read to their end: its checkpoint may be forgotten.
+    /// The group's stream are closed and read to their end: its checkpoint may be forgotten. Of a leaf: none of
+    /// its writes can be met again.
     pub finished: bool,
+    /// What is to be remembered of the writes in the batch.
+    pub memory: Memory,
+}
+
+impl Progress {
+    /// None yet.
+    pub fn new(group: GroupKey) -> Self {
+        Self {
+            group,
+            complete_until_us: None,
+            streams: Vec::new(),
+            finished: false,
+            memory: Memory::default(),
+        }
+    }
+}
+
+/// What a batch adds to what is remembered of a group: which writes were handed on that a look back could meet
+/// again. Written once they are many, as a leaf ([`GroupKey::leaf`]); the last few are in the group's own
+/// checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Everything that was written at or after this time, µs since the Unix epoch, and handed on is remembered.
+    pub since_us: Option<i64>,
+    /// What the group's own checkpoint held until here is in a leaf now, or need not be remembered any more.
+    pub moved: bool,
+    /// [`fingerprint`]s of the writes that come after that.
+    pub writes: Vec<u64>,
+}
+
+/// Stands for a write (one stream and time: its rows were written together) in what is remembered of it. The
+/// XXH3 hash (64 bits, seed 0) of stream and time: it is in checkpoints, so it must not change.
+pub fn fingerprint(stream: &StreamId, time: &Uuid) -> u64 {
+    let mut key = [0; 32];
+    key[..16].copy_from_slice(&stream.0);
+    key[16..].copy_from_slice(time.as_bytes());
+    twox_hash::XxHash3_64::oneshot(&key)
 }
 
 /// A row that could not be decoded: goes to the dead letters, with what is known of it.
@@ -300,6 +369,30 @@ mod tests {
         };
         assert_eq!(position.to_string().parse::<Position>().unwrap(), position);
         assert!("07:x:1".parse::<Position>().is_err());
+    }
+
+    #[test]
+    fn a_key_says_which_shard_it_belongs_to() {
+        let group = GroupKey("ks.t/17/00ff".into());
+        let leaf = group.leaf(7);
+        assert_eq!(leaf.leaf_of(), Some(("ks.t/17/00ff", 7)));
+        assert_eq!(group.leaf_of(), None);
+        for shards in 1..9 {
+            assert_eq!(leaf.shard(shards), group.shard(shards));
+            for shard in 0..shards {
+                let vacant = GroupKey::vacant("ks.t/17", shard);
+                assert_eq!(vacant.shard(shards), shard, "its own place is its own");
+                assert!(vacant.shard(1) == 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_does_not_change() {
+        let time = Uuid::parse_str("8e3d2f00-e86c-11f0-9d3d-0242ac120002").unwrap();
+        let one = fingerprint(&StreamId([7; 16]), &time);
+        assert_eq!(one, 13_266_404_514_479_708_304, "checkpoints hold it");
+        assert_ne!(one, fingerprint(&StreamId([8; 16]), &time));
     }
 
     #[test]

@@ -426,6 +426,7 @@ fn checkpoint(until_us: i64) -> GroupCheckpoint {
     GroupCheckpoint {
         complete_until_us: until_us,
         streams: BTreeMap::from([(StreamId([1; 16]), (at.time, 3))]),
+        ..GroupCheckpoint::default()
     }
 }
 

@@ -253,6 +253,37 @@ async fn generations_of_tablets_are_read_in_order() {
     generations(true).await;
 }
 
+/// `start_from = "latest"`, more shards than groups, and a generation that begins while nobody reads.
+#[tokio::test]
+async fn a_shard_that_has_nothing_to_read_keeps_its_place() {
+    let db = Db::start(false).await;
+    let Some(node) = db.stand_in() else { return };
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    let mut settings = db.settings(&["t"], 16);
+    settings.source.start_from = StartFrom::Latest;
+    let rig = Rig::connect(settings.clone()).await.unwrap();
+    let idle = rig.read(0, &Checkpoints::new(), 0).await;
+    let mut checkpoints = Checkpoints::new();
+    apply(&mut checkpoints, &idle);
+    let own = |shard| checkpoints.keys().any(|k| k.shard(16) == shard);
+    assert!((0..16).all(own), "each shard finds a place of its own");
+    drop(rig);
+
+    let at = node.engine().new_generation(Some(now_ms() + 50));
+    while now_ms() <= at {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    write(&db, "t", 0..60).await;
+    let log = db.log("t").await;
+    let rig = Rig::connect(settings).await.unwrap();
+    let batches = rig.read(1, &checkpoints, log.len()).await;
+    exactly(
+        &positions(&batches),
+        &log,
+        "after a generation that began while down",
+    );
+}
+
 #[tokio::test]
 async fn a_generation_is_not_opened_before_the_old_one_is_acknowledged_everywhere() {
     let db = Db::start(false).await;

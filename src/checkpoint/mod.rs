@@ -15,6 +15,12 @@ pub struct GroupCheckpoint {
     pub complete_until_us: i64,
     /// Past `complete_until_us`: per stream, the last position that is done.
     pub streams: BTreeMap<StreamId, (Uuid, i32)>,
+    /// Writes at or after this time (µs since the Unix epoch) that are not remembered were not handed on, even
+    /// those before `complete_until_us`: they came late. `None`: nothing before that is known.
+    pub remembered_since_us: Option<i64>,
+    /// [`fingerprint`](crate::change::fingerprint)s of writes that are done: of a group the newest, of a leaf
+    /// all that it stands for.
+    pub writes: Vec<u64>,
 }
 
 impl GroupCheckpoint {
@@ -31,8 +37,15 @@ impl GroupCheckpoint {
                 })
     }
 
-    /// Moves on by what a finished batch says; never backwards.
+    /// Moves on by what a finished batch says; never backwards. A write that came late is behind
+    /// `complete_until_us`, so it moves no position: that it is done is remembered alone.
     pub fn apply(&mut self, progress: &Progress) {
+        let memory = &progress.memory;
+        if memory.moved {
+            self.writes.clear();
+        }
+        self.writes.extend_from_slice(&memory.writes);
+        self.remembered_since_us = self.remembered_since_us.max(memory.since_us);
         for p in &progress.streams {
             if !self.covers(p) {
                 self.streams.insert(p.stream, (p.time, p.seq));

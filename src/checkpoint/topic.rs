@@ -4,10 +4,16 @@
 //! (`keyspace.table/generation/first-stream`), its value JSON:
 //!
 //! ```json
-//! {"v": 1, "complete_until_us": 1764000000000000, "streams": {"<stream in hex>": ["<cdc$time>", 0]}}
+//! {"v": 2, "complete_until_us": 1764000000000000, "streams": {"<stream in hex>": ["<cdc$time>", 0]},
+//!  "remembered_since_us": 1763999970000000, "writes": "<base64>"}
 //! ```
 //!
-//! `v` is the version of the format; a higher one is refused rather than misread. A null value is a tombstone:
+//! `writes` are fingerprints of writes that are done, 8 bytes each, little-endian: those of the last moment. Older
+//! ones, as long as a late write could be mistaken for them, stand in *leaves*: records of the same form under the
+//! group's key with `#<number>`, which are written once and then forgotten.
+//!
+//! `v` is the version of the format; a higher one is refused rather than misread, a lower one is read: version 1
+//! had neither `remembered_since_us` nor `writes`. A null value is a tombstone:
 //! the group is finished and forgotten. Within a partition a later record replaces an earlier one.
 //!
 //! **When `shards` changes**, a group belongs to another shard, and its checkpoint is still in the partition of
@@ -18,13 +24,15 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use super::{Checkpoints, GroupCheckpoint};
 use crate::change::{GroupKey, Position, StreamId, timeuuid_cmp};
 
 /// The version that this build writes, and the highest that it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// `penstock.<pipeline>.checkpoints`
 pub fn topic_name(pipeline: &str) -> String {
@@ -46,6 +54,9 @@ pub enum InvalidCheckpoint {
     /// A stream id that is not 32 hex digits, or its time not a UUID.
     #[error("the position of stream {0:?} cannot be read")]
     Stream(String),
+    /// Not the base64 of numbers of 8 bytes.
+    #[error("its writes cannot be read")]
+    Writes,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -54,6 +65,10 @@ struct Wire {
     complete_until_us: i64,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     streams: BTreeMap<String, (String, i32)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    remembered_since_us: Option<i64>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    writes: String,
 }
 
 #[derive(Deserialize)]
@@ -71,6 +86,14 @@ pub fn encode(checkpoint: &GroupCheckpoint) -> Vec<u8> {
             .iter()
             .map(|(stream, (time, seq))| (stream.to_string(), (time.to_string(), *seq)))
             .collect(),
+        remembered_since_us: checkpoint.remembered_since_us,
+        writes: BASE64.encode(
+            checkpoint
+                .writes
+                .iter()
+                .flat_map(|w| w.to_le_bytes())
+                .collect::<Vec<u8>>(),
+        ),
     };
     serde_json::to_vec(&wire).expect("a map with string keys is JSON")
 }
@@ -105,8 +128,17 @@ pub fn decode(
     let checkpoint = GroupCheckpoint {
         complete_until_us: wire.complete_until_us,
         streams,
+        remembered_since_us: wire.remembered_since_us,
+        writes: decode_writes(&wire.writes).ok_or(InvalidCheckpoint::Writes)?,
     };
     Ok((group, Some(checkpoint)))
+}
+
+fn decode_writes(text: &str) -> Option<Vec<u64>> {
+    let bytes = BASE64.decode(text).ok()?;
+    let (writes, rest) = bytes.as_chunks::<8>();
+    rest.is_empty()
+        .then(|| writes.iter().map(|w| u64::from_le_bytes(*w)).collect())
 }
 
 /// What a shard found in the topic.
@@ -179,6 +211,14 @@ impl Fold {
 
 /// What is done according to one of two checkpoints of a group.
 fn furthest(mut a: GroupCheckpoint, b: GroupCheckpoint) -> GroupCheckpoint {
+    // The memory of either holds what was done since its own beginning: together, since the later one.
+    a.remembered_since_us = match (a.remembered_since_us, b.remembered_since_us) {
+        (Some(a), Some(b)) => Some(a.max(b)),
+        _ => None,
+    };
+    a.writes.extend(b.writes);
+    a.writes.sort_unstable();
+    a.writes.dedup();
     a.complete_until_us = a.complete_until_us.max(b.complete_until_us);
     for (stream, at) in b.streams {
         let ahead = a
@@ -223,12 +263,15 @@ mod tests {
                 .iter()
                 .map(|(s, at)| (StreamId([*s; 16]), *at))
                 .collect(),
+            ..GroupCheckpoint::default()
         }
     }
 
     #[test]
     fn a_checkpoint_survives_its_record() {
-        let c = checkpoint(5_000, &[(1, at(6_000, 3)), (2, at(7_000, 0))]);
+        let mut c = checkpoint(5_000, &[(1, at(6_000, 3)), (2, at(7_000, 0))]);
+        c.remembered_since_us = Some(4_000_000);
+        c.writes = vec![u64::MAX, 0, 7];
         let key = group(1);
         let (k, back) = decode(Some(key.0.as_bytes()), Some(&encode(&c))).unwrap();
         assert_eq!((k, back), (key.clone(), Some(c)));
@@ -242,11 +285,27 @@ mod tests {
         };
         assert!(bad(None, "{}").contains("key"));
         assert!(bad(Some(b"g"), "{").contains("EOF"));
-        assert!(bad(Some(b"g"), r#"{"v":2,"other":1}"#).contains("upgrade"));
+        assert!(bad(Some(b"g"), r#"{"v":3,"other":1}"#).contains("upgrade"));
+        assert!(
+            bad(
+                Some(b"g"),
+                r#"{"v":2,"complete_until_us":0,"writes":"AAAA"}"#
+            )
+            .contains("writes")
+        );
         assert!(
             bad(Some(b"g"), r#"{"v":1,"complete_until_us":0,"streams":{"zz":["8e3d2f00-e86c-11f0-9d3d-0242ac120002",0]}}"#)
                 .contains("zz")
         );
+    }
+
+    #[test]
+    fn a_record_of_the_first_version_is_read() {
+        let value = br#"{"v":1,"complete_until_us":5000,"streams":{"07070707070707070707070707070707":["8e3d2f00-e86c-11f0-9d3d-0242ac120002",3]}}"#;
+        let (_, read) = decode(Some(b"g"), Some(value)).unwrap();
+        let read = read.unwrap();
+        assert_eq!((read.complete_until_us, read.streams.len()), (5000, 1));
+        assert_eq!((read.remembered_since_us, read.writes), (None, vec![]));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use penstock_plugin_encoding::{
-    ColumnKind, ColumnTag, CqlType, CqlValue, Operation, Row, RowMeta, RowsBuilder,
+    ColumnKind, ColumnTag, CqlType, CqlValue, Mark, Operation, Row, RowMeta, RowsBuilder,
 };
 use serde::{Deserialize, Serialize};
 
@@ -131,7 +131,17 @@ struct RowJson {
     preimage: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     end: Option<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    marks: Vec<MarkJson>,
     columns: Vec<CellJson>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum MarkJson {
+    Late,
+    PreimageMissing,
+    EndMissing,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -150,6 +160,26 @@ fn is_zero(n: &u32) -> bool {
 
 fn is_false(b: &bool) -> bool {
     !b
+}
+
+impl From<Mark> for MarkJson {
+    fn from(mark: Mark) -> Self {
+        match mark {
+            Mark::Late => Self::Late,
+            Mark::PreimageMissing => Self::PreimageMissing,
+            Mark::EndMissing => Self::EndMissing,
+        }
+    }
+}
+
+impl From<MarkJson> for Mark {
+    fn from(mark: MarkJson) -> Self {
+        match mark {
+            MarkJson::Late => Self::Late,
+            MarkJson::PreimageMissing => Self::PreimageMissing,
+            MarkJson::EndMissing => Self::EndMissing,
+        }
+    }
 }
 
 impl From<ColumnKind> for Kind {
@@ -318,7 +348,10 @@ impl DeadLetter {
             };
             let ncols = u16::try_from(row.columns.len())
                 .map_err(|_| damaged(format!("{} columns", row.columns.len())))?;
-            builder.row(meta, ncols);
+            let index = builder.row(meta, ncols);
+            for mark in &row.marks {
+                builder.mark(index, (*mark).into());
+            }
             for cell in &row.columns {
                 let bytes = hex::decode(&cell.hex)
                     .map_err(|e| damaged(format!("column {:?}: {e}", cell.name)))?;
@@ -394,6 +427,11 @@ impl Change {
                 end_of_batch: meta.end_of_batch,
                 preimage: row.preimage().and_then(place),
                 end: row.end().and_then(place),
+                marks: Mark::ALL
+                    .into_iter()
+                    .filter(|mark| row.is_marked(*mark))
+                    .map(MarkJson::from)
+                    .collect(),
                 columns: cells(&row, schema, &types),
             })
         });
@@ -564,6 +602,7 @@ mod tests {
         other(&mut b);
         b.link_preimage(update, pre);
         b.link_end(update, post);
+        b.mark(update, Mark::Late);
         Batch {
             shard: 2,
             epoch: 1,

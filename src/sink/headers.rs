@@ -1,5 +1,7 @@
 //! The headers that every record carries beside the transform's own.
 
+use penstock_plugin_encoding::Operation::{RangeDeleteStartExclusive, RangeDeleteStartInclusive};
+use penstock_plugin_encoding::{Mark, Row};
 use twox_hash::XxHash3_128;
 
 use crate::change::Position;
@@ -10,12 +12,36 @@ pub const POSITION: &str = "penstock-position";
 pub const TABLE: &str = "penstock-table";
 /// [`penstock_plugin_encoding::Operation::name`].
 pub const OPERATION: &str = "penstock-operation";
+/// `true`: the change appeared in the log behind what had been read already; later changes of its key may stand
+/// before it.
+pub const LATE: &str = "penstock-late";
+/// What of the change's images could not be had, `preimage`, `postimage` or both, and why.
+pub const MISSING: &str = "penstock-missing";
 /// W3C trace context, <https://www.w3.org/TR/trace-context/#traceparent-header>.
 pub const TRACEPARENT: &str = "traceparent";
 
 /// Whether only the sink may set a header of this name.
 pub fn is_reserved(name: &[u8]) -> bool {
     name.starts_with(b"penstock-")
+}
+
+/// The value of [`MISSING`]; `None` if nothing is missing.
+pub fn missing(row: &Row<'_>) -> Option<&'static str> {
+    match (
+        row.is_marked(Mark::PreimageMissing),
+        row.is_marked(Mark::EndMissing),
+        row.operation(),
+    ) {
+        (false, false, _) => None,
+        (true, false, _) => Some("preimage; the write is too large to be held together"),
+        (_, true, RangeDeleteStartInclusive | RangeDeleteStartExclusive) => {
+            Some("range end; the write is too large to be held together")
+        }
+        (false, true, _) => Some("postimage; the write is too large to be held together"),
+        (true, true, _) => {
+            Some("preimage and postimage; the write is too large to be held together")
+        }
+    }
 }
 
 /// The text of a [`Position`] without an allocation: 32 + 1 + 36 + 1 + at most 11 bytes.

@@ -9,6 +9,9 @@
 //!  "preimage": {…}, "postimage": {…}, "range_end": {"operation": "range-delete-end-inclusive", "columns": {…}}}
 //! ```
 //!
+//! A change that came late has `"late": true`. One whose image the log has, but the source could not hold together
+//! with it, has `"missing": "preimage; …"`, which says why.
+//!
 //! Columns that the change did not touch are left out. Values have the JSON form of
 //! [`penstock_plugin_encoding::cql`]. A non-frozen collection or UDT that was overwritten as a whole, or that
 //! stands in an image, is a plain value; else it is an object of what was `added` and `removed`. There, and only
@@ -18,10 +21,11 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use penstock_plugin_encoding::cql::write_json_string;
-use penstock_plugin_encoding::{ColumnKind, ColumnTag, CqlType, CqlValue, Operation, Row};
+use penstock_plugin_encoding::{ColumnKind, ColumnTag, CqlType, CqlValue, Mark, Operation, Row};
 
 use super::wasm::encoding::Draft;
 use crate::change::{Batch, Record, TableSchema};
+use crate::sink::headers;
 
 /// Renders changes; keeps the parsed types of the tables that it saw.
 #[derive(Debug, Default)]
@@ -111,6 +115,13 @@ fn write_change(
     write_json_string(&format!("{}.{}", table.keyspace, table.name), out);
     if meta.ttl > 0 {
         put(out, format_args!(",\"ttl\":{}", meta.ttl));
+    }
+    if row.is_marked(Mark::Late) {
+        out.push_str(",\"late\":true");
+    }
+    if let Some(missing) = headers::missing(row) {
+        out.push_str(",\"missing\":");
+        write_json_string(missing, out);
     }
     out.push_str(",\"columns\":");
     write_columns(row, table, types, out, &|_| true)?;

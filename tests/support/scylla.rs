@@ -160,11 +160,7 @@ impl Rig {
         for shard in 0..self.shards {
             let own = checkpoints
                 .iter()
-                .filter(|(k, _)| {
-                    self.all
-                        || k.shard(self.shards) == shard
-                        || k.0.ends_with(&format!("/shard-{shard}"))
-                })
+                .filter(|(k, _)| self.all || k.shard(self.shards) == shard)
                 .map(|(k, c)| (k.clone(), c.clone()))
                 .collect();
             let mut reader = self.source.open_shard(shard, self.shards, epoch, own);

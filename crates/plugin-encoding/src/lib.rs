@@ -12,7 +12,7 @@ pub mod rows;
 
 pub use cql::{CqlType, CqlValue};
 pub use output::{ColumnRef, Field, OutputReader, OutputWriter};
-pub use rows::{ColumnKind, ColumnTag, Operation, Row, RowMeta, Rows, RowsBuilder};
+pub use rows::{ColumnKind, ColumnTag, Mark, Operation, Row, RowMeta, Rows, RowsBuilder};
 
 /// The version of the encoding, as `info.encoding` of the contract names it.
 pub const ENCODING_VERSION: u16 = 1;

@@ -5,7 +5,7 @@
 //! ```text
 //! u32 len       bytes of the row after this field
 //! u8  op        the CDC operation (an i8)
-//! u8  flags     bit 0: context only, bit 1: cdc$end_of_batch
+//! u8  flags     bit 0: context only, bit 1: cdc$end_of_batch, bits 2 to 4: see [`Mark`]
 //! u16 ncols
 //! u32 table     the id given to open-table
 //! i64 time      cdc$time in µs since the Unix epoch
@@ -139,6 +139,25 @@ impl Operation {
             Self::PostImage => "postimage",
         }
     }
+}
+
+/// What the source has to say of a row beside what the log says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Mark {
+    /// It appeared in the log behind what had been read already, so later changes of its key may have gone
+    /// before it: the client gave an earlier timestamp, or the write was under way for long.
+    Late = 1 << 2,
+    /// The log has a preimage of it, but the write was too large to be held together with it.
+    PreimageMissing = 1 << 3,
+    /// The log has a postimage of it, or the end of its range, but the write was too large to be held together
+    /// with it.
+    EndMissing = 1 << 4,
+}
+
+impl Mark {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Late, Self::PreimageMissing, Self::EndMissing];
 }
 
 /// The fixed part of a row.
@@ -283,6 +302,12 @@ impl RowsBuilder {
         }
         self.column = 0;
         self.ncols = 0;
+    }
+
+    /// Marks a row. Its copies have the mark as well.
+    pub fn mark(&mut self, row: u32, mark: Mark) {
+        let flags = self.starts[row as usize] as usize + 4 + 1;
+        self.buf[flags] |= mark as u8;
     }
 
     /// Links a row to its preimage.
@@ -487,6 +512,12 @@ impl<'a> Row<'a> {
         !linked && self.bytes[1] & 1 == 0
     }
 
+    /// Whether the source has marked it so.
+    #[inline]
+    pub fn is_marked(&self, mark: Mark) -> bool {
+        self.bytes[1] & mark as u8 != 0
+    }
+
     /// The operation.
     #[inline]
     pub fn operation(&self) -> Operation {
@@ -605,6 +636,7 @@ mod tests {
         b.column(ColumnTag::Value, &[b"three"]);
         b.column(ColumnTag::Replaced, &[b"four"]);
         b.link_preimage(row, pre);
+        b.mark(row, Mark::Late);
         let rows = b.finish();
 
         let mut b = RowsBuilder::new();
@@ -620,6 +652,8 @@ mod tests {
         assert_eq!(some.column(1), Some((ColumnTag::Null, &b""[..])));
         assert_eq!(some.column(2), Some((ColumnTag::Value, &b"three"[..])));
         assert_eq!(some.column(3), Some((ColumnTag::Unsent, &b""[..])));
+        let marks = Mark::ALL.map(|mark| some.is_marked(mark));
+        assert_eq!(marks, [true, false, false]);
     }
 
     #[test]

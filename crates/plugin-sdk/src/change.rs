@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use penstock_plugin_encoding::{
-    ColumnRef, ColumnTag, CqlType, CqlValue, Operation, Row, RowMeta, Rows,
+    ColumnRef, ColumnTag, CqlType, CqlValue, Mark, Operation, Row, RowMeta, Rows,
 };
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
@@ -83,6 +83,23 @@ impl<'a> Change<'a> {
     /// Whether this is the last row of its write (`cdc$end_of_batch`).
     pub fn is_end_of_batch(&self) -> bool {
         self.meta().end_of_batch
+    }
+
+    /// Whether it came late: behind what had been read already, so that later changes of its key may have gone
+    /// before it.
+    pub fn is_late(&self) -> bool {
+        self.row.is_marked(Mark::Late)
+    }
+
+    /// Whether the log has a preimage of it that could not be sent: the write was too large to be held together.
+    pub fn is_preimage_missing(&self) -> bool {
+        self.row.is_marked(Mark::PreimageMissing)
+    }
+
+    /// Whether the log has a postimage of it, or an end of its range, that could not be sent: the write was too
+    /// large to be held together.
+    pub fn is_end_missing(&self) -> bool {
+        self.row.is_marked(Mark::EndMissing)
     }
 
     /// The row before the change, where the table logs preimages.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use penstock_plugin_encoding::Mark;
 use rdkafka::message::{Header, Message, OwnedHeaders};
 
 use super::outlet::{Handed, Lane, Outgoing, Outlet};
@@ -403,6 +404,12 @@ impl Common {
             }
             let operation = row.operation().name();
             out = insert(out, headers::OPERATION, Some(operation.as_bytes()));
+            if row.is_marked(Mark::Late) {
+                out = insert(out, headers::LATE, Some(b"true"));
+            }
+            if let Some(missing) = headers::missing(&row) {
+                out = insert(out, headers::MISSING, Some(missing.as_bytes()));
+            }
         }
         let mut traced = false;
         for (name, value) in custom {

@@ -154,10 +154,8 @@ mod tests {
 
     fn done(name: &str, until: i64) -> Progress {
         Progress {
-            group: key(name),
             complete_until_us: Some(until),
-            streams: Vec::new(),
-            finished: false,
+            ..Progress::new(key(name))
         }
     }
 

@@ -23,10 +23,9 @@ pub(super) fn group_key(table: &str, generation: Generation, first: &StreamId) -
     GroupKey(format!("{table}/{generation}/{first}").into())
 }
 
-/// Stands for a shard without a stream in this generation, so that its place among the generations is kept
-/// as well: it has a checkpoint, and nothing to read.
+/// Keeps the place of a shard without a stream in this generation.
 pub(super) fn vacant_key(table: &str, generation: Generation, shard: u32) -> GroupKey {
-    GroupKey(format!("{table}/{generation}/shard-{shard}").into())
+    GroupKey::vacant(&format!("{table}/{generation}"), shard)
 }
 
 /// The generation of a key of this table.
@@ -66,6 +65,8 @@ pub(super) fn start(
         .collect();
     let unfinished = own
         .iter()
+        // Leaves follow their group.
+        .filter(|(_, key, _)| key.leaf_of().is_none())
         .filter(|(g, _, c)| next(known, *g).is_none_or(|n| c.complete_until_us < start_us(n)))
         .map(|(g, ..)| *g)
         .min();
@@ -178,6 +179,32 @@ mod tests {
             "the present is not where it was left"
         );
         assert_eq!(from(24_000, 24_000), 24_000, "a given time is");
+    }
+
+    #[test]
+    fn a_shard_without_a_group_and_what_is_remembered_of_groups() {
+        let vacant = vacant_key(TABLE, 10, 3);
+        let at = |complete_until_us| GroupCheckpoint {
+            complete_until_us,
+            ..Default::default()
+        };
+        let of = Checkpoints::from([(vacant.clone(), at(12_000))]);
+        let go_on = start(&[10, 20], TABLE, &of, 90_000, i64::MIN).unwrap();
+        assert_eq!(
+            (go_on.generation, go_on.from_us),
+            (10, 10_000),
+            "the generation that began meanwhile is not skipped"
+        );
+        let group = group_key(TABLE, 10, &StreamId([1; 16]));
+        let leaf = group.leaf(4);
+        let of = Checkpoints::from([(group, at(20_000)), (leaf.clone(), at(11_000))]);
+        let go_on = start(&[10, 20], TABLE, &of, 0, 0).unwrap();
+        assert_eq!(go_on.generation, 10, "nothing of the next one yet");
+        let mut of = of;
+        of.insert(group_key(TABLE, 20, &StreamId([2; 16])), at(21_000));
+        let go_on = start(&[10, 20], TABLE, &of, 0, 0).unwrap();
+        assert_eq!(go_on.generation, 20, "a leaf is not unfinished");
+        assert!(go_on.old.contains(&leaf), "it goes with its group");
     }
 
     #[test]

@@ -111,12 +111,7 @@ impl Segment {
 
     fn progress_of(&mut self, group: &GroupKey) -> &mut Progress {
         let at = *self.by_group.entry(group.clone()).or_insert_with(|| {
-            self.progress.push(Progress {
-                group: group.clone(),
-                complete_until_us: None,
-                streams: Vec::new(),
-                finished: false,
-            });
+            self.progress.push(Progress::new(group.clone()));
             self.progress.len() - 1
         });
         &mut self.progress[at]
