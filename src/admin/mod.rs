@@ -163,13 +163,19 @@ async fn authorize(State(live): State<LiveSettings>, request: Request, next: Nex
 }
 
 async fn ready(State(handle): State<Handle>) -> Response {
-    let phase = handle.phase();
-    let code = if matches!(phase, Phase::Running | Phase::Rebuilding) {
+    let (phase, share) = (handle.phase(), handle.share());
+    // One without shards is a standby, and ready to take some. One that has yet to hear from the group is not.
+    let joined = share.as_ref().is_none_or(|share| share.joined);
+    let code = if matches!(phase, Phase::Running | Phase::Rebuilding) && joined {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (code, Json(json!({ "phase": phase }))).into_response()
+    let mut body = json!({ "phase": phase });
+    if let Some(share) = share {
+        body["membership"] = json!(share);
+    }
+    (code, Json(body)).into_response()
 }
 
 async fn health(State(handle): State<Handle>) -> Response {

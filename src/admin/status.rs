@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::config::settings::Nodes;
 use crate::coordinator::handle::{Handle, Phase};
 use crate::coordinator::health::Report;
+use crate::coordinator::sharing::Share;
 use crate::coordinator::supervisor::ChildStatus;
 use crate::policy::breaker::State;
 use crate::policy::restart::{OnFailed, Strategy};
@@ -193,8 +194,11 @@ pub struct Status {
     pub health: Report,
     /// Policies by stage.
     pub stages: Vec<Stage>,
-    /// Lanes.
+    /// Lanes that are open here.
     pub shards: Vec<Shard>,
+    /// What of the shards is this instance's, where several share them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub membership: Option<Share>,
     /// Share of the CDC TTL that is left.
     pub retention_headroom: Option<f64>,
     /// What runs.
@@ -247,6 +251,7 @@ impl Status {
             health: handle.health().borrow().clone(),
             stages: stages(handle),
             shards,
+            membership: handle.share(),
             retention_headroom: source.retention_headroom(),
             children: handle.children(),
         }

@@ -385,6 +385,10 @@ fn print_status(status: &Value) {
     );
     say!("ScyllaDB at {}", list(&status["nodes"]));
     say!("Redpanda at {}", list(&status["brokers"]));
+    let share = &status["membership"];
+    if share.is_object() {
+        say!("{}", describe_share(share));
+    }
     say!("");
     print_health(&status["health"]);
     say!("");
@@ -412,6 +416,23 @@ fn print_status(status: &Value) {
             text(&s["lag_seconds"])
         );
     });
+}
+
+/// What of the shards this instance has, where several share them.
+fn describe_share(share: &Value) -> String {
+    let trouble = match share["trouble"].as_str() {
+        Some(trouble) => format!(" ({trouble})"),
+        None => String::new(),
+    };
+    let owned = share["owned"].as_array().map_or(0, Vec::len);
+    match (share["joined"].as_bool(), owned) {
+        (Some(true), 0) => format!("shared: this instance has no shard, and stands by{trouble}"),
+        (Some(true), _) => format!(
+            "shared: this instance has the shards {}{trouble}",
+            list(&share["owned"])
+        ),
+        _ => format!("shared: this instance has yet to join the group{trouble}"),
+    }
 }
 
 fn print_revision(revision: &Value) {

@@ -71,6 +71,10 @@ pub struct Pipeline {
     pub delivery: Delivery,
     /// Ordered lanes.
     pub shards: NonZeroU32,
+    /// Whether others run the same pipeline.
+    pub instances: Instances,
+    /// How long one that shares may be silent before its shards go to the others.
+    pub session_timeout: Duration,
     /// Bound on what one lane holds unacknowledged, in changes.
     pub max_in_flight: NonZeroU32,
     /// The most changes in a batch.
@@ -84,6 +88,15 @@ pub enum Delivery {
     ExactlyOnce,
     /// A crash may repeat records.
     AtLeastOnce,
+}
+
+/// `pipeline.instances`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instances {
+    /// One alone, which has every shard.
+    One,
+    /// As many as are started: they share the shards.
+    Shared,
 }
 
 /// A list of addresses, or the in-process stand-in.
@@ -389,6 +402,8 @@ impl Settings {
                 name: "test".into(),
                 delivery: Delivery::AtLeastOnce,
                 shards: some(1),
+                instances: Instances::One,
+                session_timeout: 10 * second,
                 max_in_flight: some(1024),
                 batch_size: some(64),
             },

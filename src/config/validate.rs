@@ -457,6 +457,11 @@ impl Check<'_> {
                     _ => Delivery::AtLeastOnce,
                 },
                 shards: self.count("pipeline.shards"),
+                instances: match self.text("pipeline.instances").as_str() {
+                    "shared" => Instances::Shared,
+                    _ => Instances::One,
+                },
+                session_timeout: self.duration("pipeline.session_timeout"),
                 max_in_flight: self.count("pipeline.max_in_flight"),
                 batch_size: self.count("pipeline.batch_size"),
                 name: pipeline.clone(),

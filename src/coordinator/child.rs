@@ -26,8 +26,12 @@ pub enum Stage {
     Untransformed,
     /// `[source]`
     Source,
+    /// Opens a shard that was assigned.
+    Opening,
     /// `[orders]`
     Orders,
+    /// Takes part in the group by which instances share the shards out.
+    Membership,
     /// Takes `log.filter` to the subscriber.
     Log,
     /// The line that shows what flows.
@@ -74,8 +78,9 @@ impl Stage {
     pub fn is_of_pipeline(&self) -> bool {
         match self {
             Self::Guard | Self::DeadLetter | Self::Sink | Self::Source => true,
-            Self::Transform(_) | Self::Untransformed => true,
+            Self::Transform(_) | Self::Untransformed | Self::Opening => true,
             Self::Admin | Self::Orders | Self::Log | Self::Progress => false,
+            Self::Membership => false,
             Self::LetGo | Self::Demo(_) => false,
         }
     }
@@ -92,6 +97,8 @@ impl fmt::Display for Stage {
             Self::Transform(name) => return write!(f, "transform.{name}"),
             Self::Untransformed => "transform",
             Self::Source => "source",
+            Self::Opening => "opening",
+            Self::Membership => "membership",
             Self::Orders => "orders",
             Self::Log => "log",
             Self::Progress => "progress",

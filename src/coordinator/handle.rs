@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::health::Report;
 use super::pipeline::{Pipeline, PolicyRegistry};
+use super::sharing::{Membership, Share};
 use super::supervisor::ChildStatus;
 use crate::config::LiveSettings;
 use crate::config::reload::{ReloadHistory, Revision};
@@ -53,6 +54,7 @@ pub(crate) struct Shared {
     reloads: ReloadHistory,
     phase: watch::Sender<Phase>,
     pipeline: RwLock<Option<Arc<Pipeline>>>,
+    membership: RwLock<Option<Arc<Membership>>>,
     orders: RwLock<Option<orders::Handle>>,
     children: Mutex<Vec<ChildStatus>>,
     health: watch::Sender<Report>,
@@ -72,6 +74,7 @@ impl Shared {
             reloads,
             phase: watch::Sender::new(Phase::Starting),
             pipeline: RwLock::default(),
+            membership: RwLock::default(),
             orders: RwLock::default(),
             children: Mutex::default(),
             health: watch::Sender::new(Report::default()),
@@ -88,6 +91,18 @@ impl Shared {
 
     pub(crate) fn pipeline(&self) -> Option<Arc<Pipeline>> {
         self.pipeline.read().clone()
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    pub(crate) fn set_membership(&self, membership: Arc<Membership>) {
+        *self.membership.write() = Some(membership);
+    }
+
+    pub(crate) fn membership(&self) -> Option<Arc<Membership>> {
+        self.membership.read().clone()
     }
 
     pub(crate) fn set_orders(&self, orders: Option<orders::Handle>) {
@@ -127,7 +142,7 @@ impl Handle {
 
     /// Where the process is in its life.
     pub fn phase(&self) -> Phase {
-        *self.0.phase.borrow()
+        self.0.phase()
     }
 
     /// The last health report, and changes of it.
@@ -143,6 +158,11 @@ impl Handle {
     /// What carries the changes: source, sink, dead letters, lanes. `None` while it is being built.
     pub fn pipeline(&self) -> Option<Arc<Pipeline>> {
         self.0.pipeline()
+    }
+
+    /// What of the shards is this instance's, where several share them.
+    pub fn share(&self) -> Option<Share> {
+        self.0.membership().map(|membership| membership.share())
     }
 
     /// The order service, if it is on.

@@ -201,6 +201,18 @@ fn observe(
         };
         all.push((snapshot.stage, observation));
     }
+    if let Some(share) = shared.membership().map(|m| m.share()) {
+        let given_up = |s: &Stage| matches!(s, Stage::Membership | Stage::Opening);
+        let failed = failed.iter().find(|(stage, _)| given_up(stage));
+        let observation = Observation {
+            answered: share.joined,
+            failed: failed.map(|(_, cause)| cause.clone()),
+            complaint: share.complaint(),
+            restarts: supervisor.recent_restarts(&Stage::Membership, now),
+            ..Observation::default()
+        };
+        all.push(("membership".into(), observation));
+    }
     let complaint = shared
         .reloads()
         .complaint()

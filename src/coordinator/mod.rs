@@ -5,6 +5,7 @@
 //! - [`lane`]: one shard's way from source to sink.
 //! - [`child`]: what runs, by type: a stage, and a child of it.
 //! - [`shard`]: opened, run, drained and released alone.
+//! - [`sharing`]: which shards are ours, where several instances share them.
 //! - [`pipeline`]: builds from settings what the shards have in common, and holds those that are open here.
 //! - [`reload`]: what a change of the configuration does to what runs.
 //! - [`listen`]: how a service takes an address over from the one that it replaces.
@@ -27,6 +28,7 @@ pub mod reload;
 pub mod replay;
 pub mod serve;
 pub mod shard;
+pub mod sharing;
 pub mod shutdown;
 pub mod supervisor;
 pub mod transforms;
@@ -45,6 +47,7 @@ use self::pipeline::{Pipeline, PolicyRegistry};
 use self::plugins::PluginHost;
 use self::reload::Reloads;
 use self::shard::Shard;
+use self::sharing::Sharing;
 use self::shutdown::{Asked, Signals, Step};
 use self::supervisor::{ChildSpec, Event, Standing, Supervisor};
 use crate::config::reload::Revision;
@@ -83,6 +86,7 @@ pub struct Coordinator {
     /// The lanes that wait for a stage that was given up on; each once, since it waits.
     waiting: Vec<oneshot::Sender<()>>,
     health: HealthWatch,
+    sharing: Sharing,
     /// Sockets of the services, to be taken over by those that replace them.
     listeners: Listeners,
     started: Instant,
@@ -137,6 +141,7 @@ impl Coordinator {
         let mut this = Self {
             supervisor: Supervisor::new(live.clone()),
             health: HealthWatch::new(live.clone()),
+            sharing: Sharing::new(),
             live,
             pipeline_live: watch::Sender::new(settings.clone()),
             reloads,
@@ -163,7 +168,11 @@ impl Coordinator {
             None,
         );
         let pipeline = connected.await?;
-        pipeline.open(pipeline.numbers()).await?;
+        let member = match this.is_shared() {
+            true => Some(pipeline.sink.member().await?),
+            false => None,
+        };
+        pipeline.open(this.own_shards(&pipeline)).await?;
         this.run_pipeline(Arc::new(pipeline));
         if settings.orders.enabled {
             let orders = crate::orders::Service::start(
@@ -177,6 +186,9 @@ impl Coordinator {
         }
         this.reloads.watch();
         this.shared.set_phase(Phase::Running);
+        if let Some(member) = member {
+            this.join(member);
+        }
         this.publish();
         tracing::info!(
             children = this.supervisor.status().len(),
@@ -278,7 +290,7 @@ impl Coordinator {
         if self.attend(signals, true).await? {
             self.reload("a source of it changed", signals).await?;
         }
-        Ok(())
+        self.see_to_shards(signals).await
     }
 
     /// Waits for the next thing that happens, and sees to it. Who asks for a reload is noted, since one may be
@@ -301,6 +313,7 @@ impl Coordinator {
                 Command::Stop => return Err(Stopping::Asked),
             },
             Some(failed) = self.failed.1.recv() => self.fail(failed),
+            news = self.sharing.next() => self.hear(news),
             () = tokio::time::sleep_until(check.into()) => self.check_health(),
         }
         Ok(false)
@@ -319,6 +332,7 @@ impl Coordinator {
                 done = &mut work => return Ok(done),
                 attended = self.attend(signals, false) => attended?,
             };
+            self.see_to_shards(signals).await?;
             self.publish();
         }
     }
@@ -403,6 +417,9 @@ impl Coordinator {
                     "stopped before everything was drained; a restart makes good"
                 );
                 return false;
+            }
+            if step == Step::Commit {
+                self.sharing.settled();
             }
             tracing::info!(%step, took = ?began.elapsed(), "done");
         }

@@ -157,6 +157,11 @@ impl Pipeline {
         Ok(opened)
     }
 
+    /// Counts a shard that was opened by itself among those that are open here.
+    pub fn adopt(&self, shard: Arc<Shard>) {
+        self.shards.write().insert(shard.number, shard);
+    }
+
     /// Gives a shard up whose children have ended.
     pub fn release(&self, number: u32) {
         if let Some(shard) = self.shards.write().remove(&number) {

@@ -222,6 +222,13 @@ impl Coordinator {
         }
         let old = self.live.borrow().clone();
         let new = self.reloads.resolve(&loaded.settings);
+        if self.is_shared() && old.pipeline.shards != new.pipeline.shards {
+            let error = anyhow::anyhow!(
+                "pipeline.shards cannot change while instances share the shards: all must agree on it. To raise it, stop \
+                 all, run one with pipeline.instances = \"one\" until it has moved the checkpoints, and start all again"
+            );
+            return Err(error.into());
+        }
 
         let admin =
             if (old.admin.enabled, old.admin.listen) != (new.admin.enabled, new.admin.listen) {
@@ -301,9 +308,19 @@ impl Coordinator {
             plugins.clone(),
             self.shared.pipeline(),
         );
-        let connected = self.meanwhile(signals, connected).await??;
+        let shared = self.is_shared();
+        let made = async {
+            let connected = connected.await?;
+            let member = match shared {
+                true => Some(connected.sink.member().await?),
+                false => None,
+            };
+            anyhow::Ok((connected, member))
+        };
+        let (connected, member) = self.meanwhile(signals, made).await??;
 
         self.shared.set_phase(Phase::Rebuilding);
+        self.forget_openings();
         let deadline = Instant::now() + old.shutdown.timeout;
         let replaces = self.shared.pipeline();
         let shards = replaces.as_ref().map(|p| p.shards()).unwrap_or_default();
@@ -326,9 +343,16 @@ impl Coordinator {
         }
         self.supervisor.remove(|id| id.stage.is_of_pipeline()).await;
         self.health.rebuilt();
-        let opened = connected.open(connected.numbers());
+        // One that has to join anew is given its shards anew.
+        let joins = member.filter(|member| self.joins_anew(member));
+        let own = match joins {
+            Some(_) => Vec::new(),
+            None => self.own_shards(&connected),
+        };
+        let opened = connected.open(own);
         match self.meanwhile(signals, opened).await? {
             Ok(_) => {
+                self.release_others(&connected);
                 self.pipeline_live = settings;
                 self.plugins = plugins;
                 self.reloads.sender.send_replace(new.clone());
@@ -340,14 +364,20 @@ impl Coordinator {
                     }
                     self.let_go(replaced);
                 }
+                match joins {
+                    Some(member) => self.join(member),
+                    None => self.open_missing(),
+                }
                 Ok(())
             }
             Err(error) => {
                 tracing::error!(error = %error, "rebuild failed, going back to what ran");
                 if let Some(pipeline) = replaces {
+                    self.release_others(&pipeline);
                     self.run_pipeline(pipeline);
                 }
                 self.shared.set_phase(Phase::Running);
+                self.open_missing();
                 Err(anyhow::Error::from(error).into())
             }
         }

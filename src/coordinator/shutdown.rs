@@ -17,11 +17,19 @@ pub enum Step {
     Transforms,
     /// What was made is delivered, and its checkpoints written.
     Commit,
+    /// Other instances are told that the shards are theirs.
+    Leave,
 }
 
 impl Step {
     /// All, in their order: upstream first. They share one deadline.
-    pub const ALL: [Self; 4] = [Self::Orders, Self::Reading, Self::Transforms, Self::Commit];
+    pub const ALL: [Self; 5] = [
+        Self::Orders,
+        Self::Reading,
+        Self::Transforms,
+        Self::Commit,
+        Self::Leave,
+    ];
 
     /// Those that a shard takes.
     pub const OF_SHARD: [Self; 3] = [Self::Reading, Self::Transforms, Self::Commit];
@@ -30,9 +38,10 @@ impl Step {
     pub fn takes(self, id: &ChildId) -> bool {
         match self {
             Self::Orders => id.stage.serves(&Stage::Orders),
-            Self::Reading => id.stage == Stage::Source,
+            Self::Reading => matches!(id.stage, Stage::Source | Stage::Opening),
             Self::Transforms => id.stage.transforms(),
             Self::Commit => id.stage == Stage::Sink,
+            Self::Leave => id.stage == Stage::Membership,
         }
     }
 }
@@ -44,6 +53,7 @@ impl fmt::Display for Step {
             Self::Reading => "stop reading",
             Self::Transforms => "drain transforms",
             Self::Commit => "flush and commit",
+            Self::Leave => "leave the group",
         })
     }
 }

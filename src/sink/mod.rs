@@ -96,6 +96,14 @@ pub enum SinkError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The consumer group by which instances share the shards cannot be taken part in.
+    #[error("the group that shares the shards out: {reason}")]
+    Group {
+        /// What the broker or librdkafka said.
+        reason: String,
+        /// From the error code.
+        class: Class,
+    },
     /// A stage made more dead letters than `[dead_letter]` allows: fail it. None of them was written.
     #[error(transparent)]
     Flood(#[from] crate::dead_letter::flood::Flooded),
@@ -109,9 +117,10 @@ impl SinkError {
     pub fn class(&self) -> Class {
         match self {
             Self::Unreachable { .. } | Self::Suspect { .. } | Self::Reset => Class::Retryable,
-            Self::Topic { class, .. } | Self::Delivery { class, .. } | Self::Read { class, .. } => {
-                *class
-            }
+            Self::Topic { class, .. }
+            | Self::Delivery { class, .. }
+            | Self::Read { class, .. }
+            | Self::Group { class, .. } => *class,
             Self::Property { .. }
             | Self::Client(_)
             | Self::Corrupt { .. }

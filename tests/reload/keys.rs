@@ -44,6 +44,8 @@ const ROWS: &[(&str, &str, See)] = &[
     ("pipeline.name", r#""other""#, Refused),
     ("pipeline.delivery", r#""exactly-once""#, Never("the other value is not built yet", "delivery-not-built")),
     ("pipeline.shards", "3", Effect),
+    ("pipeline.instances", r#""shared""#, Refused),
+    ("pipeline.session_timeout", r#""12s""#, Rebuilt),
     ("pipeline.max_in_flight", "9999", InForce("the broker answers faster than it can be reached")),
     ("pipeline.batch_size", "1", Effect),
     ("source.type", r#""other""#, Never("it has one value", "unknown-choice")),

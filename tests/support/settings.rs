@@ -20,6 +20,8 @@ pub fn settings(name: &str, brokers: &str, shards: u32) -> Settings {
             name: name.to_owned(),
             delivery: Delivery::AtLeastOnce,
             shards: n(shards),
+            instances: Instances::One,
+            session_timeout: Duration::from_secs(10),
             max_in_flight: n(10_000),
             batch_size: n(256),
         },

@@ -15,7 +15,7 @@ use rdkafka::admin::AdminClient;
 use rdkafka::config::ClientConfig;
 use tokio::time::Instant;
 
-use crate::config::settings::{self, LiveSettings, Nodes};
+use crate::config::settings::{self, Instances, LiveSettings, Nodes};
 use crate::policy::Class;
 use crate::policy::breaker::State as Breaker;
 use crate::policy::stage::{Permit, StagePolicies};
@@ -27,6 +27,7 @@ use crate::sink::{SinkError, join_brokers};
 mod classify;
 mod client;
 mod dead_letters;
+pub mod membership;
 mod outlet;
 mod reader;
 mod shard;
@@ -320,10 +321,16 @@ impl RedpandaSink {
             (topics, shards.get())
         };
         self.topics.ensure(&topic, &settings).await?;
+        let alone = self.live.borrow().pipeline.instances == Instances::One;
         // A topic that was just made, or is made by this very question, takes a moment to show.
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            match self.topics.widen(&topic, shards).await {
+            let partitions = match alone {
+                true => self.topics.widen(&topic, shards).await,
+                // Others rely on their number.
+                false => self.topics.partitions(&topic).await,
+            };
+            match partitions {
                 Ok(0) if Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }

@@ -15,6 +15,8 @@ use crate::config::settings::Topics as Settings;
 use crate::policy::Class;
 use crate::sink::SinkError;
 
+/// The cluster id that every `noida-db` says it has.
+const NOIDA: &str = "MkU3OEVBNTctOEUyRi00";
 /// One request about topics takes no longer.
 const REQUEST: Duration = Duration::from_secs(10);
 
@@ -24,6 +26,8 @@ pub(super) struct Topics {
     known: RwLock<HashSet<Arc<str>>>,
     /// The broker has no CreateTopics: producing creates topics there.
     auto: AtomicBool,
+    /// The broker's groups are never ready again after an incremental rebalance.
+    eager: AtomicBool,
 }
 
 impl Topics {
@@ -32,17 +36,24 @@ impl Topics {
             admin: Arc::new(admin),
             known: RwLock::default(),
             auto: AtomicBool::new(false),
+            eager: AtomicBool::new(false),
         }
     }
 
-    /// Finds out whether the broker is librdkafka's mock, which answers no CreateTopics, not even with an
-    /// error: it is known by its cluster id (`rd_kafka_mock_cluster_new`).
+    /// Finds out whether the broker is a stand-in, by its cluster id. librdkafka's mock
+    /// (`rd_kafka_mock_cluster_new`) answers no CreateTopics, not even with an error; `noida-db` completes no round of a
+    /// group whose members rejoin one by one.
     pub(super) async fn look_at_cluster(&self) {
         let admin = Arc::clone(&self.admin);
         let id = super::blocking(move || admin.inner().fetch_cluster_id(REQUEST)).await;
-        if id.flatten().is_some_and(|id| id.starts_with("mockCluster")) {
-            self.auto.store(true, Relaxed);
-        }
+        let id = id.flatten().unwrap_or_default();
+        self.auto.store(id.starts_with("mockCluster"), Relaxed);
+        self.eager.store(id == NOIDA, Relaxed);
+    }
+
+    /// Whether the broker's groups take KIP-429's incremental rebalances.
+    pub(super) fn takes_incremental_rebalances(&self) -> bool {
+        !self.eager.load(Relaxed)
     }
 
     /// Whether [`Self::ensure`] has nothing to do.

@@ -1,0 +1,437 @@
+//! Which shards are this instance's: all of them, or those that the consumer group gives it.
+//!
+//! The group's news come from a child that takes part in it ([`Stage::Membership`]). A shard that is assigned is opened
+//! by a child of its own ([`Stage::Opening`]), however long the brokers are away, and then runs like any other; one that
+//! goes to another instance is drained, committed and released before its partition is given back; one that is lost is
+//! let go of at once. All others go on meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::child::{ChildId, Stage};
+use super::handle::Phase;
+use super::pipeline::Pipeline;
+use super::shard::Shard;
+use super::shutdown::Signals;
+use super::supervisor::{ChildScope, ChildSpec};
+use super::{Coordinator, Drained, Stopping, names};
+use crate::config::settings::Instances;
+use crate::policy::Class;
+use crate::policy::health::Status;
+use crate::policy::stage::StagePolicies;
+use crate::sink::SinkError;
+use crate::sink::redpanda::membership::{Change, Member, Standing};
+
+/// News of the group that wait to be seen to; it has no more before the first has been.
+const NEWS: usize = 16;
+
+/// What there is to see of this instance's part in the group.
+#[derive(Debug, Default)]
+pub struct Membership {
+    standing: watch::Sender<Standing>,
+    /// Why shards that are ours are not open yet.
+    waiting: Mutex<BTreeMap<u32, String>>,
+}
+
+/// … as `status` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Share {
+    /// Whether this instance has its share of the shards, which may be none.
+    pub joined: bool,
+    /// The shards that are its own.
+    pub owned: BTreeSet<u32>,
+    /// What is in the way, if something is.
+    pub trouble: Option<String>,
+}
+
+impl Share {
+    /// What health says of it.
+    pub(super) fn complaint(&self) -> Option<Status> {
+        let joining = || "has yet to join the group that shares the shards out".into();
+        let trouble = self.trouble.as_deref().map(Into::into);
+        let complaint = trouble.or_else(|| (!self.joined).then(joining));
+        complaint.map(Status::Degraded)
+    }
+}
+
+impl Membership {
+    /// What it looks like now.
+    pub fn share(&self) -> Share {
+        let Standing {
+            joined,
+            owned,
+            trouble,
+        } = self.standing.borrow().clone();
+        let waiting = self.waiting.lock();
+        let first = waiting.iter().next();
+        let waiting = first.map(|(shard, why)| format!("shard {shard} is not open yet: {why}"));
+        Share {
+            joined,
+            owned,
+            trouble: trouble.or(waiting),
+        }
+    }
+}
+
+/// A shard that its child has opened.
+struct Opened {
+    /// Of [`Sharing::owned`]: what was opened for an earlier ownership is of no use.
+    turn: u64,
+    shard: Arc<Shard>,
+}
+
+/// The group's news, and what is ours.
+pub(super) struct Sharing {
+    changes: Option<mpsc::Receiver<Change>>,
+    opened: (mpsc::Sender<Opened>, mpsc::Receiver<Opened>),
+    pending: VecDeque<Change>,
+    /// Shards that go to others as soon as the process has drained, and who waits for it.
+    going: Vec<oneshot::Sender<()>>,
+    /// By shard, since which turn it is ours.
+    owned: BTreeMap<u32, u64>,
+    turn: u64,
+    member: Option<Arc<Member>>,
+}
+
+/// What [`Sharing::next`] heard.
+pub(super) struct News(Heard);
+
+enum Heard {
+    Change(Change),
+    Opened(Opened),
+}
+
+impl Sharing {
+    pub(super) fn new() -> Self {
+        Self {
+            changes: None,
+            opened: mpsc::channel(NEWS),
+            pending: VecDeque::new(),
+            going: Vec::new(),
+            owned: BTreeMap::new(),
+            turn: 0,
+            member: None,
+        }
+    }
+
+    /// Waits for news of the group. Cancel-safe.
+    pub(super) async fn next(&mut self) -> News {
+        let change = async {
+            match &mut self.changes {
+                Some(changes) => match changes.recv().await {
+                    Some(change) => change,
+                    None => std::future::pending().await,
+                },
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            change = change => News(Heard::Change(change)),
+            Some(opened) = self.opened.1.recv() => News(Heard::Opened(opened)),
+        }
+    }
+
+    /// Everything that ran here is drained: whatever others wait for is theirs.
+    pub(super) fn settled(&mut self) {
+        self.pending.clear();
+        self.going.clear();
+    }
+
+    fn own(&mut self, shard: u32) {
+        self.turn += 1;
+        self.owned.insert(shard, self.turn);
+    }
+}
+
+impl Coordinator {
+    /// Whether this instance is one of several.
+    pub(super) fn is_shared(&self) -> bool {
+        self.live.borrow().pipeline.instances == Instances::Shared
+    }
+
+    /// The shards of a pipeline that are to be open here.
+    pub(super) fn own_shards(&self, pipeline: &Pipeline) -> Vec<u32> {
+        match self.is_shared() {
+            true => self.sharing.owned.keys().copied().collect(),
+            false => pipeline.numbers().collect(),
+        }
+    }
+
+    /// Takes part in the group from here on. One that took part before leaves; what it owned is to be drained by then.
+    pub(super) fn join(&mut self, member: Member) {
+        self.supervisor.retire(|id| id.stage == Stage::Membership);
+        let (changes, news) = mpsc::channel(NEWS);
+        let membership = Arc::new(Membership::default());
+        self.sharing.changes = Some(news);
+        self.sharing.owned.clear();
+        self.sharing.settled();
+        let member = Arc::new(member);
+        self.sharing.member = Some(member.clone());
+        self.shared.set_membership(membership.clone());
+        self.supervisor
+            .start(ChildSpec::new(Stage::Membership, move |scope| {
+                take_part(member.clone(), changes.clone(), membership.clone(), scope)
+            }));
+    }
+
+    /// Whether the member that takes part would have to leave for this one to join.
+    pub(super) fn joins_anew(&self, member: &Member) -> bool {
+        self.sharing.member.as_deref() != Some(member)
+    }
+
+    /// Sees to every change of what is ours that was heard of.
+    ///
+    /// # Errors
+    /// A stop was asked for meanwhile, or called for.
+    pub(super) async fn see_to_shards(&mut self, signals: &mut Signals) -> Result<(), Stopping> {
+        while let Some(change) = self.sharing.pending.pop_front() {
+            self.rebalance(change, signals).await?;
+        }
+        Ok(())
+    }
+
+    /// Sees to what was heard as far as that takes no time.
+    pub(super) fn hear(&mut self, News(heard): News) {
+        match heard {
+            Heard::Change(change) => self.sharing.pending.push_back(change),
+            Heard::Opened(opened) => self.opened(opened),
+        }
+    }
+
+    /// While everything else goes on.
+    async fn rebalance(&mut self, change: Change, signals: &mut Signals) -> Result<(), Stopping> {
+        match change {
+            Change::Assigned(shards) => {
+                for shard in shards {
+                    self.sharing.own(shard);
+                }
+                self.open_missing();
+                Ok(())
+            }
+            Change::Revoked {
+                shards,
+                until,
+                done,
+            } => self.hand_on(&shards, until, done, signals).await,
+            Change::Lost(shards) => {
+                self.disown(&shards);
+                self.let_shards_go(&shards).await;
+                tracing::warn!(?shards, "let go of lost shards");
+                Ok(())
+            }
+        }
+    }
+
+    async fn hand_on(
+        &mut self,
+        shards: &BTreeSet<u32>,
+        until: Instant,
+        done: oneshot::Sender<()>,
+        signals: &mut Signals,
+    ) -> Result<(), Stopping> {
+        let began = Instant::now();
+        self.disown(shards);
+        let pipeline = self.shared.pipeline();
+        let open = pipeline.iter().flat_map(|p| p.shards());
+        let open: Vec<Arc<Shard>> = open.filter(|s| shards.contains(&s.number)).collect();
+        match self.drain_shards(&open, until, signals).await {
+            Drained::All => {}
+            Drained::Late => {
+                let of_shards = |id: &ChildId| open.iter().any(|s| s.owns(id));
+                let unfinished = names(self.supervisor.unfinished(of_shards));
+                tracing::warn!(
+                    unfinished,
+                    "not drained in time: the next owner goes on from the checkpoint"
+                );
+            }
+            Drained::Stopped => {
+                // They are drained with everything else.
+                self.sharing.going.push(done);
+                return Err(Stopping::Asked);
+            }
+        }
+        self.let_shards_go(shards).await;
+        tracing::info!(?shards, took = ?began.elapsed(), "shards handed on");
+        // Nobody waits for it any more if the group has lost patience.
+        done.send(()).ok();
+        match self.failed_for_good {
+            true => Err(Stopping::Failed),
+            false => Ok(()),
+        }
+    }
+
+    fn disown(&mut self, shards: &BTreeSet<u32>) {
+        self.sharing
+            .owned
+            .retain(|shard, _| !shards.contains(shard));
+        if let Some(membership) = self.shared.membership() {
+            membership
+                .waiting
+                .lock()
+                .retain(|shard, _| !shards.contains(shard));
+        }
+    }
+
+    /// Ends whatever works for these shards, and gives them up.
+    async fn let_shards_go(&mut self, shards: &BTreeSet<u32>) {
+        let of_shards = |id: &ChildId| id.shard.is_some_and(|s| shards.contains(&s));
+        self.supervisor.remove(of_shards).await;
+        if let Some(pipeline) = self.shared.pipeline() {
+            for shard in shards {
+                pipeline.release(*shard);
+            }
+        }
+    }
+
+    /// Gives up those shards of a pipeline that are not ours any more. None of their children runs.
+    pub(super) fn release_others(&self, pipeline: &Pipeline) {
+        let own = self.own_shards(pipeline);
+        for shard in pipeline.shards() {
+            if !own.contains(&shard.number) {
+                pipeline.release(shard.number);
+            }
+        }
+    }
+
+    /// Has those of our shards opened that are not open yet. Not while the pipeline is being replaced: the new one is
+    /// asked for it.
+    pub(super) fn open_missing(&mut self) {
+        let Some(pipeline) = self.shared.pipeline() else {
+            return;
+        };
+        if !self.is_shared() || self.shared.phase() != Phase::Running {
+            return;
+        }
+        let Some(membership) = self.shared.membership() else {
+            return;
+        };
+        let open: BTreeSet<u32> = pipeline.shards().iter().map(|s| s.number).collect();
+        for (&number, &turn) in &self.sharing.owned {
+            if open.contains(&number) {
+                continue;
+            }
+            let opening = Opening {
+                pipeline: pipeline.clone(),
+                number,
+                turn,
+                membership: membership.clone(),
+                policies: self.policies.stage(&Stage::Sink),
+                opened: self.sharing.opened.0.clone(),
+            };
+            let id = ChildId::of_shard(Stage::Opening, number);
+            self.supervisor.retire(|other| *other == id);
+            self.supervisor
+                .start(ChildSpec::new(id, move |scope| opening.clone().run(scope)));
+        }
+    }
+
+    fn opened(&mut self, Opened { turn, shard }: Opened) {
+        let number = shard.number;
+        let opening = ChildId::of_shard(Stage::Opening, number);
+        self.supervisor.retire(|id| *id == opening);
+        let current = self.sharing.owned.get(&number) == Some(&turn);
+        let (Some(pipeline), true, Phase::Running) =
+            (self.shared.pipeline(), current, self.shared.phase())
+        else {
+            tracing::debug!(shard = number, "opened, and not ours any more");
+            return;
+        };
+        for child in shard.children(&pipeline, &self.failed.0) {
+            self.supervisor.start(child);
+        }
+        pipeline.adopt(shard);
+        tracing::info!(shard = number, "shard taken over");
+    }
+
+    /// Whatever is being opened is opened for a pipeline that another one replaces.
+    pub(super) fn forget_openings(&mut self) {
+        for turn in self.sharing.owned.values_mut() {
+            self.sharing.turn += 1;
+            *turn = self.sharing.turn;
+        }
+    }
+}
+
+/// What a child needs to open a shard.
+#[derive(Clone)]
+struct Opening {
+    pipeline: Arc<Pipeline>,
+    number: u32,
+    turn: u64,
+    membership: Arc<Membership>,
+    policies: StagePolicies,
+    opened: mpsc::Sender<Opened>,
+}
+
+impl Opening {
+    async fn run(self, scope: ChildScope) -> anyhow::Result<()> {
+        let shard = tokio::select! {
+            shard = self.open() => shard?,
+            () = scope.drain.cancelled() => return Ok(()),
+        };
+        let opened = Opened {
+            turn: self.turn,
+            shard: Arc::new(shard),
+        };
+        // Without a coordinator there is nobody to run it.
+        self.opened.send(opened).await.ok();
+        Ok(())
+    }
+
+    /// However long the brokers are away.
+    async fn open(&self) -> Result<Shard, SinkError> {
+        let mut attempt = 0;
+        loop {
+            let error = match Shard::open(&self.pipeline, self.number).await {
+                Ok(shard) => {
+                    self.membership.waiting.lock().remove(&self.number);
+                    return Ok(shard);
+                }
+                Err(error) => error,
+            };
+            let (reason, shard) = (error.to_string(), self.number);
+            self.membership.waiting.lock().insert(shard, reason);
+            if error.class() != Class::Retryable {
+                return Err(error);
+            }
+            attempt += 1;
+            tracing::warn!(shard, %error, attempt, "the shard could not be opened yet");
+            if !self.policies.back_off(attempt).await {
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// The child that takes part in the group, on a thread that may block.
+async fn take_part(
+    member: Arc<Member>,
+    changes: mpsc::Sender<Change>,
+    membership: Arc<Membership>,
+    scope: ChildScope,
+) -> anyhow::Result<()> {
+    // An earlier one that panicked has told nobody that what it owned is gone.
+    let owned = membership.standing.send_replace(Standing::default()).owned;
+    if !owned.is_empty() {
+        changes.send(Change::Lost(owned)).await?;
+    }
+    // Stopped with this future too, not only by a drain: a thread cannot be aborted.
+    let stop = CancellationToken::new();
+    let _stopped = stop.clone().drop_guard();
+    let stopping = stop.clone();
+    let thread = tokio::task::spawn_blocking(move || {
+        member.take_part(&changes, &membership.standing, &stop)
+    });
+    let mut thread = std::pin::pin!(thread);
+    tokio::select! {
+        ended = &mut thread => return Ok(ended??),
+        () = scope.drain.cancelled() => stopping.cancel(),
+    }
+    Ok(thread.await??)
+}
