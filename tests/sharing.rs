@@ -175,7 +175,7 @@ async fn instances_that_would_not_agree_on_the_shards_do_not_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_keeps_an_instances_shards() {
+async fn a_rebuild_keeps_an_instances_shards_and_repeats_nothing() {
     let world = world().await;
     let keys = keys(24);
     let (first, second) = (world.start(1), world.start(2));
@@ -183,21 +183,31 @@ async fn a_rebuild_keeps_an_instances_shards() {
     let before = (owned(&first).await, owned(&second).await);
     world.write(&keys, 0, 20).await;
     let text = std::fs::read_to_string(world.config()).expect("pipeline.toml");
-    let before_transform = "[[transform]]";
-    world.save(&text.replace(
-        before_transform,
-        "[sink.properties]\n\"linger.ms\" = 7\n[[transform]]",
-    ));
+    let renamed = text.replace("name = \"outbox-router\"", "name = \"router\"");
+    world.save(&renamed);
     for running in [&first, &second] {
         running.await_line("configuration applied", LONG);
     }
     world.write(&keys, 20, 20).await;
     settled(&[&first, &second]).await;
     assert_eq!(before, (owned(&first).await, owned(&second).await));
-    world.await_records(24 * 40, LONG, &first);
+    // Other clients join anew.
+    world.save(&format!(
+        "{renamed}\n[sink.properties]\n\"linger.ms\" = 7\n"
+    ));
+    for running in [&first, &second] {
+        let deadline = Instant::now() + LONG;
+        while running.count("configuration applied") < 2 {
+            assert!(Instant::now() < deadline, "{}", running.text());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    world.write(&keys, 40, 20).await;
+    settled(&[&first, &second]).await;
+    world.await_records(24 * 60, LONG, &first);
     first.stop_cleanly();
     second.stop_cleanly();
-    assert_eq!(complete_and_ordered(&world.seen(), &keys, 40), 0);
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 60), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

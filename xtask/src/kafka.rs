@@ -28,6 +28,7 @@ const SUITES: &[&str] = &[
     "orders",
     "reload",
     "supervision",
+    "sharing",
 ];
 
 struct Asked {
