@@ -298,6 +298,53 @@ async fn a_delivery_error_fails_all_in_flight_once_and_a_reset_starts_over() {
     assert_eq!(shard.snapshot().resets, 1);
 }
 
+/// Kafka takes any first sequence of a producer in a partition. So where the first request is refused, as while the
+/// partition's leader is not ready yet, and the second, already on its way, is taken, librdkafka takes the first for
+/// acknowledged by the second, and its records are gone (KAFKA-15591).
+#[tokio::test]
+async fn what_the_brokers_gave_no_place_to_is_not_acknowledged() {
+    let faulty = Faulty::start();
+    let b = bench(settings::settings(&unique("p"), &faulty.brokers, 1)).await;
+    let mut shard = b.sink.open_shard(0).unwrap();
+    let topic = unique("overtaken");
+    faulty.mock.create_topic(&topic, 1, 1).unwrap();
+    // The mock takes any sequence at any time.
+    let known = shard.submit(numbered(&topic, 0, 1, 1)).await.unwrap();
+    known.await.unwrap();
+    // Both requests are under way before the first is answered.
+    let slow = Duration::from_millis(500);
+    faulty.mock.broker_round_trip_time(1, slow).unwrap();
+    let unready = RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+    faulty
+        .mock
+        .request_errors(RDKafkaApiKey::Produce, &[unready]);
+    let first = shard.submit(numbered(&topic, 1, 3, 1)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let second = shard.submit(numbered(&topic, 3, 6, 1)).await.unwrap();
+    let first = first.await;
+    second.await.ok();
+    let values = |brokers: &str| -> Vec<String> {
+        let seen = read_all(brokers, &topic);
+        seen.iter().map(|s| s.text().to_owned()).collect()
+    };
+    faulty
+        .mock
+        .broker_round_trip_time(1, Duration::ZERO)
+        .unwrap();
+    assert_eq!(
+        values(&faulty.brokers),
+        ["0", "3", "4", "5"],
+        "the scene is set"
+    );
+    let error = first.expect_err("it is not there");
+    assert_eq!(error.class(), Class::Retryable);
+
+    shard.reset().await.unwrap();
+    let again = shard.submit(numbered(&topic, 1, 6, 1)).await.unwrap();
+    again.await.unwrap();
+    assert_eq!(values(&faulty.brokers)[4..], ["1", "2", "3", "4", "5"]);
+}
+
 /// What the coordinator drives beside the shards.
 fn guard(sink: &Arc<RedpandaSink>) -> tokio::task::JoinHandle<()> {
     let sink = Arc::clone(sink);

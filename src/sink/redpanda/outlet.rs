@@ -38,7 +38,15 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
         let report = match result {
-            Ok(_) => Report::Acked,
+            Ok(message) if message.offset() >= 0 => Report::Acked,
+            // Only taken for delivered because something later of the same producer was. But a broker takes any
+            // first sequence of a producer, so what was refused before it may be nowhere (KAFKA-15591): a place in
+            // the partition is the proof. Where it was delivered after all, it is repeated.
+            Ok(message) => Report::Failed(SinkError::Delivery {
+                topic: message.topic().to_owned(),
+                reason: "what was sent after it was acknowledged, it was not".into(),
+                class: crate::policy::Class::Retryable,
+            }),
             Err((error, message)) => match classify::delivery(error) {
                 Refusal::Content => Report::Suspect(error.to_string()),
                 Refusal::Other(class) => Report::Failed(SinkError::Delivery {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
@@ -19,6 +19,8 @@ use crate::sink::SinkError;
 const NOIDA: &str = "MkU3OEVBNTctOEUyRi00";
 /// One request about topics takes no longer.
 const REQUEST: Duration = Duration::from_secs(10);
+/// A new partition's leader is asked again after this long.
+const LEADER_POLL: Duration = Duration::from_millis(20);
 
 /// Looks topics up, creates them, and remembers which exist.
 pub(super) struct Topics {
@@ -133,9 +135,13 @@ impl Topics {
         match outcome {
             Some(Ok(_)) => {
                 tracing::info!(topic, partitions = settings.partitions, "topic created");
-                Ok(())
+                self.await_leaders(topic, settings.partitions.get(), within)
+                    .await
             }
-            Some(Err(Code::TopicAlreadyExists)) | None => Ok(()),
+            // Another instance made it, perhaps just now.
+            Some(Err(Code::TopicAlreadyExists)) | None => {
+                self.await_leaders(topic, 1, within).await
+            }
             Some(Err(code)) => Err(failed(topic, &KafkaError::AdminOp(code))),
         }
     }
@@ -164,7 +170,55 @@ impl Topics {
             return Ok(have);
         }
         tracing::info!(topic, from = have, to = partitions, "partitions added");
+        self.await_leaders(topic, partitions, REQUEST).await?;
         Ok(partitions)
+    }
+
+    /// Waits until a topic has this many partitions and each one's leader serves it: a broker answers for a new one
+    /// before that, and what is sent meanwhile may arrive out of order (KAFKA-15591).
+    async fn await_leaders(
+        &self,
+        topic: &str,
+        partitions: u32,
+        within: Duration,
+    ) -> Result<(), SinkError> {
+        let deadline = Instant::now() + within;
+        loop {
+            let done = match self.partitions(topic).await? {
+                have if have < partitions => Err(KafkaError::MetadataFetch(Code::UnknownPartition)),
+                have => self.ask_leaders(topic, have, deadline).await,
+            };
+            match done {
+                Ok(()) => return Ok(()),
+                Err(error)
+                    if Instant::now() >= deadline
+                        || classify::class(&error) != Class::Retryable =>
+                {
+                    return Err(failed(topic, &error));
+                }
+                Err(_) => tokio::time::sleep(LEADER_POLL).await,
+            }
+        }
+    }
+
+    /// Asks each partition's leader for its offsets, which it has once it serves.
+    async fn ask_leaders(
+        &self,
+        topic: &str,
+        partitions: u32,
+        deadline: Instant,
+    ) -> Result<(), KafkaError> {
+        let (admin, topic) = (Arc::clone(&self.admin), topic.to_owned());
+        let asked = super::blocking(move || {
+            (0..partitions).try_for_each(|partition| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let client = admin.inner();
+                client
+                    .fetch_watermarks(&topic, partition as i32, left)
+                    .map(|_| ())
+            })
+        });
+        asked.await.unwrap_or(Err(KafkaError::Canceled))
     }
 
     /// How many partitions a topic has; 0 if there is no such topic.
