@@ -288,3 +288,63 @@ async fn a_stop_amid_an_outage_is_forced_and_loses_nothing() {
     second.stop_cleanly();
     complete_and_ordered(&world.seen(), &keys, 300);
 }
+
+/// 200 a second of far more that are there, in stages of two shards: neither paid twice nor in bursts that leave
+/// the stages after it idle. Counted at the far end, by the changes that are done.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_stage_lets_through_what_its_rate_limit_says() {
+    const RATE: f64 = 200.0;
+    let limited = async |stage: &str, table: &str| {
+        let extra = format!(
+            "[{table}.rate_limit]\nper_second = {RATE}\nburst = 1\n[dead_letter]\nmax = 100_000\n"
+        );
+        let transforms = (stage == "transform.outbox-router").then(|| {
+            format!(
+                "[[transform]]\nname = \"outbox-router\"\nplugin = \"{}\"\n\
+                 settings = {{ topic_prefix = \"{{name}}.\" }}\n\
+                 rate_limit = {{ per_second = {RATE}, burst = 1 }}",
+                plugins::plugin("outbox-router").display()
+            )
+        });
+        let extra = if transforms.is_some() {
+            String::new()
+        } else {
+            extra
+        };
+        let mut world = World::with(Setup {
+            transforms,
+            extra,
+            ..Setup::default()
+        })
+        .await;
+        if stage == "dead_letter" {
+            // Its limit makes no batches smaller, and they are counted whole.
+            world.set("pipeline.batch_size", 10);
+            // Without a payload: the router refuses each.
+            let cql = "INSERT INTO ks.outbox (aggregate_id, event_id, aggregate_type, event_type) \
+                       VALUES (uuid(), now(), 'order', 'order.created')";
+            for _ in 0..1_600 {
+                world.session.query_unpaged(cql, ()).await.expect("written");
+            }
+        } else {
+            world.write(&keys(16), 0, 100).await;
+        }
+        let running = world.start(1);
+        let done = |m: &Metrics| m.sum("penstock_changes_done_total", &[]);
+        let begun = running
+            .await_metrics("it flows", LONG, |m| done(m) >= 100.0)
+            .await;
+        let from = Instant::now();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let end = running.metrics().await;
+        let rate = (done(&end) - done(&begun)) / from.elapsed().as_secs_f64();
+        println!("{stage}: {rate:.1}/s of {RATE}/s");
+        assert!((rate / RATE - 1.0).abs() < 0.05, "{stage}: {rate}/s");
+    };
+    tokio::join!(
+        limited("source", "source"),
+        limited("transform.outbox-router", ""),
+        limited("sink", "sink"),
+        limited("dead_letter", "dead_letter"),
+    );
+}

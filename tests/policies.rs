@@ -494,15 +494,22 @@ mod rate_model {
 
     impl Model {
         fn tick(&mut self) {
+            // What came while somebody was on the way stays; nothing is added to it.
+            let most = self.most().max(self.level);
+            self.gain();
+            self.level = self.level.min(most);
+        }
+
+        fn gain(&mut self) {
             self.level += i64::from(self.settings.per_second.get());
-            self.spill();
+        }
+
+        fn most(&self) -> i64 {
+            i64::from(self.settings.burst.get()) * 1_000
         }
 
         fn spill(&mut self) {
-            let most = i64::from(self.settings.burst.get()) * 1_000;
-            if self.level > most {
-                self.level = most;
-            }
+            self.level = self.level.min(self.most());
         }
 
         fn has(&self, n: u32) -> bool {
@@ -516,7 +523,7 @@ mod rate_model {
         let case = (settings(), prop::collection::vec(op(), 1..24));
         check("rate limit", 20_000, case, |(settings, ops)| {
             let start = Instant::now();
-            let mut real = rate::RateLimiter::new(settings, start);
+            let mut real = rate::RateLimiter::new(Some(settings), start);
             let level = i64::from(settings.burst.get()) * 1_000;
             let mut model = Model { settings, level };
             let mut at = 0_u64;
@@ -529,21 +536,25 @@ mod rate_model {
                         continue;
                     }
                     Op::Take(n) => {
-                        let mut waited = 0_u64;
-                        if let Err(wait) = real.take(n, start + ms(at)) {
+                        if let Err(place) = real.take(n, start + ms(at)) {
                             prop_assert!(!model.has(n));
+                            let Err(wait) = real.wait(place, start + ms(at)) else {
+                                return Err(TestCaseError::fail("served at once, from the line"));
+                            };
                             // A nanosecond less is too early, that long is enough.
-                            let exactly = real.clone().take(n, start + ms(at) + wait);
+                            let exactly = real.clone().wait(place, start + ms(at) + wait);
                             prop_assert_eq!(exactly, Ok(()));
                             let early = start + ms(at) + wait - Duration::from_nanos(1);
-                            prop_assert!(real.take(n, early).is_err());
+                            prop_assert!(real.wait(place, early).is_err());
+                            // It is served within a tick: what comes in the rest of it is there for the next.
+                            let mut waited = 0_u64;
                             while !model.has(n) {
-                                model.tick();
+                                model.gain();
                                 waited += 1;
                             }
                             prop_assert_eq!(wait.as_nanos().div_ceil(1_000_000), waited.into());
                             at += waited;
-                            prop_assert_eq!(real.take(n, start + ms(at)), Ok(()));
+                            prop_assert_eq!(real.wait(place, start + ms(at)), Ok(()));
                         }
                         prop_assert!(model.has(n));
                         model.level -= i64::from(n) * 1_000;
@@ -551,10 +562,109 @@ mod rate_model {
                     Op::Retune(to) => {
                         model.settings = to;
                         model.spill();
-                        real.retune(to, start + ms(at));
+                        real.retune(Some(to), start + ms(at));
                     }
                 }
-                prop_assert_eq!(real.level(start + ms(at)), model.level.div_euclid(1_000));
+                let level = model.level.div_euclid(1_000);
+                prop_assert_eq!(real.level(start + ms(at)), Some(level));
+            }
+            Ok(())
+        });
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Arrival {
+        /// Asks for so many.
+        Asks(u32),
+        /// One of those who wait goes away.
+        Leaves(usize),
+        /// One of those who wait is not polled any more: it holds up nobody.
+        Sleeps(usize),
+    }
+
+    /// Many at one bucket: served in the order of their asking, never more than is allowed in any span of time,
+    /// and never less than there is while somebody waits.
+    #[test]
+    fn rate_limit_line() {
+        let arrival = prop_oneof![
+            6 => (1..60_u32).prop_map(Arrival::Asks),
+            1 => any::<usize>().prop_map(Arrival::Leaves),
+            1 => any::<usize>().prop_map(Arrival::Sleeps),
+        ];
+        let case = (
+            settings(),
+            prop::collection::vec((0..25_u64, arrival), 1..40),
+        );
+        check("rate limit line", 800, case, |(settings, arrivals)| {
+            let start = Instant::now();
+            let rate = u64::from(settings.per_second.get());
+            let mut real = rate::RateLimiter::new(Some(settings), start);
+            let mut arrivals = arrivals.into_iter();
+            let mut next = arrivals.next();
+            let (mut waiting, mut asleep) = (Vec::new(), 0_u64);
+            // When, and how many; and since when somebody has been waiting all the time.
+            let mut served: Vec<(u64, u64)> = Vec::new();
+            let mut pressed: Option<(u64, u64)> = None;
+            for at in 0..20_000_u64 {
+                let now = start + ms(at);
+                loop {
+                    let (done, still): (Vec<_>, Vec<_>) = waiting
+                        .drain(..)
+                        .partition(|(place, _)| real.wait(*place, now).is_ok());
+                    let last = done.iter().map(|(place, _)| *place).max();
+                    let first = still.iter().map(|(place, _)| *place).min();
+                    prop_assert!(last < first || first.is_none(), "a later one was served");
+                    served.extend(done.iter().map(|(_, n)| (at, u64::from(*n))));
+                    waiting = still;
+                    let Some((_, arrival)) = next.filter(|(pause, _)| at % (pause + 1) == 0) else {
+                        break;
+                    };
+                    next = arrivals.next();
+                    match arrival {
+                        Arrival::Asks(n) => match real.take(n, now) {
+                            Ok(()) => {
+                                prop_assert!(waiting.is_empty(), "it overtook those who wait");
+                                served.push((at, u64::from(n)));
+                            }
+                            Err(place) => waiting.push((place, n)),
+                        },
+                        Arrival::Leaves(which) if !waiting.is_empty() => {
+                            let (place, _) = waiting.remove(which % waiting.len());
+                            real.leave(place, now);
+                            pressed = None;
+                        }
+                        Arrival::Sleeps(which) if !waiting.is_empty() => {
+                            let (_, n) = waiting.remove(which % waiting.len());
+                            asleep += u64::from(n);
+                            pressed = None;
+                        }
+                        Arrival::Leaves(_) | Arrival::Sleeps(_) => {}
+                    }
+                }
+                let total: u64 = served.iter().map(|(_, n)| n).sum();
+                match (&pressed, waiting.is_empty()) {
+                    (_, true) => pressed = None,
+                    (None, false) => pressed = Some((at, total)),
+                    (Some((since, before)), false) => {
+                        // One that is not polled was served too, and a batch may be owed for.
+                        let least = ((at - since) * rate / 1_000).saturating_sub(60 + 60);
+                        prop_assert!(total - before + asleep >= least);
+                    }
+                }
+                if next.is_none() && waiting.is_empty() {
+                    break;
+                }
+            }
+            prop_assert!(waiting.is_empty(), "it waits for ever");
+            let burst = u64::from(settings.burst.get());
+            for (i, (from, _)) in served.iter().enumerate() {
+                let mut sum = 0;
+                for (until, n) in &served[i..] {
+                    sum += n;
+                    // One batch more, what comes while a timer is late, and a tick of this test's own clock.
+                    let most = burst + 60 + (until - from + 20 + 1) * rate / 1_000 + 1;
+                    prop_assert!(sum <= most, "{sum} in {} ms", until - from);
+                }
             }
             Ok(())
         });

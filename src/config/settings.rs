@@ -60,6 +60,17 @@ impl Settings {
             }
         }
     }
+
+    /// The most changes to hand on together: `pipeline.batch_size`, and no more than the rate limits on the way
+    /// to the sink let through at once, so that what they bound does not come in bursts all the same.
+    pub fn batch_size(&self) -> NonZeroU32 {
+        let transforms = self.transforms.iter().map(|t| &t.policies);
+        [&self.source.policies, &self.sink.policies]
+            .into_iter()
+            .chain(transforms)
+            .filter_map(|policies| Some(policies.rate_limit?.at_once()))
+            .fold(self.pipeline.batch_size, NonZeroU32::min)
+    }
 }
 
 /// `[pipeline]`

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::Class;
 use super::breaker::{self, Breaker, Refusal, State, Token, Transition};
-use super::rate::RateLimiter;
+use super::rate::{Place, RateLimiter};
 use crate::config::settings::{LiveSettings, Policies, Settings};
 
 /// The policies of one stage. See the module.
@@ -30,11 +30,9 @@ struct Inner {
     /// Draws evenly from 0 to 1.
     jitter: fn() -> f64,
     machine: Mutex<Machine>,
-    /// Rung when a refused waiter may try again.
+    /// Rung when a waiter may go sooner than it knows.
     bell: watch::Sender<()>,
     state: watch::Sender<State>,
-    /// Whose turn it is at the bucket: first come, first served, so that small takers do not starve a large one.
-    turn: tokio::sync::Mutex<()>,
 }
 
 struct Machine {
@@ -42,7 +40,7 @@ struct Machine {
     tuned: Arc<Settings>,
     policies: Policies,
     breaker: Breaker,
-    bucket: Option<RateLimiter>,
+    bucket: RateLimiter,
     retries: u64,
     throttled: u64,
     throttled_for: Duration,
@@ -112,7 +110,7 @@ impl StagePolicies {
         let now = Instant::now().into_std();
         let machine = Machine {
             breaker: Breaker::new(policies.breaker, now),
-            bucket: policies.rate_limit.map(|s| RateLimiter::new(s, now)),
+            bucket: RateLimiter::new(policies.rate_limit, now),
             tuned,
             policies,
             retries: 0,
@@ -126,7 +124,6 @@ impl StagePolicies {
             machine: Mutex::new(machine),
             bell: watch::Sender::new(()),
             state: watch::Sender::new(State::Closed),
-            turn: tokio::sync::Mutex::new(()),
         }))
     }
 
@@ -187,30 +184,33 @@ impl StagePolicies {
         self.step(|breaker, now| breaker.observe(Err(reason.to_string()), now));
     }
 
-    /// Waits for the rate limit's leave for `n` changes or requests; at once where there is no limit.
+    /// Waits for the rate limit's leave for `n` changes or requests; at once where there is no limit. First
+    /// come, first served.
     ///
-    /// Cancel-safe: nothing is taken before it returns.
+    /// Cancel-safe: dropped before it returns, it gives back what it took.
     pub async fn throttle(&self, n: u32) {
-        let _turn = self.0.turn.lock().await;
+        let Err(place) = self.with(|machine, now| machine.bucket.take(n, now)) else {
+            return;
+        };
+        let mut in_line = InLine {
+            policies: self,
+            place: Some(place),
+            since: Instant::now(),
+        };
+        let mut bell = self.0.bell.subscribe();
         let mut live = self.0.live.clone();
-        let mut waited = false;
         loop {
+            bell.borrow_and_update();
             live.borrow_and_update();
-            let taken = self.with(|machine, now| match &mut machine.bucket {
-                Some(bucket) => bucket.take(n, now),
-                None => Ok(()),
-            });
-            let Err(wait) = taken else { return };
-            let started = Instant::now();
+            let Err(wait) = self.with(|machine, now| machine.bucket.wait(place, now)) else {
+                in_line.place = None;
+                return;
+            };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
+                () = changed(&mut bell) => {}
                 () = changed(&mut live) => {}
             }
-            self.with(|machine, _| {
-                machine.throttled += u64::from(!waited);
-                machine.throttled_for += started.elapsed();
-            });
-            waited = true;
         }
     }
 
@@ -299,7 +299,7 @@ impl StagePolicies {
                 retries: machine.retries,
                 throttled: machine.throttled,
                 throttled_for: machine.throttled_for,
-                rate_level: machine.bucket.as_mut().map(|bucket| bucket.level(now)),
+                rate_level: machine.bucket.level(now),
                 policies: machine.policies.clone(),
             }
         })
@@ -387,11 +387,33 @@ impl Machine {
             return;
         };
         self.breaker.retune(policies.breaker);
-        match (&mut self.bucket, policies.rate_limit) {
-            (Some(bucket), Some(settings)) => bucket.retune(settings, now),
-            (bucket, settings) => *bucket = settings.map(|s| RateLimiter::new(s, now)),
-        }
+        self.bucket.retune(policies.rate_limit, now);
         self.policies = policies.clone();
+    }
+}
+
+/// A waiter in the rate limit's line; dropped before its turn, it leaves the line and lets the others know.
+struct InLine<'a> {
+    policies: &'a StagePolicies,
+    /// `None` once its turn has come.
+    place: Option<Place>,
+    since: Instant,
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        let waited = self.since.elapsed();
+        let left = self.place;
+        self.policies.with(|machine, now| {
+            machine.throttled += 1;
+            machine.throttled_for += waited;
+            if let Some(place) = left {
+                machine.bucket.leave(place, now);
+            }
+        });
+        if left.is_some() {
+            self.policies.0.bell.send_replace(());
+        }
     }
 }
 

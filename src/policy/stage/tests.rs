@@ -369,6 +369,84 @@ async fn a_throttled_waiter_takes_a_retune_and_the_level_stays() {
     assert_eq!(stage.snapshot().rate_level, None);
 }
 
+/// Calls for `piece` again and again until `until`, busy for a while between two calls as a real caller is.
+async fn press(stage: &StagePolicies, piece: u32, busy: Duration, until: Instant, log: &Served) {
+    while Instant::now() < until {
+        stage.throttle(piece).await;
+        log.borrow_mut().push((Instant::now(), u64::from(piece)));
+        tokio::time::sleep(busy).await;
+    }
+}
+
+type Served = std::cell::RefCell<Vec<(Instant, u64)>>;
+
+/// From 1/s to 100,000/s, by one caller or several: within 5 % of what is set, and no more at once than that
+/// allows. The paused clock counts in milliseconds, so that wake-ups are late at high rates, as in life.
+#[tokio::test(start_paused = true)]
+async fn what_goes_through_is_what_is_set() {
+    for (per_second, burst) in [
+        (1, 1),
+        (3, 1),
+        (7, 20),
+        (200, 1),
+        (200, 200),
+        (1_700, 64),
+        (30_000, 1),
+        (100_000, 1),
+        (100_000, 100_000),
+    ] {
+        for callers in [1, 4] {
+            let (stage, _live) = sink(rate(per_second, burst));
+            let limit = stage.policies().rate_limit.unwrap();
+            let piece = limit.at_once().get().min(500);
+            let busy = (SECOND * piece / per_second / 2).min(SECOND / 200);
+            // What is there after a pause is not the rate.
+            stage.throttle(burst).await;
+            let until = Instant::now() + (100 * SECOND / per_second).max(2 * SECOND);
+            let log = Served::default();
+            let press = || press(&stage, piece, busy, until, &log);
+            futures::future::join_all((0..callers).map(|_| press())).await;
+
+            let served = log.into_inner();
+            let told = format!("{per_second}/s, burst {burst}, {callers} callers");
+            let (first, last) = (served[0], served[served.len() - 1]);
+            let total: u64 = served[1..].iter().map(|(_, n)| n).sum();
+            let share = total as f64 / (last.0 - first.0).as_secs_f64() / f64::from(per_second);
+            assert!((0.95..1.05).contains(&share), "{told}: {share}");
+            for (i, (from, _)) in served.iter().enumerate() {
+                let mut sum = 0;
+                for (at, n) in served[i..]
+                    .iter()
+                    .take_while(|(at, _)| *at - *from < SECOND)
+                {
+                    sum += n;
+                    let most = f64::from(burst + piece)
+                        + f64::from(per_second) * ((*at - *from).as_secs_f64() + 0.021);
+                    assert!(sum as f64 <= most, "{told}: {sum} in {:?}", *at - *from);
+                }
+            }
+        }
+    }
+}
+
+/// A batch larger than the burst passes, late, and whoever gives up waiting costs nobody else anything.
+#[tokio::test(start_paused = true)]
+async fn who_leaves_the_line_takes_nothing_with_it() {
+    let (stage, _live) = sink(rate(10, 10));
+    stage.throttle(10).await;
+    let gives_up = timeout(SECOND / 2, stage.throttle(1000));
+    let (gone, ((), waited)) = tokio::join!(gives_up, timed(stage.throttle(10)));
+    assert!(gone.is_err());
+    assert_eq!(waited, SECOND);
+    // It was served and not polled since: what it took comes back.
+    let mut unpolled = Box::pin(stage.throttle(5));
+    assert!(futures::poll!(&mut unpolled).is_pending());
+    advance(SECOND / 2).await;
+    assert_eq!(stage.snapshot().rate_level, Some(0));
+    drop(unpolled);
+    assert_eq!(stage.snapshot().rate_level, Some(5));
+}
+
 #[tokio::test(start_paused = true)]
 async fn small_takers_do_not_overtake_a_large_one() {
     let (stage, _live) = sink(rate(1, 10));

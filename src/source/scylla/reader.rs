@@ -151,7 +151,7 @@ pub struct ScyllaShardReader {
     filling: Segment,
     /// What is to go out although it has no rows.
     urgent: bool,
-    sealed: VecDeque<(Batch, bool)>,
+    sealed: VecDeque<Batch>,
     reported_at: Instant,
     measured_at: Instant,
     /// Groups that are behind.
@@ -219,14 +219,8 @@ impl ScyllaShardReader {
         loop {
             // Also when a batch is ready, so that the next pages come while it is worked on.
             let wake = self.schedule();
-            if let Some((batch, paid)) = self.sealed.front_mut() {
-                if !*paid {
-                    self.source.policies.throttle(batch.rows.len() as u32).await;
-                    *paid = true;
-                }
-                if let Some((batch, _)) = self.sealed.pop_front() {
-                    return Ok(self.handed_on(batch));
-                }
+            if let Some(batch) = self.sealed.pop_front() {
+                return Ok(self.handed_on(batch));
             }
             let mut had_event = false;
             while self.sealed.is_empty()
@@ -640,7 +634,7 @@ impl ScyllaShardReader {
 
     /// Takes a page's rows into batches. On an error the rows before it are taken, and known to be.
     fn absorb(&mut self, group: &mut Group, page: Page) -> Result<(), SourceError> {
-        let batch_size = self.live.borrow().pipeline.batch_size.get() as usize;
+        let batch_size = self.live.borrow().batch_size().get() as usize;
         let next = page.next.clone();
         let mut pages = std::mem::take(&mut group.carry);
         pages.push((Arc::new(page), 0));
@@ -802,8 +796,7 @@ impl ScyllaShardReader {
             return;
         }
         let full = std::mem::replace(&mut self.filling, Segment::new());
-        self.sealed
-            .push_back((full.seal(self.shard, self.epoch), false));
+        self.sealed.push_back(full.seal(self.shard, self.epoch));
     }
 }
 
