@@ -276,6 +276,67 @@ fn later_layers_win_and_say_so() {
     assert!(format!("{s:?}").contains("password: Some(***)"));
 }
 
+/// TOML where it is TOML, else text, by `--set` and by the environment; but a secret is taken as it stands.
+#[test]
+fn a_flag_is_toml_where_it_is_that_and_text_otherwise() {
+    let listen = |value: &str| {
+        let text = format!("{MINIMAL}[admin]\nlisten = \"127.0.0.1:2\"\n");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipeline.toml");
+        std::fs::write(&path, text).unwrap();
+        let inputs = Inputs {
+            files: vec![path],
+            environment: vec![
+                ("PENSTOCK_SOURCE__USERNAME".into(), value.into()),
+                ("PENSTOCK_SOURCE__PASSWORD".into(), value.into()),
+                ("PENSTOCK_SINK__PASSWORD".into(), value.into()),
+            ],
+            set: vec![
+                format!("sink.username={value}"),
+                "admin.listen=\"127.0.0.1:1\"".into(),
+                "shutdown.timeout='3s'".into(),
+                "source.start_from=2026-01-31T08:00:00Z".into(),
+                "sink.topic = \"{table}\"".into(),
+            ],
+        };
+        let loaded = config::load(&inputs, Checks::default());
+        let s = loaded
+            .unwrap_or_else(|e| panic!("{}", e.render(false)))
+            .settings;
+        assert_eq!(s.admin.listen, ([127, 0, 0, 1], 1).into());
+        assert_eq!(s.shutdown.timeout, Duration::from_secs(3));
+        assert_eq!(s.sink.topic, "{table}");
+        let at = config::settings::StartFrom::At(1_769_846_400_000_000);
+        assert_eq!(s.source.start_from, at);
+        assert_eq!(s.source.password.as_ref().map(|p| p.expose()), Some(value));
+        assert_eq!(s.sink.username, s.source.username);
+        s.sink.username.clone().unwrap()
+    };
+    for text in [
+        "1234",
+        "true",
+        "ann",
+        "a \"b\" c",
+        "\"half",
+        "[1]",
+        "{}",
+        "12h",
+        "# a",
+    ] {
+        assert_eq!(listen(text), text);
+    }
+    for text in [
+        "\"ann\"",
+        "'ann'",
+        "  'ann' ",
+        "\"\"\"ann\"\"\"",
+        "\"\\u0061nn\"",
+        "'ann' # it is",
+    ] {
+        assert_eq!(listen(text), "ann");
+    }
+}
+
 /// The table of keys and the schema know the same keys, and the schema agrees with the validator on the
 /// shipped file, the valid fixtures, and what it can know of the invalid ones.
 #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
+use parking_lot::Mutex;
 
 use super::{ConfigArgs, exit};
 use crate::config::settings::Transform;
@@ -70,8 +71,9 @@ pub fn check(config: &ConfigArgs, json: bool) -> Result<Loaded, u8> {
                 std::thread::sleep(TICK);
             }
         });
+        let compiled = Mutex::new(Vec::new());
         let checks = Checks {
-            plugin: &|path, transform| check_plugin(&engine, path, transform),
+            plugin: &|path, transform| check_plugin(&engine, path, transform, &mut compiled.lock()),
             properties: &|properties| check_properties(properties).map_err(|e| e.to_string()),
             ..Checks::default()
         };
@@ -97,12 +99,17 @@ impl Drop for Done<'_> {
     }
 }
 
-/// Compiles, configures and warms a plugin, and lets go of it.
+/// Compiles a plugin unless that was done before, configures and warms an instance, and lets go of that.
 ///
 /// # Errors
 /// Why it cannot be used.
-pub fn check_plugin(engine: &Engine, path: &Path, transform: &Transform) -> Result<(), String> {
-    let plugin = Plugin::load(engine, path).map_err(|e| e.to_string())?;
+pub fn check_plugin(
+    engine: &Engine,
+    path: &Path,
+    transform: &Transform,
+    compiled: &mut Vec<Arc<Plugin>>,
+) -> Result<(), String> {
+    let plugin = Plugin::load_once(engine, path, compiled).map_err(|e| e.to_string())?;
     Prepared::new(transform, plugin, &[]).map_err(|e| e.to_string())?;
     Ok(())
 }

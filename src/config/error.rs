@@ -127,6 +127,16 @@ pub enum Reason {
         /// Where it stands first.
         first: String,
     },
+    /// More of something than is meant to be.
+    #[error("there are {count} `{key}`, and {most} is the most")]
+    TooMany {
+        /// Their path.
+        key: String,
+        /// How many there are.
+        count: usize,
+        /// How many may be.
+        most: usize,
+    },
     /// A key that must be set.
     #[error("`{key}` is missing")]
     Missing {
@@ -280,6 +290,7 @@ impl Reason {
             Self::IllegalValue { .. } => "illegal-value",
             Self::EmptyList { .. } => "empty-list",
             Self::Duplicate { .. } => "duplicate",
+            Self::TooMany { .. } => "too-many",
             Self::Missing { .. } => "missing",
             Self::OpenSecret { .. } => "open-secret",
             Self::SecretTwice { .. } => "secret-twice",
@@ -301,7 +312,7 @@ impl Reason {
     }
 
     /// Every [`code`](Self::code); a test holds it against the enum and the fixtures.
-    pub const CODES: [&'static str; 33] = [
+    pub const CODES: [&'static str; 34] = [
         "unreadable",
         "empty-folder",
         "too-large",
@@ -318,6 +329,7 @@ impl Reason {
         "illegal-value",
         "empty-list",
         "duplicate",
+        "too-many",
         "missing",
         "open-secret",
         "secret-twice",

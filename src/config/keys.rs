@@ -106,6 +106,9 @@ pub const STAGES: [&str; 5] = ["source", "transform.*", "sink", "dead_letter", "
 /// What stands for the transforms and their order among the values in force.
 pub const TRANSFORMS: &str = "transform";
 
+/// Every shard holds an instance of each, and a change passes all of them: far fewer are meant.
+pub const MOST_TRANSFORMS: usize = 64;
+
 const DAY: u64 = 86_400_000;
 const COUNT: Kind = Kind::Int(1, u32::MAX as u64);
 

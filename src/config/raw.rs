@@ -118,6 +118,26 @@ impl Raw {
         raw
     }
 
+    /// Lets go of the transforms past the bound, so that what is checked of each is bounded too.
+    pub(super) fn bound_transforms(&mut self) {
+        let count = self.transforms.len();
+        if count <= keys::MOST_TRANSFORMS {
+            return;
+        }
+        let first = self.transforms.split_off(keys::MOST_TRANSFORMS);
+        if let Some(Value::Dict(_, all)) = self.root.get_mut("transform") {
+            all.retain(|name, _| self.transforms.contains(name));
+        }
+        let place = self.table_place(&["transform".to_owned(), first[0].clone()]);
+        let reason = Reason::TooMany {
+            key: "transform".to_owned(),
+            count,
+            most: keys::MOST_TRANSFORMS,
+        };
+        let help = "one plugin may do what several do now; or split the pipeline, each with a name of its own";
+        self.help(reason, place, &[help]);
+    }
+
     /// Brings `root` up to date with the layers.
     pub(super) fn merge(&mut self) {
         match self.figment.data() {
@@ -411,16 +431,21 @@ impl Raw {
     }
 
     fn single(&mut self, path: &[String], value: &str, place: Place) {
-        let key = keys::get(&keys::pattern(path));
-        let value = match key {
-            Some(key) if key.kind.is_text() => Value::from(value),
-            _ => from_text(
-                value,
-                matches!(
-                    key.map(|k| k.kind),
-                    Some(keys::Kind::Nodes | keys::Kind::List(_))
-                ),
-            ),
+        let kind = keys::get(&keys::pattern(path)).map(|key| key.kind);
+        let value = match kind {
+            // A secret may well begin and end with a quote.
+            Some(keys::Kind::Secret) => Value::from(value),
+            Some(kind) => {
+                let list = matches!(kind, keys::Kind::Nodes | keys::Kind::List(_));
+                let toml = from_text(value, list);
+                // A name may look like a number, and a time is one of TOML's own.
+                if kind.is_text() && !matches!(toml, Value::String(..)) {
+                    Value::from(value)
+                } else {
+                    toml
+                }
+            }
+            None => from_text(value, false),
         };
         let data = path.iter().rev().fold(value, |inner, step| {
             Value::from(Dict::from_iter([(step.clone(), inner)]))

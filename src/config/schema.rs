@@ -43,6 +43,7 @@ fn insert(root: &mut Value, key: &Key) {
                     "type": "array",
                     "description": "The transforms, in the order in which changes pass them",
                     "items": table("[[transform]]"),
+                    "maxItems": keys::MOST_TRANSFORMS,
                 });
             }
             at = &mut at["items"];

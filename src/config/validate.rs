@@ -119,7 +119,8 @@ pub fn admin_alone(inputs: &Inputs) -> Option<Admin> {
     Some(loaded.settings.admin.clone())
 }
 
-fn finish(raw: Raw, checks: Checks<'_>) -> Result<Loaded, Invalid> {
+fn finish(mut raw: Raw, checks: Checks<'_>) -> Result<Loaded, Invalid> {
+    raw.bound_transforms();
     let mut check = Check {
         problems: raw.problems.clone(),
         sources: raw.sources.clone(),

@@ -122,14 +122,13 @@ fn compile(
     settings: &Settings,
     known: &[(Transform, Arc<Plugin>)],
 ) -> Result<Vec<(Transform, Arc<Plugin>)>, PluginError> {
+    let mut compiled: Vec<Arc<Plugin>> = known.iter().map(|(_, p)| p.clone()).collect();
     settings
         .transforms
         .iter()
         .map(|t| {
-            Ok((
-                t.clone(),
-                Plugin::load_unless(engine, &t.plugin, known.iter().map(|(_, p)| p))?,
-            ))
+            let plugin = Plugin::load_once(engine, &t.plugin, &mut compiled)?;
+            Ok((t.clone(), plugin))
         })
         .collect()
 }

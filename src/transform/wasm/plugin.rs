@@ -94,14 +94,15 @@ impl Plugin {
     /// Reads and compiles a file: a component, or a core module with the contract embedded. Blocks, for some
     /// 100 ms if the code is not cached.
     pub fn load(engine: &Engine, path: impl Into<PathBuf>) -> Result<Arc<Self>, PluginError> {
-        Self::load_unless(engine, path, [])
+        Self::load_once(engine, path, &mut Vec::new())
     }
 
-    /// As [`Self::load`], but takes one of `known` where the file is still the one that it was compiled from.
-    pub fn load_unless<'a>(
+    /// As [`Self::load`], but takes one of `compiled` where the file is still the one that it was compiled from,
+    /// and adds to it what was not there: one compilation a file, however many transforms name it.
+    pub fn load_once(
         engine: &Engine,
         path: impl Into<PathBuf>,
-        known: impl IntoIterator<Item = &'a Arc<Self>>,
+        compiled: &mut Vec<Arc<Self>>,
     ) -> Result<Arc<Self>, PluginError> {
         let path = path.into();
         let read_error = |reason: String| PluginError::Read {
@@ -119,10 +120,12 @@ impl Plugin {
                 && p.path == path
                 && wasmtime::Engine::same(p.engine.wasmtime(), engine.wasmtime())
         };
-        match known.into_iter().find(same) {
-            Some(plugin) => Ok(plugin.clone()),
-            None => Self::from_bytes(engine, path, &bytes),
+        if let Some(plugin) = compiled.iter().find(same) {
+            return Ok(plugin.clone());
         }
+        let plugin = Self::from_bytes(engine, path, &bytes)?;
+        compiled.push(plugin.clone());
+        Ok(plugin)
     }
 
     /// As [`Self::load`], of bytes that were read from `path`.
