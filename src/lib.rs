@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod coordinator;
+pub mod cql;
 pub mod dead_letter;
 pub mod embedded;
 pub mod orders;

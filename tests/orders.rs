@@ -137,6 +137,54 @@ async fn every_order_becomes_an_event_and_its_changes_follow_in_order() {
     );
 }
 
+/// A keyspace whose name has upper-case letters, and one that is a word of CQL.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_need_quotes_are_quoted() {
+    for keyspace in ["OrdersKS", "select"] {
+        let mut world = World::with(Setup {
+            tables: "outbox_messages",
+            extra: "[orders]\nenabled = true\nlisten = \"127.0.0.1:0\"\n".to_owned(),
+            ..Setup::default()
+        })
+        .await;
+        world.set("source.keyspace", keyspace);
+        let by_hand = |command: &str, flag: &str| {
+            let mut done = Command::new(env!("CARGO_BIN_EXE_penstock"));
+            done.args([command, "--config"]).arg(world.config());
+            done.arg(format!("--set=source.keyspace={keyspace}"));
+            done.args((!flag.is_empty()).then_some(flag));
+            let done = done.output().expect("penstock starts");
+            let said = [done.stdout, done.stderr].concat();
+            (
+                done.status.success(),
+                String::from_utf8_lossy(&said).into_owned(),
+            )
+        };
+        let (ready, said) = by_hand("validate", "--connect");
+        assert!(!ready && said.contains("does not exist"), "{said}");
+        let folded = said.contains("CQL makes a name that stands without double quotes lower-case");
+        assert_eq!(folded, keyspace == "OrdersKS", "{said}");
+        for _ in 0..2 {
+            let (made, said) = by_hand("init-schema", "");
+            assert!(made, "{said}");
+        }
+        let (ready, said) = by_hand("validate", "--connect");
+        assert!(ready, "{said}");
+
+        let running = world.start(1);
+        let url = format!("http://{}/orders", running.orders());
+        let made = send(&connection(), Method::POST, &url, Some(&order(1))).await;
+        assert_eq!(made.status(), 201);
+        let id = body(made).await["id"].as_str().expect("an id").to_owned();
+        let one = format!("{url}/{id}");
+        let read = send(&connection(), Method::GET, &one, None).await;
+        assert_eq!(read.status(), 200);
+        world.await_records(1, LONG, &running);
+        running.stop_cleanly();
+        assert_eq!(events(&world)[&id], [("order.created".to_owned(), 1)]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_are_answered_as_the_standards_say() {
     let world = world("").await;

@@ -20,6 +20,9 @@ use scylla_double::{Action, Fault};
 
 const TABLE: &str = "(k int, c int, v int, PRIMARY KEY (k, c)) WITH cdc = {'enabled': true}";
 
+/// Since 2025.4 a name has 192 characters at most.
+const LONGEST_NAME: usize = 192;
+
 async fn write(db: &Db, table: &str, keys: std::ops::Range<i32>) {
     for k in keys {
         db.run(&format!(
@@ -95,6 +98,40 @@ async fn two_tables(tablets: bool) {
     );
     assert!(status.retention_headroom().unwrap() > 0.99);
     assert!(rig.source.progress() > 100);
+}
+
+/// Names as odd as ScyllaDB allows, and as long: words of CQL, upper case, anything at all for a column.
+#[tokio::test]
+async fn odd_names() {
+    let mut db = Db::start(false).await;
+    db.keyspace = format!("Keyspace_{}", uuid::Uuid::new_v4().simple());
+    db.run(&format!(
+        "CREATE KEYSPACE \"{}\" WITH replication = {{'class': 'NetworkTopologyStrategy', 'replication_factor': 1}} \
+         AND tablets = {{'enabled': false}}",
+        db.keyspace
+    ))
+    .await;
+    let long = "T".repeat(LONGEST_NAME);
+    for table in ["Select", "token", &long] {
+        let full = format!("\"{}\".\"{table}\"", db.keyspace);
+        let column = "c".repeat(LONGEST_NAME);
+        db.run(&format!(
+            "CREATE TABLE {full} (\"Key\" int, \"from\" int, \"a \"\"b\"\" c\" int, \"é;--\" int, {column} int, \
+             PRIMARY KEY (\"Key\", \"from\")) WITH cdc = {{'enabled': true}}"
+        ))
+        .await;
+        db.run(&format!(
+            "INSERT INTO {full} (\"Key\", \"from\", \"a \"\"b\"\" c\", \"é;--\", {column}) VALUES (1, 2, 3, 4, 5)"
+        ))
+        .await;
+        let settings = db.settings(&[table], 1);
+        let rig = Rig::connect(settings).await.unwrap();
+        let changes = changes(&rig.read(1, &Checkpoints::new(), 1).await);
+        assert_eq!(changes.len(), 1);
+        let names = ["Key", "from", "a \"b\" c", "é;--", &column];
+        let values = names.map(|name| changes[0].int(name));
+        assert_eq!(values, [1, 2, 3, 4, 5].map(Some), "{table}");
+    }
 }
 
 #[tokio::test]

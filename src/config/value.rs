@@ -431,15 +431,17 @@ pub(super) fn transform_name(text: &str) -> Result<(), String> {
     }
 }
 
-/// <https://docs.scylladb.com/manual/stable/cql/ddl.html>: word characters, 48 at most.
+/// A keyspace or a table as ScyllaDB names it, without quotes and with its case: word characters, 192 at most (48
+/// before 2025.4); Alternator's have dots and hyphens too, and 222 characters. <https://docs.scylladb.com/manual/stable/cql/ddl.html>
 pub(super) fn cql_name(text: &str) -> Result<(), String> {
     if text.ends_with("_scylla_cdc_log") {
         return Err("the base table: its log is found from it".into());
     }
-    if made_of(text, 48, |c| c.is_ascii_alphanumeric() || c == '_') {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    if made_of(text, 222, legal) {
         Ok(())
     } else {
-        Err("1 to 48 ASCII letters, digits and '_', without quotes".into())
+        Err("1 to 222 ASCII letters, digits, '_', '.' and '-', without quotes".into())
     }
 }
 

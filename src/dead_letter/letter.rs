@@ -524,8 +524,10 @@ pub struct Filter {
 impl Filter {
     /// Whether a letter is meant, whatever the limit.
     pub fn matches(&self, letter: &DeadLetter) -> bool {
+        // A name may have dots of its own.
         let table = |t: &String| {
-            letter.table == *t || letter.table.rsplit_once('.').is_some_and(|(_, n)| n == t)
+            let rest = letter.table.strip_suffix(t.as_str());
+            rest.is_some_and(|keyspace| keyspace.is_empty() || keyspace.ends_with('.'))
         };
         (self.positions.is_empty() || self.positions.contains(&letter.position))
             && self.stage.as_ref().is_none_or(|s| *letter.stage == **s)

@@ -16,6 +16,7 @@ use super::clock::Clock;
 use super::model::{Event, EventType, Order, Status};
 use crate::config::Settings;
 use crate::config::settings::Nodes;
+use crate::cql::quoted;
 use crate::policy::Class;
 
 /// The schema as it is created, with `{keyspace}`, `{replication_factor}` and `{outbox_ttl}` to fill in.
@@ -93,7 +94,7 @@ impl StoreError {
 /// The statements that create the order service's schema, in order.
 pub fn schema_statements(settings: &Settings, replication_factor: u32) -> Vec<String> {
     let text = SCHEMA
-        .replace("{keyspace}", &settings.orders.keyspace)
+        .replace("{keyspace}", &quoted(&settings.orders.keyspace))
         .replace("{replication_factor}", &replication_factor.to_string())
         .replace(
             "{outbox_ttl}",
@@ -177,13 +178,14 @@ impl Store {
     /// Connects and prepares.
     pub async fn connect(settings: &Settings) -> Result<Self, StoreError> {
         let session = connect(settings).await?;
-        let ks = &settings.orders.keyspace;
+        let keyspace = &settings.orders.keyspace;
+        let ks = quoted(keyspace);
         let prepare = async |cql: String| {
             let mut statement = session
                 .prepare(cql)
                 .await
                 .map_err(|error| StoreError::Schema {
-                    keyspace: ks.clone(),
+                    keyspace: keyspace.clone(),
                     error: Box::new(error),
                 })?;
             statement.set_consistency(Consistency::LocalQuorum);

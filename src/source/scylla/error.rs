@@ -32,13 +32,18 @@ pub enum SourceError {
         reason: String,
     },
     /// The keyspace does not exist.
-    #[error("keyspace {keyspace} does not exist; check source.keyspace")]
+    #[error(
+        "keyspace {keyspace} does not exist; check source.keyspace{}",
+        folded(keyspace)
+    )]
     MissingKeyspace {
         /// Its name.
         keyspace: String,
     },
     /// A table does not exist.
-    #[error("table {keyspace}.{table} does not exist; check source.tables{}", suggest(.like))]
+    #[error(
+        "table {keyspace}.{table} does not exist; check source.tables{}{}", suggest(.like), folded(table)
+    )]
     MissingTable {
         /// Its keyspace.
         keyspace: String,
@@ -109,6 +114,15 @@ pub enum SourceError {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+/// What to say of a name with upper-case letters, which is only found if it was made so.
+fn folded(name: &str) -> &'static str {
+    if name.chars().any(|c| c.is_ascii_uppercase()) {
+        ", where case counts: CQL makes a name that stands without double quotes lower-case"
+    } else {
+        ""
+    }
 }
 
 fn suggest(like: &Option<String>) -> String {

@@ -19,6 +19,7 @@ use super::pace::Span;
 use super::schema::{self, Version};
 use crate::change::StreamId;
 use crate::config::settings;
+use crate::cql::quoted;
 
 /// Versions kept for comparison. Pages of an older schema only come from nodes that have not heard of the
 /// new one, so a few are enough.
@@ -86,11 +87,6 @@ pub(super) fn min_timeuuid(us: i64) -> Uuid {
         ((ticks >> 48) as u16 & 0x0fff) | 0x1000,
         &[0x80; 8],
     )
-}
-
-/// A name in double quotes.
-pub(super) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 impl LogTable {

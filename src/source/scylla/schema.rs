@@ -323,7 +323,7 @@ fn named(name: &str) -> std::borrow::Cow<'_, str> {
     if !name.is_empty() && name.chars().all(plain) {
         name.into()
     } else {
-        format!("\"{}\"", name.replace('"', "\"\"")).into()
+        crate::cql::quoted(name).into()
     }
 }
 
