@@ -174,7 +174,10 @@ fn a_missing_payload_refuses_its_change_only() {
     assert_eq!(values(&made), ["a", "<null>"]);
     assert_eq!(made.rejected.len(), 1);
     assert_eq!(made.rejected[0].source, 1);
-    assert_eq!(made.rejected[0].error, "column 4 has no value");
+    assert_eq!(
+        made.rejected[0].error,
+        "column `payload` of ks.outbox_messages has no value"
+    );
     assert!(
         rig.chain.reports()[0].faults.is_empty(),
         "poison is no fault"
@@ -279,7 +282,7 @@ fn a_loop_costs_few_deadlines() {
     let made = rig.chain.process(batch_of(&faults)).unwrap();
     assert_eq!((made.records.len(), made.rejected.len()), (511, 1));
     let attempts = made.rejected[0].attempts;
-    assert!(attempts <= 11, "log2(512) + 2, not {attempts}");
+    assert!(attempts <= 12, "log2(512) + 3, not {attempts}");
     let report = &rig.chain.reports()[0];
     assert_eq!(
         report.renewed + 1,
@@ -290,6 +293,108 @@ fn a_loop_costs_few_deadlines() {
     // Alone, it is tried twice: a deadline is of the wall clock.
     let made = rig.chain.process(batch_of(&["loop"])).unwrap();
     assert_eq!(made.rejected[0].attempts, 2);
+}
+
+/// A guest that leaks until its limit, handed one change a call and many: a fault that a fresh instance does not
+/// repeat is not the change's.
+#[test]
+fn what_an_instance_has_left_behind_is_no_fault_of_a_change() {
+    let mut rig = rig(&[faulty("faults")]);
+    let mut faults = 0;
+    for n in 0..20 {
+        let made = rig.chain.process(batch_of(&["leak"])).unwrap();
+        assert!(made.rejected.is_empty(), "change {n}: {:?}", made.rejected);
+        assert_eq!(values(&made), ["0"]);
+        faults += rig.chain.reports()[0].faults.len();
+    }
+    assert!(
+        (2..=4).contains(&faults),
+        "each time that it is full counts: {faults}"
+    );
+    let made = rig.chain.process(batch_of(&["leak"; 40])).unwrap();
+    assert!(made.rejected.is_empty(), "{:?}", made.rejected);
+    assert_eq!(values(&made), ids(0..40));
+
+    // Whatever it is that an instance has had enough of.
+    let made = rig.chain.process(batch_of(&["tired"; 9])).unwrap();
+    assert!(made.rejected.is_empty(), "{:?}", made.rejected);
+    assert_eq!(values(&made), ids(0..9));
+    // And what is the change's own is found among it.
+    let mixed = ["leak", "tired", "trap", "tired", "leak", "memory", "tired"];
+    let made = rig.chain.process(batch_of(&mixed)).unwrap();
+    let bad: Vec<_> = made.rejected.iter().map(|r| r.source).collect();
+    assert_eq!(bad, [2, 5]);
+    assert_eq!(values(&made), ["0", "1", "3", "4", "6"]);
+}
+
+/// What a guest says is kept for each change that it concerns, and goes into its dead letter: in bounds.
+#[test]
+fn what_a_guest_says_is_cut() {
+    let mut rig = rig(&[faulty("faults")]);
+    let long = table(7, "long", &["id text primary", "fault text"]);
+    for batch in [
+        batch_of(&["long-error"; 64]),
+        batch_of(&["long-batch-error"; 64]),
+        {
+            let mut b = BatchBuilder::new(&[&long]);
+            for _ in 0..64 {
+                b.insert(&long, &[Cell::Set(b"x"), Cell::Null]);
+            }
+            b.finish()
+        },
+    ] {
+        let made = rig.chain.process(batch).unwrap();
+        assert_eq!(made.rejected.len(), 64);
+        for rejected in &made.rejected {
+            assert!(rejected.error.starts_with("long long"));
+            assert!(
+                rejected.error.capacity() < 5_000,
+                "{}",
+                rejected.error.len()
+            );
+        }
+    }
+}
+
+/// A batch of nothing but loops takes a deadline each; in between it shows that it goes on.
+#[test]
+fn a_long_search_for_bad_changes_shows_that_it_goes_on() {
+    let mut rig = rig(&[hasty("faults")]);
+    let (longest, last) = (
+        std::cell::Cell::new(Duration::ZERO),
+        std::cell::Cell::new(Instant::now()),
+    );
+    let pulse = || {
+        longest.set(longest.get().max(last.replace(Instant::now()).elapsed()));
+    };
+    let began = Instant::now();
+    let made = rig
+        .chain
+        .process_watched(batch_of(&["loop"; 16]), &pulse)
+        .unwrap();
+    assert_eq!(made.rejected.len(), 16);
+    assert!(began.elapsed() > Duration::from_millis(1_600));
+    assert!(longest.get() < began.elapsed() / 4, "{longest:?}");
+}
+
+/// Memory that threads share is outside of the limit, and a wait on it outside of the deadline.
+#[test]
+fn shared_memory_is_refused() {
+    let module = b"\0asm\x01\0\0\0\x05\x04\x01\x03\x01\x01";
+    let loaded = Plugin::from_bytes(&engine(), "shared.wasm".into(), module);
+    let error = loaded.unwrap_err().to_string();
+    assert!(error.contains("threads"), "{error}");
+}
+
+#[test]
+fn one_file_is_compiled_once() {
+    let engine = engine();
+    let file = plugins::plugin("test-faults");
+    let mut compiled = Vec::new();
+    let mut load = || Plugin::load_once(&engine, &file, &mut compiled).unwrap();
+    let (one, other) = (load(), load());
+    assert!(Arc::ptr_eq(&one, &other));
+    assert_eq!(compiled.len(), 1);
 }
 
 #[test]
@@ -417,7 +522,7 @@ fn tables_that_a_plugin_refuses_have_their_changes_refused() {
     assert_eq!(made.rejected[0].error, "no column fault in odd");
     let error = &made.rejected[1].error;
     assert!(
-        error.contains("asked for column 999 of ks.wild, which has 2"),
+        error.contains("asked for column 999 of ks.wild, which has 2 columns"),
         "{error}"
     );
 }
@@ -768,12 +873,4 @@ fn compiled_code_is_cached_and_a_spoilt_cache_does_no_harm() {
         good,
         "it is compiled and written anew"
     );
-}
-
-#[test]
-fn an_abort_ends_the_search() {
-    let mut rig = rig(&[faulty("faults")]);
-    rig.chain.abort_handle().abort();
-    let error = rig.chain.process(batch_of(&["loop"])).unwrap_err();
-    assert!(matches!(error, TransformError::Aborted { .. }), "{error}");
 }

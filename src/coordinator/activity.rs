@@ -58,6 +58,17 @@ pub struct Busy {
     id: u64,
 }
 
+impl Busy {
+    /// One step of it is done, and the next begins: it is not hung.
+    pub fn goes_on(&self) {
+        self.activity
+            .pieces
+            .lock()
+            .1
+            .insert(self.id, Instant::now());
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         self.activity.pieces.lock().1.remove(&self.id);
@@ -81,6 +92,9 @@ mod tests {
                 .busy_for(started + Duration::from_secs(9))
                 .is_some_and(|d| d <= Duration::from_secs(9))
         );
+        let before = Instant::now();
+        second.goes_on();
+        assert_eq!(activity.busy_for(before), Some(Duration::ZERO));
         drop(second);
         assert_eq!(activity.busy_for(Instant::now()), None);
     }

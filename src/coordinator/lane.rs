@@ -297,7 +297,7 @@ pub async fn run_transforms(
         let busy = scope.activity.busy();
         faults::point(&Stage::Untransformed).await?;
         lane.handover.take_over(&mut chain);
-        let made = tokio::task::block_in_place(|| chain.process(batch));
+        let made = tokio::task::block_in_place(|| chain.process_watched(batch, &|| busy.goes_on()));
         drop(busy);
         for (report, (permit, policy)) in chain
             .reports()

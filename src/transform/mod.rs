@@ -15,7 +15,6 @@ mod stage;
 pub mod wasm;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use stage::StageReport;
 pub use wasm::{Engine, EngineError, Plugin, PluginError, Prepared, TICK, Ticker};
@@ -51,12 +50,6 @@ pub enum TransformError {
         /// Why.
         source: PluginError,
     },
-    /// [`AbortHandle::abort`] was called.
-    #[error("{stage} was aborted")]
-    Aborted {
-        /// The stage.
-        stage: Arc<str>,
-    },
 }
 
 impl TransformError {
@@ -64,16 +57,14 @@ impl TransformError {
     pub fn class(&self) -> Class {
         match self {
             Self::Stopped { .. } => Class::Fatal,
-            Self::Instance { .. } | Self::Aborted { .. } => Class::Retryable,
+            Self::Instance { .. } => Class::Retryable,
         }
     }
 
     /// The stage that failed.
     pub fn stage(&self) -> &Arc<str> {
         match self {
-            Self::Stopped { stage, .. }
-            | Self::Instance { stage, .. }
-            | Self::Aborted { stage } => stage,
+            Self::Stopped { stage, .. } | Self::Instance { stage, .. } => stage,
         }
     }
 }
@@ -83,17 +74,6 @@ impl TransformError {
 #[error("there is no transform {0:?} to replace")]
 pub struct NoSuchTransform(pub String);
 
-/// Ends a [`Chain::process`] that another thread is in, between two calls of a guest: within a deadline.
-#[derive(Clone, Debug, Default)]
-pub struct AbortHandle(Arc<AtomicBool>);
-
-impl AbortHandle {
-    /// From now on [`Chain::process`] fails with [`TransformError::Aborted`].
-    pub fn abort(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// The transforms of one shard.
 #[derive(Debug)]
 pub struct Chain {
@@ -101,7 +81,6 @@ pub struct Chain {
     live: LiveSettings,
     renderer: Renderer,
     tables: Vec<Arc<TableSchema>>,
-    abort: AbortHandle,
     reports: Vec<StageReport>,
 }
 
@@ -123,7 +102,6 @@ impl Chain {
             live,
             renderer: Renderer::default(),
             tables: Vec::new(),
-            abort: AbortHandle::default(),
             reports: Vec::new(),
         }
     }
@@ -133,6 +111,19 @@ impl Chain {
     /// # Errors
     /// See [`TransformError`]; the shard goes back to its checkpoint then.
     pub fn process(&mut self, batch: Batch) -> Result<RecordBatch, TransformError> {
+        self.process_watched(batch, &|| {})
+    }
+
+    /// As [`Self::process`], with a `pulse` before each call of a plugin: a batch of many bad changes takes a
+    /// deadline and more for each, and whoever looks on may take that for one call that hangs.
+    ///
+    /// # Errors
+    /// See [`TransformError`].
+    pub fn process_watched(
+        &mut self,
+        batch: Batch,
+        pulse: &dyn Fn(),
+    ) -> Result<RecordBatch, TransformError> {
         self.reports.clear();
         let settings = self.live.borrow().clone();
         for table in &batch.tables {
@@ -156,7 +147,7 @@ impl Chain {
             dropped: 0,
         });
         for stage in &mut self.stages {
-            let outcome = stage.run(&mut draft, items, &settings, &self.abort.0);
+            let outcome = stage.run(&mut draft, items, &settings, pulse);
             self.reports.push(stage.report.clone());
             let outcome = outcome?;
             items = outcome.items;
@@ -220,10 +211,5 @@ impl Chain {
     pub fn plugin(&self, transform: &str) -> Option<&Arc<Plugin>> {
         let stage = self.stages.iter().find(|s| s.name() == transform)?;
         Some(stage.plugin())
-    }
-
-    /// A handle that ends [`Self::process`] from outside.
-    pub fn abort_handle(&self) -> AbortHandle {
-        self.abort.clone()
     }
 }

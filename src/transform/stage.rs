@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use penstock_plugin_encoding::record_table;
@@ -47,6 +46,8 @@ pub(super) struct Stage {
     on_error: OnError,
     /// `None` after a fault, until the next call.
     instance: Option<Instance>,
+    /// Whether the last call was the first of its instance.
+    fresh: bool,
     records: Arc<TableSchema>,
     /// Tables that no instance could open, and why: their changes are refused until the plugin is swapped.
     refused: BTreeMap<u32, String>,
@@ -70,6 +71,7 @@ impl Stage {
             limits: prepared.limits,
             on_error: OnError::DeadLetter,
             instance: Some(prepared.instance),
+            fresh: false,
             records: records(),
             refused: BTreeMap::new(),
             report: StageReport {
@@ -93,7 +95,7 @@ impl Stage {
         draft: &mut Draft,
         items: Vec<Item>,
         live: &Settings,
-        abort: &AtomicBool,
+        pulse: &dyn Fn(),
     ) -> Result<Outcome, TransformError> {
         let started = Instant::now();
         // Read at use, so that a retune needs nothing of us; a transform that the file no longer has keeps
@@ -110,7 +112,7 @@ impl Stage {
         let mut made = Vec::with_capacity(items.len());
         let mut attempts = BTreeMap::new();
         let wanted = self.wanted(draft, &items, &mut made)?;
-        self.isolate(draft, &items, &wanted, &mut made, &mut attempts, abort)?;
+        self.isolate(draft, &items, &wanted, &mut made, &mut attempts, pulse)?;
         let outcome = self.settle(draft, items, made, &attempts)?;
         self.report.elapsed = started.elapsed();
         Ok(outcome)
@@ -120,7 +122,9 @@ impl Stage {
     fn instance(&mut self) -> Result<&mut Instance, TransformError> {
         if self.instance.is_none() {
             let (plugin, stage, limits) = (&self.plugin, &self.stage, self.limits);
-            let renewed = Instance::new(plugin, stage.clone(), &self.settings, limits);
+            let make = || Instance::new(plugin, stage.clone(), &self.settings, limits);
+            // It took its settings before; a deadline may be missed because the machine is busy.
+            let renewed = make().or_else(|_| make());
             self.instance = Some(renewed.map_err(|source| TransformError::Instance {
                 stage: stage.clone(),
                 source,
@@ -218,8 +222,11 @@ impl Stage {
     }
 
     /// Calls the plugin with all wanted items. When it fails, halves from the left until the one bad item is
-    /// found, then goes on with parts that double. A bad item so costs at most log2(items) + 2 failed calls,
+    /// found, then goes on with parts that double. A bad item so costs at most log2(items) + 3 failed calls,
     /// and a run of bad ones one each.
+    ///
+    /// An item is to blame only for what it does to a fresh instance: one that has served others may fail over
+    /// what they left in it (a leak that has come to the limit, a count that overflows).
     fn isolate(
         &mut self,
         draft: &mut Draft,
@@ -227,18 +234,16 @@ impl Stage {
         wanted: &[u32],
         made: &mut Vec<(u32, Made)>,
         attempts: &mut BTreeMap<u32, u32>,
-        abort: &AtomicBool,
+        pulse: &dyn Fn(),
     ) -> Result<(), TransformError> {
         let (mut at, mut size) = (0, wanted.len());
         // The ends of parts that failed as a whole and begin before `at`.
         let mut failed: Vec<usize> = Vec::new();
-        let (mut unexplained, mut retried) = (None, false);
+        let mut unexplained = None;
+        // What the item at hand did alone, to an instance that may be to blame itself.
+        let mut doubted: Option<Fault> = None;
         while at < wanted.len() {
-            if abort.load(Ordering::Relaxed) {
-                return Err(TransformError::Aborted {
-                    stage: self.stage.clone(),
-                });
-            }
+            pulse();
             while failed.last().is_some_and(|end| *end <= at) {
                 failed.pop();
             }
@@ -248,18 +253,25 @@ impl Stage {
                 Ok(()) => {
                     at = end;
                     size = size.saturating_mul(2);
+                    match doubted.take() {
+                        // The machine was busy.
+                        None | Some(Fault::Deadline(_)) => {}
+                        Some(fault) => {
+                            unexplained.get_or_insert_with(|| fault.to_string());
+                        }
+                    }
                 }
-                // A deadline is one of the wall clock: the machine may have been busy. Whoever has been in one
-                // failed call only gets another try, unless the plugin has shown that it does miss deadlines.
-                Err(Fault::Deadline(_))
+                Err(fault)
                     if end - at == 1
-                        && failed.is_empty()
-                        && self.report.faults.is_empty()
-                        && !std::mem::replace(&mut retried, true) => {}
+                        && doubted.is_none()
+                        && self.is_in_doubt(&fault, failed.is_empty()) =>
+                {
+                    doubted = Some(fault);
+                }
                 Err(fault) if end - at == 1 => {
-                    let tries = failed.len() as u32 + 1 + u32::from(retried);
+                    let doubts = u32::from(doubted.take().is_some());
+                    let tries = failed.len() as u32 + 1 + doubts;
                     attempts.insert(wanted[at], tries);
-                    retried = false;
                     made.push((wanted[at], Made::Refused(fault.to_string())));
                     if fault.counts() {
                         self.report.faults.push(fault.to_string());
@@ -289,6 +301,20 @@ impl Stage {
         Ok(())
     }
 
+    /// Whether something else than the one item of the last call may have caused its fault, so that it gets
+    /// another try, on a fresh instance.
+    fn is_in_doubt(&self, fault: &Fault, first: bool) -> bool {
+        match fault {
+            // The guest answered.
+            Fault::Error(_) => false,
+            _ if !self.fresh => true,
+            // A deadline is one of the wall clock: the machine may have been busy. Whoever has been in one failed
+            // call only gets another try, unless the plugin has shown that it does miss deadlines.
+            Fault::Deadline(_) => first && self.report.faults.is_empty(),
+            _ => false,
+        }
+    }
+
     /// One call of the guest.
     fn call(
         &mut self,
@@ -301,6 +327,7 @@ impl Stage {
             return Ok(Err(refused));
         }
         let limits = self.limits;
+        self.fresh = self.instance()?.is_fresh();
         let instance = self.instance()?;
         let whole = chunk.len() == items.len()
             && items.len() == changes(&draft.batch.source).count()

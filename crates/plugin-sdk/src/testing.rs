@@ -272,6 +272,7 @@ impl<T: Transform> Harness<T> {
         read_outcome(
             &output.expect("a well-formed batch"),
             &encode(&Interest::All),
+            &change.table,
         )
     }
 }
@@ -294,7 +295,7 @@ fn split_columns(text: &str) -> Vec<&str> {
     parts
 }
 
-fn read_outcome(output: &[u8], rows: &Rows) -> Outcome {
+fn read_outcome(output: &[u8], rows: &Rows, table: &Table) -> Outcome {
     let bytes = |span: std::ops::Range<u32>| &output[span.start as usize..span.end as usize];
     let text = |span| String::from_utf8_lossy(bytes(span)).into_owned();
     let no_value = std::cell::Cell::new(None);
@@ -336,7 +337,11 @@ fn read_outcome(output: &[u8], rows: &Rows) -> Outcome {
         }
     }
     if let Some(column) = no_value.get() {
-        Outcome::Refused(format!("column {column} has no value"))
+        let (keyspace, name) = (&table.keyspace, &table.name);
+        let column = &table.columns[usize::from(column)].name;
+        Outcome::Refused(format!(
+            "column `{column}` of {keyspace}.{name} has no value"
+        ))
     } else if records.is_empty() {
         outcome
     } else {

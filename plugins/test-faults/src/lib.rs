@@ -54,6 +54,8 @@ impl Guest for TestFaults {
         match table.name.as_str() {
             "ignored" => return Ok(Interest::Ignore),
             "trap" => panic!("asked to panic in open-table"),
+            "long" => return Err("long ".repeat(1 << 18)),
+            "loop" => spin(),
             _ => {}
         }
         let index = |name: &str| {
@@ -101,6 +103,15 @@ impl State {
                 b"memory" => loop {
                     self.hoard.push(vec![1; 1 << 20]);
                 },
+                // What these do depends on what the instance did before.
+                b"leak" => {
+                    self.hoard.push(vec![1; 1 << 20]);
+                    out.record(source, "ok");
+                    out.value(Field::Column(id));
+                }
+                b"tired" if self.changes > 1 => panic!("asked to panic unless rested"),
+                b"long-batch-error" => return Err("long ".repeat(1 << 18)),
+                b"long-error" => out.error(source, &"long ".repeat(1 << 18)),
                 b"stack" => {
                     self.changes += deep(self.changes);
                 }

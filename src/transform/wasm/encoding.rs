@@ -9,7 +9,7 @@ use penstock_plugin_encoding::{
     ColumnRef, ColumnTag, Operation, RowMeta, RowsBuilder, record_table,
 };
 
-use super::instance::Interest;
+use super::instance::{Interest, shortened};
 use crate::change::{Record, RecordBatch, Slice};
 
 /// What travels between two transforms.
@@ -401,11 +401,36 @@ impl Sink<'_> {
             }
             Event::Error(source, message) => {
                 let item = self.sent.item(source)?;
-                let message = self.text(message)?;
+                let message = shortened(self.text(message)?);
                 self.refuse(item, message);
             }
         }
         Ok(())
+    }
+
+    /// What a column is called, with its table, for people.
+    fn name_of(&self, at: ColumnRef) -> String {
+        let source = &self.draft.batch.source;
+        let row = match self.sent.0.get(at.row as usize) {
+            Some(Origin::Linked(change)) => Some(*change),
+            Some(Origin::Item(item)) => match &self.items[*item as usize] {
+                Item::Change(change) => Some(*change),
+                Item::Record(_) => None,
+            },
+            None => None,
+        };
+        let table = row
+            .and_then(|row| source.rows.get(row as usize))
+            .and_then(|row| source.table(row.table()));
+        match table.and_then(|t| Some((t, t.columns.get(usize::from(at.column))?))) {
+            Some((table, column)) => {
+                format!(
+                    "column `{}` of {}.{}",
+                    column.name, table.keyspace, table.name
+                )
+            }
+            None => format!("column {} of row {}", at.column, at.row),
+        }
     }
 
     fn text(&self, span: std::ops::Range<u32>) -> Result<String, Lie> {
@@ -445,7 +470,7 @@ impl Sink<'_> {
                 // A column without a value is no lie: the plugin need not have been sent it.
                 Ok(slice.unwrap_or_else(|| {
                     if let Some((item, _)) = self.record {
-                        self.refuse(item, format!("column {} has no value", at.column));
+                        self.refuse(item, format!("{} has no value", self.name_of(at)));
                     }
                     Slice::Null
                 }))
@@ -570,7 +595,18 @@ mod tests {
                 epoch: 0,
                 rows: rows.finish(),
                 positions: (0..3).map(position).collect(),
-                tables: Vec::new(),
+                tables: vec![Arc::new(crate::change::TableSchema {
+                    id: 1,
+                    keyspace: "ks".into(),
+                    name: "t".into(),
+                    columns: ["a", "b", "c"]
+                        .map(|name| crate::change::Column {
+                            name: name.into(),
+                            cql_type: "blob".into(),
+                            kind: crate::change::ColumnKind::Regular,
+                        })
+                        .into(),
+                })],
                 undecodable: Vec::new(),
                 progress: Vec::new(),
                 read_at: Instant::now(),
@@ -671,7 +707,7 @@ mod tests {
             (1, Some(b"key")),
             (1, None),
             (1, Some(&headers)),
-            (2, Some(b"column 2 has no value")),
+            (2, Some(b"column `c` of ks.t has no value")),
         ];
         assert_eq!(values, expected);
         let Made::Record(first) = &made[0].1 else {

@@ -18,8 +18,22 @@ use crate::config::settings::Limits;
 /// A guest's line in our log is cut there.
 const MAX_LOG_LINE: usize = 4 << 10;
 
+/// What a guest says of a change is cut there: it is kept once for each change that it concerns.
+const MAX_MESSAGE: usize = 4 << 10;
+
 /// Lines a call; what is more is counted.
 const MAX_LOG_LINES: u32 = 64;
+
+/// A guest's words, in bounds.
+pub(crate) fn shortened(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+        message.push('…');
+        // The room that it took goes with it.
+        message.shrink_to_fit();
+    }
+    message
+}
 
 /// What of a table an instance wants to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +111,8 @@ pub(crate) struct Instance {
     guest: contract::Plugin,
     /// Few: a table a version.
     interests: Vec<(u32, Interest)>,
+    /// It has processed nothing yet.
+    fresh: bool,
 }
 
 impl std::fmt::Debug for Instance {
@@ -142,7 +158,7 @@ impl Instance {
             .map_err(|e| start(fault(&mut store, limits, &e)))?
             .map_err(|message| PluginError::Configure {
                 path: path(),
-                message,
+                message: shortened(message),
             })?;
         if info.encoding != ENCODING_VERSION {
             return Err(PluginError::Encoding {
@@ -155,7 +171,13 @@ impl Instance {
             store,
             guest,
             interests: Vec::new(),
+            fresh: true,
         })
+    }
+
+    /// Whether it has processed nothing yet, so that no batch can have left anything in it.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.fresh
     }
 
     /// What was said of a table that was opened.
@@ -205,7 +227,7 @@ impl Instance {
                 let unknown = columns.iter().find(|c| usize::from(**c) >= mask.len());
                 if let Some(unknown) = unknown {
                     Interest::Refused(format!(
-                        "open-table asked for column {unknown} of {}.{}, which has {}",
+                        "open-table asked for column {unknown} of {}.{}, which has {} columns",
                         table.keyspace,
                         table.name,
                         mask.len()
@@ -215,7 +237,7 @@ impl Instance {
                     Interest::Columns(mask)
                 }
             }
-            Ok(Err(message)) => Interest::Refused(message),
+            Ok(Err(message)) => Interest::Refused(shortened(message)),
         };
         self.interests.push((table.id, interest.clone()));
         Ok(interest)
@@ -224,13 +246,14 @@ impl Instance {
     /// Processes an encoded batch. After any fault but [`Fault::Error`] the instance must not be used again.
     pub(crate) fn process(&mut self, batch: &[u8], limits: Limits) -> Result<Vec<u8>, Fault> {
         arm(&mut self.store, limits);
+        self.fresh = false;
         let answer = self
             .guest
             .penstock_plugin_transform()
             .call_process(&mut self.store, batch);
         match answer {
             Ok(Ok(output)) => Ok(output),
-            Ok(Err(message)) => Err(Fault::Error(message)),
+            Ok(Err(message)) => Err(Fault::Error(shortened(message))),
             Err(e) => Err(fault(&mut self.store, limits, &e)),
         }
     }
