@@ -2,7 +2,8 @@
 //! `/metrics`), and what one may ask for (`POST /-/reload`, `/breakers/{stage}/reset`, dead letters).
 //!
 //! It listens on loopback unless a token is set. With a token every path but `/healthz` and `/readyz` wants
-//! `Authorization: Bearer <token>`.
+//! `Authorization: Bearer <token>`; `/metrics` also takes one of its own, which opens nothing else. Without one, only
+//! this machine is answered, and no page of a stranger ([`guard`]). docs/probes.md has the table.
 
 pub mod metrics;
 pub mod status;
@@ -11,21 +12,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::json;
-use tokio::net::TcpListener;
 
 use crate::change::{InvalidPosition, Position};
 use crate::config::LiveSettings;
+use crate::config::settings::Secret;
 use crate::coordinator::child::Stage;
+use crate::coordinator::connection::{Limits, problem};
+use crate::coordinator::guard;
 use crate::coordinator::handle::{Handle, Phase};
-use crate::coordinator::listen::listen;
+use crate::coordinator::listen::{Bound, Listening, listen};
 use crate::coordinator::pipeline::Pipeline;
-use crate::coordinator::serve;
+use crate::coordinator::serve::{Serving, serve};
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
 use crate::dead_letter::{DeadLetter, Filter};
 
@@ -33,8 +36,7 @@ use crate::dead_letter::{DeadLetter, Filter};
 pub struct Server {
     handle: Handle,
     live: LiveSettings,
-    listener: Arc<TcpListener>,
-    address: SocketAddr,
+    bound: Bound,
 }
 
 /// The address cannot be listened on.
@@ -56,54 +58,65 @@ impl Server {
         handle: Handle,
         live: LiveSettings,
         wanted: SocketAddr,
-        replaces: Option<&Arc<TcpListener>>,
+        replaces: Option<&Arc<Listening>>,
     ) -> Result<Self, ListenError> {
-        let failed = |error| ListenError {
-            address: wanted,
-            error,
-        };
-        let listener = listen(wanted, replaces).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+        let bound = listen(wanted, replaces)
+            .await
+            .map_err(|error| ListenError {
+                address: wanted,
+                error,
+            })?;
         Ok(Self {
             handle,
             live,
-            listener: Arc::new(listener),
-            address,
+            bound,
         })
     }
 
     /// Its socket.
-    pub fn listener(&self) -> Arc<TcpListener> {
-        self.listener.clone()
+    pub fn listening(&self) -> Arc<Listening> {
+        self.bound.listening().clone()
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.bound.listening().address()
     }
 
     /// The child that serves. It answers while everything else drains, and is stopped last.
     pub fn into_child(self) -> ChildSpec {
+        let listening = self.bound.in_force();
+        let serving = Serving {
+            stage: Stage::Admin,
+            app: router(
+                self.handle,
+                self.live,
+                listening.address().ip().is_loopback(),
+            ),
+            probes: &PROBES,
+            limits: Limits::default(),
+        };
+        // The socket outlives a restart, so that no connection that waits is lost.
         ChildSpec::new(Stage::Admin, move |scope: ChildScope| {
-            let (handle, live, listener) = (
-                self.handle.clone(),
-                self.live.clone(),
-                self.listener.clone(),
-            );
-            // The socket outlives a restart, so that no connection that waits is lost.
-            serve::serve(Stage::Admin, listener, router(handle, live), scope)
+            serve(serving.clone(), listening.clone(), scope)
         })
     }
 }
 
-fn router(handle: Handle, live: LiveSettings) -> Router {
+/// What is answered to anybody, and however busy everything is.
+const PROBES: [&str; 2] = ["/healthz", "/readyz"];
+/// What a token of its own reads.
+const METRICS: &str = "/metrics";
+
+fn router(handle: Handle, live: LiveSettings, here_only: bool) -> Router {
+    let access = Access { live, here_only };
     let guarded = Router::new()
         .route("/health", get(health))
         .route("/status", get(status))
         .route("/config", get(config))
         .route("/reloads", get(reloads))
         .route(
-            "/metrics",
+            METRICS,
             get(async |State(h): State<Handle>| metrics_response(&h)),
         )
         .route("/breakers", get(breakers))
@@ -114,7 +127,7 @@ fn router(handle: Handle, live: LiveSettings) -> Router {
         )
         .route("/dead-letters/replay", post(replay_dead_letters))
         .route("/-/reload", post(reload))
-        .route_layer(middleware::from_fn_with_state(live, authorize));
+        .route_layer(middleware::from_fn_with_state(access, authorize));
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -128,38 +141,57 @@ fn router(handle: Handle, live: LiveSettings) -> Router {
         .with_state(handle)
 }
 
-fn problem(status: StatusCode, detail: impl Into<String>) -> Response {
-    let body = json!({
-        "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail.into(),
-    });
-    (
-        status,
-        [(header::CONTENT_TYPE, "application/problem+json")],
-        body.to_string(),
-    )
-        .into_response()
+/// What access to everything but the probes depends on.
+#[derive(Clone)]
+struct Access {
+    live: LiveSettings,
+    /// It listens on loopback.
+    here_only: bool,
 }
 
-async fn authorize(State(live): State<LiveSettings>, request: Request, next: Next) -> Response {
-    let token = live.borrow().admin.token.clone();
-    if let Some(token) = token {
-        use sha2::{Digest, Sha256};
-        let given = request
-            .headers()
-            .get(header::AUTHORIZATION)
-            .and_then(|v| v.to_str().ok());
-        let given = given
-            .and_then(|v| v.strip_prefix("Bearer "))
-            .unwrap_or_default();
-        // Digests are compared, so that the time it takes says nothing about the token.
-        if Sha256::digest(given) != Sha256::digest(token.expose()) {
-            return problem(
-                StatusCode::UNAUTHORIZED,
-                "wants `Authorization: Bearer <admin token>`",
-            );
+async fn authorize(State(access): State<Access>, request: Request, next: Next) -> Response {
+    let admin = access.live.borrow().admin.clone();
+    let of_metrics = admin
+        .metrics_token
+        .filter(|_| request.uri().path() == METRICS);
+    let tokens: Vec<Secret> = admin.token.into_iter().chain(of_metrics).collect();
+    if tokens.is_empty() {
+        if let Some(foreign) = access
+            .here_only
+            .then(|| guard::check(&request).err())
+            .flatten()
+        {
+            let status = match foreign {
+                guard::Foreign::Host(_) => StatusCode::MISDIRECTED_REQUEST,
+                guard::Foreign::Origin(_) => StatusCode::FORBIDDEN,
+            };
+            return problem(status, foreign.to_string());
         }
+        return next.run(request).await;
     }
-    next.run(request).await
+    let given = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.strip_prefix("Bearer "))
+        .unwrap_or_default();
+    // Digests are compared, so that the time it takes says nothing about the tokens.
+    use sha2::{Digest, Sha256};
+    let given = Sha256::digest(given);
+    if tokens
+        .iter()
+        .any(|token| Sha256::digest(token.expose()) == given)
+    {
+        return next.run(request).await;
+    }
+    let mut refused = problem(
+        StatusCode::UNAUTHORIZED,
+        "wants `Authorization: Bearer <token>`: the admin token, or for /metrics the one for scrapes",
+    );
+    refused
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    refused
 }
 
 async fn ready(State(handle): State<Handle>) -> Response {

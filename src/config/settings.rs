@@ -288,6 +288,8 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// Bearer token.
     pub token: Option<Secret>,
+    /// Bearer token for `/metrics` alone.
+    pub metrics_token: Option<Secret>,
 }
 
 /// `[health]`
@@ -469,6 +471,7 @@ impl Settings {
                 enabled: false,
                 listen: loopback,
                 token: None,
+                metrics_token: None,
             },
             health: Health {
                 check_interval: 10 * second,

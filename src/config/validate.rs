@@ -450,6 +450,7 @@ impl Check<'_> {
         let source_password = self.secret("source.password");
         let sink_password = self.secret("sink.password");
         let token = self.secret("admin.token");
+        let metrics_token = self.secret("admin.metrics_token");
         let names = self.raw.transforms.clone();
         Settings {
             pipeline: Pipeline {
@@ -531,6 +532,7 @@ impl Check<'_> {
                 enabled: self.bool("admin.enabled"),
                 listen: self.address("admin.listen"),
                 token,
+                metrics_token,
             },
             health: Health {
                 check_interval: self.duration("health.check_interval"),

@@ -11,13 +11,15 @@
 //! - [`listen`]: how a service takes an address over from the one that it replaces.
 //! - [`health`]: what is observed of every component.
 //! - [`dead_letters`]: the child that keeps what is poison.
-//! - [`serve`]: HTTP as a child.
+//! - [`serve`]: HTTP as a child; [`connection`]: one connection of it; [`guard`]: whom it does not answer.
 //! - [`shutdown`]: the order of a drain, and signals.
 
 pub mod activity;
 pub mod child;
+pub mod connection;
 pub mod dead_letters;
 pub mod faults;
+pub mod guard;
 pub mod handle;
 pub mod health;
 pub mod lane;
@@ -36,13 +38,13 @@ pub mod transforms;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::child::{ChildId, Stage};
 use self::handle::{Command, Handle, Phase, Shared};
 use self::health::HealthWatch;
 use self::lane::{FailedStage, FailedStages};
+use self::listen::Listening;
 use self::pipeline::{Pipeline, PolicyRegistry};
 use self::plugins::PluginHost;
 use self::reload::Reloads;
@@ -96,8 +98,16 @@ pub struct Coordinator {
 
 #[derive(Default)]
 struct Listeners {
-    admin: Option<Arc<TcpListener>>,
-    orders: Option<Arc<TcpListener>>,
+    admin: Option<Arc<Listening>>,
+    orders: Option<Arc<Listening>>,
+}
+
+/// Another service is in force, if any: it finishes what waits at the socket of the one before.
+fn hand_over(current: &mut Option<Arc<Listening>>, next: Option<Arc<Listening>>) {
+    if let (Some(before), Some(next)) = (current.as_ref(), &next) {
+        before.hand_over(next);
+    }
+    *current = next;
 }
 
 /// Why the coordinator stops, whatever it was at.
@@ -238,8 +248,9 @@ impl Coordinator {
 
     /// Serves the admin interface from here on, if there is one; the one before finishes its answers.
     fn run_admin(&mut self, admin: Option<crate::admin::Server>) {
+        let listening = admin.as_ref().map(crate::admin::Server::listening);
+        hand_over(&mut self.listeners.admin, listening);
         self.supervisor.retire(|id| id.stage == Stage::Admin);
-        self.listeners.admin = admin.as_ref().map(crate::admin::Server::listener);
         if let Some(admin) = admin {
             tracing::info!(listen = %admin.local_addr(), "admin interface listens");
             self.supervisor.start(admin.into_child());
@@ -248,8 +259,9 @@ impl Coordinator {
 
     /// … and likewise the order service.
     fn run_orders(&mut self, orders: Option<crate::orders::Service>) {
+        let listening = orders.as_ref().map(crate::orders::Service::listening);
+        hand_over(&mut self.listeners.orders, listening);
         self.supervisor.retire(|id| id.stage == Stage::Orders);
-        self.listeners.orders = orders.as_ref().map(crate::orders::Service::listener);
         self.shared
             .set_orders(orders.as_ref().map(crate::orders::Service::handle));
         if let Some(orders) = orders {

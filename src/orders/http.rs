@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, State as AxumState};
+use axum::extract::{Path, State as AxumState};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -25,12 +25,13 @@ use super::Counters;
 use super::model::{CreateOrder, EventType, FieldError, Order, Status, UpdateOrder};
 use super::store::{Claim, Store, StoreError};
 use crate::config::LiveSettings;
+use crate::coordinator::guard;
 use crate::coordinator::supervisor::panic_message;
 use crate::policy::Class;
 use crate::policy::stage::{Refused, StagePolicies};
 
 /// The largest request body: the most lines of an order with room to spare.
-const MAX_BODY: usize = 1 << 20;
+pub(super) const MAX_BODY: usize = 1 << 20;
 /// Locks that keep the changes of one order apart; orders share them by hash.
 const STRIPES: usize = 256;
 /// Longest accepted Idempotency-Key.
@@ -227,9 +228,9 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The interface.
-pub(super) fn router(state: State) -> Router {
-    Router::new()
+/// The interface; `here_only`: it listens on loopback.
+pub(super) fn router(state: State, here_only: bool) -> Router {
+    let orders = Router::new()
         .route("/orders", post(create))
         .route("/orders/{id}", get(read).patch(update).delete(cancel))
         .fallback(async || {
@@ -240,8 +241,25 @@ pub(super) fn router(state: State) -> Router {
             )
         })
         .layer(axum::middleware::from_fn_with_state(state.clone(), count))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(state)
+        .with_state(state);
+    match here_only {
+        true => orders.layer(axum::middleware::from_fn(own_pages)),
+        false => orders,
+    }
+}
+
+/// No page of a stranger, in a browser on this machine, orders anything.
+async fn own_pages(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+    match guard::check(&request) {
+        Ok(()) => next.run(request).await,
+        Err(foreign) => {
+            let (status, title) = match foreign {
+                guard::Foreign::Host(_) => (StatusCode::MISDIRECTED_REQUEST, "Misdirected request"),
+                guard::Foreign::Origin(_) => (StatusCode::FORBIDDEN, "Forbidden"),
+            };
+            Problem::new(status, title, foreign.to_string()).into_response()
+        }
+    }
 }
 
 async fn count(

@@ -13,13 +13,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use tokio::net::TcpListener;
-
 use self::store::{Store, StoreError};
 use crate::config::{LiveSettings, Settings};
 use crate::coordinator::child::Stage;
-use crate::coordinator::listen::listen;
-use crate::coordinator::serve;
+use crate::coordinator::connection::Limits;
+use crate::coordinator::listen::{Bound, Listening, listen};
+use crate::coordinator::serve::{Serving, serve};
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
 use crate::policy::stage::StagePolicies;
 
@@ -50,8 +49,7 @@ pub struct Handle {
 /// The service, bound and connected, not yet serving.
 pub struct Service {
     state: http::State,
-    listener: Arc<TcpListener>,
-    address: SocketAddr,
+    bound: Bound,
 }
 
 /// The service could not be started.
@@ -80,46 +78,54 @@ impl Service {
         settings: &Settings,
         live: LiveSettings,
         policies: StagePolicies,
-        replaces: Option<&Arc<TcpListener>>,
+        replaces: Option<&Arc<Listening>>,
     ) -> Result<Self, StartError> {
         let wanted = settings.orders.listen;
-        let listen_error = |error| StartError::Listen {
-            address: wanted,
-            error,
-        };
-        let listener = listen(wanted, replaces).await.map_err(listen_error)?;
-        let address = listener.local_addr().map_err(listen_error)?;
+        let bound = listen(wanted, replaces)
+            .await
+            .map_err(|error| StartError::Listen {
+                address: wanted,
+                error,
+            })?;
         let store = Store::connect(settings).await?;
         Ok(Self {
             state: http::State::new(store, live, policies),
-            listener: Arc::new(listener),
-            address,
+            bound,
         })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.bound.listening().address()
     }
 
     /// Its socket.
-    pub fn listener(&self) -> Arc<TcpListener> {
-        self.listener.clone()
+    pub fn listening(&self) -> Arc<Listening> {
+        self.bound.listening().clone()
     }
 
     /// A handle that outlives restarts of the child.
     pub fn handle(&self) -> Handle {
         Handle {
-            address: self.address,
+            address: self.local_addr(),
             counters: self.state.counters(),
         }
     }
 
     /// The child that serves; a restart keeps the socket and its backlog.
     pub fn into_child(self) -> ChildSpec {
+        let listening = self.bound.in_force();
+        let serving = Serving {
+            stage: Stage::Orders,
+            app: http::router(self.state, listening.address().ip().is_loopback()),
+            probes: &[],
+            limits: Limits {
+                most_body: http::MAX_BODY,
+                ..Limits::default()
+            },
+        };
         ChildSpec::new(Stage::Orders, move |scope: ChildScope| {
-            let app = http::router(self.state.clone());
-            serve::serve(Stage::Orders, self.listener.clone(), app, scope)
+            serve(serving.clone(), listening.clone(), scope)
         })
     }
 }

@@ -89,6 +89,8 @@ const ROWS: &[(&str, &str, See)] = &[
     ("admin.listen", r#""127.0.0.1:{free}""#, Effect),
     ("admin.token", r#""hunter2""#, Never("a process's environment does not change", "open-secret")),
     ("admin.token_file", r#""{dir}/secret""#, Effect),
+    ("admin.metrics_token", r#""hunter2""#, Never("a process's environment does not change", "open-secret")),
+    ("admin.metrics_token_file", r#""{dir}/secret""#, Effect),
     ("health.check_interval", r#""20ms""#, Effect),
     ("health.report_interval", r#""50ms""#, Effect),
     ("health.stalled_after", r#""29s""#, InForce("nothing stalls")),
@@ -400,7 +402,7 @@ impl Table {
                     })
                     .await;
             }
-            ("admin.token_file", _) => {
+            ("admin.token_file" | "admin.metrics_token_file", _) => {
                 self.rig.save(&text).await;
                 self.rig.token = None;
             }
@@ -797,7 +799,9 @@ impl Table {
                 "a rejected change goes to the new topic".into()
             }
             "admin.enabled" | "admin.listen" => unreachable!("is seen by `try_admin`"),
-            "admin.token_file" => unreachable!("is seen by `try_admin`"),
+            "admin.token_file" | "admin.metrics_token_file" => {
+                unreachable!("is seen by `try_admin`")
+            }
             "health.check_interval" => {
                 let before = rig.running.count("health report");
                 tokio::time::sleep(Duration::from_millis(500)).await;
@@ -867,7 +871,11 @@ impl Table {
         set(&mut table, &key.path, value(&new));
         let old = self.rig.running.admin();
         let seen = match key.path.as_str() {
-            "admin.token_file" => {
+            "admin.token_file" | "admin.metrics_token_file" => {
+                let path = match key.path.as_str() {
+                    "admin.token_file" => "/status",
+                    _ => "/metrics",
+                };
                 let applied = self.rig.running.count("configuration applied");
                 self.rig.world.save(&table.to_string());
                 self.rig
@@ -875,10 +883,10 @@ impl Table {
                         (self.rig.running.count("configuration applied") > applied).then_some(())
                     })
                     .await;
-                let (code, _) = self.rig.ask(reqwest::Method::GET, "/status").await;
+                let (code, _) = self.rig.ask(reqwest::Method::GET, path).await;
                 assert_eq!(code, 401);
                 self.rig.token = Some("tiger".into());
-                let (code, _) = self.rig.ask(reqwest::Method::GET, "/status").await;
+                let (code, _) = self.rig.ask(reqwest::Method::GET, path).await;
                 assert_eq!(code, 200);
                 "without the token 401, with it 200"
             }
@@ -1040,7 +1048,9 @@ async fn every_key_takes_effect_by_its_class_under_load() {
         .await;
     for key in all.clone().filter(|k| !first(k) && k.path != LAST) {
         match key.path.as_str() {
-            "admin.enabled" | "admin.listen" | "admin.token_file" => table.try_admin(key).await,
+            "admin.enabled" | "admin.listen" | "admin.token_file" | "admin.metrics_token_file" => {
+                table.try_admin(key).await;
+            }
             _ => table.try_row(key).await,
         }
     }

@@ -76,6 +76,7 @@ pub fn settings(name: &str, brokers: &str, shards: u32) -> Settings {
             enabled: false,
             listen: ([127, 0, 0, 1], 0).into(),
             token: None,
+            metrics_token: None,
         },
         health: Health {
             check_interval: Duration::from_secs(10),
