@@ -67,6 +67,33 @@ const RULES: &[Rule] = &[
         ],
     },
     Rule {
+        why: "an async lock or a semaphore may be held by a future that nobody polls any more: ask by a child and \
+              publish (see ARCHITECTURE.md), or say here why it cannot be",
+        within: &["src"],
+        except: &[
+            // A child's receiver, for as long as the child lives: the next incarnation waits for its end.
+            "src/coordinator/lane.rs",
+            "src/coordinator/dead_letters.rs",
+            // One replay at a time; tried, not waited for.
+            "src/coordinator/pipeline.rs",
+            // Changes of one order, one after the other; each handler is polled by its connection until it ends.
+            "src/orders/http.rs",
+            // One writer of letters at a time: the child of the dead letters.
+            "src/sink/redpanda/dead_letters.rs",
+            // The number of partitions is asked once; whoever asks is polled until it is answered.
+            "src/sink/redpanda/mod.rs",
+        ],
+        needles: &[
+            "tokio::sync::Mutex",
+            "tokio::sync::RwLock",
+            "tokio::sync::OnceCell",
+            "Semaphore",
+            ".lock().await",
+            ".acquire()",
+            ".acquire_owned()",
+        ],
+    },
+    Rule {
         why: "nothing is left to be done later",
         within: &["src", "crates", "plugins", "xtask"],
         except: &[],
@@ -210,6 +237,13 @@ fn the_rules_find_what_breaks_them() {
     assert_eq!(found("src/policy/rate.rs", "let now = Instant::now();"), 1);
     assert_eq!(found("src/sink/mod.rs", "    tokio::spawn(async {});"), 1);
     assert_eq!(found("src/coordinator/mod.rs", "tokio::spawn(x)"), 0);
+    let lock = "a: tokio::sync::Mutex<u8>,\nlet a = a.lock().await;";
+    assert_eq!(found("src/source/scylla/log.rs", lock), 2);
+    assert_eq!(found("src/coordinator/lane.rs", lock), 0);
+    assert_eq!(
+        found("src/source/mod.rs", "let _turn = turns.acquire().await;"),
+        1
+    );
     assert_eq!(found("crates/x/src/lib.rs", "todo!()"), 1);
     assert_eq!(found("src/lib.rs", "x.unwrap()"), 1);
     assert_eq!(found("src/lib.rs", "// x.unwrap()"), 0);

@@ -231,6 +231,7 @@ pub async fn run_source(
                     policies.throttle(changes).await;
                     lane.batches.0.reserve().await
                 } => permit?,
+                never = reader.drive() => match never {},
             };
             let busy = scope.activity.busy();
             faults::point(&Stage::Source).await?;

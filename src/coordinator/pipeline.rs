@@ -213,7 +213,7 @@ impl Pipeline {
     pub fn children(&self, failed: &FailedStages) -> Vec<ChildSpec> {
         let shards = self.shards();
         let of_shards = shards.iter().flat_map(|s| s.children(self, failed));
-        [self.guard(), self.letters()]
+        [self.guard(), self.letters(), self.survey()]
             .into_iter()
             .chain(of_shards)
             .collect()
@@ -236,6 +236,19 @@ impl Pipeline {
         let (requests, letters) = (self.letters.1.clone(), self.dead_letters.clone());
         ChildSpec::new(Stage::DeadLetter, move |scope| {
             dead_letters::run(requests.clone(), letters.clone(), scope)
+        })
+    }
+
+    fn survey(&self) -> ChildSpec {
+        let source = self.source.clone();
+        ChildSpec::new(Stage::Source, move |scope| {
+            let source = source.clone();
+            async move {
+                tokio::select! {
+                    ended = source.survey() => match ended? {},
+                    () = scope.drain.cancelled() => Ok(()),
+                }
+            }
         })
     }
 }

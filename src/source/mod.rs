@@ -5,6 +5,7 @@
 
 pub mod scylla;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -17,6 +18,10 @@ pub use scylla::{ScyllaSource, SourceError};
 
 /// A connected source, shared by the shards.
 pub trait Source: Send + Sync {
+    /// Asks, until it is dropped, what all shards have to know. Nobody else asks, so it has to be polled for as
+    /// long as a shard is open. Ends only with what is no use trying again; it may be begun again after that.
+    fn survey(self: Arc<Self>) -> BoxFuture<'static, Result<Infallible, SourceError>>;
+
     /// Starts (or, after a rewind, restarts) the lane of a shard behind its checkpoints. No I/O happens here.
     ///
     /// `checkpoints` are those of the shard's groups. After a change of `shards`, hand all that there are to
@@ -42,9 +47,6 @@ pub trait Source: Send + Sync {
 
     /// What health, metrics and the admin interface show.
     fn status(&self) -> SourceStatus;
-
-    /// Rises with every page read and every row handed on: health looks whether it moved.
-    fn progress(&self) -> u64;
 }
 
 /// Reads one shard, in order.
@@ -54,6 +56,12 @@ pub trait ShardReader: Send {
     /// Failures are retried inside, by the stage's policies and for each stream group by itself. What comes
     /// out is fatal, or has used up `max_attempts`; the reader may be called again after it.
     fn next(&mut self) -> BoxFuture<'_, Result<Batch, SourceError>>;
+
+    /// Keeps what is under way going while no batch is wanted. Never ends; cancel-safe.
+    ///
+    /// Whoever waits for something else than [`next`](Self::next) polls this meanwhile: a read that nobody
+    /// polls may hold the breaker's one probe.
+    fn drive(&mut self) -> BoxFuture<'_, Infallible>;
 }
 
 /// What a source did and how far it is.

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use penstock::change::{Position, StreamId};
 use penstock::checkpoint::Checkpoints;
+use penstock::source::Source;
 use penstock_plugin_encoding::{ColumnTag, Operation};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use scylla::deserialize::FrameSlice;

@@ -11,7 +11,7 @@ use penstock::change::{Batch, Position, StreamId};
 use penstock::checkpoint::Checkpoints;
 use penstock::config::settings::{Nodes, Settings, StartFrom};
 use penstock::policy::stage::StagePolicies;
-use penstock::source::{ScyllaSource, SourceError};
+use penstock::source::{ScyllaSource, Source, SourceError};
 use penstock_plugin_encoding::{ColumnTag, Operation};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
@@ -135,6 +135,8 @@ pub struct Rig {
     pub shards: u32,
     /// Every shard is handed all checkpoints, as after a change of their number.
     pub all: bool,
+    /// Asks for the shards, as a child of the coordinator does.
+    _survey: tokio::task::JoinSet<Result<std::convert::Infallible, SourceError>>,
 }
 
 impl Rig {
@@ -143,12 +145,15 @@ impl Rig {
         let (retune, live) = crate::settings::live(settings);
         let policies = StagePolicies::new("source", live.clone());
         let source = ScyllaSource::connect(live, policies.clone()).await?;
+        let mut survey = tokio::task::JoinSet::new();
+        survey.spawn(source.clone().survey());
         Ok(Self {
             source,
             retune,
             policies,
             shards,
             all: false,
+            _survey: survey,
         })
     }
 
@@ -163,7 +168,10 @@ impl Rig {
                 .filter(|(k, _)| self.all || k.shard(self.shards) == shard)
                 .map(|(k, c)| (k.clone(), c.clone()))
                 .collect();
-            let mut reader = self.source.open_shard(shard, self.shards, epoch, own);
+            let mut reader = self
+                .source
+                .clone()
+                .open_shard(shard, self.shards, epoch, own);
             let (source, tx) = (self.source.clone(), tx.clone());
             tasks.spawn(async move {
                 loop {

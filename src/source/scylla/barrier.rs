@@ -14,10 +14,10 @@ use tokio::sync::watch;
 use super::generations::Generation;
 use crate::change::{GroupKey, Progress};
 
-/// One table in one shard.
+/// One table in one shard: who has to have finished.
 #[derive(Debug)]
-struct Lane {
-    /// `Generation::MIN` until it is known where the lane goes on.
+struct Member {
+    /// `Generation::MIN` until it is known where the member goes on.
     generation: Generation,
     /// All of the generation is handed on.
     read_out: bool,
@@ -25,53 +25,53 @@ struct Lane {
     outstanding: HashMap<GroupKey, i64>,
 }
 
-impl Lane {
+impl Member {
     fn is_done(&self) -> bool {
         self.read_out && self.outstanding.is_empty()
     }
 }
 
-/// The lanes of all open shards.
+/// The members of all open shards.
 #[derive(Debug)]
 pub(super) struct Barrier {
-    lanes: Mutex<HashMap<(Arc<str>, u32), Lane>>,
+    members: Mutex<HashMap<(Arc<str>, u32), Member>>,
     changed: watch::Sender<()>,
 }
 
 impl Barrier {
     pub(super) fn new() -> Self {
         Self {
-            lanes: Mutex::default(),
+            members: Mutex::default(),
             changed: watch::Sender::new(()),
         }
     }
 
-    /// A shard starts, or starts again: nothing is known of its lanes.
+    /// A shard starts, or starts again: nothing is known of its members.
     pub(super) fn open<'a>(&self, shard: u32, tables: impl Iterator<Item = &'a Arc<str>>) {
-        let mut lanes = self.lanes.lock();
-        lanes.retain(|(_, s), _| *s != shard);
+        let mut members = self.members.lock();
+        members.retain(|(_, s), _| *s != shard);
         for table in tables {
-            let lane = Lane {
+            let member = Member {
                 generation: Generation::MIN,
                 read_out: false,
                 outstanding: HashMap::new(),
             };
-            lanes.insert((table.clone(), shard), lane);
+            members.insert((table.clone(), shard), member);
         }
     }
 
     /// The shard is no longer ours.
     pub(super) fn release(&self, shard: u32) {
-        self.lanes.lock().retain(|(_, s), _| *s != shard);
+        self.members.lock().retain(|(_, s), _| *s != shard);
         self.changed.send_replace(());
     }
 
-    /// A lane reads this generation from now on.
+    /// A member reads this generation from now on.
     pub(super) fn enter(&self, table: &Arc<str>, shard: u32, generation: Generation) {
-        self.with(table, shard, |lane| {
-            lane.generation = generation;
-            lane.read_out = false;
-            lane.outstanding.clear();
+        self.with(table, shard, |member| {
+            member.generation = generation;
+            member.read_out = false;
+            member.outstanding.clear();
         });
     }
 
@@ -82,40 +82,40 @@ impl Barrier {
         shard: u32,
         outstanding: HashMap<GroupKey, i64>,
     ) {
-        self.with(table, shard, |lane| {
-            lane.read_out = true;
-            lane.outstanding = outstanding;
+        self.with(table, shard, |member| {
+            member.read_out = true;
+            member.outstanding = outstanding;
         });
     }
 
     /// A batch of the shard is done.
     pub(super) fn acknowledged(&self, shard: u32, progress: &[Progress]) {
         let mut emptied = false;
-        for ((_, s), lane) in self.lanes.lock().iter_mut() {
-            if *s != shard || lane.outstanding.is_empty() {
+        for ((_, s), member) in self.members.lock().iter_mut() {
+            if *s != shard || member.outstanding.is_empty() {
                 continue;
             }
             for p in progress {
-                let end = lane.outstanding.get(&p.group);
+                let end = member.outstanding.get(&p.group);
                 if end.is_some_and(|end| p.complete_until_us.is_some_and(|until| until >= *end)) {
-                    lane.outstanding.remove(&p.group);
+                    member.outstanding.remove(&p.group);
                 }
             }
-            emptied |= lane.outstanding.is_empty();
+            emptied |= member.outstanding.is_empty();
         }
         if emptied {
             self.changed.send_replace(());
         }
     }
 
-    /// Whether the lane may go on to the next generation.
+    /// Whether the member may go on to the next generation.
     pub(super) fn may_leave(&self, table: &Arc<str>, shard: u32) -> bool {
-        let lanes = self.lanes.lock();
-        let Some(own) = lanes.get(&(table.clone(), shard)) else {
+        let members = self.members.lock();
+        let Some(own) = members.get(&(table.clone(), shard)) else {
             return false;
         };
         let generation = own.generation;
-        lanes
+        members
             .iter()
             .filter(|((t, _), _)| t == table)
             .all(|(_, l)| l.generation > generation || (l.generation == generation && l.is_done()))
@@ -126,19 +126,19 @@ impl Barrier {
         self.changed.subscribe()
     }
 
-    /// The oldest generation in which a lane of the table is.
+    /// The oldest generation in which a member of the table is.
     pub(super) fn oldest(&self, table: &Arc<str>) -> Option<Generation> {
-        let lanes = self.lanes.lock();
-        let of_table = lanes.iter().filter(|((t, _), _)| t == table);
+        let members = self.members.lock();
+        let of_table = members.iter().filter(|((t, _), _)| t == table);
         of_table
             .map(|(_, l)| l.generation)
             .min()
             .filter(|&g| g != Generation::MIN)
     }
 
-    fn with(&self, table: &Arc<str>, shard: u32, change: impl FnOnce(&mut Lane)) {
-        if let Some(lane) = self.lanes.lock().get_mut(&(table.clone(), shard)) {
-            change(lane);
+    fn with(&self, table: &Arc<str>, shard: u32, change: impl FnOnce(&mut Member)) {
+        if let Some(member) = self.members.lock().get_mut(&(table.clone(), shard)) {
+            change(member);
         }
         self.changed.send_replace(());
     }

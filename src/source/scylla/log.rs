@@ -25,6 +25,8 @@ use crate::cql::quoted;
 /// new one, so a few are enough.
 const VERSIONS: usize = 8;
 
+const WHAT: &str = "cannot read the log";
+
 /// A base table and its log.
 pub(super) struct LogTable {
     pub(super) keyspace: String,
@@ -34,24 +36,18 @@ pub(super) struct LogTable {
     pub(super) tablets: bool,
     /// When it was read, and the log's TTL; `None` inside: changes do not expire.
     pub(super) ttl: Mutex<Option<(Instant, Option<Duration>)>>,
-    /// When they were asked for (wall time, µs), and the generations known, oldest first.
-    pub(super) generations: tokio::sync::Mutex<Option<Generations>>,
     prepared: Mutex<Option<PreparedStatement>>,
     versions: Mutex<Vec<Arc<Version>>>,
     versions_seen: std::sync::atomic::AtomicUsize,
-    /// One refresh of the schema at a time.
-    refresh: tokio::sync::Mutex<()>,
 }
 
-/// What was known of the generations at some time.
-#[derive(Clone, Debug)]
-pub(super) struct Generations {
-    /// A generation that starts before this time (µs since the Unix epoch) is in the list: ScyllaDB
-    /// announces them ahead.
-    pub(super) as_of_us: i64,
-    pub(super) at: Instant,
-    /// ms since the Unix epoch, ascending.
-    pub(super) list: Arc<[i64]>,
+/// A page that may be of a version that is not known yet.
+pub(super) struct Fetched {
+    pub(super) rows: QueryRowsResult,
+    /// `None`: the rows are of a shape that the schema, as it was last read, does not explain.
+    pub(super) version: Option<Arc<Version>>,
+    /// `None`: the window is read to its end.
+    pub(super) next: Option<PagingState>,
 }
 
 /// One page, still in the bytes that came from the wire.
@@ -97,17 +93,20 @@ impl LogTable {
             full: format!("{keyspace}.{name}").into(),
             tablets,
             ttl: Mutex::default(),
-            generations: tokio::sync::Mutex::default(),
             prepared: Mutex::default(),
             versions: Mutex::default(),
             versions_seen: Default::default(),
-            refresh: tokio::sync::Mutex::default(),
         }
     }
 
     /// The TTL of its changes, as far as known.
     pub(super) fn known_ttl(&self) -> Option<Duration> {
         self.ttl.lock().and_then(|(_, ttl)| ttl)
+    }
+
+    /// How long ago its options were read.
+    pub(super) fn options_age(&self) -> Option<Duration> {
+        self.ttl.lock().map(|(at, _)| at.elapsed())
     }
 
     pub(super) fn versions_seen(&self) -> usize {
@@ -151,8 +150,7 @@ impl LogTable {
         session: &Session,
         source: &settings::Source,
         read: Read,
-    ) -> Result<Page, SourceError> {
-        const WHAT: &str = "cannot read the log";
+    ) -> Result<Fetched, SourceError> {
         let attempt = async {
             let mut statement = self.statement(session).await?;
             statement.set_request_timeout(Some(source.read_timeout));
@@ -168,12 +166,12 @@ impl LogTable {
             let rows = result
                 .into_rows_result()
                 .map_err(|e| SourceError::answer(WHAT, e))?;
-            let version = self.version(session, &rows).await?;
+            let version = self.version(session, &rows, false)?;
             let next = match paging {
                 PagingStateResponse::HasMorePages { state } => Some(state),
                 PagingStateResponse::NoMorePages => None,
             };
-            Ok(Page {
+            Ok(Fetched {
                 rows,
                 version,
                 next,
@@ -188,50 +186,45 @@ impl LogTable {
         }
     }
 
-    /// The version that a page's rows are of; looks the schema up when it has not been seen.
-    async fn version(
+    /// The version that rows are of, by a schema that was read after them.
+    pub(super) fn version_at_last(
         &self,
         session: &Session,
         rows: &QueryRowsResult,
     ) -> Result<Arc<Version>, SourceError> {
-        let find = || {
-            let versions = self.versions.lock();
-            let specs = || {
-                rows.column_specs()
-                    .as_slice()
-                    .iter()
-                    .map(|s| (s.name(), s.typ()))
-            };
-            versions.iter().rev().find(|v| v.fits(specs())).cloned()
+        let version = self.version(session, rows, true)?;
+        version.ok_or_else(|| SourceError::answer(WHAT, "rows of no known shape"))
+    }
+
+    /// The version that rows are of, by the schema as the driver knows it. `None`, unless they are `to_be_taken`
+    /// as they are: the schema does not explain them.
+    fn version(
+        &self,
+        session: &Session,
+        rows: &QueryRowsResult,
+        to_be_taken: bool,
+    ) -> Result<Option<Arc<Version>>, SourceError> {
+        let specs = || {
+            let specs = rows.column_specs().as_slice().iter();
+            specs.map(|s| (s.name(), s.typ()))
         };
-        if let Some(version) = find() {
-            return Ok(version);
+        // Held for all of it, so that two readers who meet a new version make one of it.
+        let mut versions = self.versions.lock();
+        if let Some(known) = versions.iter().rev().find(|v| v.fits(specs())) {
+            return Ok(Some(known.clone()));
         }
-        let _one_at_a_time = self.refresh.lock().await;
-        if let Some(version) = find() {
-            return Ok(version);
-        }
-        let wire: Vec<(String, ColumnType<'static>)> = rows
-            .column_specs()
-            .iter()
-            .map(|s| (s.name().to_owned(), s.typ().clone().into_owned()))
+        let wire: Vec<(String, ColumnType<'static>)> = specs()
+            .map(|(name, typ)| (name.to_owned(), typ.clone().into_owned()))
             .collect();
-        let resolve = || {
-            let state = session.get_cluster_state();
-            let base = state
-                .get_keyspace(&self.keyspace)
-                .and_then(|k| k.tables.get(&self.name))
-                .map(schema::base);
-            schema::resolve(&self.keyspace, &self.name, base.as_ref(), wire.clone())
-                .map_err(|e| SourceError::answer("cannot read the log", e))
-        };
-        let mut resolved = resolve()?;
-        if !resolved.agrees {
-            session
-                .refresh_metadata()
-                .await
-                .map_err(|e| SourceError::Metadata(Box::new(e)))?;
-            resolved = resolve()?;
+        let state = session.get_cluster_state();
+        let base = state
+            .get_keyspace(&self.keyspace)
+            .and_then(|k| k.tables.get(&self.name))
+            .map(schema::base);
+        let resolved = schema::resolve(&self.keyspace, &self.name, base.as_ref(), wire)
+            .map_err(|e| SourceError::answer(WHAT, e))?;
+        if !resolved.agrees && !to_be_taken {
+            return Ok(None);
         }
         let version = Arc::new(resolved.version);
         tracing::info!(
@@ -240,14 +233,13 @@ impl LogTable {
             columns = version.schema.columns.len(),
             "new version of a table's schema"
         );
-        let mut versions = self.versions.lock();
         versions.push(version.clone());
         if versions.len() > VERSIONS {
             versions.remove(0);
         }
         self.versions_seen
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Ok(version)
+        Ok(Some(version))
     }
 }
 

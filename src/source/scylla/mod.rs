@@ -3,31 +3,40 @@
 //! A shard reads the stream groups that fall to it, each by itself: window after window of time, page after
 //! page, never past now − `safety_interval`. What a module holds:
 //!
-//! - [`clock`], [`pace`], [`generations`], [`barrier`]: decisions, without I/O;
-//! - [`schema`], [`decode`], [`segment`]: rows of the wire → batches;
-//! - [`log`], [`reader`]: the reading itself.
+//! - [`clock`], [`pace`], [`schedule`], [`generations`], [`barrier`], [`cursor`]: decisions, without I/O;
+//! - [`schema`], [`decode`], [`group`], [`segment`], [`batches`]: rows of the wire → batches;
+//! - [`log`], [`requests`], [`reader`]: the reading itself;
+//! - [`survey`]: what all shards have to know.
 //!
 //! Nothing is spawned: a shard's reads are futures that it polls itself, so they end when it is dropped.
 
 mod barrier;
+mod batches;
 mod classify;
 mod clock;
+mod cursor;
 mod decode;
 mod error;
 mod generations;
+mod group;
 mod log;
 mod pace;
 mod reader;
+mod requests;
+mod schedule;
 mod schema;
 mod segment;
+mod survey;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed,
 };
 use std::time::{Duration, Instant, SystemTime};
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::Session;
@@ -40,11 +49,12 @@ use scylla::statement::{Consistency, Statement};
 use scylla::value::CqlTimestamp;
 
 pub use error::SourceError;
-pub use reader::ScyllaShardReader;
 
 use self::barrier::Barrier;
 use self::generations::Generation;
-use self::log::{Generations, LogTable};
+use self::log::LogTable;
+use self::reader::Reader;
+use self::survey::{Streams, Survey};
 use super::{ShardReader, ShardStatus, Source, SourceStatus, TableStatus};
 use crate::change::{Progress, StreamId};
 use crate::checkpoint::Checkpoints;
@@ -63,6 +73,7 @@ pub struct ScyllaSource {
     policies: StagePolicies,
     tables: Vec<Arc<LogTable>>,
     barrier: Barrier,
+    survey: Survey,
     connected_us: i64,
     shards: Mutex<BTreeMap<u32, Arc<ShardStats>>>,
     stats: Stats,
@@ -152,6 +163,7 @@ impl ScyllaSource {
             session,
             live,
             policies,
+            survey: Survey::new(tables.len()),
             tables,
             barrier: Barrier::new(),
             connected_us: clock::wall_us(),
@@ -165,85 +177,6 @@ impl ScyllaSource {
             }
         }
         Ok(Arc::new(this))
-    }
-
-    /// The lane of a shard behind its checkpoints. No I/O happens here.
-    pub fn open_shard(
-        self: &Arc<Self>,
-        shard: u32,
-        shards: u32,
-        epoch: u64,
-        checkpoints: Checkpoints,
-    ) -> ScyllaShardReader {
-        self.barrier
-            .open(shard, self.tables.iter().map(|t| &t.full));
-        let stats = Arc::new(ShardStats::default());
-        self.shards.lock().insert(shard, stats.clone());
-        ScyllaShardReader::new(self.clone(), stats, shard, shards, epoch, checkpoints)
-    }
-
-    /// See [`Source::acknowledged`].
-    pub fn acknowledged(&self, shard: u32, progress: &[Progress]) {
-        self.barrier.acknowledged(shard, progress);
-    }
-
-    /// See [`Source::release_shard`].
-    pub fn release_shard(&self, shard: u32) {
-        self.barrier.release(shard);
-        self.shards.lock().remove(&shard);
-    }
-
-    /// See [`Source::progress`].
-    pub fn progress(&self) -> u64 {
-        self.stats.pages.load(Relaxed) + self.stats.rows.load(Relaxed)
-    }
-
-    /// See [`Source::status`].
-    pub fn status(&self) -> SourceStatus {
-        let now_us = clock::wall_us();
-        let shards = self.shards.lock();
-        SourceStatus {
-            rows: self.stats.rows.load(Relaxed),
-            bytes: self.stats.bytes.load(Relaxed),
-            undecodable: self.stats.undecodable.load(Relaxed),
-            pages: self.stats.pages.load(Relaxed),
-            windows: self.stats.windows.load(Relaxed),
-            failed_reads: self.stats.failed_reads.load(Relaxed),
-            last_error: self.stats.last_error.lock().clone(),
-            shards: shards
-                .iter()
-                .map(|(&shard, s)| {
-                    let lag_us = match s.complete_us.load(Relaxed) {
-                        0 => 0,
-                        complete => now_us - complete,
-                    };
-                    ShardStatus {
-                        shard,
-                        lag: Duration::from_micros(lag_us.max(0) as u64),
-                        catching_up: s.catching_up.load(Relaxed),
-                        groups: s.groups.load(Relaxed),
-                        rows: s.rows.load(Relaxed),
-                        concurrency: s.concurrency.load(Relaxed),
-                        waiting_for_generation: s.waiting.load(Relaxed),
-                    }
-                })
-                .collect(),
-            tables: self
-                .tables
-                .iter()
-                .map(|t| TableStatus {
-                    table: t.full.to_string(),
-                    cdc_ttl: t.known_ttl(),
-                    tablets: t.tablets,
-                    generation_ms: self.barrier.oldest(&t.full),
-                    generations: t
-                        .generations
-                        .try_lock()
-                        .map_or(0, |g| g.as_ref().map_or(0, |g| g.list.len())),
-                    schema_versions: t.versions_seen(),
-                })
-                .collect(),
-        }
     }
 
     fn failed(&self, error: &SourceError) {
@@ -273,25 +206,10 @@ impl ScyllaSource {
             .map_err(|e| SourceError::answer(what, e))
     }
 
-    /// The generations of a table, asked for at most `max_age` ago; shards that ask at once share an answer.
-    async fn generations(
-        &self,
-        table: &LogTable,
-        max_age: Duration,
-    ) -> Result<Generations, SourceError> {
+    /// The generations of a table, and the time (µs since the Unix epoch) up to which there are no others.
+    async fn generations(&self, table: &LogTable) -> Result<(i64, Arc<[Generation]>), SourceError> {
         const WHAT: &str = "cannot read the stream generations";
-        let mut known = table.generations.lock().await;
-        if let Some(fresh) = known.as_ref().filter(|g| g.at.elapsed() <= max_age) {
-            return Ok(fresh.clone());
-        }
-        if table
-            .ttl
-            .lock()
-            .is_none_or(|(at, _)| at.elapsed() > TTL_REFRESH)
-        {
-            self.refresh_cdc_options(table).await?;
-        }
-        let (as_of_us, at) = (clock::wall_us(), Instant::now());
+        let as_of_us = clock::wall_us();
         let rows = if table.tablets {
             self.query(
                 WHAT,
@@ -314,13 +232,7 @@ impl ScyllaSource {
             .map_err(|e| SourceError::answer(WHAT, e))?;
         let list: Result<BTreeSet<i64>, _> = times.map(|r| r.map(|(t,)| t.0)).collect();
         let list = list.map_err(|e| SourceError::answer(WHAT, e))?;
-        let fresh = Generations {
-            as_of_us,
-            at,
-            list: list.into_iter().collect(),
-        };
-        *known = Some(fresh.clone());
-        Ok(fresh)
+        Ok((as_of_us, list.into_iter().collect()))
     }
 
     /// The streams of a generation, by group: a vnode's together, each tablet's alone. Sorted.
@@ -328,7 +240,7 @@ impl ScyllaSource {
         &self,
         table: &LogTable,
         generation: Generation,
-    ) -> Result<Vec<Arc<[StreamId]>>, SourceError> {
+    ) -> Result<Streams, SourceError> {
         const WHAT: &str = "cannot read the streams of a generation";
         let stream = |bytes: &[u8]| {
             bytes.try_into().map(StreamId).map_err(|_| {
@@ -367,7 +279,7 @@ impl ScyllaSource {
         let rows = rows
             .rows::<(Vec<&[u8]>,)>()
             .map_err(|e| SourceError::answer(WHAT, e))?;
-        let mut groups = Vec::new();
+        let mut groups: Vec<Arc<[StreamId]>> = Vec::new();
         for row in rows {
             let (ids,) = row.map_err(|e| SourceError::answer(WHAT, e))?;
             let mut ids = ids.into_iter().map(stream).collect::<Result<Vec<_>, _>>()?;
@@ -376,7 +288,7 @@ impl ScyllaSource {
                 groups.push(Arc::from(ids));
             }
         }
-        Ok(groups)
+        Ok(groups.into())
     }
 
     /// `system_distributed` is replicated threefold: a majority has heard of every generation.
@@ -417,6 +329,10 @@ impl ScyllaSource {
 }
 
 impl Source for ScyllaSource {
+    fn survey(self: Arc<Self>) -> BoxFuture<'static, Result<Infallible, SourceError>> {
+        Box::pin(async move { self.keep_surveying().await })
+    }
+
     fn open_shard(
         self: Arc<Self>,
         shard: u32,
@@ -424,29 +340,65 @@ impl Source for ScyllaSource {
         epoch: u64,
         checkpoints: Checkpoints,
     ) -> Box<dyn ShardReader> {
-        Box::new(ScyllaSource::open_shard(
-            &self,
-            shard,
-            shards,
-            epoch,
-            checkpoints,
-        ))
+        self.barrier
+            .open(shard, self.tables.iter().map(|t| &t.full));
+        let stats = Arc::new(ShardStats::default());
+        self.shards.lock().insert(shard, stats.clone());
+        Box::new(Reader::new(self, stats, shard, shards, epoch, checkpoints))
     }
 
     fn acknowledged(&self, shard: u32, progress: &[Progress]) {
-        ScyllaSource::acknowledged(self, shard, progress);
+        self.barrier.acknowledged(shard, progress);
     }
 
     fn release_shard(&self, shard: u32) {
-        ScyllaSource::release_shard(self, shard);
+        self.barrier.release(shard);
+        self.shards.lock().remove(&shard);
     }
 
     fn status(&self) -> SourceStatus {
-        ScyllaSource::status(self)
-    }
-
-    fn progress(&self) -> u64 {
-        ScyllaSource::progress(self)
+        let now_us = clock::wall_us();
+        let shards = self.shards.lock();
+        SourceStatus {
+            rows: self.stats.rows.load(Relaxed),
+            bytes: self.stats.bytes.load(Relaxed),
+            undecodable: self.stats.undecodable.load(Relaxed),
+            pages: self.stats.pages.load(Relaxed),
+            windows: self.stats.windows.load(Relaxed),
+            failed_reads: self.stats.failed_reads.load(Relaxed),
+            last_error: self.stats.last_error.lock().clone(),
+            shards: shards
+                .iter()
+                .map(|(&shard, s)| {
+                    let lag_us = match s.complete_us.load(Relaxed) {
+                        0 => 0,
+                        complete => now_us - complete,
+                    };
+                    ShardStatus {
+                        shard,
+                        lag: Duration::from_micros(lag_us.max(0) as u64),
+                        catching_up: s.catching_up.load(Relaxed),
+                        groups: s.groups.load(Relaxed),
+                        rows: s.rows.load(Relaxed),
+                        concurrency: s.concurrency.load(Relaxed),
+                        waiting_for_generation: s.waiting.load(Relaxed),
+                    }
+                })
+                .collect(),
+            tables: self
+                .tables
+                .iter()
+                .enumerate()
+                .map(|(index, t)| TableStatus {
+                    table: t.full.to_string(),
+                    cdc_ttl: t.known_ttl(),
+                    tablets: t.tablets,
+                    generation_ms: self.barrier.oldest(&t.full),
+                    generations: self.survey.of(index).map_or(0, |k| k.generations.len()),
+                    schema_versions: t.versions_seen(),
+                })
+                .collect(),
+        }
     }
 }
 

@@ -1,0 +1,155 @@
+//! The reads under way.
+//!
+//! A read may hold the breaker's one probe, so it must be polled until it has ended, whether or not somebody
+//! wants a batch meanwhile: [`Requests::drive`].
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU8, Ordering::Relaxed};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use scylla::response::PagingState;
+
+use super::error::SourceError;
+use super::group::GroupId;
+use super::log::{Fetched, LogTable, Page, Read};
+use super::{ScyllaSource, ShardStats, classify};
+
+/// One page, whatever it took.
+pub(super) struct PageRead {
+    pub(super) group: GroupId,
+    pub(super) result: Result<Page, SourceError>,
+    /// The end of the window that was read in the end: a first page that met pressure asks for less.
+    pub(super) to_us: i64,
+    /// How often the database had too much to do.
+    pub(super) pressure: u8,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Requests {
+    under_way: FuturesUnordered<BoxFuture<'static, PageRead>>,
+    /// Those that have ended while nobody wanted them.
+    arrived: VecDeque<PageRead>,
+}
+
+impl Requests {
+    /// Reads whose pages have not been taken.
+    pub(super) fn len(&self) -> usize {
+        self.under_way.len() + self.arrived.len()
+    }
+
+    /// Starts a read.
+    pub(super) fn start(
+        &mut self,
+        group: GroupId,
+        source: Arc<ScyllaSource>,
+        table: Arc<LogTable>,
+        stats: Arc<ShardStats>,
+        read: Read,
+    ) {
+        let page = async move { read_page(group, &source, &table, &stats, read).await };
+        self.under_way.push(page.boxed());
+    }
+
+    /// Takes a page that is there.
+    pub(super) fn take(&mut self) -> Option<PageRead> {
+        let arrived = self.arrived.pop_front();
+        arrived.or_else(|| self.under_way.next().now_or_never().flatten())
+    }
+
+    /// Waits for a page. Cancel-safe.
+    pub(super) async fn next(&mut self) -> PageRead {
+        if let Some(arrived) = self.arrived.pop_front() {
+            return arrived;
+        }
+        match self.under_way.next().await {
+            Some(read) => read,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Keeps what is under way going while nobody wants a page. Never ends; cancel-safe.
+    pub(super) async fn drive(&mut self) -> Infallible {
+        loop {
+            match self.under_way.next().await {
+                Some(read) => self.arrived.push_back(read),
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+/// Reads a page by the stage's policies.
+async fn read_page(
+    group: GroupId,
+    source: &ScyllaSource,
+    table: &LogTable,
+    stats: &ShardStats,
+    read: Read,
+) -> PageRead {
+    let pressure = AtomicU8::new(0);
+    let to_us = AtomicI64::new(read.to_us);
+    let attempt = || {
+        let settings = source.live.borrow().clone();
+        let mut read = read.clone();
+        for _ in 0..pressure.load(Relaxed) {
+            read.span.pressed();
+        }
+        if pressure.load(Relaxed) > 0 && read.paging == PagingState::start() {
+            let least = read
+                .from_us
+                .saturating_add(read.span.us(settings.source.window));
+            read.to_us = read.to_us.min(least);
+            to_us.store(read.to_us, Relaxed);
+        }
+        let pressure = &pressure;
+        async move {
+            let result = table.read(&source.session, &settings.source, read).await;
+            result.inspect_err(|error| {
+                source.failed(error);
+                tracing::debug!(table = %table.full, %error, "log read failed");
+                if classify::is_pressure(error) {
+                    pressure.store(pressure.load(Relaxed).saturating_add(1), Relaxed);
+                    stats.pressed.store(true, Relaxed);
+                }
+                if classify::is_stale_statement(error) {
+                    table.forget_statement();
+                }
+            })
+        }
+    };
+    let result = match source.policies.run(attempt, classify::classify).await {
+        Ok(fetched) => version(source, table, fetched).await,
+        Err(error) => Err(error),
+    };
+    PageRead {
+        group,
+        result,
+        to_us: to_us.load(Relaxed),
+        pressure: pressure.load(Relaxed),
+    }
+}
+
+/// Waits for the schema that a page's rows are of, if need be. The breaker has had its answer by then.
+async fn version(
+    source: &ScyllaSource,
+    table: &LogTable,
+    fetched: Fetched,
+) -> Result<Page, SourceError> {
+    let version = match fetched.version {
+        Some(version) => version,
+        None => {
+            source.survey.schema_anew().await;
+            table.version_at_last(&source.session, &fetched.rows)?
+        }
+    };
+    Ok(Page {
+        rows: fetched.rows,
+        version,
+        next: fetched.next,
+    })
+}

@@ -1,0 +1,227 @@
+//! What every shard has to know of the cluster, asked by one child and published: the generations of each
+//! table, their streams, the options of the logs, the schema.
+//!
+//! The shards ask nobody. They look at what is published, and say what else they want to know; so a shard that
+//! stands still holds up no answer that another one waits for, and a question is asked once, not once a shard.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::classify;
+use super::error::SourceError;
+use super::generations::Generation;
+use super::log::LogTable;
+use super::{ScyllaSource, TTL_REFRESH};
+use crate::change::StreamId;
+
+/// Bounds of how often the generations are looked at; half the safety interval between them. Windows never
+/// pass the last look, so a new generation is never read over.
+const POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// The streams of a generation, by group: a vnode's together, each tablet's alone.
+pub(super) type Streams = Arc<[Arc<[StreamId]>]>;
+
+/// What is known of a table.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    /// Its generations, ascending.
+    pub(super) generations: Arc<[Generation]>,
+    /// A generation that starts before this time (µs since the Unix epoch) is in the list: ScyllaDB announces
+    /// them ahead.
+    pub(super) as_of_us: i64,
+    /// The streams of those that were asked for. None at all: ScyllaDB has not filled them in, or never will.
+    pub(super) streams: BTreeMap<Generation, Streams>,
+}
+
+impl Known {
+    /// Nothing yet.
+    pub(super) fn nothing() -> Self {
+        Self {
+            generations: Arc::default(),
+            as_of_us: i64::MIN,
+            streams: BTreeMap::new(),
+        }
+    }
+}
+
+/// What the shards want to know of a table.
+#[derive(Debug, Default)]
+struct Wanted {
+    streams_of: Mutex<BTreeSet<Generation>>,
+    more: Notify,
+}
+
+/// What is known of all tables, in the order of `source.tables`.
+#[derive(Debug)]
+pub(super) struct Survey {
+    known: watch::Sender<Vec<Arc<Known>>>,
+    wanted: Vec<Wanted>,
+    /// How often the schema was asked for, and which of these requests have been answered.
+    schema: (watch::Sender<u64>, watch::Sender<u64>),
+}
+
+impl Survey {
+    pub(super) fn new(tables: usize) -> Self {
+        Self {
+            known: watch::Sender::new(vec![Arc::new(Known::nothing()); tables]),
+            wanted: (0..tables).map(|_| Wanted::default()).collect(),
+            schema: Default::default(),
+        }
+    }
+
+    /// What is known of every table, as it changes.
+    pub(super) fn subscribe(&self) -> watch::Receiver<Vec<Arc<Known>>> {
+        self.known.subscribe()
+    }
+
+    /// What is known of a table now.
+    pub(super) fn of(&self, table: usize) -> Option<Arc<Known>> {
+        self.known.borrow().get(table).cloned()
+    }
+
+    /// Has the streams of a generation asked for, if they are not known yet.
+    pub(super) fn want(&self, table: usize, generation: Generation) {
+        if let Some(wanted) = self.wanted.get(table)
+            && wanted.streams_of.lock().insert(generation)
+        {
+            wanted.more.notify_one();
+        }
+    }
+
+    /// Waits until the schema has been read, all of it after this call. Cancel-safe.
+    pub(super) async fn schema_anew(&self) {
+        let (asked, answered) = &self.schema;
+        let mut ticket = 0;
+        asked.send_modify(|n| {
+            *n += 1;
+            ticket = *n;
+        });
+        until(&mut answered.subscribe(), ticket).await;
+    }
+}
+
+/// Waits until the number is at least this. Its sender lives as long as the survey does.
+async fn until(number: &mut watch::Receiver<u64>, least: u64) -> u64 {
+    let reached = number.wait_for(|n| *n >= least).await.map(|n| *n);
+    match reached {
+        Ok(n) => n,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+impl ScyllaSource {
+    /// Asks, again and again, what the shards have to know. Ends only with what is no use trying again.
+    pub(super) async fn keep_surveying(&self) -> Result<Infallible, SourceError> {
+        let tables = self.tables.iter().enumerate();
+        let tables = futures::future::try_join_all(tables.map(|(i, t)| self.follow(i, t)));
+        tokio::try_join!(tables, self.follow_schema()).map(|(_, never)| never)
+    }
+
+    /// Of one table: a slow answer about it delays no other one's.
+    async fn follow(&self, index: usize, table: &LogTable) -> Result<Infallible, SourceError> {
+        loop {
+            self.look(index, table).await?;
+            let pause = self.live.borrow().source.safety_interval / 2;
+            tokio::select! {
+                () = tokio::time::sleep(pause.clamp(POLL.0, POLL.1)) => {}
+                () = self.survey.wanted[index].more.notified() => {}
+            }
+        }
+    }
+
+    async fn look(&self, index: usize, table: &LogTable) -> Result<(), SourceError> {
+        if table.options_age().is_none_or(|age| age > TTL_REFRESH) {
+            self.ask(|| self.refresh_cdc_options(table)).await?;
+        }
+        let (as_of_us, generations) = self.ask(|| self.generations(table)).await?;
+        let mut streams = self
+            .survey
+            .of(index)
+            .map_or_else(BTreeMap::new, |known| known.streams.clone());
+        let wanted = {
+            let mut wanted = self.survey.wanted[index].streams_of.lock();
+            if let Some(oldest) = self.barrier.oldest(&table.full) {
+                wanted.retain(|generation| *generation >= oldest);
+            }
+            wanted.clone()
+        };
+        streams.retain(|generation, _| wanted.contains(generation));
+        for generation in wanted {
+            if streams.get(&generation).is_none_or(|s| s.is_empty()) {
+                let found = self.ask(|| self.streams(table, generation)).await?;
+                streams.insert(generation, found);
+            }
+        }
+        let known = Known {
+            generations,
+            as_of_us,
+            streams,
+        };
+        self.survey
+            .known
+            .send_modify(|all| all[index] = Arc::new(known));
+        Ok(())
+    }
+
+    async fn follow_schema(&self) -> Result<Infallible, SourceError> {
+        let (asked, answered) = &self.survey.schema;
+        let mut asked = asked.subscribe();
+        let mut done = 0;
+        loop {
+            done = until(&mut asked, done + 1).await;
+            let refresh = async || {
+                let refreshed = self.session.refresh_metadata().await;
+                refreshed.map_err(|e| SourceError::Metadata(Box::new(e)))
+            };
+            self.ask(refresh).await?;
+            answered.send_replace(done);
+        }
+    }
+
+    /// Asks by the stage's policies.
+    async fn ask<T, F>(&self, question: impl Fn() -> F) -> Result<T, SourceError>
+    where
+        F: Future<Output = Result<T, SourceError>>,
+    {
+        let attempt = || async { question().await.inspect_err(|e| self.failed(e)) };
+        self.policies.run(attempt, classify::classify).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_request_for_the_schema_is_not_answered_by_what_was_read_before_it() {
+        let survey = Survey::new(1);
+        let mut first = Box::pin(survey.schema_anew());
+        assert!((&mut first).now_or_never().is_none());
+        let mut second = Box::pin(survey.schema_anew());
+        assert!((&mut second).now_or_never().is_none());
+        survey.schema.1.send_replace(1);
+        assert!((&mut first).now_or_never().is_some());
+        assert!((&mut second).now_or_never().is_none());
+        survey.schema.1.send_replace(2);
+        assert!((&mut second).now_or_never().is_some());
+    }
+
+    #[test]
+    fn streams_are_asked_for_once_whoever_wants_them() {
+        let survey = Survey::new(2);
+        let asked = |table: usize| survey.wanted[table].more.notified().now_or_never();
+        survey.want(1, 10);
+        assert_eq!((asked(0), asked(1)), (None, Some(())));
+        survey.want(1, 10);
+        assert_eq!(asked(1), None);
+        survey.want(1, 20);
+        assert_eq!(asked(1), Some(()));
+    }
+}
