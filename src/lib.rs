@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod coordinator;
 pub mod cql;
+mod crash;
 pub mod dead_letter;
 pub mod embedded;
 pub mod orders;

@@ -209,9 +209,17 @@ impl Rig {
             if have >= all {
                 break seen;
             }
+            let missing = |key: &String| -> Vec<u32> {
+                let here = |n: &u32| {
+                    seen.iter()
+                        .any(|topic| topic.get(key).is_some_and(|all| all.contains(n)))
+                };
+                (0..written).filter(|n| !here(n)).collect()
+            };
             assert!(
                 Instant::now() < deadline,
-                "{have} of {all} records\n{}",
+                "{have} of {all} records; of each key, what is missing: {:?}\n{}",
+                own.iter().map(missing).collect::<Vec<_>>(),
                 self.running.text()
             );
             tokio::time::sleep(Duration::from_millis(200)).await;

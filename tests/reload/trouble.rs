@@ -139,7 +139,8 @@ async fn what_cannot_be_put_in_force_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_that_fails_half_way_goes_back_to_what_ran() {
     let edit = Edit::start("[sink.topics]\ncreate = true\n").await;
-    let other = Cluster::start();
+    // Whatever the rest is tested on: one that has nothing of ours.
+    let other = Cluster::embedded();
     let brokers = format!("[\"{}\"]", other.brokers);
     for _ in 0..2 {
         edit.fails(

@@ -6,6 +6,7 @@
 //! or silenced.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -27,12 +28,18 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn start() -> Self {
-        let brokers = std::env::var("PENSTOCK_TEST_BROKERS").unwrap_or_else(|_| {
-            noida::kafka::spawn("127.0.0.1:0")
-                .expect("a port on loopback")
-                .to_string()
-        });
-        Self { brokers }
+        match std::env::var("PENSTOCK_TEST_BROKERS") {
+            Ok(brokers) => Self { brokers },
+            Err(_) => Self::embedded(),
+        }
+    }
+
+    /// One of its own in this process, with nothing in it.
+    pub fn embedded() -> Self {
+        let address = noida::kafka::spawn("127.0.0.1:0").expect("a port on loopback");
+        Self {
+            brokers: address.to_string(),
+        }
     }
 }
 
@@ -277,25 +284,107 @@ pub fn read_all(brokers: &str, topic: &str) -> Vec<Seen> {
     consumer.assign(&assignment).expect("an assignment");
     let mut seen = Vec::new();
     let mut open = partitions;
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut moved = Instant::now();
     while open > 0 {
-        assert!(Instant::now() < deadline, "no end of {topic} within 30 s");
+        let still = moved.elapsed();
+        assert!(
+            still < Duration::from_secs(30),
+            "{topic} goes on no further for {still:?}"
+        );
         match consumer.poll(Duration::from_millis(100)) {
-            Some(Ok(m)) => seen.push(Seen {
-                partition: m.partition(),
-                offset: m.offset(),
-                key: m.key().map(<[u8]>::to_vec),
-                value: m.payload().map(<[u8]>::to_vec),
-                headers: m.headers().map_or_else(Vec::new, |h| {
-                    h.iter()
-                        .map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec)))
-                        .collect()
-                }),
-            }),
+            Some(Ok(m)) => {
+                moved = Instant::now();
+                seen.push(Seen {
+                    partition: m.partition(),
+                    offset: m.offset(),
+                    key: m.key().map(<[u8]>::to_vec),
+                    value: m.payload().map(<[u8]>::to_vec),
+                    headers: m.headers().map_or_else(Vec::new, |h| {
+                        h.iter()
+                            .map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec)))
+                            .collect()
+                    }),
+                });
+            }
             Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
             Some(Err(e)) => eprintln!("reading {topic}: {e}"),
             None => {}
         }
     }
     seen
+}
+
+/// Reads a topic of numbered events as committed, from its start on and for as long as it lives.
+pub struct Follower {
+    numbers: Arc<Mutex<BTreeMap<String, Vec<u32>>>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Follower {
+    pub fn start(brokers: &str, topic: &str) -> Self {
+        let numbers = Arc::<Mutex<BTreeMap<String, Vec<u32>>>>::default();
+        let ended = Arc::<AtomicBool>::default();
+        let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
+        let (into, end) = (numbers.clone(), ended.clone());
+        std::thread::spawn(move || follow(&brokers, &topic, &into, &end));
+        Self { numbers, ended }
+    }
+
+    /// The numbers of each key so far, in the order in which they stand in their partition.
+    pub fn numbers(&self) -> BTreeMap<String, Vec<u32>> {
+        self.numbers.lock().expect("not poisoned").clone()
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+fn follow(
+    brokers: &str,
+    topic: &str,
+    into: &Mutex<BTreeMap<String, Vec<u32>>>,
+    ended: &AtomicBool,
+) {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "test-reader")
+        .set("isolation.level", "read_committed")
+        .set("fetch.wait.max.ms", "20")
+        .create()
+        .expect("a consumer");
+    let partitions = loop {
+        if ended.load(Ordering::Relaxed) {
+            return;
+        }
+        // Asked about all topics: a question about one makes it on some brokers.
+        let all = consumer.fetch_metadata(None, Duration::from_secs(5)).ok();
+        let found = all.and_then(|all| {
+            let found = all.topics().iter().find(|t| t.name() == topic)?;
+            Some(found.partitions().len()).filter(|n| *n > 0)
+        });
+        if let Some(partitions) = found {
+            break partitions;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let mut assignment = TopicPartitionList::new();
+    for p in 0..partitions {
+        assignment
+            .add_partition_offset(topic, p as i32, Offset::Beginning)
+            .expect("an offset");
+    }
+    consumer.assign(&assignment).expect("an assignment");
+    while !ended.load(Ordering::Relaxed) {
+        // A broker that is away is part of some tests: an error is a wait.
+        if let Some(Ok(m)) = consumer.poll(Duration::from_millis(50)) {
+            let key = String::from_utf8_lossy(m.key().unwrap_or_default()).into_owned();
+            let text = String::from_utf8_lossy(m.payload().unwrap_or_default());
+            let number = text.parse().expect("a numbered payload");
+            let mut into = into.lock().expect("not poisoned");
+            into.entry(key).or_default().push(number);
+        }
+    }
 }

@@ -316,6 +316,11 @@ impl Running {
         self.child.id()
     }
 
+    /// How it ended; `None`: it runs.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("wait")
+    }
+
     /// How often its log says this.
     pub fn count(&self, what: &str) -> usize {
         self.text().matches(what).count()

@@ -10,6 +10,7 @@ use kafka_node::{Cluster, Spec, VERSION, available, jars};
 
 use crate::cargo::{cargo, check, target_dir};
 use crate::help;
+use crate::proof::Variables;
 
 pub(crate) const ABOUT: &str = "\
 a real Apache Kafka on loopback (needs Java and Maven), its state in target/kafka
@@ -23,6 +24,7 @@ const RELAYS: u16 = 8;
 const SUITES: &[&str] = &[
     "sink",
     "end_to_end",
+    "crashes",
     "dead_letters",
     "faults",
     "orders",
@@ -131,33 +133,46 @@ fn tell(cluster: &Cluster) -> Result<()> {
 
 /// `test --kafka`: on the brokers that the environment names, else on one that is started for it.
 pub(crate) fn test(rest: &[String]) -> Result<()> {
-    let mut suites = cargo();
-    suites.args(["test", "--no-fail-fast"]);
-    suites.args(SUITES.iter().flat_map(|suite| ["--test", suite]));
-    suites.args(rest);
-    if let Ok(brokers) = std::env::var("PENSTOCK_TEST_BROKERS") {
-        println!("testing on {brokers}");
-        return check(&mut suites);
+    with_broker(|broker| {
+        let mut suites = cargo();
+        suites.args(["test", "--no-fail-fast"]);
+        suites.args(SUITES.iter().flat_map(|suite| ["--test", suite]));
+        check(suites.args(rest).envs(broker.iter().cloned()))
+    })
+}
+
+/// Whether there is a broker to test on, or what it takes to start one.
+pub(crate) fn at_hand() -> Result<()> {
+    if std::env::var_os("PENSTOCK_TEST_BROKERS").is_some() {
+        return Ok(());
     }
-    let name = format!("test-{}", std::process::id());
+    available()
+}
+
+/// Does something with the brokers that the environment names, else with one that lives for as long as it takes:
+/// what is done is handed the variables that name it.
+pub(crate) fn with_broker(run: impl FnOnce(&Variables) -> Result<()>) -> Result<()> {
+    if let Ok(brokers) = std::env::var("PENSTOCK_TEST_BROKERS") {
+        println!("on {brokers}");
+        return run(&Vec::new());
+    }
     let asked = Asked {
-        name,
+        name: format!("test-{}", std::process::id()),
         ..Asked::read(&[])?
     };
     let cluster = Cluster::start(&Spec {
         ends_with_us: true,
         ..asked.spec()?
     })?;
-    println!("testing on Apache Kafka {VERSION}, {}", cluster.brokers());
-    let tested = check(
-        suites
-            .env("PENSTOCK_TEST_BROKERS", cluster.brokers())
-            .env("PENSTOCK_TEST_RELAYS", cluster.relays()?),
-    );
+    println!("on Apache Kafka {VERSION}, {}", cluster.brokers());
+    let done = run(&vec![
+        ("PENSTOCK_TEST_BROKERS".to_owned(), cluster.brokers()),
+        ("PENSTOCK_TEST_RELAYS".to_owned(), cluster.relays()?),
+    ]);
     cluster.stop()?;
-    if tested.is_ok() {
+    if done.is_ok() {
         // What it wrote matters only after a failure.
         std::fs::remove_dir_all(asked.dir()?)?;
     }
-    tested
+    done
 }

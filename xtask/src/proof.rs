@@ -1,8 +1,12 @@
 //! What the pipeline promises, shown at length: tests in their long form, each printing what it measured.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::cargo::{cargo, check};
+use crate::kafka;
+
+/// Environment variables and their values.
+pub(crate) type Variables = Vec<(String, String)>;
 
 pub(crate) fn reloads(rest: &[String]) -> Result<()> {
     let reloads = rest.first().map_or("200", String::as_str);
@@ -40,9 +44,28 @@ struct Proof {
     /// The variable that makes it long, and how long where nobody says.
     variable: &'static str,
     n: &'static str,
+    /// Flags of its own, and the variables that they set.
+    flags: &'static [(&'static str, &'static str)],
+    /// It is about a real broker: one is started where Java and Maven are, and the environment names none.
+    kafka: bool,
 }
 
 const PROOFS: &[Proof] = &[
+    Proof {
+        name: "crashes",
+        about: "kills -9 at random moments and at the worst ones, read back as committed",
+        test: "crashes",
+        filter: "kills_lose_nothing",
+        variable: "PENSTOCK_TEST_KILLS",
+        n: "300",
+        flags: &[
+            ("--delivery", "PENSTOCK_TEST_DELIVERY"),
+            ("--instances", "PENSTOCK_TEST_INSTANCES"),
+            ("--rate", "PENSTOCK_TEST_RATE"),
+            ("--seed", "PENSTOCK_SEED"),
+        ],
+        kafka: true,
+    },
     Proof {
         name: "outage",
         about: "seconds that the broker is cut off, silent, or answers errors",
@@ -50,6 +73,8 @@ const PROOFS: &[Proof] = &[
         filter: "a_broker_that",
         variable: "PENSTOCK_TEST_OUTAGE_SECONDS",
         n: "30",
+        flags: &[],
+        kafka: false,
     },
     Proof {
         name: "faults",
@@ -58,6 +83,8 @@ const PROOFS: &[Proof] = &[
         filter: "_",
         variable: "PENSTOCK_TEST_ROUNDS",
         n: "4",
+        flags: &[],
+        kafka: false,
     },
     Proof {
         name: "poison",
@@ -66,6 +93,8 @@ const PROOFS: &[Proof] = &[
         filter: "one_change",
         variable: "PENSTOCK_TEST_CHANGES",
         n: "100000",
+        flags: &[],
+        kafka: false,
     },
     Proof {
         name: "terms",
@@ -74,6 +103,8 @@ const PROOFS: &[Proof] = &[
         filter: "stops_under_load",
         variable: "PENSTOCK_TEST_ROUNDS",
         n: "20",
+        flags: &[],
+        kafka: false,
     },
     Proof {
         name: "orders",
@@ -82,6 +113,8 @@ const PROOFS: &[Proof] = &[
         filter: "every_order",
         variable: "PENSTOCK_TEST_ORDERS",
         n: "10000",
+        flags: &[],
+        kafka: false,
     },
     Proof {
         name: "policies",
@@ -90,17 +123,21 @@ const PROOFS: &[Proof] = &[
         filter: "",
         variable: "PROPTEST_CASES",
         n: "100000",
+        flags: &[],
+        kafka: false,
     },
 ];
 
 /// The lines of the help: name, how many where nobody says, and of what.
 pub(crate) fn help() -> String {
     let line = |p: &Proof| {
-        format!(
-            "      {:<20} {}\n",
-            format!("{} [{}]", p.name, p.n),
-            p.about
-        )
+        let typed = format!("{} [{}]", p.name, p.n);
+        let mut line = format!("      {typed:<20} {}\n", p.about);
+        if !p.flags.is_empty() {
+            let flags: Vec<&str> = p.flags.iter().map(|(flag, _)| *flag).collect();
+            line += &format!("{:27}and {}\n", "", flags.join(", "));
+        }
+        line
     };
     PROOFS.iter().map(line).collect()
 }
@@ -113,16 +150,46 @@ pub(crate) fn proof(rest: &[String]) -> Result<()> {
         bail!("no proof `{name}`\n\n{}", help());
     }
     for proof in PROOFS.iter().filter(|p| asked.is_none_or(|a| a == p.name)) {
-        let n = rest.get(1).map_or(proof.n, String::as_str);
-        println!("proof {}: {}={n}", proof.name, proof.variable);
-        check(
-            cargo()
-                .env(proof.variable, n)
-                // A panic is part of some of them; where it came from is known.
-                .env("RUST_BACKTRACE", "0")
-                .args(["test", "--release", "--test", proof.test, proof.filter])
-                .args(["--", "--nocapture"]),
-        )?;
+        let variables = proof.variables(rest.get(1..).unwrap_or_default())?;
+        println!("proof {}: {variables:?}", proof.name);
+        let run = |broker: &Variables| {
+            check(
+                cargo()
+                    .envs(variables.iter().cloned())
+                    .envs(broker.iter().cloned())
+                    // A panic is part of some of them; where it came from is known.
+                    .env("RUST_BACKTRACE", "0")
+                    .args(["test", "--release", "--test", proof.test, proof.filter])
+                    .args(["--", "--nocapture"]),
+            )
+        };
+        if !proof.kafka {
+            run(&Vec::new())?;
+        } else if let Err(missing) = kafka::at_hand() {
+            println!("on the embedded broker, no real one: {missing}");
+            run(&Vec::new())?;
+        } else {
+            kafka::with_broker(run)?;
+        }
     }
     Ok(())
+}
+
+impl Proof {
+    /// What its arguments set.
+    fn variables(&self, rest: &[String]) -> Result<Variables> {
+        let mut variables = vec![(self.variable.to_owned(), self.n.to_owned())];
+        let mut rest = rest.iter();
+        while let Some(word) = rest.next() {
+            if let Some((_, variable)) = self.flags.iter().find(|(flag, _)| flag == word) {
+                let value = rest.next().with_context(|| format!("{word} of what?"))?;
+                variables.push(((*variable).to_owned(), value.clone()));
+            } else if word.starts_with("--") {
+                bail!("{word} means nothing to {}\n\n{}", self.name, help());
+            } else {
+                variables[0].1.clone_from(word);
+            }
+        }
+        Ok(variables)
+    }
 }

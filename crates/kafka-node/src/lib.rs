@@ -427,7 +427,7 @@ impl Cluster {
             .stdout(log.try_clone()?)
             .stderr(log);
         #[cfg(unix)]
-        {
+        if !self.ends_with_us {
             use std::os::unix::process::CommandExt;
             // A terminal's Ctrl-C is not for it: it outlives the command that started it.
             java.process_group(0);

@@ -12,6 +12,7 @@ use super::{RedpandaSink, reader};
 use crate::change::{GroupKey, Position, RecordBatch};
 use crate::checkpoint::{Checkpoints, topic as checkpoint};
 use crate::config::settings::Delivery;
+use crate::crash::Crash;
 use crate::sink::flight::{BatchId, Oldest, Report, Snapshot, Tag};
 use crate::sink::{Delivered, SinkError, Ticket, headers, is_topic_name};
 
@@ -73,6 +74,7 @@ impl ShardSink {
         let permit = self.sink.gate().await;
         let window = Arc::clone(self.outlet.window());
         let (submission, ticket) = window.open(Some(Arc::clone(&batch)), Some(permit))?;
+        Crash::AfterBegin.here();
         self.hand_over(submission.id, &batch, &named).await?;
         submission.seal();
         Ok(ticket)
@@ -134,6 +136,7 @@ impl ShardSink {
             }
             match self.outlet.hand(tag, out)? {
                 Handed::Taken => {
+                    Crash::MidSend.here();
                     bytes += key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
                     (index, empty) = (index + 1, 0);
                 }
@@ -228,7 +231,10 @@ impl ShardSink {
             .map(|(group, c)| (partition, group, Some(checkpoint::encode(c))));
         let forgotten = forgotten.iter().map(|group| (partition, group, None));
         let records: Vec<_> = changed.chain(forgotten).collect();
-        self.write_checkpoints(&records).await
+        Crash::BeforeCommit.here();
+        self.write_checkpoints(&records).await?;
+        Crash::AfterCommit.here();
+        Ok(())
     }
 
     async fn write_checkpoints(

@@ -1,0 +1,416 @@
+//! Kills: the real program under load ends as by `kill -9`, at random moments and at the worst ones, is started
+//! again, and what a `read_committed` reader then has is compared with what was written.
+//!
+//! Short form of `cargo xtask proof crashes [kills] [--delivery …] [--instances n] [--seed n] [--rate n]`. A seed says
+//! what is done to whom; a failure names it.
+
+#[path = "support/broker.rs"]
+mod broker;
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/plugins.rs"]
+mod plugins;
+#[path = "support/process.rs"]
+mod process;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use broker::Follower;
+use process::{LONG, Running, Setup, World, asked, keys};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use uuid::Uuid;
+
+/// Where the program ends itself, and the most times that it comes there before it does: several in a second or two
+/// of the load below.
+const POINTS: &[(&str, u32)] = &[
+    ("crash::after-begin", 60),
+    ("crash::mid-send", 1200),
+    ("crash::before-commit", 6),
+    ("crash::after-commit", 6),
+];
+
+const KEYS: usize = 16;
+const SHARDS: u32 = 4;
+
+/// An instance that is given a point to end at and does not come there has this long.
+const COMES_THERE: Duration = Duration::from_secs(8);
+
+#[derive(Clone, Debug)]
+struct Plan {
+    kills: u32,
+    delivery: String,
+    instances: usize,
+    /// Changes a second.
+    rate: u32,
+    seed: u64,
+}
+
+impl Plan {
+    fn asked(kills: u32, delivery: &str, instances: u32) -> Self {
+        let delivery = std::env::var("PENSTOCK_TEST_DELIVERY").unwrap_or_else(|_| delivery.into());
+        let seed = std::env::var("PENSTOCK_SEED").ok();
+        Self {
+            kills: asked("PENSTOCK_TEST_KILLS", kills),
+            delivery,
+            instances: asked("PENSTOCK_TEST_INSTANCES", instances) as usize,
+            rate: asked("PENSTOCK_TEST_RATE", 600),
+            seed: seed.map_or_else(rand::random, |seed| seed.parse().expect("a seed")),
+        }
+    }
+
+    fn exactly_once(&self) -> bool {
+        self.delivery == "exactly-once"
+    }
+}
+
+/// What is done to an instance.
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    /// SIGKILL after this long.
+    Kill(Duration),
+    /// It ends itself at a point, the n-th time that it comes there after its next start.
+    Point(usize, u32),
+    /// SIGTERM after this long: a clean end.
+    Stop(Duration),
+    /// SIGSTOP for this long: others take over, and it comes back as if nothing had been.
+    Freeze(Duration),
+}
+
+impl Blow {
+    fn draw(random: &mut StdRng) -> Self {
+        let ms = |random: &mut StdRng, most| Duration::from_millis(random.random_range(0..most));
+        match random.random_range(0..10) {
+            0..4 => Self::Kill(ms(random, 2000)),
+            4..8 => {
+                let point = random.random_range(0..POINTS.len());
+                Self::Point(point, random.random_range(0..POINTS[point].1))
+            }
+            8 => Self::Stop(ms(random, 1500)),
+            _ => Self::Freeze(ms(random, 3000)),
+        }
+    }
+}
+
+/// Writes numbered events of each key at a steady pace until it is told to stop.
+struct Load {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU32>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Load {
+    fn start(world: &Arc<World>, keys: &[Uuid], rate: u32) -> Self {
+        let (stop, written) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
+        let (world, ended, count, keys) =
+            (world.clone(), stop.clone(), written.clone(), keys.to_vec());
+        let pace = Duration::from_secs(1) * keys.len() as u32 / rate;
+        let task = tokio::spawn(async move {
+            let mut tick = tokio::time::interval(pace);
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            while !ended.load(Relaxed) {
+                tick.tick().await;
+                world.write(&keys, count.load(Relaxed), 1).await;
+                count.fetch_add(1, Relaxed);
+            }
+        });
+        Self {
+            stop,
+            written,
+            task,
+        }
+    }
+
+    async fn end(self) -> u32 {
+        self.stop.store(true, Relaxed);
+        self.task.await.expect("the writer is well");
+        self.written.load(Relaxed)
+    }
+}
+
+/// The instances, each in its place; an empty place is one that is down.
+struct Crew {
+    world: Arc<World>,
+    places: Vec<Option<Running>>,
+    starts: u32,
+    kills: u32,
+    stops: u32,
+    freezes: u32,
+    /// How often each point was met.
+    met: Vec<u32>,
+}
+
+impl Crew {
+    fn start(&mut self, place: usize, faults: &str) {
+        let running = self.world.start_faulty(self.starts, faults);
+        self.starts += 1;
+        self.places[place] = Some(running);
+    }
+
+    /// The instance in a place; started if it is down.
+    fn at(&mut self, place: usize) -> &mut Running {
+        if self.places[place].is_none() {
+            self.start(place, "");
+        }
+        self.places[place].as_mut().expect("it was just started")
+    }
+
+    /// Ends what is in a place as a power cut would.
+    fn kill(&mut self, place: usize) {
+        if let Some(mut running) = self.places[place].take() {
+            running.signal("-KILL");
+            running.wait(LONG);
+            self.kills += 1;
+        }
+    }
+
+    /// Nobody may have ended but by our hand.
+    fn all_well(&mut self) {
+        for running in self.places.iter_mut().flatten() {
+            if let Some(status) = running.ended() {
+                panic!("ended by itself with {status}:\n{}", running.text());
+            }
+        }
+    }
+
+    async fn strike(&mut self, place: usize, blow: Blow) {
+        match blow {
+            Blow::Kill(after) => {
+                self.at(place);
+                tokio::time::sleep(after).await;
+                self.all_well();
+                self.kill(place);
+            }
+            Blow::Point(point, times) => {
+                // Points are set when a process starts.
+                self.kill(place);
+                let name = POINTS[point].0;
+                self.start(place, &format!("{name}={times}*off->return"));
+                let running = self.places[place].as_mut().expect("it was just started");
+                let begun = Instant::now();
+                while running.ended().is_none() && begun.elapsed() < COMES_THERE {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                match running.ended() {
+                    Some(status) => {
+                        assert_eq!(status.code(), None, "{name}: {status}\n{}", running.text());
+                        self.met[point] += 1;
+                        self.kills += 1;
+                        self.places[place] = None;
+                    }
+                    // Another has the shards, or has done the work.
+                    None => self.kill(place),
+                }
+            }
+            Blow::Stop(after) => {
+                self.at(place);
+                tokio::time::sleep(after).await;
+                let mut running = self.places[place].take().expect("it runs");
+                running.signal("-TERM");
+                match running.wait(LONG).code() {
+                    // Before the handler is there a stop is a kill.
+                    None => self.kills += 1,
+                    code => {
+                        assert_eq!(code, Some(0), "{}", running.text());
+                        self.stops += 1;
+                    }
+                }
+            }
+            Blow::Freeze(time) => {
+                let running = self.at(place);
+                running.signal("-STOP");
+                tokio::time::sleep(time).await;
+                running.signal("-CONT");
+                self.freezes += 1;
+            }
+        }
+    }
+}
+
+async fn crashes(plan: Plan) {
+    println!("{plan:?}");
+    let mut world = World::with(Setup {
+        extra: "[health]\ncheck_interval = \"200ms\"\n".into(),
+        ..Setup::default()
+    })
+    .await;
+    world.set("pipeline.delivery", &plan.delivery);
+    world.set("pipeline.shards", SHARDS);
+    if plan.instances > 1 {
+        world.set("pipeline.instances", "shared");
+    }
+    let world = Arc::new(world);
+    let keys = keys(KEYS);
+    let follower = Follower::start(&world.cluster.brokers, &world.topic());
+    let load = Load::start(&world, &keys, plan.rate);
+    let mut random = StdRng::seed_from_u64(plan.seed);
+    let mut crew = Crew {
+        world: world.clone(),
+        places: (0..plan.instances).map(|_| None).collect(),
+        starts: 0,
+        kills: 0,
+        stops: 0,
+        freezes: 0,
+        met: vec![0; POINTS.len()],
+    };
+    let begun = Instant::now();
+    while crew.kills < plan.kills {
+        let place = random.random_range(0..plan.instances);
+        // Some of the others may be down; at least one is not, unless it is the one.
+        for other in 0..plan.instances {
+            if other != place && random.random_bool(0.7) {
+                crew.at(other);
+            }
+        }
+        let blow = Blow::draw(&mut random);
+        crew.strike(place, blow).await;
+        let pause = Duration::from_millis(random.random_range(0..300));
+        tokio::time::sleep(pause).await;
+    }
+    let took = begun.elapsed();
+    let written = load.end().await;
+    for place in 0..plan.instances {
+        crew.at(place);
+    }
+    let all = KEYS * written as usize;
+    let deadline = Instant::now() + LONG + took / 2;
+    while distinct(&follower.numbers()) < all && Instant::now() < deadline {
+        crew.all_well();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let last = crew.places.iter().flatten().next().expect("one runs");
+    let letters = last.metrics().await.sum("penstock_dead_letters_total", &[]);
+    let logs: Vec<String> = crew.places.iter().flatten().map(Running::text).collect();
+    let logs = logs.join("\n--- another instance ---\n");
+    for running in crew.places.drain(..).flatten() {
+        running.stop_cleanly();
+    }
+    // One who reads it all afterwards, and one who was there all along, see the same.
+    let tale = world.seen();
+    let settles = Instant::now() + LONG;
+    while follower.numbers() != tale {
+        assert!(
+            Instant::now() < settles,
+            "PENSTOCK_SEED={}: two readers disagree",
+            plan.seed
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let found = Found::new(&tale, &keys, written);
+    let met: Vec<String> = POINTS
+        .iter()
+        .zip(&crew.met)
+        .map(|((name, _), times)| format!("{name} {times}"))
+        .collect();
+    println!(
+        "{}, {} instances, seed {}: {} kills ({}), {} stops, {} freezes in {took:.1?}; {all} changes written, {} lost, \
+         {} repeated ({:.0} a kill), {} out of order, {letters} dead letters",
+        plan.delivery,
+        plan.instances,
+        plan.seed,
+        crew.kills,
+        met.join(", "),
+        crew.stops,
+        crew.freezes,
+        found.lost.len(),
+        found.repeated,
+        found.repeated as f64 / f64::from(crew.kills.max(1)),
+        found.disordered.len(),
+    );
+    let seed = plan.seed;
+    assert!(
+        found.lost.is_empty() && found.disordered.is_empty(),
+        "PENSTOCK_SEED={seed}: lost {:?}, out of order {:?}\n{logs}",
+        found.lost,
+        found.disordered
+    );
+    assert_eq!(
+        letters, 0.0,
+        "PENSTOCK_SEED={seed}: an outage makes no letters"
+    );
+    if plan.exactly_once() {
+        assert_eq!(found.repeated, 0, "PENSTOCK_SEED={seed}\n{logs}");
+    } else {
+        // What came since the last checkpoint of a second ago, what was held meanwhile, and as much again for a
+        // machine that is busy with other things.
+        let most = crew.kills * plan.rate * 4;
+        assert!(
+            found.repeated < most as usize,
+            "PENSTOCK_SEED={seed}: {} repeated, {most} would be many\n{logs}",
+            found.repeated
+        );
+    }
+}
+
+/// Numbers of each key, in the order in which they stand in their partition.
+type Numbers = BTreeMap<String, Vec<u32>>;
+
+fn distinct(numbers: &Numbers) -> usize {
+    let of_key = |numbers: &Vec<u32>| {
+        let mut numbers = numbers.clone();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers.len()
+    };
+    numbers.values().map(of_key).sum()
+}
+
+/// What a reader's tale differs in from what was written.
+struct Found {
+    lost: Vec<(Uuid, u32)>,
+    /// What came for the first time after something newer of its key.
+    disordered: Vec<(Uuid, u32)>,
+    repeated: usize,
+}
+
+impl Found {
+    fn new(tale: &Numbers, keys: &[Uuid], written: u32) -> Self {
+        let mut found = Self {
+            lost: Vec::new(),
+            disordered: Vec::new(),
+            repeated: 0,
+        };
+        let nothing = Vec::new();
+        for key in keys {
+            let numbers = tale.get(&key.to_string()).unwrap_or(&nothing);
+            let mut seen = vec![false; written as usize];
+            let mut newest = None;
+            for &number in numbers {
+                if std::mem::replace(&mut seen[number as usize], true) {
+                    found.repeated += 1;
+                    continue;
+                }
+                if newest.is_some_and(|newest| number < newest) {
+                    found.disordered.push((*key, number));
+                }
+                newest = newest.max(Some(number));
+            }
+            let lost = (0..written).filter(|n| !seen[*n as usize]);
+            found.lost.extend(lost.map(|n| (*key, n)));
+        }
+        found
+    }
+}
+
+#[test]
+fn what_a_tale_differs_in_is_found() {
+    let key = Uuid::new_v4();
+    let tale = |numbers: &[u32]| Numbers::from([(key.to_string(), numbers.to_vec())]);
+    let found = Found::new(&tale(&[0, 1, 1, 3, 2, 0, 3]), &[key], 5);
+    assert_eq!(found.lost, [(key, 4)]);
+    assert_eq!(found.disordered, [(key, 2)]);
+    assert_eq!(found.repeated, 3);
+    assert_eq!(distinct(&tale(&[0, 1, 1, 3])), 3);
+    assert_eq!(Found::new(&Numbers::new(), &[key], 2).lost.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_lose_nothing() {
+    // The real broker is the judge; the embedded one shows that the suite is well.
+    let kills = match std::env::var_os("PENSTOCK_TEST_BROKERS") {
+        Some(_) => 20,
+        None => 5,
+    };
+    crashes(Plan::asked(kills, "at-least-once", 1)).await;
+}
