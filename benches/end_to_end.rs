@@ -114,7 +114,8 @@ async fn serve_scylla(rows: u64) -> Result<()> {
     let address = node.addr().to_string();
     let session = Arc::new(session(&address).await?);
     for cql in [
-        "CREATE KEYSPACE ks WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1}",
+        "CREATE KEYSPACE ks WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1} \
+         AND tablets = {'enabled': false}",
         "CREATE TABLE ks.outbox (aggregate_id uuid, event_id timeuuid, aggregate_type text, event_type text, \
          payload text, created_at timestamp, traceparent text, PRIMARY KEY (aggregate_id, event_id)) \
          WITH cdc = {'enabled': true}",

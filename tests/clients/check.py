@@ -385,7 +385,7 @@ def refuses_with_the_right_error(cluster, session):
     raises(InvalidRequest, "", lambda: session.execute("SELECT * FROM bound WHERE a = 1"))
     raises(InvalidRequest, "", lambda: session.execute("INSERT INTO bound (a) VALUES (1)"))
     raises(AlreadyExists, "", lambda: session.execute("CREATE TABLE bound (k int PRIMARY KEY)"))
-    raises(AlreadyExists, "", lambda: session.execute(f"CREATE KEYSPACE {RUN} WITH replication = {{'class': 'SimpleStrategy', 'replication_factor': 1}}"))
+    raises(AlreadyExists, "", lambda: session.execute(f"CREATE KEYSPACE {RUN} WITH replication = {{'class': 'NetworkTopologyStrategy', 'replication_factor': 1}}"))
     raises(InvalidRequest, "", lambda: session.execute("CREATE INDEX ON bound (a)"))
     raises(InvalidRequest, "", lambda: session.execute("ALTER TABLE counts WITH cdc = {'enabled': true}"))
 

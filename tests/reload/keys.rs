@@ -962,7 +962,8 @@ async fn every_key_takes_effect_by_its_class_under_load() {
     ))
     .await;
     for cql in [
-        "CREATE KEYSPACE ks2 WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1}",
+        "CREATE KEYSPACE ks2 WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1} \
+         AND tablets = {'enabled': false}",
         "CREATE TABLE ks.plain (id uuid PRIMARY KEY, v int) WITH cdc = {'enabled': true}",
         "CREATE TABLE ks.third (id uuid PRIMARY KEY, v int) WITH cdc = {'enabled': true}",
         "CREATE TABLE ks2.plain (id uuid PRIMARY KEY, v int) WITH cdc = {'enabled': true}",

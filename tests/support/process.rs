@@ -81,7 +81,8 @@ impl World {
             setup.columns
         );
         for cql in [
-            "CREATE KEYSPACE ks WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1}",
+            "CREATE KEYSPACE ks WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1} \
+         AND tablets = {'enabled': false}",
             &outbox,
         ] {
             session.query_unpaged(cql, ()).await.expect(cql);

@@ -56,6 +56,12 @@ pub struct Options {
     pub vnodes: u32,
     /// CDC streams in each group, one a shard; at least 1. To clients the node has one shard.
     pub shards_per_vnode: u32,
+    /// Whether a keyspace that is made without a `tablets` clause uses tablets, as in ScyllaDB since
+    /// 2025. A client chooses by `AND tablets = {'enabled': false}`, or `true`.
+    pub tablets: bool,
+    /// Tablets, and so CDC streams, of a table in a keyspace with tablets, unless the keyspace's
+    /// `initial` or the table's `min_tablet_count` says; at least 1.
+    pub initial_tablets: u32,
     /// Bound on a request's body, bytes, before and after decompression.
     pub max_request_bytes: usize,
     /// Bound on connections at a time; more wait to be accepted.
@@ -67,13 +73,16 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// `127.0.0.1`, a free port, 4 vnodes of 2 streams each; bounds far above what tests reach.
+    /// `127.0.0.1`, a free port, tablets, 4 of them a table, or 4 vnodes of 2 streams each; bounds far
+    /// above what tests reach.
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             cluster_name: "scylla-double".into(),
             vnodes: 4,
             shards_per_vnode: 2,
+            tablets: true,
+            initial_tablets: 4,
             // A mutation is at most 16 MiB in ScyllaDB by default.
             max_request_bytes: 32 << 20,
             max_connections: 1024,
@@ -113,6 +122,8 @@ impl Node {
         let engine = Arc::new(Engine::new(engine::Options {
             vnodes: options.vnodes.max(1),
             shards_per_vnode: options.shards_per_vnode.max(1),
+            tablets_by_default: options.tablets,
+            initial_tablets: options.initial_tablets.max(1),
             ..engine::Options::default()
         }));
         let identity = Identity {

@@ -407,6 +407,12 @@ fn table_rows(table: &TableSchema) -> Vec<Row> {
             map(cdc.iter().map(|(k, v)| (k.as_str(), v.as_bytes()))),
         ));
     }
+    if let Some(hints) = options.maps.get("tablets") {
+        own.push((
+            "tablets",
+            map(hints.iter().map(|(k, v)| (k.as_str(), v.as_bytes()))),
+        ));
+    }
     if table.is_log {
         own.push(("partitioner", text(LOG_PARTITIONER)));
     }

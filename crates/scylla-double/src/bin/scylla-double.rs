@@ -21,6 +21,12 @@ struct Args {
     /// CDC streams in a group
     #[arg(long, default_value_t = Options::default().shards_per_vnode, value_parser = clap::value_parser!(u32).range(1..=256))]
     shards_per_vnode: u32,
+    /// Make keyspaces with vnodes unless they ask for tablets, as ScyllaDB did before 2025
+    #[arg(long)]
+    no_tablets: bool,
+    /// Tablets, and so CDC streams, of a table in a keyspace with tablets
+    #[arg(long, default_value_t = Options::default().initial_tablets, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    initial_tablets: u32,
     /// What to log, e.g. `info` or `scylla_double=trace`
     #[arg(long, env = "SCYLLA_DOUBLE_LOG", default_value = "warn")]
     log: String,
@@ -59,6 +65,8 @@ async fn run(args: Args) -> std::io::Result<()> {
         listen: args.listen,
         vnodes: args.vnodes,
         shards_per_vnode: args.shards_per_vnode,
+        tablets: !args.no_tablets,
+        initial_tablets: args.initial_tablets,
         ..Options::default()
     })
     .await?;

@@ -3,7 +3,11 @@
 //! Rules and messages: ScyllaDB `cql3/statements/{create_table,alter_table,create_keyspace}_statement.cc`,
 //! and for logs `cdc/log.cc`.
 
-use std::{collections::BTreeMap, sync::Arc};
+mod keyspace;
+mod options;
+mod user_type;
+
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 use uuid::Uuid;
@@ -13,11 +17,17 @@ use super::{
     cdc::{self, LOG_SUFFIX, log_name},
     error::CqlError,
     lower::{is_system, no_keyspace},
-    schema::{ColumnKind, KeyspaceSchema, Schema, TableOptions, TableSchema, UserType},
+    schema::{ColumnKind, KeyspaceSchema, Schema, TableOptions, TableSchema},
 };
 use crate::{
-    cql::ast::{self, AlterTableAction, AlterTypeAction, PropertyValue, TypeName},
+    cql::ast::{self, AlterTableAction, TypeName},
     types::CqlType,
+};
+
+use self::{
+    keyspace::{alter_keyspace, check_hints, enough_nodes},
+    options::{refuse_options, set_options, sets},
+    user_type::{alter_type, create_type, drop_type},
 };
 
 /// The longest name of a keyspace or table (`schema::NAME_LENGTH` since 2025.4); a log's is longer.
@@ -250,122 +260,6 @@ fn check_name(what: &str, name: &str) -> Result<(), CqlError> {
     Ok(())
 }
 
-fn set_options(options: &mut TableOptions, properties: &ast::Properties) -> Result<(), CqlError> {
-    const MAPS: [&str; 6] = [
-        "caching",
-        "compaction",
-        "compression",
-        "cdc",
-        "tablets",
-        "per_partition_rate_limit",
-    ];
-    const VALUES: [&str; 14] = [
-        "bloom_filter_fp_chance",
-        "crc_check_chance",
-        "dclocal_read_repair_chance",
-        "read_repair_chance",
-        "max_index_interval",
-        "memtable_flush_period_in_ms",
-        "min_index_interval",
-        "speculative_retry",
-        "paxos_grace_seconds",
-        "default_time_to_live",
-        "gc_grace_seconds",
-        "comment",
-        "id",
-        "synchronous_updates",
-    ];
-    for (name, value) in properties {
-        let name = name.to_lowercase();
-        match value {
-            PropertyValue::Map(entries)
-                if MAPS.contains(&name.as_str()) || name == "tombstone_gc" =>
-            {
-                let map: BTreeMap<String, String> = entries.iter().cloned().collect();
-                if name == "cdc" {
-                    options.cdc = cdc::parse_options(&map)?;
-                } else {
-                    options.maps.insert(name, map);
-                }
-            }
-            PropertyValue::Text(text) if VALUES.contains(&name.as_str()) => {
-                let seconds = || {
-                    text.parse::<i32>().ok().filter(|n| *n >= 0).ok_or_else(|| {
-                        CqlError::config(format!("Invalid integer value {text} for '{name}'"))
-                    })
-                };
-                match name.as_str() {
-                    "default_time_to_live" => options.default_ttl = seconds()?,
-                    "gc_grace_seconds" => options.gc_grace_seconds = seconds()?,
-                    "comment" => options.comment = text.clone(),
-                    _ => drop(options.values.insert(name, text.clone())),
-                }
-            }
-            _ if MAPS.contains(&name.as_str()) || VALUES.contains(&name.as_str()) => {
-                return Err(CqlError::syntax(format!(
-                    "Invalid value for property '{name}'"
-                )));
-            }
-            _ => return Err(CqlError::syntax(format!("Unknown property '{name}'"))),
-        }
-    }
-    Ok(())
-}
-
-fn sets(properties: &ast::Properties, name: &str) -> bool {
-    properties.iter().any(|(n, _)| n.eq_ignore_ascii_case(name))
-}
-
-/// What an `ALTER TABLE` cannot set (`alter_table_statement::prepare_schema_update`).
-fn refuse_options(table: &TableSchema, properties: &ast::Properties) -> Result<(), CqlError> {
-    if sets(properties, "id") {
-        return Err(CqlError::config("Cannot alter table id."));
-    }
-    let text = |name: &str| {
-        properties.iter().find_map(|(n, value)| match value {
-            PropertyValue::Text(text) if n.eq_ignore_ascii_case(name) => Some(text.as_str()),
-            _ => None,
-        })
-    };
-    if table.counter && text("default_time_to_live").is_some_and(|t| t != "0") {
-        return Err(CqlError::invalid(
-            "Cannot set default_time_to_live on a table with counters",
-        ));
-    }
-    Ok(())
-}
-
-fn map_of(
-    properties: &ast::Properties,
-    name: &str,
-) -> Result<Option<IndexMap<String, String>>, CqlError> {
-    match properties
-        .iter()
-        .find(|(n, _)| n.eq_ignore_ascii_case(name))
-    {
-        None => Ok(None),
-        Some((_, PropertyValue::Map(entries))) => Ok(Some(entries.iter().cloned().collect())),
-        Some((_, PropertyValue::Text(_))) => Err(CqlError::syntax(format!(
-            "Invalid value for property '{name}'. It should be a map."
-        ))),
-    }
-}
-
-/// `durable_writes`, if it is given; unknown options are refused.
-fn durable_writes(properties: &ast::Properties) -> Result<Option<bool>, CqlError> {
-    let mut durable = None;
-    for (name, value) in properties {
-        match (name.to_lowercase().as_str(), value) {
-            ("replication" | "tablets" | "storage" | "consistency", _) => {}
-            ("durable_writes", PropertyValue::Text(text)) => {
-                durable = Some(text.eq_ignore_ascii_case("true"))
-            }
-            _ => return Err(CqlError::syntax(format!("Unknown property '{name}'"))),
-        }
-    }
-    Ok(durable)
-}
-
 impl Engine {
     /// Runs a statement that changes the schema, and tells of it.
     pub(super) fn change_schema(
@@ -430,107 +324,6 @@ impl Engine {
         }
     }
 
-    fn create_keyspace(
-        &self,
-        state: &mut State,
-        create: &ast::CreateKeyspace,
-    ) -> Result<Done, CqlError> {
-        let name = &create.name;
-        writable(name)?;
-        check_name("Keyspace", name)?;
-        if state.schema.keyspaces.contains_key(name) {
-            return if create.if_not_exists {
-                Ok(Done::nothing())
-            } else {
-                Err(CqlError::keyspace_exists(name))
-            };
-        }
-        let durable_writes = durable_writes(&create.properties)?.unwrap_or(true);
-        let replication = map_of(&create.properties, "replication")?
-            .ok_or_else(|| CqlError::config("Missing mandatory replication strategy class"))?;
-        let tablets = self.tablets(&create.properties)?;
-        let replication = strategy(replication)?;
-        let keyspace = KeyspaceSchema {
-            name: name.clone(),
-            replication,
-            durable_writes,
-            tablets,
-            internal: false,
-            tables: BTreeMap::new(),
-            types: BTreeMap::new(),
-        };
-        state
-            .schema
-            .keyspaces
-            .insert(name.clone(), Arc::new(keyspace));
-        Ok(Done::one(
-            ChangeKind::Created,
-            ChangeTarget::Keyspace,
-            name,
-            "",
-        ))
-    }
-
-    /// The tablets of a keyspace's tables. ScyllaDB of today uses tablets unless told otherwise; here
-    /// it is vnodes, which all readers of CDC know.
-    fn tablets(&self, properties: &ast::Properties) -> Result<Option<u32>, CqlError> {
-        let Some(options) = map_of(properties, "tablets")? else {
-            return Ok(None);
-        };
-        let mut enabled = true;
-        let mut initial = 0;
-        for (name, value) in &options {
-            match name.to_lowercase().as_str() {
-                "enabled" => enabled = value.eq_ignore_ascii_case("true"),
-                "initial" => {
-                    initial = value.parse().map_err(|_| {
-                        CqlError::config(format!(
-                            "Initial tablets value should be numeric; found {value}"
-                        ))
-                    })?;
-                }
-                _ => {
-                    return Err(CqlError::config(format!(
-                        "Unrecognized tablets option {name}"
-                    )));
-                }
-            }
-        }
-        let count = if initial == 0 {
-            self.options.initial_tablets
-        } else {
-            initial
-        };
-        // ScyllaDB's tablets are a power of two.
-        Ok(enabled.then(|| count.max(1).next_power_of_two()))
-    }
-
-    fn drop_keyspace(
-        &self,
-        state: &mut State,
-        name: &str,
-        if_exists: bool,
-    ) -> Result<Done, CqlError> {
-        writable(name)?;
-        let Some(keyspace) = state.schema.keyspaces.remove(name) else {
-            if if_exists {
-                return Ok(Done::nothing());
-            }
-            return Err(CqlError::config(format!(
-                "Cannot drop non existing keyspace '{name}'."
-            )));
-        };
-        for table in keyspace.tables.values() {
-            self.forget(state, table);
-        }
-        Ok(Done::one(
-            ChangeKind::Dropped,
-            ChangeTarget::Keyspace,
-            name,
-            "",
-        ))
-    }
-
     fn forget(&self, state: &mut State, table: &TableSchema) {
         state.data.remove(&table.id);
         if table.is_log
@@ -587,16 +380,29 @@ impl Engine {
             changes.push(changed(kind, ChangeTarget::Table, &keyspace, &log_table));
             log = Some(made);
         }
-        let tablets = keyspace_of(&state.schema, &keyspace)?.tablets;
+        let holder = keyspace_of(&state.schema, &keyspace)?;
+        let hints = table.options.maps.get("tablets");
+        let hints_changed = hints != old.and_then(|o| o.options.maps.get("tablets"));
+        if let Some(hints) = hints.filter(|_| hints_changed) {
+            check_hints(holder, hints)?;
+        }
+        if old.is_none() {
+            enough_nodes(holder)?;
+        }
+        let tablets = holder
+            .tablets
+            .map(|_| self.wanted_tablets(holder, &table.options));
         if let Some(holder) = state.schema.keyspaces.get_mut(&keyspace) {
             let holder = Arc::make_mut(holder);
             holder.tables.insert(name.clone(), Arc::new(table));
             if let Some(log) = log {
                 holder.tables.insert(log_table, Arc::new(log));
-                if existing.is_none()
-                    && let Some(tablets) = tablets
-                {
-                    self.create_tablet_streams(state, &keyspace, &name, tablets, now);
+                if let Some(tablets) = tablets {
+                    if existing.is_none() {
+                        self.create_tablet_streams(state, &keyspace, &name, tablets, now);
+                    } else if hints_changed {
+                        self.resize_tablets(state, &keyspace, &name, tablets, now);
+                    }
                 }
             }
         }
@@ -794,76 +600,6 @@ fn refuse_log(
     Ok(())
 }
 
-fn strategy(
-    mut replication: IndexMap<String, String>,
-) -> Result<IndexMap<String, String>, CqlError> {
-    const PACKAGE: &str = "org.apache.cassandra.locator.";
-    let class = replication
-        .get("class")
-        .ok_or_else(|| CqlError::config("Missing mandatory replication strategy class"))?;
-    let short = class.strip_prefix(PACKAGE).unwrap_or(class).to_owned();
-    if ![
-        "SimpleStrategy",
-        "NetworkTopologyStrategy",
-        "LocalStrategy",
-        "EverywhereStrategy",
-    ]
-    .contains(&short.as_str())
-    {
-        return Err(CqlError::config(format!(
-            "Unable to find replication strategy class '{PACKAGE}{short}'"
-        )));
-    }
-    if short == "SimpleStrategy" && !replication.contains_key("replication_factor") {
-        return Err(CqlError::config(
-            "SimpleStrategy requires a replication_factor strategy option.",
-        ));
-    }
-    for (name, value) in &replication {
-        if name != "class" && value.parse::<u32>().is_err() {
-            return Err(CqlError::config(format!(
-                "Replication factor must be numeric and non-negative, found '{value}'"
-            )));
-        }
-    }
-    if short == "NetworkTopologyStrategy"
-        && let Some(factor) = replication.shift_remove("replication_factor")
-    {
-        // It means "in each data centre", and there is one.
-        replication.entry("datacenter1".into()).or_insert(factor);
-    }
-    replication.insert("class".into(), format!("{PACKAGE}{short}"));
-    Ok(replication)
-}
-
-fn alter_keyspace(state: &mut State, alter: &ast::AlterKeyspace) -> Result<Done, CqlError> {
-    let name = &alter.name;
-    writable(name)?;
-    let Some(keyspace) = state.schema.keyspaces.get_mut(name) else {
-        if alter.if_exists {
-            return Ok(Done::nothing());
-        }
-        return Err(CqlError::invalid(format!("Unknown keyspace {name}")));
-    };
-    let replication = map_of(&alter.properties, "replication")?
-        .map(strategy)
-        .transpose()?;
-    let durable = durable_writes(&alter.properties)?;
-    let keyspace = Arc::make_mut(keyspace);
-    if let Some(replication) = replication {
-        keyspace.replication = replication;
-    }
-    if let Some(durable) = durable {
-        keyspace.durable_writes = durable;
-    }
-    Ok(Done::one(
-        ChangeKind::Updated,
-        ChangeTarget::Keyspace,
-        name,
-        "",
-    ))
-}
-
 fn add_column(
     table: &mut TableSchema,
     name: &str,
@@ -972,232 +708,4 @@ fn rename_column(table: &mut TableSchema, from: &str, to: &str) -> Result<(), Cq
     }
     table.columns[at].name = to.into();
     Ok(())
-}
-
-fn create_type(
-    state: &mut State,
-    create: &ast::CreateType,
-    keyspace: &str,
-) -> Result<Done, CqlError> {
-    let name = &create.name.name;
-    if keyspace_of(&state.schema, keyspace)?
-        .types
-        .contains_key(name)
-    {
-        return if create.if_not_exists {
-            Ok(Done::nothing())
-        } else {
-            Err(CqlError::invalid(format!(
-                "A user type of name {keyspace}.{name} already exists"
-            )))
-        };
-    }
-    let mut fields: Vec<(String, CqlType)> = Vec::with_capacity(create.fields.len());
-    for (field, ty) in &create.fields {
-        if fields.iter().any(|(f, _)| f == field) {
-            return Err(CqlError::invalid(format!(
-                "Cannot have several fields with the same name {field} in a type"
-            )));
-        }
-        fields.push((field.clone(), field_type(&state.schema, ty, keyspace)?));
-    }
-    if let Some(holder) = state.schema.keyspaces.get_mut(keyspace) {
-        let ty = UserType {
-            keyspace: keyspace.into(),
-            name: name.clone(),
-            fields,
-        };
-        Arc::make_mut(holder)
-            .types
-            .insert(name.clone(), Arc::new(ty));
-    }
-    Ok(Done::one(
-        ChangeKind::Created,
-        ChangeTarget::Type,
-        keyspace,
-        name,
-    ))
-}
-
-fn field_type(schema: &Schema, name: &TypeName, keyspace: &str) -> Result<CqlType, CqlError> {
-    let ty = resolve_type(schema, name, Some(keyspace))?;
-    if ty == CqlType::Counter {
-        return Err(CqlError::invalid("A user type cannot contain counters"));
-    }
-    Ok(ty)
-}
-
-fn alter_type(state: &mut State, alter: &ast::AlterType, keyspace: &str) -> Result<Done, CqlError> {
-    let name = &alter.name.name;
-    let Some(old) = keyspace_of(&state.schema, keyspace)?.types.get(name) else {
-        return Err(CqlError::invalid(format!(
-            "No user type named {keyspace}.{name} exists."
-        )));
-    };
-    let mut ty = (**old).clone();
-    match &alter.action {
-        AlterTypeAction::Add(field, new) => {
-            if ty.fields.iter().any(|(f, _)| f == field) {
-                return Err(CqlError::invalid(format!(
-                    "Cannot add new field {field} to type {keyspace}.{name}: a field of the same name already exists"
-                )));
-            }
-            ty.fields
-                .push((field.clone(), field_type(&state.schema, new, keyspace)?));
-        }
-        AlterTypeAction::Rename(pairs) => {
-            for (from, to) in pairs {
-                if ty.fields.iter().any(|(f, _)| f == to) {
-                    return Err(CqlError::invalid(format!(
-                        "Duplicate field name {to} in type {name}"
-                    )));
-                }
-                let field = ty.fields.iter_mut().find(|(f, _)| f == from);
-                field
-                    .ok_or_else(|| {
-                        CqlError::invalid(format!("Unknown field {from} in type {name}"))
-                    })?
-                    .0 = to.clone();
-            }
-        }
-        AlterTypeAction::Type(..) => {
-            return Err(CqlError::invalid(
-                "Altering the type of a field is not supported",
-            ));
-        }
-    }
-    replace_type(state, ty);
-    Ok(Done::one(
-        ChangeKind::Updated,
-        ChangeTarget::Type,
-        keyspace,
-        name,
-    ))
-}
-
-/// Puts a changed type in its place, in all types and tables that use it.
-fn replace_type(state: &mut State, changed: UserType) {
-    let Some(holder) = state.schema.keyspaces.get_mut(&changed.keyspace) else {
-        return;
-    };
-    let holder = Arc::make_mut(holder);
-    let swap = |ty: &CqlType| with_type(ty, &changed);
-    for ty in holder.types.values_mut() {
-        let fields: Vec<_> = ty
-            .fields
-            .iter()
-            .map(|(n, t)| (n.clone(), swap(t)))
-            .collect();
-        if fields != ty.fields {
-            Arc::make_mut(ty).fields = fields;
-        }
-    }
-    for table in holder.tables.values_mut() {
-        if table.columns.iter().any(|c| swap(&c.ty) != c.ty) {
-            let table = Arc::make_mut(table);
-            for column in &mut table.columns {
-                column.ty = swap(&column.ty);
-                column.multi = column
-                    .multi
-                    .and_then(|_| super::types::multi_kind(&column.ty));
-            }
-            table.arrange();
-        }
-    }
-    holder.types.insert(changed.name.clone(), Arc::new(changed));
-}
-
-/// A type in which a user-defined type is replaced wherever it is used.
-fn with_type(ty: &CqlType, changed: &UserType) -> CqlType {
-    let inner = |ty: &CqlType| Box::new(with_type(ty, changed));
-    match ty {
-        CqlType::List { element, frozen } => CqlType::List {
-            element: inner(element),
-            frozen: *frozen,
-        },
-        CqlType::Set { element, frozen } => CqlType::Set {
-            element: inner(element),
-            frozen: *frozen,
-        },
-        CqlType::Map { key, value, frozen } => CqlType::Map {
-            key: inner(key),
-            value: inner(value),
-            frozen: *frozen,
-        },
-        CqlType::Tuple(types) => {
-            CqlType::Tuple(types.iter().map(|t| with_type(t, changed)).collect())
-        }
-        CqlType::Udt {
-            keyspace,
-            name,
-            fields,
-            frozen,
-        } => {
-            let same = *name == changed.name && *keyspace == changed.keyspace;
-            let fields = if same {
-                changed.fields.clone()
-            } else {
-                fields
-                    .iter()
-                    .map(|(n, t)| (n.clone(), with_type(t, changed)))
-                    .collect()
-            };
-            let ty = CqlType::Udt {
-                keyspace: keyspace.clone(),
-                name: name.clone(),
-                fields,
-                frozen: *frozen,
-            };
-            if *frozen { ty.frozen() } else { ty }
-        }
-        native => native.clone(),
-    }
-}
-
-fn drop_type(
-    state: &mut State,
-    keyspace: &str,
-    name: &str,
-    if_exists: bool,
-) -> Result<Done, CqlError> {
-    let holder = keyspace_of(&state.schema, keyspace)?;
-    if !holder.types.contains_key(name) {
-        return if if_exists {
-            Ok(Done::nothing())
-        } else {
-            Err(CqlError::invalid(format!(
-                "No user type named {keyspace}.{name} exists."
-            )))
-        };
-    }
-    let uses = |ty: &CqlType| ty.any(&|t| matches!(t, CqlType::Udt { name: n, .. } if n == name));
-    if let Some(other) = holder
-        .types
-        .values()
-        .find(|t| t.fields.iter().any(|(_, ty)| uses(ty)))
-    {
-        return Err(CqlError::invalid(format!(
-            "Cannot drop user type {keyspace}.{name} as it is still used by user type {}",
-            other.name
-        )));
-    }
-    if let Some(table) = holder
-        .tables
-        .values()
-        .find(|t| t.columns.iter().any(|c| uses(&c.ty)))
-    {
-        return Err(CqlError::invalid(format!(
-            "Cannot drop user type {keyspace}.{name} as it is still used by table {keyspace}.{}",
-            table.name
-        )));
-    }
-    if let Some(holder) = state.schema.keyspaces.get_mut(keyspace) {
-        Arc::make_mut(holder).types.remove(name);
-    }
-    Ok(Done::one(
-        ChangeKind::Dropped,
-        ChangeTarget::Type,
-        keyspace,
-        name,
-    ))
 }

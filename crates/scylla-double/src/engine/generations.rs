@@ -2,7 +2,7 @@
 //!
 //! Schemas: ScyllaDB `db/system_distributed_keyspace.cc` (vnodes), `db/virtual_tables.cc` (tablets).
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -14,13 +14,17 @@ use super::{
     error::CqlError,
     lower::{self, Statement},
     order,
-    schema::{ColumnKind, KeyspaceSchema, MultiKind},
+    schema::{ColumnKind, KeyspaceSchema, MultiKind, TableSchema},
     storage::RingKey,
     types,
 };
 
 const DISTRIBUTED: &str = "system_distributed";
 const SYSTEM: &str = "system";
+/// When each generation of vnode streams begins.
+const TIMESTAMPS: &str = "cdc_generation_timestamps";
+/// The streams of each.
+const DESCRIPTIONS: &str = "cdc_streams_descriptions_v2";
 
 const TABLES: [&str; 4] = [
     "CREATE TABLE system_distributed.cdc_streams_descriptions_v2 (
@@ -82,11 +86,11 @@ impl Engine {
                 ("range_end", long(vnode.range_end)),
                 ("streams", Some(types::collection(streams.iter()))),
             ];
-            self.put_own(state, DISTRIBUTED, "cdc_streams_descriptions_v2", &row);
+            self.put_own(state, DISTRIBUTED, DESCRIPTIONS, &row);
         }
         // Last, for it tells that the descriptions are complete.
         let row = [("key", text("timestamps")), ("time", long(at_ms))];
-        self.put_own(state, DISTRIBUTED, "cdc_generation_timestamps", &row);
+        self.put_own(state, DISTRIBUTED, TIMESTAMPS, &row);
     }
 
     fn put_own(&self, state: &mut State, keyspace: &str, table: &str, row: InternalRow<'_>) {
@@ -113,10 +117,52 @@ impl Engine {
         let delay = self.options.generation_delay.as_millis() as i64;
         let wanted = at_ms.unwrap_or_else(|| self.now().div_euclid(1_000) + delay);
         let mut state = self.state.write();
-        let state = &mut *state;
-        let (at_ms, current, diff) = state.streams.split_table(keyspace, table, wanted)?;
+        let count = state.streams.tablets(keyspace, table)?.checked_mul(2)?;
+        self.resize_once(&mut state, keyspace, table, count, wanted)
+    }
+
+    fn resize_once(
+        &self,
+        state: &mut State,
+        keyspace: &str,
+        table: &str,
+        count: u32,
+        at_ms: i64,
+    ) -> Option<i64> {
+        let (at_ms, current, diff) = state.streams.resize_table(keyspace, table, count, at_ms)?;
         self.tell_tablet_streams(state, keyspace, table, at_ms, &current, &diff);
         Some(at_ms)
+    }
+
+    /// Brings the tablets of a table to a number, a power of two, by splitting all in two, or merging them
+    /// two by two, as often as it takes; each time a set of streams ends and another begins, the configured
+    /// delay after the one before.
+    pub(super) fn resize_tablets(
+        &self,
+        state: &mut State,
+        keyspace: &str,
+        table: &str,
+        wanted: u32,
+        now: i64,
+    ) {
+        let delay = self.options.generation_delay.as_millis() as i64;
+        let mut at_ms = now.div_euclid(1_000);
+        while let Some(count) = state.streams.tablets(keyspace, table)
+            && count != wanted
+        {
+            let next = if count < wanted {
+                count.saturating_mul(2)
+            } else {
+                count / 2
+            };
+            at_ms += delay;
+            if self
+                .resize_once(state, keyspace, table, next, at_ms)
+                .is_none()
+            {
+                break;
+            }
+        }
     }
 
     fn tell_tablet_streams(
@@ -260,6 +306,60 @@ impl Engine {
         key: InternalRow<'_>,
     ) -> Result<(), CqlError> {
         remove(&mut self.state.write(), keyspace, table, key)
+    }
+}
+
+/// Whether a table tells of the generations of vnode streams. Clients with the rights of a superuser, as
+/// all are here, write to these (`client_state::check_internal_table_permissions` forbids less).
+pub(super) fn tells_of_generations(table: &TableSchema) -> bool {
+    table.keyspace == DISTRIBUTED && [TIMESTAMPS, DESCRIPTIONS].contains(&table.name.as_str())
+}
+
+impl State {
+    /// Takes up the generations that clients have written of, see [`Streams::follow`].
+    ///
+    /// [`Streams::follow`]: super::cdc::streams::Streams::follow
+    pub(super) fn follow_generations(&mut self, now: i64) {
+        let now = now.div_euclid(1_000_000);
+        let rows = |table: &str, key: &Bytes| {
+            let schema = self.schema.table(DISTRIBUTED, table)?;
+            let ring = RingKey::new(schema, std::slice::from_ref(key));
+            let stored = self.data.get(&schema.id)?.get(&ring)?;
+            Some(stored.data.rows.values().filter(move |r| r.is_live(now)))
+        };
+        let told = text("timestamps").and_then(|key| rows(TIMESTAMPS, &key));
+        let told: BTreeSet<i64> = told
+            .into_iter()
+            .flatten()
+            .filter_map(|row| types::bigint(row.key.first()?))
+            .collect();
+        let column = self
+            .schema
+            .table(DISTRIBUTED, DESCRIPTIONS)
+            .and_then(|t| t.column("streams"))
+            .map(|c| c.id);
+        let vnodes = |at: i64| -> Vec<VnodeStreams> {
+            let rows = long(at).and_then(|at| rows(DESCRIPTIONS, &at));
+            rows.into_iter()
+                .flatten()
+                .filter_map(|row| {
+                    let range_end = types::bigint(row.key.first()?)?;
+                    let streams = match row.cell(column?)? {
+                        CellData::Atomic(cell) => cell.get(now)?.clone(),
+                        CellData::Multi(_) => return None,
+                    };
+                    let ids = types::elements(&streams).into_iter();
+                    let streams = ids.map(|id| streams.slice_ref(id)).collect();
+                    Some(VnodeStreams { range_end, streams })
+                })
+                .collect()
+        };
+        let found: Vec<(i64, Vec<VnodeStreams>)> =
+            told.iter().map(|at| (*at, vnodes(*at))).collect();
+        self.streams.follow(&told, |at| {
+            let generation = found.iter().find(|(time, _)| *time == at);
+            generation.map(|(_, v)| v.clone()).unwrap_or_default()
+        });
     }
 }
 

@@ -144,7 +144,7 @@ pub(crate) fn statement(
         }
         ast::Statement::Truncate(name) => {
             let table = table(schema, &name, keyspace)?;
-            if is_system(&table.keyspace) {
+            if is_system(&table.keyspace) && !super::generations::tells_of_generations(table) {
                 return Err(CqlError::unauthorized(format!(
                     "{} keyspace is not user-modifiable.",
                     table.keyspace

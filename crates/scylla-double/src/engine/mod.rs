@@ -73,7 +73,10 @@ pub struct Options {
     pub vnodes: u32,
     /// Shards of the node, and so streams of each vnode.
     pub shards_per_vnode: u32,
-    /// Tablets a table starts with in a keyspace with tablets that does not say.
+    /// Whether a keyspace that is made without a `tablets` clause uses tablets, as in ScyllaDB since
+    /// 2025 (`tablets_mode_for_new_keyspaces`).
+    pub tablets_by_default: bool,
+    /// Tablets a table starts with in a keyspace with tablets, unless it or its keyspace says.
     pub initial_tablets: u32,
     /// How long before the start the first generation began. ScyllaDB refuses writes from before its
     /// first generation.
@@ -93,6 +96,7 @@ impl Default for Options {
         Self {
             vnodes: 16,
             shards_per_vnode: 2,
+            tablets_by_default: true,
             initial_tablets: 4,
             first_generation_age: Duration::from_secs(10),
             generation_delay: Duration::from_secs(2),
@@ -538,8 +542,12 @@ impl Engine {
             }
             Statement::Use(keyspace) => Ok(Outcome::SetKeyspace(keyspace.clone())),
             Statement::Truncate(table) => {
-                if let Some(data) = self.state.write().data.get_mut(&table.id) {
+                let mut state = self.state.write();
+                if let Some(data) = state.data.get_mut(&table.id) {
                     data.partitions.clear();
+                }
+                if generations::tells_of_generations(table) {
+                    state.follow_generations(now);
                 }
                 Ok(Outcome::Void)
             }
@@ -694,7 +702,13 @@ impl Engine {
                 return Err(CqlError::invalid("Batch too large"));
             }
         }
+        let generations = mutations
+            .iter()
+            .any(|m| generations::tells_of_generations(&m.table));
         state.write(mutations, now)?;
+        if generations {
+            state.follow_generations(now);
+        }
         Ok(answer)
     }
 }
@@ -794,7 +808,7 @@ fn is_current(schema: &Schema, prepared: &Prepared) -> bool {
 }
 
 fn refuse_internal(plan: &ModifyPlan) -> Result<(), CqlError> {
-    if lower::is_system(&plan.table.keyspace) {
+    if lower::is_system(&plan.table.keyspace) && !generations::tells_of_generations(&plan.table) {
         return Err(CqlError::unauthorized(format!(
             "{} keyspace is not user-modifiable.",
             plan.table.keyspace

@@ -331,7 +331,7 @@ pub struct KeyspaceSchema {
     pub replication: IndexMap<String, String>,
     /// `durable_writes`.
     pub durable_writes: bool,
-    /// The tablets a table starts with, when the keyspace uses tablets.
+    /// The tablets a table starts with, when the keyspace uses tablets; 0: as many as the node likes.
     pub tablets: Option<u32>,
     /// Made by the node itself; statements of clients cannot change it.
     pub internal: bool,

@@ -3,7 +3,7 @@
 //! Sources: ScyllaDB `cdc/generation.cc` (layout of an id, making of a generation), `cdc/metadata.cc`
 //! (choice of the stream, refusal of writes too far from now), docs/dev/cdc.md.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use rand::RngExt;
@@ -48,6 +48,8 @@ pub(crate) struct VnodeStreams {
 pub(crate) struct Streams {
     /// Of keyspaces with vnodes: by the time from which they are used, ms; vnodes ascending.
     vnodes: BTreeMap<i64, Vec<VnodeStreams>>,
+    /// Which of them a client began, by writing to the tables that tell of them.
+    clients: BTreeSet<i64>,
     /// Of tables in keyspaces with tablets: by keyspace and base table, then as above; ascending.
     tablets: HashMap<(String, String), BTreeMap<i64, Vec<Bytes>>>,
 }
@@ -90,6 +92,39 @@ impl Streams {
         self.vnodes.last_key_value().map(|(at, _)| *at)
     }
 
+    /// Takes up generations that a client told of: newer than what there is, and each with the streams of
+    /// all vnodes. `told` are the times of all that are told of; one that a client began and that is not
+    /// told of any more is withdrawn.
+    pub(crate) fn follow(
+        &mut self,
+        told: &BTreeSet<i64>,
+        streams: impl Fn(i64) -> Vec<VnodeStreams>,
+    ) {
+        let vnodes = &mut self.vnodes;
+        self.clients.retain(|at| {
+            let kept = told.contains(at);
+            if !kept {
+                vnodes.remove(at);
+            }
+            kept
+        });
+        for at in told {
+            if self.newest_generation().is_some_and(|newest| *at <= newest) {
+                continue;
+            }
+            let mut generation = streams(*at);
+            if generation.is_empty() || generation.iter().any(|v| v.streams.is_empty()) {
+                continue;
+            }
+            generation.sort_by_key(|v| v.range_end);
+            for vnode in &mut generation {
+                by_shard(&mut vnode.streams);
+            }
+            self.vnodes.insert(*at, generation);
+            self.clients.insert(*at);
+        }
+    }
+
     /// Makes the first set of streams of a table with `count` tablets.
     pub(crate) fn add_table(
         &mut self,
@@ -115,13 +150,21 @@ impl Streams {
             .remove(&(keyspace.to_owned(), table.to_owned()));
     }
 
-    /// Gives a table twice as many tablets from `at_ms`, or from just after its newest set if that is
+    /// How many tablets a table has, or will have when its newest set of streams begins.
+    pub(crate) fn tablets(&self, keyspace: &str, table: &str) -> Option<u32> {
+        let sets = self.tablets.get(&(keyspace.to_owned(), table.to_owned()))?;
+        let (_, newest) = sets.last_key_value()?;
+        u32::try_from(newest.len()).ok()
+    }
+
+    /// Gives a table another number of tablets from `at_ms`, or from just after its newest set if that is
     /// later. All streams change, for each ends in random bits, like in ScyllaDB
     /// (`generate_tablet_resize_update`).
-    pub(crate) fn split_table(
+    pub(crate) fn resize_table(
         &mut self,
         keyspace: &str,
         table: &str,
+        count: u32,
         at_ms: i64,
     ) -> Option<(i64, Vec<Bytes>, StreamDiff)> {
         let sets = self
@@ -129,7 +172,6 @@ impl Streams {
             .get_mut(&(keyspace.to_owned(), table.to_owned()))?;
         let (newest, closed) = sets.last_key_value().map(|(at, set)| (*at, set.clone()))?;
         let at_ms = at_ms.max(newest + 1);
-        let count = u32::try_from(closed.len() * 2).ok()?;
         let opened: Vec<Bytes> = range_ends(count)
             .into_iter()
             .map(|end| stream_id(end, 0))
@@ -208,6 +250,17 @@ impl Streams {
     }
 }
 
+/// Brings the streams of a vnode, which are told of as a set, into the order of the shards: each was made
+/// of a token of its own shard. Streams that were made otherwise stay as they are.
+fn by_shard(streams: &mut [Bytes]) {
+    let count = streams.len() as u32;
+    let shard = |id: &Bytes| shard_of(stream_token(id), count);
+    let shards: BTreeSet<u32> = streams.iter().map(shard).collect();
+    if shards.len() == streams.len() {
+        streams.sort_by_key(shard);
+    }
+}
+
 fn refuse_future(at: Timestamp, now: Timestamp) -> Result<(), CqlError> {
     if at <= now + LEEWAY_US {
         return Ok(());
@@ -274,7 +327,7 @@ mod tests {
         streams.add_table("k", "t", 0, 2);
         let before = streams.tablet_stream("k", "t", 1_000, 1_000, -5).unwrap();
         assert_eq!(stream_token(&before), -1);
-        let (at, set, diff) = streams.split_table("k", "t", 10).unwrap();
+        let (at, set, diff) = streams.resize_table("k", "t", 4, 10).unwrap();
         assert_eq!(
             (at, set.len(), diff.closed.len(), diff.opened.len()),
             (10, 4, 2, 4)

@@ -1121,3 +1121,162 @@ fn collections_are_stored_and_logged_in_order_however_they_are_bound() {
         [expected]
     );
 }
+
+/// The sets of streams that a table with tablets has had: when each began, ms after [`NOW`], and how many
+/// streams are current, closed and opened with it.
+fn tablet_sets(engine: &Engine) -> Vec<(i64, [usize; 3])> {
+    let times = select(
+        engine,
+        "SELECT toUnixTimestamp(timestamp) FROM system.cdc_timestamps WHERE keyspace_name = 'k' AND table_name = 't'",
+    );
+    let mut times: Vec<i64> = times.iter().map(|t| t.parse().expect("a time")).collect();
+    times.sort_unstable();
+    let count = |at: i64, state: usize| {
+        let found = select(
+            engine,
+            &format!(
+                "SELECT count(*) FROM system.cdc_streams WHERE keyspace_name = 'k' AND table_name = 't' \
+                 AND timestamp = {at} AND stream_state = {state}"
+            ),
+        );
+        found[0].parse().expect("a number")
+    };
+    let all = times.into_iter();
+    all.map(|at| (at - NOW / 1_000, [0, 1, 2].map(|state| count(at, state))))
+        .collect()
+}
+
+#[test]
+fn tablet_counts_asked_for_by_a_client_begin_new_streams() {
+    let engine = engine();
+    run(
+        &engine,
+        "CREATE KEYSPACE k WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1}",
+    );
+    run(
+        &engine,
+        "CREATE TABLE t (pk int PRIMARY KEY, v int) WITH cdc = {'enabled': true} AND tablets = {'min_tablet_count': 5}",
+    );
+    assert_eq!(tablet_sets(&engine), [(-5_000, [8, 0, 0])]);
+    run(
+        &engine,
+        "ALTER TABLE t WITH tablets = {'min_tablet_count': 8}",
+    );
+    assert_eq!(tablet_sets(&engine).len(), 1, "there are as many already");
+    // Split in two and in two again, one after the other.
+    run(
+        &engine,
+        "ALTER TABLE t WITH tablets = {'min_tablet_count': 32}",
+    );
+    assert_eq!(
+        tablet_sets(&engine)[1..],
+        [(2_000, [16, 8, 16]), (4_000, [32, 16, 32])]
+    );
+    // A write goes to the streams of its time.
+    for (v, at) in [(0, NOW), (1, NOW + 4_000_000)] {
+        for pk in 0..40 {
+            let insert = format!("INSERT INTO t (pk, v) VALUES ({pk}, {v}) USING TIMESTAMP {at}");
+            run(&engine, &insert);
+        }
+    }
+    let streams = |v: i32| {
+        let found = select(
+            &engine,
+            &format!(
+                "SELECT \"cdc$stream_id\" FROM t_scylla_cdc_log WHERE v = {v} ALLOW FILTERING"
+            ),
+        );
+        found.into_iter().collect::<std::collections::BTreeSet<_>>()
+    };
+    let (old, new) = (streams(0), streams(1));
+    assert!(
+        old.is_disjoint(&new) && old.len() <= 8 && new.len() > 8,
+        "{old:?} {new:?}"
+    );
+    // And merged when nobody asks for so many.
+    run(
+        &engine,
+        "ALTER TABLE t WITH tablets = {'max_tablet_count': 16}",
+    );
+    assert_eq!(
+        tablet_sets(&engine)[3..],
+        [
+            (4_001, [16, 32, 16]),
+            (4_002, [8, 16, 8]),
+            (6_000, [4, 8, 4])
+        ]
+    );
+}
+
+#[test]
+fn a_generation_of_vnode_streams_is_begun_by_a_client() {
+    let engine = logged("{'enabled': true}");
+    let at = NOW / 1_000 + 1_000;
+    let timestamps = "system_distributed.cdc_generation_timestamps";
+    let begin = format!("INSERT INTO {timestamps} (key, time) VALUES ('timestamps', {at})");
+    let write = |ck: i32, now: i64| {
+        run_at(
+            &engine,
+            &format!("INSERT INTO t (pk, ck) VALUES (0, {ck}) USING TIMESTAMP {now}"),
+            now,
+        );
+        let rest = format!("WHERE ck = {ck} ALLOW FILTERING");
+        let found = select(
+            &engine,
+            &format!("SELECT \"cdc$stream_id\" FROM t_scylla_cdc_log {rest}"),
+        );
+        found[0].clone()
+    };
+    let (first, second) = (0xaa, 0xbb);
+    let id = |byte: u8| format!("0x{}", format!("{byte:02x}").repeat(16));
+    let describe = |end: i64, byte: u8| {
+        run(
+            &engine,
+            &format!(
+                "INSERT INTO system_distributed.cdc_streams_descriptions_v2 (time, range_end, streams) \
+                 VALUES ({at}, {end}, {{{}}})",
+                id(byte)
+            ),
+        );
+    };
+    // One of nothing is told of and not used, as readers meet it.
+    run(&engine, &begin);
+    assert_eq!(
+        select(&engine, &format!("SELECT time FROM {timestamps}")).len(),
+        2
+    );
+    let old = write(0, NOW + 1_000_000);
+    assert!(old != id(first) && old != id(second));
+    run(
+        &engine,
+        &format!("DELETE FROM {timestamps} WHERE key = 'timestamps' AND time = {at}"),
+    );
+
+    describe(i64::MAX / 2, first);
+    describe(i64::MAX, second);
+    run(&engine, &begin);
+    assert_eq!(write(1, NOW + 999_999), old, "not yet");
+    // The token of 0 is −3485513579396041028: before the first end.
+    assert_eq!(write(2, NOW + 1_000_000), id(first));
+    // Taken back, it is as if it had not been.
+    run(
+        &engine,
+        &format!("DELETE FROM {timestamps} WHERE key = 'timestamps' AND time = {at}"),
+    );
+    assert_eq!(write(3, NOW + 1_000_000), old);
+    for (statement, what) in [
+        (
+            "DROP TABLE system_distributed.cdc_generation_timestamps",
+            "its schema",
+        ),
+        (
+            "INSERT INTO system.cdc_timestamps (keyspace_name, table_name, timestamp) VALUES ('k', 't', 0)",
+            "another table",
+        ),
+    ] {
+        assert_eq!(
+            try_run(&engine, statement).expect_err(what).code,
+            UNAUTHORIZED
+        );
+    }
+}

@@ -21,12 +21,13 @@ fn engine() -> Engine {
     })
 }
 
-/// An engine with keyspace `k`.
+/// An engine with keyspace `k` of vnodes.
 fn with_keyspace() -> Engine {
     let engine = engine();
     run(
         &engine,
-        "CREATE KEYSPACE k WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}",
+        "CREATE KEYSPACE k WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1} \
+         AND tablets = {'enabled': false}",
     );
     engine
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::engine::{ALREADY_EXISTS, ErrorDetail, INVALID, SYNTAX_ERROR, UNAUTHORIZED};
+use crate::engine::{
+    ALREADY_EXISTS, CONFIG_ERROR, ErrorDetail, INVALID, SYNTAX_ERROR, UNAUTHORIZED,
+};
 
 #[test]
 fn changes_are_told_of_with_the_log() {
@@ -57,7 +59,7 @@ fn refusals_have_their_codes() {
         ("SELEKT 1", SYNTAX_ERROR),
         ("CREATE TABLE t (pk int PRIMARY KEY)", ALREADY_EXISTS),
         (
-            "CREATE KEYSPACE k WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}",
+            "CREATE KEYSPACE k WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1}",
             ALREADY_EXISTS,
         ),
         (
@@ -213,4 +215,122 @@ fn names_may_be_192_characters_long() {
         refusal(&engine, "CREATE TABLE \"a-b\" (pk int PRIMARY KEY)"),
         "\"a-b\" is not a valid table name (must be alphanumeric character only: [0-9A-Za-z]+)"
     );
+}
+
+/// An engine that makes keyspaces with tablets, as it does unless told otherwise, and keyspace `k`.
+fn with_tablets() -> Engine {
+    let engine = engine();
+    run(
+        &engine,
+        "CREATE KEYSPACE k WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1}",
+    );
+    engine
+}
+
+fn tablets(engine: &Engine, keyspace: &str) -> Option<u32> {
+    engine.schema().keyspaces[keyspace].tablets
+}
+
+#[test]
+fn a_keyspace_has_tablets_unless_it_or_the_engine_says_otherwise() {
+    let engine = with_tablets();
+    assert_eq!(tablets(&engine, "k"), Some(0));
+    // No replication at all means a copy in each rack.
+    run(&engine, "CREATE KEYSPACE bare");
+    assert_eq!(tablets(&engine, "bare"), Some(0));
+    assert_eq!(
+        engine.schema().keyspaces["bare"].replication["datacenter1"],
+        "1"
+    );
+    let nts = "replication = {'class': 'NetworkTopologyStrategy', 'datacenter1': 1}";
+    for (name, clause, expected) in [
+        ("off", "{'enabled': false}", None),
+        ("yes", "{'enabled': true}", Some(0)),
+        ("eight", "{'initial': 8}", Some(8)),
+    ] {
+        run(
+            &engine,
+            &format!("CREATE KEYSPACE {name} WITH {nts} AND tablets = {clause}"),
+        );
+        assert_eq!(tablets(&engine, name), expected, "{clause}");
+    }
+    let before = Engine::new(Options {
+        tablets_by_default: false,
+        ..Options::default()
+    });
+    run(&before, &format!("CREATE KEYSPACE k WITH {nts}"));
+    run(
+        &before,
+        "CREATE KEYSPACE s WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}",
+    );
+    assert_eq!((tablets(&before, "k"), tablets(&before, "s")), (None, None));
+}
+
+#[test]
+fn what_a_keyspace_or_its_tablets_cannot_be_is_refused() {
+    let engine = with_tablets();
+    run(
+        &engine,
+        "CREATE KEYSPACE off WITH replication = {'class': 'NetworkTopologyStrategy'} AND tablets = {'enabled': false}",
+    );
+    run(
+        &engine,
+        "CREATE KEYSPACE three WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 3}",
+    );
+    let create = |rest: &str| format!("CREATE KEYSPACE r WITH replication = {rest}");
+    let table = |name: &str, rest: &str| format!("CREATE TABLE {name} (k int PRIMARY KEY) {rest}");
+    for (statement, code, expected) in [
+        (
+            create("{'class': 'SimpleStrategy', 'replication_factor': 1}"),
+            CONFIG_ERROR,
+            "SimpleStrategy doesn't support tablet replication",
+        ),
+        (
+            create("{'class': 'NetworkTopologyStrategy', 'dc2': 1}"),
+            CONFIG_ERROR,
+            "Unrecognized strategy option {dc2} passed to org.apache.cassandra.locator.NetworkTopologyStrategy",
+        ),
+        (
+            create("{'class': 'NetworkTopologyStrategy'} AND tablets = {'bogus': 1}"),
+            CONFIG_ERROR,
+            "Unrecognized tablets option bogus",
+        ),
+        (
+            create("{'class': 'NetworkTopologyStrategy'} AND tablets = {'enabled': 2}"),
+            CONFIG_ERROR,
+            "Tablets enabled value must be true or false; found: 2",
+        ),
+        (
+            "ALTER KEYSPACE k WITH tablets = {'enabled': false}".into(),
+            INVALID,
+            "Cannot alter replication strategy vnode/tablets flavor",
+        ),
+        (
+            table("t", "WITH tablets = {'bogus': 1}"),
+            SYNTAX_ERROR,
+            "Unknown tablet hint 'bogus'",
+        ),
+        (
+            table("t", "WITH tablets = {'min_tablet_count': -1}"),
+            CONFIG_ERROR,
+            "Invalid value '-1' for min_tablet_count",
+        ),
+        (
+            table("off.t", "WITH tablets = {'min_tablet_count': 4}"),
+            CONFIG_ERROR,
+            "tablet options cannot be used when tablets are disabled for the keyspace",
+        ),
+        (
+            table("three.t", ""),
+            CONFIG_ERROR,
+            "Datacenter datacenter1 doesn't have enough token-owning nodes for replication_factor=3",
+        ),
+    ] {
+        let e = try_run(&engine, &statement).expect_err(&statement);
+        assert_eq!(
+            (e.code, e.message.as_str()),
+            (code, expected),
+            "{statement}"
+        );
+    }
 }
