@@ -178,7 +178,7 @@ fn defaults_are_those_of_the_policies() {
     }
     assert_eq!(
         loaded.settings.pipeline.delivery,
-        config::settings::Delivery::AtLeastOnce
+        config::settings::Delivery::ExactlyOnce
     );
 }
 

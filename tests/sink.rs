@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 use batches::{Maker, numbered, position};
 use broker::{Cluster, Faulty, read_all, unique};
 use penstock::change::{GroupKey, RecordBatch, Rejected, StreamId};
-use penstock::checkpoint::{Checkpoints, GroupCheckpoint};
+use penstock::checkpoint::{Checkpoints, GroupCheckpoint, Settlement};
 use penstock::config::settings::{LiveSettings, Settings};
 use penstock::dead_letter::{DeadLetter, DeadLetters, Filter};
 use penstock::policy::Class;
 use penstock::policy::breaker::{self, State};
 use penstock::policy::stage::StagePolicies;
 use penstock::sink::redpanda::{RedpandaSink, ShardSink};
-use penstock::sink::{Delivered, SinkError};
+use penstock::sink::{Delivered, Settle, SinkError};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
@@ -488,6 +488,13 @@ async fn load(name: &str, brokers: &str, shards: u32) -> Checkpoints {
     all
 }
 
+fn moved(progress: &Checkpoints) -> Settlement {
+    Settlement {
+        progress: progress.clone(),
+        ..Settlement::default()
+    }
+}
+
 #[tokio::test]
 async fn checkpoints_survive_restarts_and_other_numbers_of_shards() {
     let cluster = Cluster::start();
@@ -501,13 +508,17 @@ async fn checkpoints_survive_restarts_and_other_numbers_of_shards() {
             let mut sink = b.sink.open_shard(shard).unwrap();
             let mine = (0..40).map(group).filter(|g| g.shard(4) == shard);
             let mut changed: Checkpoints = mine.map(|g| (g, checkpoint(1))).collect();
-            sink.commit(&changed, &[]).await.unwrap();
+            sink.settle(&[], &moved(&changed)).await.unwrap();
             for (n, c) in changed.values_mut().enumerate() {
                 c.complete_until_us = 1000 + n as i64;
             }
-            sink.commit(&changed, &[]).await.unwrap();
+            sink.settle(&[], &moved(&changed)).await.unwrap();
             let (gone, _) = changed.pop_first().expect("each shard has groups");
-            sink.commit(&Checkpoints::new(), &[gone]).await.unwrap();
+            let forgotten = Settlement {
+                forgotten: [gone].into(),
+                ..Settlement::default()
+            };
+            sink.settle(&[], &forgotten).await.unwrap();
             expected.extend(changed);
         }
     }

@@ -279,7 +279,7 @@ fn lanes(out: &mut Exposition, handle: &Handle) {
         "penstock_in_flight_changes",
         "gauge",
         "Changes that the sink holds unacknowledged.",
-        &|l| l.in_flight() as f64,
+        &|l| l.in_flight().changes as f64,
     );
     each(
         "penstock_newest_done_timestamp_seconds",

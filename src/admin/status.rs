@@ -234,7 +234,7 @@ impl Status {
                 shard: lane.shard,
                 read: lane.counters.read.load(Relaxed),
                 done: lane.counters.done.load(Relaxed),
-                in_flight: lane.in_flight(),
+                in_flight: lane.in_flight().changes,
                 acknowledged: lane.counters.acknowledged.load(Relaxed),
                 dead_letters: lane.counters.dead_letters.load(Relaxed),
                 rewinds: lane.counters.rewinds.load(Relaxed),

@@ -2,7 +2,7 @@
 
 pub mod topic;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
@@ -62,3 +62,19 @@ impl GroupCheckpoint {
 
 /// The checkpoints of a shard.
 pub type Checkpoints = BTreeMap<GroupKey, GroupCheckpoint>;
+
+/// What a commit says of a shard: where its groups are, and which of them are no more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settlement {
+    /// The groups that moved on, and where they are.
+    pub progress: Checkpoints,
+    /// The groups of finished generations: their checkpoints go.
+    pub forgotten: BTreeSet<GroupKey>,
+}
+
+impl Settlement {
+    /// There is nothing to say.
+    pub fn is_empty(&self) -> bool {
+        self.progress.is_empty() && self.forgotten.is_empty()
+    }
+}

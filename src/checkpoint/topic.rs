@@ -27,12 +27,21 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{Checkpoints, GroupCheckpoint};
 use crate::change::{GroupKey, Position, StreamId, timeuuid_cmp};
 
 /// The version that this build writes, and the highest that it reads.
 pub const VERSION: u32 = 2;
+
+/// The key of the record that says who writes a partition: no stream group has it.
+pub const OWNER_KEY: &str = "@owner";
+
+/// The value of that record.
+pub fn encode_owner(instance: Uuid) -> Vec<u8> {
+    instance.to_string().into_bytes()
+}
 
 /// `penstock.<pipeline>.checkpoints`
 pub fn topic_name(pipeline: &str) -> String {
@@ -156,6 +165,7 @@ pub struct Fold {
     shard: u32,
     shards: u32,
     found: BTreeMap<GroupKey, BTreeMap<i32, GroupCheckpoint>>,
+    owners: BTreeMap<i32, Uuid>,
 }
 
 impl Fold {
@@ -165,6 +175,7 @@ impl Fold {
             shard,
             shards,
             found: BTreeMap::new(),
+            owners: BTreeMap::new(),
         }
     }
 
@@ -175,6 +186,14 @@ impl Fold {
         key: Option<&[u8]>,
         value: Option<&[u8]>,
     ) -> Result<(), InvalidCheckpoint> {
+        if key == Some(OWNER_KEY.as_bytes()) {
+            let owner = value.and_then(|v| std::str::from_utf8(v).ok()?.parse().ok());
+            match owner {
+                Some(owner) => self.owners.insert(partition, owner),
+                None => self.owners.remove(&partition),
+            };
+            return Ok(());
+        }
         let (group, checkpoint) = decode(key, value)?;
         if group.shard(self.shards) != self.shard {
             return Ok(());
@@ -185,6 +204,11 @@ impl Fold {
             None => places.remove(&partition),
         };
         Ok(())
+    }
+
+    /// Who wrote a partition last.
+    pub fn owner(&self, partition: i32) -> Option<Uuid> {
+        self.owners.get(&partition).copied()
     }
 
     /// What they come to; `own` is the shard's partition.
@@ -244,7 +268,6 @@ fn furthest(mut a: GroupCheckpoint, b: GroupCheckpoint) -> GroupCheckpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uuid::Uuid;
 
     fn group(n: u32) -> GroupKey {
         GroupKey(format!("ks.t/1764000000000/{n:032x}").into())

@@ -310,7 +310,7 @@ impl Flow {
             at: Instant::now(),
             read: lanes().map(|l| l.counters.read.load(Relaxed)).sum(),
             acknowledged: lanes().map(|l| l.counters.acknowledged.load(Relaxed)).sum(),
-            in_flight: lanes().map(|l| l.in_flight()).sum(),
+            in_flight: lanes().map(|l| l.in_flight().changes).sum(),
             dead_letters: lanes().map(|l| l.counters.dead_letters.load(Relaxed)).sum(),
             lag: status
                 .shards

@@ -251,9 +251,6 @@ pub enum Reason {
         /// The address.
         listen: String,
     },
-    /// Exactly-once is not there yet.
-    #[error("`pipeline.delivery` is \"exactly-once\", which this version cannot keep")]
-    DeliveryNotBuilt,
     /// A stand-in that this binary is without.
     #[error("`{key}` is \"embedded\", and this binary is built without the stand-ins")]
     NotEmbedded {
@@ -305,14 +302,13 @@ impl Reason {
             Self::PropertiesRejected { .. } => "properties-rejected",
             Self::TransactionTimeout { .. } => "transaction-timeout",
             Self::ExposedAdmin { .. } => "exposed-admin",
-            Self::DeliveryNotBuilt => "delivery-not-built",
             Self::NotEmbedded { .. } => "not-embedded",
             Self::UnknownStage { .. } => "unknown-stage",
         }
     }
 
     /// Every [`code`](Self::code); a test holds it against the enum and the fixtures.
-    pub const CODES: [&'static str; 34] = [
+    pub const CODES: [&'static str; 33] = [
         "unreadable",
         "empty-folder",
         "too-large",
@@ -344,7 +340,6 @@ impl Reason {
         "properties-rejected",
         "transaction-timeout",
         "exposed-admin",
-        "delivery-not-built",
         "not-embedded",
         "unknown-stage",
     ];

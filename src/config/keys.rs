@@ -128,8 +128,8 @@ use Fallback::{Absent, Required, Value};
 const KEYS: &[Row] = &[
     ("pipeline.name", Kind::Text(value::pipeline_name), Required, Refused,
      "Names the topics, the consumer group and the transactions of this pipeline; two pipelines on one Redpanda must differ in it", r#""orders""#),
-    ("pipeline.delivery", Kind::Choice(&["exactly-once", "at-least-once"]), Value(r#""at-least-once""#), Rebuild,
-     "What a crash may cost: at-least-once may repeat records and loses none; exactly-once is refused until the transactional sink is there", r#""at-least-once""#),
+    ("pipeline.delivery", Kind::Choice(&["exactly-once", "at-least-once"]), Value(r#""exactly-once""#), Rebuild,
+     "What a crash may cost: exactly-once neither loses nor repeats, for readers with isolation.level=read_committed; at-least-once may repeat records", r#""exactly-once""#),
     ("pipeline.shards", Kind::Int(1, 1024), Value("4"), Rebuild,
      "Ordered lanes from source to sink, and partitions of the checkpoint topic; instances share them", "4"),
     ("pipeline.instances", Kind::Choice(&["one", "shared"]), Value(r#""one""#), Refused,
@@ -210,7 +210,9 @@ const KEYS: &[Row] = &[
     ("sink.topics.properties", Kind::Properties, Value("{}"), Live,
      "Properties of a topic that is created", r#"{ "retention.ms" = 604800000 }"#),
     ("sink.checkpoint_interval", Kind::Duration(10, 3_600_000), Value(r#""1s""#), Live,
-     "Least time between two checkpoints of a shard: what a crash may repeat", r#""1s""#),
+     "Least time between two checkpoints of a shard: with at-least-once delivery, what a crash may repeat", r#""1s""#),
+    ("sink.commit_interval", Kind::Duration(1, 10_000), Value(r#""100ms""#), Live,
+     "Longest that a transaction is kept open for more records under load; with none on their way it is committed at once", r#""100ms""#),
 
     ("dead_letter.topic", Kind::Text(value::dead_letter_template), Value(r#""{pipeline}.dead-letters""#), Rebuild,
      "Topic of the changes that can never succeed; {pipeline} and {keyspace} are filled in", r#""orders.dead-letters""#),

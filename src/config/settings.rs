@@ -232,6 +232,8 @@ pub struct Sink {
     pub topics: Topics,
     /// Least time between checkpoints of a shard.
     pub checkpoint_interval: Duration,
+    /// Longest that a transaction is kept open under load.
+    pub commit_interval: Duration,
     /// Policies of stage `sink`.
     pub policies: Policies,
 }
@@ -451,6 +453,7 @@ impl Settings {
                     properties: BTreeMap::new(),
                 },
                 checkpoint_interval: second,
+                commit_interval: Duration::from_millis(100),
                 policies: policies.clone(),
             },
             dead_letter: DeadLetter {

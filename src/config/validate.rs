@@ -512,6 +512,7 @@ impl Check<'_> {
                     properties: self.map("sink.topics.properties"),
                 },
                 checkpoint_interval: self.duration("sink.checkpoint_interval"),
+                commit_interval: self.duration("sink.commit_interval"),
                 policies: self.policies("sink"),
             },
             dead_letter: DeadLetter {
@@ -703,14 +704,6 @@ impl Check<'_> {
     }
 
     fn cross(&mut self, settings: &Settings, checks: Checks<'_>) {
-        if settings.pipeline.delivery == Delivery::ExactlyOnce {
-            let help = "write delivery = \"at-least-once\", which is the default until the transactional sink is there";
-            self.problem(
-                Reason::DeliveryNotBuilt,
-                self.place("pipeline.delivery"),
-                [help.to_owned()],
-            );
-        }
         if !checks.embedded {
             for (key, nodes) in [
                 ("source.nodes", &settings.source.nodes),

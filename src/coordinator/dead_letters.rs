@@ -38,7 +38,7 @@ pub fn channel() -> (Keeper, Arc<Requests>) {
 
 impl Keeper {
     /// Back once all are kept, whatever crashes of the stage come in between; while the stage is given up on,
-    /// never.
+    /// never. Of a shard whose sink is atomic they are only looked at: its own transaction keeps them.
     ///
     /// # Errors
     /// The stage that made them made too many; none was kept.
@@ -70,6 +70,7 @@ impl Keeper {
 pub async fn run(
     requests: Arc<Requests>,
     dead_letters: Arc<DeadLetters>,
+    atomic: bool,
     scope: ChildScope,
 ) -> anyhow::Result<()> {
     let mut requests = requests.0.lock().await;
@@ -85,7 +86,11 @@ pub async fn run(
         let busy = scope.activity.busy();
         faults::point(&Stage::DeadLetter).await?;
         drop(busy);
-        let answer = match dead_letters.write(&letters).await {
+        let kept = match atomic {
+            true => dead_letters.admit(&letters).await,
+            false => dead_letters.write(&letters).await,
+        };
+        let answer = match kept {
             Ok(()) => Ok(()),
             Err(SinkError::Flood(flood)) => Err(flood),
             Err(error) => return Err(error.into()),

@@ -21,6 +21,14 @@ impl Armed {
     }
 }
 
+macro_rules! fault_point {
+    ($name:literal) => {
+        fail::fail_point!($name, |asked: Option<String>| Some(
+            asked.unwrap_or_else(|| "error".to_owned())
+        ))
+    };
+}
+
 /// Does what the fault point `stage::<name>` is set to: `panic`, `return(error)`, `return(hang)`, `sleep(ms)`.
 pub(super) async fn point(stage: &Stage) -> anyhow::Result<()> {
     match action(stage).as_deref() {
@@ -28,14 +36,6 @@ pub(super) async fn point(stage: &Stage) -> anyhow::Result<()> {
         Some("hang") => std::future::pending().await,
         Some(error) => anyhow::bail!("fault point: {error}"),
     }
-}
-
-macro_rules! fault_point {
-    ($name:literal) => {
-        fail::fail_point!($name, |asked: Option<String>| Some(
-            asked.unwrap_or_else(|| "error".to_owned())
-        ))
-    };
 }
 
 fn action(stage: &Stage) -> Option<String> {

@@ -3,6 +3,7 @@
 //!
 //! - [`supervisor`]: the only place that spawns.
 //! - [`lane`]: one shard's way from source to sink.
+//! - [`ledger`]: how far a shard is, and what is in whose hands.
 //! - [`child`]: what runs, by type: a stage, and a child of it.
 //! - [`shard`]: opened, run, drained and released alone.
 //! - [`sharing`]: which shards are ours, where several instances share them.
@@ -23,6 +24,7 @@ pub mod guard;
 pub mod handle;
 pub mod health;
 pub mod lane;
+pub mod ledger;
 pub mod listen;
 pub mod pipeline;
 pub mod plugins;
@@ -439,7 +441,7 @@ impl Coordinator {
         let left: usize = self
             .shared
             .pipeline()
-            .map_or(0, |p| p.lanes().iter().map(|l| l.in_flight()).sum());
+            .map_or(0, |p| p.lanes().iter().map(|l| l.in_flight().changes).sum());
         self.supervisor.remove(|_| true).await;
         self.shared.set_pipeline(None);
         self.shared.set_phase(Phase::Stopped);

@@ -13,6 +13,7 @@ use super::plugins::PluginHost;
 use super::shard::Shard;
 use super::supervisor::ChildSpec;
 use super::transforms::Transforms;
+use crate::config::settings::Delivery;
 use crate::config::{LiveSettings, Settings};
 use crate::dead_letter::DeadLetters;
 use crate::policy::stage::StagePolicies;
@@ -234,8 +235,9 @@ impl Pipeline {
 
     fn letters(&self) -> ChildSpec {
         let (requests, letters) = (self.letters.1.clone(), self.dead_letters.clone());
+        let atomic = self.settings().pipeline.delivery == Delivery::ExactlyOnce;
         ChildSpec::new(Stage::DeadLetter, move |scope| {
-            dead_letters::run(requests.clone(), letters.clone(), scope)
+            dead_letters::run(requests.clone(), letters.clone(), atomic, scope)
         })
     }
 

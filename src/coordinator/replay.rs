@@ -7,11 +7,9 @@ use serde::Serialize;
 use super::pipeline::Pipeline;
 use super::transforms::Handover;
 use crate::dead_letter::{DeadLetter, Filter};
-use crate::sink::redpanda::ShardSink;
+use crate::sink::Settle;
+use crate::sink::redpanda::{REPLAY_SHARD, ShardSink};
 use crate::transform::Chain;
-
-/// The producer of replays has a number that no shard has.
-const REPLAY_SHARD: u32 = u32::MAX;
 
 /// What became of one replayed letter.
 #[derive(Clone, Debug, Serialize)]
@@ -51,6 +49,7 @@ impl Pipeline {
         let mut chain =
             tokio::task::block_in_place(|| self.transforms.chain(&Handover::default()))?;
         let mut sink = self.sink.open_shard(REPLAY_SHARD)?;
+        sink.open().await?;
         let mut outcomes = Vec::with_capacity(letters.len());
         // A letter of each table version. The chain is the replay's own, so their ids count from 1 as those of a
         // source do; an id each letter would have the plugins open a table for each.
@@ -62,6 +61,17 @@ impl Pipeline {
                 tables.len() - 1
             });
             let replayed = replay_one(&mut chain, &mut sink, letter, table as u32 + 1).await;
+            // At once, so that a replay that is cut short delivers none of these again: in the transaction of its records
+            // where there is one.
+            if replayed.is_ok() {
+                match sink.is_atomic() {
+                    true => sink.take_away(&[letter.position]).await?,
+                    false => self.dead_letters.take_away(&[letter.position]).await?,
+                }
+            } else {
+                // What of it was delivered is nobody's.
+                sink.reset().await?;
+            }
             let (outcome, done) = match replayed {
                 Ok(0) => ("dropped by the transforms".to_owned(), true),
                 Ok(1) => ("delivered".to_owned(), true),
@@ -74,10 +84,6 @@ impl Pipeline {
                 }
                 Err(Failure::Untried(error)) => (format!("not replayed: {error}"), false),
             };
-            // At once, so that a replay that is cut short delivers none of these again.
-            if done {
-                self.dead_letters.take_away(&[letter.position]).await?;
-            }
             tracing::info!(position = %letter.position, outcome, "dead letter replayed");
             outcomes.push(Replayed {
                 id: letter.position.to_string(),
@@ -85,7 +91,7 @@ impl Pipeline {
                 done,
             });
         }
-        sink.close().await;
+        Settle::close(&mut sink).await;
         Ok(outcomes)
     }
 }

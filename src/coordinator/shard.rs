@@ -52,7 +52,7 @@ impl Shard {
         ChildSpec::new(id, move |scope| {
             let parts = sink.open_shard(lane.shard).map(|sink| SinkParts {
                 source: source.clone(),
-                sink,
+                sink: Box::new(sink),
                 dead_letters: keeper.clone(),
                 policies: policies.clone(),
                 live: live.clone(),

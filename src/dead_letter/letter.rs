@@ -244,6 +244,14 @@ pub enum RebuildError {
 }
 
 impl DeadLetter {
+    /// Says in the log that it is kept.
+    pub fn log(&self) {
+        tracing::warn!(
+            stage = &*self.stage, table = self.table, position = %self.position,
+            attempts = self.attempts, error = self.error, "change dead-lettered"
+        );
+    }
+
     /// Of a change that a stage rejected.
     pub fn of_rejected(pipeline: &str, batch: &Batch, rejected: &Rejected) -> Option<Self> {
         let index = rejected.source as usize;

@@ -205,8 +205,8 @@ struct State {
     messages: usize,
     /// A waiter wants to know when there are no more than this many.
     wake_at: Option<usize>,
-    /// One record is out alone, so a refusal is about it.
-    alone: bool,
+    /// This record is out alone, so a refusal is about it.
+    alone: Option<(BatchId, u32)>,
     broken: Option<SinkError>,
 }
 
@@ -317,7 +317,7 @@ impl Window {
             self.room.notify_waiters();
         }
         let id = state.number(tag);
-        let alone = state.alone;
+        let alone = state.alone.is_some();
         let Some(batch) = state.batch(id) else { return };
         let index = tag.0 as u32;
         let failure = match report {
@@ -431,6 +431,28 @@ impl Window {
         positions
     }
 
+    /// If the record that is out alone was refused: its change and the reason.
+    pub fn condemned(&self) -> Option<(Position, String)> {
+        let mut state = self.state.lock();
+        let (id, index) = state.alone?;
+        let batch = state.batch(id.0)?;
+        let (_, reason) = batch.poison.iter().find(|(i, _)| *i == index)?;
+        let source = batch.source.as_ref()?;
+        let record = source.records.get(index as usize)?;
+        let position = source.source.positions.get(record.source as usize)?;
+        Some((*position, reason.clone()))
+    }
+
+    /// Takes batches again: the same producer goes on, and everything that was under way has been reported on or let
+    /// go of. Reports that come in late belong to no batch.
+    pub fn reopen(&self) {
+        let mut state = self.state.lock();
+        state.first += state.batches.len() as u64;
+        state.batches.clear();
+        state.alone = None;
+        state.broken = None;
+    }
+
     /// Why the window takes no more batches.
     pub fn broken(&self) -> Option<SinkError> {
         self.state.lock().broken.clone()
@@ -464,8 +486,8 @@ impl Window {
         self.state.lock().messages
     }
 
-    /// What the next reports are about: one record that was sent alone, or many.
-    pub fn set_alone(&self, alone: bool) {
+    /// What the next reports are about: one record that is sent alone, or many.
+    pub fn set_alone(&self, alone: Option<(BatchId, u32)>) {
         self.state.lock().alone = alone;
     }
 
@@ -593,10 +615,10 @@ mod tests {
     fn only_a_record_sent_alone_is_condemned() {
         let w = window();
         let (a, ticket) = submit(&w, 1);
-        w.set_alone(true);
+        w.set_alone(Some((a, 0)));
         w.report(Tag::new(a, 0), Report::Suspect("too large".into()));
         assert_eq!(ticket.now_or_never().unwrap().unwrap().poison.len(), 1);
-        w.set_alone(false);
+        w.set_alone(None);
         let (b, ticket) = submit(&w, 2);
         w.report(Tag::new(b, 0), Report::Suspect("too large".into()));
         assert!(matches!(

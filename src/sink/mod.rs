@@ -9,9 +9,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 
+use crate::change::RecordBatch;
+use crate::checkpoint::{Checkpoints, Settlement};
+use crate::dead_letter::DeadLetter;
 use crate::policy::Class;
+use crate::policy::stage::Permit;
 
 pub mod flight;
 pub mod headers;
@@ -107,9 +112,27 @@ pub enum SinkError {
     /// A stage made more dead letters than `[dead_letter]` allows: fail it. None of them was written.
     #[error(transparent)]
     Flood(#[from] crate::dead_letter::flood::Flooded),
-    /// `delivery = "exactly-once"` reached the sink.
-    #[error("delivery = \"exactly-once\" is not built yet: use \"at-least-once\"")]
-    ExactlyOnce,
+    /// A transaction could not be begun, committed or aborted. Whether a commit happened, only the checkpoint topic
+    /// knows: the shard goes on from what is read there.
+    #[error("the transaction of shard {shard} could not be {what}: {reason}")]
+    Transaction {
+        /// Whose.
+        shard: u32,
+        /// `begun`, `committed`, `aborted`, or `taken over` when the shard is opened.
+        what: &'static str,
+        /// What the broker or librdkafka said.
+        reason: String,
+        /// From the error code.
+        class: Class,
+    },
+    /// Another producer took the shard over.
+    #[error("shard {shard} was taken over by another instance of the pipeline: {reason}")]
+    Fenced {
+        /// Which.
+        shard: u32,
+        /// What the broker said.
+        reason: String,
+    },
 }
 
 impl SinkError {
@@ -120,12 +143,13 @@ impl SinkError {
             Self::Topic { class, .. }
             | Self::Delivery { class, .. }
             | Self::Read { class, .. }
-            | Self::Group { class, .. } => *class,
+            | Self::Group { class, .. }
+            | Self::Transaction { class, .. } => *class,
             Self::Property { .. }
             | Self::Client(_)
             | Self::Corrupt { .. }
             | Self::Flood(_)
-            | Self::ExactlyOnce => Class::Fatal,
+            | Self::Fenced { .. } => Class::Fatal,
         }
     }
 }
@@ -159,6 +183,55 @@ impl Future for Ticket {
             .poll(cx)
             .map(|r| r.unwrap_or(Err(SinkError::Reset)))
     }
+}
+
+/// A shard's sink: takes batches in order, and settlements that say what is to be true together.
+///
+/// With at-least-once delivery a settlement covers what was delivered, and more may be in flight meanwhile. An
+/// *atomic* sink makes what it was handed visible with its settlement, all of it or nothing, so the lane settles when
+/// nothing is in flight. After an error, of a call or of a ticket, the sink has a gap: [`Self::reset`] it, and go back.
+pub trait Settle: Send {
+    /// Whether records and letters are visible only with their settlement.
+    fn is_atomic(&self) -> bool;
+
+    /// Takes the shard: whoever had it before can do nothing any more. Says where an atomic one stands; call it
+    /// before anything else, and again after an error of it.
+    fn open(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>>;
+
+    /// Waits for leave for a batch: the rate limit, missing topics, the breaker. Cancel-safe.
+    fn leave(&self, batch: Arc<RecordBatch>) -> BoxFuture<'static, Result<Leave, SinkError>>;
+
+    /// Hands a batch over; waits for room in the producer, and for nothing else. The ticket resolves with its
+    /// delivery.
+    fn hand(
+        &mut self,
+        batch: Arc<RecordBatch>,
+        leave: Leave,
+    ) -> BoxFuture<'_, Result<Ticket, SinkError>>;
+
+    /// Makes true, together, that these letters are kept (of an atomic sink; another is handed none), that the groups
+    /// are there, and what was handed over before.
+    fn settle<'a>(
+        &'a mut self,
+        letters: &'a [DeadLetter],
+        settlement: &'a Settlement,
+    ) -> BoxFuture<'a, Result<(), SinkError>>;
+
+    /// Lets go of everything since the last settlement, or, if not atomic, of what is in flight. Says where the shard
+    /// stands if only the brokers know.
+    fn reset(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>>;
+
+    /// Ends the producer without waiting for what is under way.
+    fn close(&mut self) -> BoxFuture<'_, ()>;
+}
+
+/// Leave to hand one batch over.
+#[derive(Debug, Default)]
+pub struct Leave {
+    /// Per topic of the batch, whether Kafka would take its name.
+    pub named: Vec<bool>,
+    /// Of the breaker.
+    pub permit: Option<Permit>,
 }
 
 /// A topic name that Kafka takes: 1 to 249 of `[a-zA-Z0-9._-]`, not `.` or `..`

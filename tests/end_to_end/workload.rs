@@ -727,7 +727,7 @@ async fn records_are_what_the_statements_imply() {
     let dir = tempfile::tempdir().expect("a folder");
     let config = dir.path().join("pipeline.toml");
     let toml = format!(
-        "[pipeline]\nname = \"{name}\"\ndelivery = \"at-least-once\"\nshards = 2\n\
+        "[pipeline]\nname = \"{name}\"\ndelivery = \"exactly-once\"\nshards = 2\n\
          [source]\ntype = \"scylla-cdc\"\nnodes = [\"{}\"]\nkeyspace = \"ks\"\ntables = [\"one\", \"two\"]\n\
          safety_interval = \"50ms\"\npoll_interval = \"20ms\"\n\
          [sink]\ntype = \"redpanda\"\nbrokers = [\"{}\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n",

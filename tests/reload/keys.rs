@@ -42,7 +42,8 @@ const ROWS: &[(&str, &str, See)] = &[
     ("orders.enabled", "false", Effect),
 
     ("pipeline.name", r#""other""#, Refused),
-    ("pipeline.delivery", r#""exactly-once""#, Never("the other value is not built yet", "delivery-not-built")),
+    ("pipeline.delivery", r#""at-least-once""#, Effect),
+
     ("pipeline.shards", "3", Effect),
     ("pipeline.instances", r#""shared""#, Refused),
     ("pipeline.session_timeout", r#""12s""#, Rebuilt),

@@ -54,6 +54,7 @@ pub fn settings(name: &str, brokers: &str, shards: u32) -> Settings {
                 properties: BTreeMap::new(),
             },
             checkpoint_interval: Duration::from_secs(1),
+            commit_interval: Duration::from_millis(100),
             username: None,
             password: None,
             policies: Policies::default(),

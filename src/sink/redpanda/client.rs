@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rdkafka::ClientContext;
@@ -135,6 +136,26 @@ pub(super) fn producer(base: &ClientConfig, shards: u32) -> ClientConfig {
         .set("enable.gapless.guarantee", "true")
         .set("acks", "all")
         .set("message.timeout.ms", "0");
+    config
+}
+
+/// What a dead owner's open transaction may keep readers of committed records waiting for at most, and how long an
+/// outage may be that is not answered by an abort: below the group's session timeout.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Makes a shard's producer a transactional one. In a transaction a record that is given up on is aborted with it, and
+/// made again, so it may be given up on: before the transaction itself is, and a request before the record is.
+pub(super) fn transactional(mut config: ClientConfig, id: &str) -> ClientConfig {
+    let ms = TRANSACTION_TIMEOUT.as_millis();
+    if config.get("linger.ms").is_none() && config.get("queue.buffering.max.ms").is_none() {
+        config.set("linger.ms", "0");
+    }
+    config
+        .set("transactional.id", id)
+        .set("transaction.timeout.ms", ms.to_string())
+        .set("message.timeout.ms", (ms - 1_000).to_string())
+        .set("socket.timeout.ms", (ms - 2_000).to_string())
+        .set("enable.gapless.guarantee", "false");
     config
 }
 

@@ -21,7 +21,7 @@ use crate::sink::{SinkError, Ticket, headers};
 
 /// Bytes that a dead letter may have: twice the largest mutation that ScyllaDB takes (16 MiB, half a commit log
 /// segment), because its bytes are written as hex.
-const LARGEST: usize = 32 << 20;
+pub(super) const LARGEST: usize = 32 << 20;
 
 /// Writes, lists and purges the dead letters of a pipeline.
 pub struct DeadLetters {
@@ -60,24 +60,27 @@ impl DeadLetters {
     /// [`SinkError::Flood`]: the stage that made them made too many; none was written, and the stage is to
     /// fail.
     pub async fn write(&self, letters: &[DeadLetter]) -> Result<(), SinkError> {
-        self.admit(letters)?;
+        self.hold_back(letters)?;
         self.rewrite(letters).await
+    }
+
+    /// Whether these may be kept, at the rate that the stage is set to; whoever asks keeps them in a transaction of
+    /// its own. Errors as [`Self::write`].
+    pub async fn admit(&self, letters: &[DeadLetter]) -> Result<(), SinkError> {
+        self.hold_back(letters)?;
+        self.policies.throttle(letters.len() as u32).await;
+        Ok(())
     }
 
     /// As [`Self::write`], of letters that were kept before: they are none that a stage has just made.
     pub async fn rewrite(&self, letters: &[DeadLetter]) -> Result<(), SinkError> {
         let records: Vec<_> = letters.iter().map(|l| (l.position, Some(l))).collect();
         self.put(&records).await?;
-        for l in letters {
-            tracing::warn!(
-                stage = &*l.stage, table = l.table, position = %l.position,
-                attempts = l.attempts, error = l.error, "change dead-lettered"
-            );
-        }
+        letters.iter().for_each(DeadLetter::log);
         Ok(())
     }
 
-    fn admit(&self, letters: &[DeadLetter]) -> Result<(), SinkError> {
+    fn hold_back(&self, letters: &[DeadLetter]) -> Result<(), SinkError> {
         let (max, within) = {
             let live = self.sink.live.borrow();
             (live.dead_letter.max.get(), live.dead_letter.within)
@@ -190,14 +193,7 @@ impl DeadLetters {
         topic: &str,
         records: &[(Position, Option<&DeadLetter>)],
     ) -> Result<Ticket, SinkError> {
-        if !self.sink.topics.knows(topic) {
-            let settings = self.topic_settings();
-            let within = self.sink.live.borrow().sink.attempt_timeout;
-            self.sink
-                .topics
-                .ensure_within(topic, &settings, within)
-                .await?;
-        }
+        self.sink.find_dead_letter_topic(topic).await?;
         let mut outlet = self.outlet.lock().await;
         if outlet.window().broken().is_some() {
             outlet.stop().await;
@@ -223,20 +219,6 @@ impl DeadLetters {
 
     fn topic(&self) -> String {
         self.sink.live.borrow().dead_letter.topic.clone()
-    }
-
-    fn topic_settings(&self) -> settings::Topics {
-        let live = self.sink.live.borrow();
-        let largest = LARGEST.to_string();
-        let properties = [
-            // Kept until purged: a tombstone takes a letter away, time does not.
-            ("cleanup.policy", "compact"),
-            ("max.message.bytes", &largest),
-        ];
-        settings::Topics {
-            properties: properties.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
-            ..live.sink.topics.clone()
-        }
     }
 
     /// The dead letters that a filter means, the oldest first.
@@ -305,7 +287,31 @@ impl DeadLetters {
     }
 }
 
-fn headers_of(letter: &DeadLetter) -> OwnedHeaders {
+impl RedpandaSink {
+    /// Makes sure that the topic is there, with room for any letter.
+    pub(super) async fn find_dead_letter_topic(&self, topic: &str) -> Result<(), SinkError> {
+        if self.topics.knows(topic) {
+            return Ok(());
+        }
+        let (settings, within) = {
+            let live = self.live.borrow();
+            let largest = LARGEST.to_string();
+            let properties = [
+                // Kept until purged: a tombstone takes a letter away, time does not.
+                ("cleanup.policy", "compact"),
+                ("max.message.bytes", &largest),
+            ];
+            let settings = settings::Topics {
+                properties: properties.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+                ..live.sink.topics.clone()
+            };
+            (settings, live.sink.attempt_timeout)
+        };
+        self.topics.ensure_within(topic, &settings, within).await
+    }
+}
+
+pub(super) fn headers_of(letter: &DeadLetter) -> OwnedHeaders {
     let attempts = letter.attempts.to_string();
     let time = |t: SystemTime| humantime::format_rfc3339_micros(t).to_string();
     let (position, first, last) = (

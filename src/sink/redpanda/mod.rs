@@ -15,7 +15,7 @@ use rdkafka::admin::AdminClient;
 use rdkafka::config::ClientConfig;
 use tokio::time::Instant;
 
-use crate::config::settings::{self, Instances, LiveSettings, Nodes};
+use crate::config::settings::{self, Delivery, Instances, LiveSettings, Nodes};
 use crate::policy::Class;
 use crate::policy::breaker::State as Breaker;
 use crate::policy::stage::{Permit, StagePolicies};
@@ -33,9 +33,11 @@ mod reader;
 mod shard;
 pub mod tail;
 mod topics;
+mod transaction;
 
 pub use client::{check_properties, reserved_property};
 pub use dead_letters::DeadLetters;
+pub(crate) use shard::REPLAY_SHARD;
 pub use shard::ShardSink;
 
 use client::Quiet;
@@ -53,6 +55,8 @@ pub struct RedpandaSink {
     topics: topics::Topics,
     /// Of the checkpoint topic; looked up once.
     partitions: tokio::sync::OnceCell<u32>,
+    /// Who this process is, in the checkpoint topic.
+    instance: uuid::Uuid,
     /// By shard; a lane stays when its shard is given up, so that counters never fall.
     lanes: Mutex<BTreeMap<u32, Arc<Lane>>>,
 }
@@ -106,6 +110,7 @@ impl RedpandaSink {
             base,
             topics: topics::Topics::new(admin),
             partitions: tokio::sync::OnceCell::new(),
+            instance: uuid::Uuid::new_v4(),
             lanes: Mutex::default(),
         };
         sink.reach(brokers).await?;
@@ -138,8 +143,13 @@ impl RedpandaSink {
 
     /// Opens a shard's producer. A shard is open at most once at a time.
     pub fn open_shard(self: &Arc<Self>, shard: u32) -> Result<ShardSink, SinkError> {
+        let delivery = self.live.borrow().pipeline.delivery;
+        self.open_with(shard, delivery)
+    }
+
+    fn open_with(self: &Arc<Self>, shard: u32, delivery: Delivery) -> Result<ShardSink, SinkError> {
         let lane = Arc::clone(self.lanes.lock().entry(shard).or_default());
-        ShardSink::open(Arc::clone(self), shard, lane)
+        ShardSink::open(Arc::clone(self), shard, lane, delivery)
     }
 
     /// Waits for the breaker's permission for a new batch.

@@ -18,7 +18,7 @@ use crate::sink::SinkError;
 use crate::sink::flight::{BatchId, Counters, Report, Snapshot, Tag, Window};
 
 /// Delivery reports come in here, on librdkafka's polling thread.
-struct Reports {
+pub(super) struct Reports {
     window: Arc<Window>,
     quiet: Quiet,
 }
@@ -144,7 +144,7 @@ impl Outlet {
         &self.lane
     }
 
-    fn producer(&self) -> Result<&ThreadedProducer<Reports>, SinkError> {
+    pub(super) fn producer(&self) -> Result<&ThreadedProducer<Reports>, SinkError> {
         self.producer.as_ref().ok_or(SinkError::Reset)
     }
 

@@ -25,13 +25,25 @@ pub(super) fn read(
     topic: &str,
     each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
 ) -> Result<(), SinkError> {
-    read_within(config, topic, STALLED, each)
+    read_within(config, topic, STALLED, |_| true, each)
 }
 
-pub(super) fn read_within(
+/// … every record of one partition.
+pub(super) fn read_partition(
+    config: &ClientConfig,
+    topic: &str,
+    partition: i32,
+    stalled: Duration,
+    each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
+) -> Result<(), SinkError> {
+    read_within(config, topic, stalled, |p| p == partition, each)
+}
+
+fn read_within(
     config: &ClientConfig,
     topic: &str,
     stalled: Duration,
+    wanted: impl Fn(i32) -> bool,
     mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
 ) -> Result<(), SinkError> {
     let quiet = Quiet::default();
@@ -49,7 +61,7 @@ pub(super) fn read_within(
 
     // Knowing the leaders first saves the half second that an assignment to unknown ones waits.
     let deadline = Instant::now() + stalled;
-    let partitions = loop {
+    let mut partitions = loop {
         match partitions(&consumer, topic) {
             Ok(Some(partitions)) => break partitions,
             Ok(None) => return Ok(()),
@@ -59,6 +71,7 @@ pub(super) fn read_within(
             Err(e) => return Err(failed(&e)),
         }
     };
+    partitions.retain(|&p| wanted(p));
     let mut assignment = TopicPartitionList::with_capacity(partitions.len());
     for &partition in &partitions {
         assignment

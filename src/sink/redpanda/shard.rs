@@ -1,21 +1,29 @@
 //! One shard's way to the brokers: batches in order, and its checkpoints.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use penstock_plugin_encoding::Mark;
-use rdkafka::message::{Header, Message, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
+use uuid::Uuid;
 
 use super::outlet::{Handed, Lane, Outgoing, Outlet};
-use super::{RedpandaSink, reader};
-use crate::change::{GroupKey, Position, RecordBatch};
-use crate::checkpoint::{Checkpoints, topic as checkpoint};
+use super::{RedpandaSink, client, dead_letters, reader};
+use crate::change::{Position, RecordBatch};
+use crate::checkpoint::{Checkpoints, Settlement, topic as checkpoint};
 use crate::config::settings::Delivery;
 use crate::crash::Crash;
-use crate::sink::flight::{BatchId, Oldest, Report, Snapshot, Tag};
-use crate::sink::{Delivered, SinkError, Ticket, headers, is_topic_name};
+use crate::dead_letter::DeadLetter;
+use crate::policy::Class;
+use crate::sink::flight::{BatchId, Report, Snapshot, Tag};
+use crate::sink::{Delivered, Leave, Settle, SinkError, Ticket, headers, is_topic_name};
 
+/// The producer of replays has a number that no shard has.
+pub(crate) const REPLAY_SHARD: u32 = u32::MAX;
+/// Whoever takes a shard over says so in the checkpoint topic within this time.
+const CLAIM_SHOWS: Duration = Duration::from_secs(1);
 /// A partition that was added is known to every broker by then.
 const PARTITION_SHOWS: Duration = Duration::from_secs(10);
 /// Waits for a full queue that holds nothing, before a record is taken to be larger than the queue.
@@ -23,15 +31,39 @@ const FULL_AND_EMPTY: u32 = 1000;
 
 /// A shard's producer.
 ///
-/// The producer is the shard's alone, so its records keep their order, and a transaction around them is the
-/// shard's too. `exactly-once` comes in at two places: [`Self::submit`] begins a transaction where none is
-/// open, and [`Self::commit`] ends it with the checkpoint inside, once every ticket is resolved.
+/// It is the shard's alone, so its records keep their order. With `delivery = "exactly-once"` it is transactional: a
+/// transaction begins with the first batch after a settlement and ends with the next, the letters and the checkpoint in
+/// it, when every report has come in.
 pub struct ShardSink {
     sink: Arc<RedpandaSink>,
     shard: u32,
     outlet: Outlet,
     /// Changes of which a record was refused together with others: sent alone next time.
     suspects: HashSet<Position>,
+    /// … and those of which one was refused alone, with the reason: their transaction was aborted for it.
+    condemned: HashMap<Position, String>,
+    transaction: Transaction,
+}
+
+/// Where a producer is with its transactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transaction {
+    /// It delivers at least once.
+    Never,
+    /// The shard has yet to be taken over, by this producer or another.
+    Unopened,
+    /// Open for the next batch.
+    None {
+        /// The checkpoint topic says whose the shard is.
+        claimed: bool,
+    },
+    /// Begun.
+    Begun {
+        /// As above.
+        claimed: bool,
+    },
+    /// Whether it is committed, only the broker knows until it answers.
+    Committing,
 }
 
 impl ShardSink {
@@ -39,58 +71,211 @@ impl ShardSink {
         sink: Arc<RedpandaSink>,
         shard: u32,
         lane: Arc<Lane>,
+        delivery: Delivery,
     ) -> Result<Self, SinkError> {
-        if sink.live.borrow().pipeline.delivery == Delivery::ExactlyOnce {
-            return Err(SinkError::ExactlyOnce);
-        }
-        let outlet = Outlet::new(sink.producer_config(&shard.to_string()), lane)?;
+        let config = sink.producer_config(&shard.to_string());
+        let (config, transaction) = match delivery {
+            Delivery::AtLeastOnce => (config, Transaction::Never),
+            Delivery::ExactlyOnce => {
+                let id = format!("{}-{}", sink.live.borrow().pipeline.name, name(shard));
+                (client::transactional(config, &id), Transaction::Unopened)
+            }
+        };
         Ok(Self {
+            outlet: Outlet::new(config, lane)?,
             sink,
             shard,
-            outlet,
             suspects: HashSet::new(),
+            condemned: HashMap::new(),
+            transaction,
         })
     }
 
-    /// Hands a batch over; waits for the rate limit, the breaker, missing topics and a full queue, and for
-    /// nothing else. The ticket resolves with its delivery; a batch without records is delivered at once.
-    ///
-    /// An error, of this or of a ticket, leaves the shard's producer with a gap: [`Self::reset`] it and go
-    /// back to the checkpoint. Dropping the future before it is done does the same.
+    /// Waits for leave and hands a batch over; the ticket resolves with its delivery.
     pub async fn submit(&mut self, batch: Arc<RecordBatch>) -> Result<Ticket, SinkError> {
         if let Some(broken) = self.outlet.window().broken() {
             return Err(broken);
         }
-        if batch.records.is_empty() {
-            let (done, ticket) = Ticket::new();
-            done.send(Ok(Delivered::default())).ok();
-            return Ok(ticket);
-        }
-        self.sink
-            .policies
-            .throttle(batch.records.len() as u32)
-            .await;
-        let named = self.check_topics(&batch).await?;
-        let permit = self.sink.gate().await;
-        let window = Arc::clone(self.outlet.window());
-        let (submission, ticket) = window.open(Some(Arc::clone(&batch)), Some(permit))?;
-        Crash::AfterBegin.here();
-        self.hand_over(submission.id, &batch, &named).await?;
-        submission.seal();
-        Ok(ticket)
+        let leave = self.leave(batch.clone()).await?;
+        self.hand(batch, leave).await
     }
 
-    /// Per topic of the batch, whether Kafka would take its name; makes those that are missing.
-    async fn check_topics(&self, batch: &RecordBatch) -> Result<Vec<bool>, SinkError> {
-        let mut named = Vec::with_capacity(batch.topics.len());
-        for topic in &batch.topics {
-            let good = is_topic_name(topic);
-            if good && !self.sink.topics.knows(topic) {
-                self.sink.find_topic(topic).await?;
-            }
-            named.push(good);
+    async fn take_over(&mut self) -> Result<Checkpoints, SinkError> {
+        if self.transaction == Transaction::Unopened && self.outlet.window().broken().is_some() {
+            self.outlet.stop().await;
+            self.outlet.restart().await?;
         }
-        Ok(named)
+        let within = self.sink.live.borrow().sink.attempt_timeout;
+        let permit = self.sink.gate().await;
+        let topic = self.sink.checkpoint_topic();
+        let taken = async {
+            let partition = self.sink.own_partition(self.shard).await?;
+            self.outlet.take_over(self.shard, &topic, within).await?;
+            self.sink.read_shard(self.shard, partition, within).await
+        };
+        match taken.await {
+            Ok((checkpoints, _)) => {
+                permit.success();
+                // A replay is of no shard, so there is nothing to claim.
+                let claimed = self.shard == REPLAY_SHARD;
+                self.transaction = Transaction::None { claimed };
+                Ok(checkpoints)
+            }
+            Err(error) => {
+                if error.class() == Class::Retryable {
+                    permit.failure(&error);
+                }
+                // Whatever state it is in: the next try has another one.
+                self.outlet.window().fail(SinkError::Reset);
+                Err(error)
+            }
+        }
+    }
+
+    /// Fails if the shard was claimed by another instance since this producer took it.
+    async fn check_owner(&self) -> Result<(), SinkError> {
+        // Whoever fenced this producer says so in the topic with its first settlement.
+        tokio::time::sleep(CLAIM_SHOWS).await;
+        let within = self.sink.live.borrow().sink.attempt_timeout;
+        let partition = self.sink.own_partition(self.shard).await?;
+        let (_, owner) = self.sink.read_shard(self.shard, partition, within).await?;
+        match owner {
+            Some(owner) if owner != self.sink.instance => Err(SinkError::Fenced {
+                shard: self.shard,
+                reason: format!(
+                    "its checkpoints are written by {owner}, this is {}",
+                    self.sink.instance
+                ),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Aborts, and says whether the producer is as good as new.
+    async fn abort(&mut self) -> bool {
+        self.outlet.window().fail(SinkError::Reset);
+        let within = self.sink.live.borrow().sink.attempt_timeout;
+        let aborted = tokio::time::timeout(within, self.outlet.abort(self.shard)).await;
+        if !matches!(aborted, Ok(Ok(()))) || self.outlet.is_finished() {
+            return false;
+        }
+        self.learn();
+        self.outlet.window().reopen();
+        self.sink.topics.forget();
+        true
+    }
+
+    fn begin(&mut self) -> Result<(), SinkError> {
+        if let Transaction::None { claimed } = self.transaction {
+            self.outlet.begin(self.shard)?;
+            self.transaction = Transaction::Begun { claimed };
+        }
+        Ok(())
+    }
+
+    /// Sends the letters, the checkpoints and, once, whose the shard is, and commits. What it takes for the answer to
+    /// come counts as for a batch: each `attempt_timeout` without one is a failure.
+    async fn commit(
+        &mut self,
+        letters: &[(Position, Option<&DeadLetter>)],
+        settlement: &Settlement,
+    ) -> Result<(), SinkError> {
+        let permit = match self.transaction {
+            Transaction::Begun { .. } => None,
+            _ => Some(self.sink.gate().await),
+        };
+        self.begin()?;
+        let Transaction::Begun { claimed } = self.transaction else {
+            return Err(SinkError::Reset);
+        };
+        let topic = self.sink.live.borrow().dead_letter.topic.clone();
+        if !letters.is_empty() {
+            self.sink.find_dead_letter_topic(&topic).await?;
+        }
+        let partition = self.sink.own_partition(self.shard).await?;
+        let mut records = checkpoint_records(partition, settlement);
+        if !claimed {
+            records.push((
+                partition,
+                checkpoint::OWNER_KEY.to_owned(),
+                Some(checkpoint::encode_owner(self.sink.instance)),
+            ));
+        }
+        let window = Arc::clone(self.outlet.window());
+        let (submission, ticket) = window.open(None, permit)?;
+        for (index, (position, letter)) in (0_u32..).zip(letters) {
+            let key = position.to_string();
+            let value = letter.map(|l| l.change.to_json());
+            let out = Outgoing {
+                topic: &topic,
+                partition: None,
+                key: Some(key.as_bytes()),
+                value: value.as_deref(),
+                headers: letter.map(dead_letters::headers_of),
+            };
+            self.outlet.send(submission.id, index, out).await?;
+        }
+        self.send_checkpoints(submission.id, letters.len() as u32, &records)
+            .await?;
+        submission.seal();
+        self.kept(ticket.await?)?;
+        Crash::BeforeCommit.here();
+        self.transaction = Transaction::Committing;
+        let mut committing = std::pin::pin!(self.outlet.commit(self.shard));
+        let committed = loop {
+            let within = self.sink.live.borrow().sink.attempt_timeout;
+            match tokio::time::timeout(within, &mut committing).await {
+                Ok(committed) => break committed,
+                Err(_) => self.sink.policies.record_failure("no answer to a commit"),
+            }
+        };
+        committed.inspect_err(|error| self.sink.policies.record_failure(error))?;
+        Crash::AfterCommit.here();
+        self.transaction = Transaction::None { claimed: true };
+        self.condemned.clear();
+        for letter in letters.iter().filter_map(|(_, letter)| *letter) {
+            letter.log();
+        }
+        Ok(())
+    }
+
+    /// Makes true, together, that what was handed over is delivered and that the letters of these changes are gone. Of
+    /// an atomic sink only.
+    pub(crate) async fn take_away(&mut self, letters: &[Position]) -> Result<(), SinkError> {
+        let tombstones: Vec<_> = letters.iter().map(|position| (*position, None)).collect();
+        self.commit(&tombstones, &Settlement::default()).await
+    }
+
+    async fn send_checkpoints(
+        &self,
+        id: BatchId,
+        from: u32,
+        records: &[(i32, String, Option<Vec<u8>>)],
+    ) -> Result<(), SinkError> {
+        let topic = self.sink.checkpoint_topic();
+        for (index, (partition, key, value)) in (from..).zip(records) {
+            let out = Outgoing {
+                topic: &topic,
+                partition: Some(*partition),
+                key: Some(key.as_bytes()),
+                value: value.as_deref(),
+                headers: None,
+            };
+            self.outlet.send(id, index, out).await?;
+        }
+        Ok(())
+    }
+
+    /// Nothing of ours may be refused.
+    fn kept(&self, delivered: Delivered) -> Result<(), SinkError> {
+        match delivered.poison.into_iter().next() {
+            None => Ok(()),
+            Some((_, reason)) => Err(SinkError::Topic {
+                topic: self.sink.checkpoint_topic(),
+                reason: format!("a checkpoint or a dead letter was refused: {reason}"),
+                class: Class::Fatal,
+            }),
+        }
     }
 
     async fn hand_over(
@@ -114,6 +299,11 @@ impl ShardSink {
             if !named.get(topic).copied().unwrap_or(false) {
                 let name = batch.topics.get(topic).map_or("", |t| t);
                 let reason = format!("{name:?} is not a name for a topic");
+                window.report(tag, Report::Poison(reason));
+                index += 1;
+                continue;
+            }
+            if let Some(reason) = self.condemned(batch, index) {
                 window.report(tag, Report::Poison(reason));
                 index += 1;
                 continue;
@@ -181,6 +371,15 @@ impl ShardSink {
                 .is_some_and(|p| self.suspects.contains(p))
     }
 
+    fn condemned(&self, batch: &RecordBatch, index: usize) -> Option<String> {
+        if self.condemned.is_empty() {
+            return None;
+        }
+        let source = batch.records[index].source as usize;
+        let position = batch.source.positions.get(source)?;
+        self.condemned.get(position).cloned()
+    }
+
     /// Sends a record with nothing else under way, so that a refusal is about it and nothing can overtake it.
     async fn send_alone(
         &mut self,
@@ -190,10 +389,18 @@ impl ShardSink {
     ) -> Result<(), SinkError> {
         let window = Arc::clone(self.outlet.window());
         window.room(0).await?;
-        window.set_alone(true);
+        window.set_alone(Some((id, index)));
         self.outlet.send(id, index, out).await?;
         window.room(0).await?;
-        window.set_alone(false);
+        if self.is_atomic()
+            && let Some((_, reason)) = window.condemned()
+        {
+            // It has broken its transaction: the next one has a letter in its place.
+            let error = SinkError::Suspect { records: 1, reason };
+            window.fail(error.clone());
+            return Err(error);
+        }
+        window.set_alone(None);
         if self.outlet.is_finished() {
             // To librdkafka the refusal left a gap; here it is known, and goes to the dead letters.
             self.outlet.replace_producer().await?;
@@ -201,10 +408,61 @@ impl ShardSink {
         Ok(())
     }
 
-    /// Lets go of everything under way, its tickets resolving as [`SinkError::Reset`], and starts over with a
-    /// new producer. The shard then goes on from its checkpoint.
-    pub async fn reset(&mut self) -> Result<(), SinkError> {
+    async fn write_checkpoints(
+        &mut self,
+        records: &[(i32, String, Option<Vec<u8>>)],
+    ) -> Result<(), SinkError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let permit = self.sink.gate().await;
+        let window = Arc::clone(self.outlet.window());
+        let (submission, ticket) = window.open(None, Some(permit))?;
+        self.send_checkpoints(submission.id, 0, records).await?;
+        submission.seal();
+        self.kept(ticket.await?)
+    }
+
+    /// Writes checkpoints into partitions that may have been added a moment ago: not every broker knows them yet,
+    /// and a producer that has been told "unknown" has to be made anew to ask again.
+    async fn move_checkpoints(
+        &mut self,
+        records: &[(i32, String, Option<Vec<u8>>)],
+    ) -> Result<(), SinkError> {
+        let deadline = tokio::time::Instant::now() + PARTITION_SHOWS;
+        loop {
+            match self.write_checkpoints(records).await {
+                Err(error)
+                    if error.class() == Class::Retryable
+                        && tokio::time::Instant::now() < deadline =>
+                {
+                    tracing::debug!(shard = self.shard, %error, "moving checkpoints again");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    self.let_go().await?;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Counts, queue fill and age of this shard, over all its producers.
+    pub fn snapshot(&self) -> Snapshot {
+        self.outlet.lane().snapshot()
+    }
+
+    /// Lets go of everything under way, its tickets resolving as [`SinkError::Reset`], and starts over with a new
+    /// producer.
+    async fn let_go(&mut self) -> Result<(), SinkError> {
         self.outlet.stop().await;
+        // Only now every report has come in.
+        self.learn();
+        self.sink.topics.forget();
+        self.outlet.restart().await
+    }
+
+    /// Learns from the reports that have come in which records are refused, or may be.
+    fn learn(&mut self) {
+        self.condemned.extend(self.outlet.window().condemned());
         let suspects = self.outlet.window().suspects();
         if !suspects.is_empty() {
             tracing::warn!(
@@ -214,96 +472,136 @@ impl ShardSink {
             );
         }
         self.suspects.extend(suspects);
-        self.sink.topics.forget();
-        self.outlet.restart().await
+    }
+}
+
+impl Settle for ShardSink {
+    fn is_atomic(&self) -> bool {
+        self.transaction != Transaction::Never
     }
 
-    /// Writes the checkpoints that changed, and forgets the groups that are finished; back once acknowledged.
-    /// Call it with checkpoints of delivered batches only.
-    pub async fn commit(
-        &mut self,
-        changed: &Checkpoints,
-        forgotten: &[GroupKey],
-    ) -> Result<(), SinkError> {
-        let partition = self.sink.own_partition(self.shard).await?;
-        let changed = changed
-            .iter()
-            .map(|(group, c)| (partition, group, Some(checkpoint::encode(c))));
-        let forgotten = forgotten.iter().map(|group| (partition, group, None));
-        let records: Vec<_> = changed.chain(forgotten).collect();
-        Crash::BeforeCommit.here();
-        self.write_checkpoints(&records).await?;
-        Crash::AfterCommit.here();
-        Ok(())
-    }
-
-    async fn write_checkpoints(
-        &mut self,
-        records: &[(i32, &GroupKey, Option<Vec<u8>>)],
-    ) -> Result<(), SinkError> {
-        if records.is_empty() {
-            return Ok(());
-        }
-        let topic = self.sink.checkpoint_topic();
-        let permit = self.sink.gate().await;
-        let window = Arc::clone(self.outlet.window());
-        let (submission, ticket) = window.open(None, Some(permit))?;
-        for (i, (partition, group, value)) in records.iter().enumerate() {
-            let out = Outgoing {
-                topic: &topic,
-                partition: Some(*partition),
-                key: Some(group.0.as_bytes()),
-                value: value.as_deref(),
-                headers: None,
-            };
-            self.outlet.send(submission.id, i as u32, out).await?;
-        }
-        submission.seal();
-        match ticket.await?.poison.into_iter().next() {
-            None => Ok(()),
-            Some((_, reason)) => Err(SinkError::Topic {
-                topic,
-                reason: format!("a checkpoint was refused: {reason}"),
-                class: crate::policy::Class::Fatal,
-            }),
-        }
-    }
-
-    /// Writes checkpoints into partitions that may have been added a moment ago: not every broker knows them yet,
-    /// and a producer that has been told "unknown" has to be made anew to ask again.
-    async fn move_checkpoints(
-        &mut self,
-        records: &[(i32, &GroupKey, Option<Vec<u8>>)],
-    ) -> Result<(), SinkError> {
-        let deadline = tokio::time::Instant::now() + PARTITION_SHOWS;
-        loop {
-            match self.write_checkpoints(records).await {
-                Err(error)
-                    if error.class() == crate::policy::Class::Retryable
-                        && tokio::time::Instant::now() < deadline =>
-                {
-                    tracing::debug!(shard = self.shard, %error, "moving checkpoints again");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    self.reset().await?;
-                }
-                done => return done,
+    fn open(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>> {
+        Box::pin(async move {
+            match self.transaction {
+                Transaction::Never => Ok(None),
+                _ => self.take_over().await.map(Some),
             }
-        }
+        })
     }
 
-    /// When the batch was submitted that has been waiting longest.
-    pub fn oldest_unacked(&self) -> Option<Oldest> {
-        self.outlet.window().oldest()
+    fn leave(&self, batch: Arc<RecordBatch>) -> BoxFuture<'static, Result<Leave, SinkError>> {
+        let sink = Arc::clone(&self.sink);
+        Box::pin(async move {
+            if batch.records.is_empty() {
+                return Ok(Leave::default());
+            }
+            sink.policies.throttle(batch.records.len() as u32).await;
+            let mut named = Vec::with_capacity(batch.topics.len());
+            for topic in &batch.topics {
+                let good = is_topic_name(topic);
+                if good && !sink.topics.knows(topic) {
+                    sink.find_topic(topic).await?;
+                }
+                named.push(good);
+            }
+            let permit = Some(sink.gate().await);
+            Ok(Leave { named, permit })
+        })
     }
 
-    /// Counts, queue fill and age of this shard, over all its producers.
-    pub fn snapshot(&self) -> Snapshot {
-        self.outlet.lane().snapshot()
+    fn hand(
+        &mut self,
+        batch: Arc<RecordBatch>,
+        leave: Leave,
+    ) -> BoxFuture<'_, Result<Ticket, SinkError>> {
+        Box::pin(async move {
+            if let Some(broken) = self.outlet.window().broken() {
+                return Err(broken);
+            }
+            if batch.records.is_empty() {
+                let (done, ticket) = Ticket::new();
+                done.send(Ok(Delivered::default())).ok();
+                return Ok(ticket);
+            }
+            self.begin()?;
+            let window = Arc::clone(self.outlet.window());
+            let (submission, ticket) = window.open(Some(Arc::clone(&batch)), leave.permit)?;
+            Crash::AfterBegin.here();
+            self.hand_over(submission.id, &batch, &leave.named).await?;
+            submission.seal();
+            Ok(ticket)
+        })
     }
 
-    /// Ends the producer without waiting for what is under way: await the tickets first.
-    pub async fn close(mut self) {
-        self.outlet.stop().await;
+    fn settle<'a>(
+        &'a mut self,
+        letters: &'a [DeadLetter],
+        settlement: &'a Settlement,
+    ) -> BoxFuture<'a, Result<(), SinkError>> {
+        Box::pin(async move {
+            if self.is_atomic() {
+                let letters: Vec<_> = letters.iter().map(|l| (l.position, Some(l))).collect();
+                return self.commit(&letters, settlement).await;
+            }
+            let partition = self.sink.own_partition(self.shard).await?;
+            Crash::BeforeCommit.here();
+            self.write_checkpoints(&checkpoint_records(partition, settlement))
+                .await?;
+            Crash::AfterCommit.here();
+            Ok(())
+        })
+    }
+
+    fn reset(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>> {
+        Box::pin(async move {
+            let was = self.transaction;
+            match was {
+                Transaction::Never => return self.let_go().await.map(|()| None),
+                Transaction::None { .. } if self.outlet.window().broken().is_none() => {
+                    return Ok(None);
+                }
+                // No commit is in doubt, so an abort tells it all, and is quicker than another producer.
+                Transaction::Begun { claimed } if self.abort().await => {
+                    self.transaction = Transaction::None { claimed };
+                    return Ok(None);
+                }
+                _ => {}
+            }
+            self.transaction = Transaction::Unopened;
+            if self.outlet.is_fenced() {
+                self.check_owner().await?;
+            }
+            self.let_go().await?;
+            self.open().await
+        })
+    }
+
+    fn close(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(self.outlet.stop())
+    }
+}
+
+/// The checkpoint topic's records of a settlement: partition, key, value.
+fn checkpoint_records(
+    partition: i32,
+    settlement: &Settlement,
+) -> Vec<(i32, String, Option<Vec<u8>>)> {
+    let moved = settlement
+        .progress
+        .iter()
+        .map(|(group, c)| (partition, group.0.to_string(), Some(checkpoint::encode(c))));
+    let forgotten = settlement
+        .forgotten
+        .iter()
+        .map(|group| (partition, group.0.to_string(), None));
+    moved.chain(forgotten).collect()
+}
+
+/// What a shard is called in a transactional id.
+fn name(shard: u32) -> String {
+    match shard {
+        REPLAY_SHARD => "replay".to_owned(),
+        shard => shard.to_string(),
     }
 }
 
@@ -319,14 +617,7 @@ impl RedpandaSink {
         let loaded = super::blocking(move || {
             reader::read(&config, &topic, |m| {
                 fold.record(m.partition(), m.key(), m.payload())
-                    .map_err(|reason| SinkError::Corrupt {
-                        topic: topic.clone(),
-                        partition: m.partition(),
-                        offset: m.offset(),
-                        what: "checkpoint",
-                        reason: reason.to_string(),
-                    })?;
-                Ok(())
+                    .map_err(|reason| corrupt(&topic, m, &reason))
             })?;
             Ok(fold.finish(own))
         })
@@ -340,14 +631,21 @@ impl RedpandaSink {
             );
             let moved = loaded.strays.iter().filter_map(|(_, group)| {
                 let checkpoint = loaded.checkpoints.get(group)?;
-                Some((own, group, Some(checkpoint::encode(checkpoint))))
+                Some((
+                    own,
+                    group.0.to_string(),
+                    Some(checkpoint::encode(checkpoint)),
+                ))
             });
             // First here, acknowledged, then there: a crash in between leaves two, of which the furthest counts.
-            let mut producer = self.open_shard(shard)?;
+            let mut producer = self.open_with(shard, Delivery::AtLeastOnce)?;
             producer
                 .move_checkpoints(&moved.collect::<Vec<_>>())
                 .await?;
-            let cleared = loaded.strays.iter().map(|(p, group)| (*p, group, None));
+            let cleared = loaded
+                .strays
+                .iter()
+                .map(|(p, group)| (*p, group.0.to_string(), None));
             producer
                 .move_checkpoints(&cleared.collect::<Vec<_>>())
                 .await?;
@@ -356,12 +654,49 @@ impl RedpandaSink {
         Ok(loaded.checkpoints)
     }
 
+    /// Reads a shard's own partition to its end: its checkpoints, and who wrote them.
+    async fn read_shard(
+        &self,
+        shard: u32,
+        partition: i32,
+        within: Duration,
+    ) -> Result<(Checkpoints, Option<Uuid>), SinkError> {
+        let shards = self.live.borrow().pipeline.shards.get();
+        let topic = self.checkpoint_topic();
+        let config = self.reader_config();
+        let mut fold = checkpoint::Fold::new(shard, shards);
+        super::blocking(move || {
+            reader::read_partition(&config, &topic, partition, within, |m| {
+                fold.record(m.partition(), m.key(), m.payload())
+                    .map_err(|reason| corrupt(&topic, m, &reason))
+            })?;
+            let owner = fold.owner(partition);
+            Ok((fold.finish(partition).checkpoints, owner))
+        })
+        .await
+        .unwrap_or(Err(SinkError::Reset))
+    }
+
     /// The shard's partition of the checkpoint topic, made where it is missing.
     async fn own_partition(&self, shard: u32) -> Result<i32, SinkError> {
         let partitions = self.checkpoint_partitions().await?;
         // More shards than partitions where partitions cannot be added: shards then share them, which `load`
         // copes with because it tells groups apart by their key.
         Ok((shard % partitions) as i32)
+    }
+}
+
+fn corrupt(
+    topic: &str,
+    message: &BorrowedMessage<'_>,
+    reason: &checkpoint::InvalidCheckpoint,
+) -> SinkError {
+    SinkError::Corrupt {
+        topic: topic.to_owned(),
+        partition: message.partition(),
+        offset: message.offset(),
+        what: "checkpoint",
+        reason: reason.to_string(),
     }
 }
 

@@ -1,0 +1,582 @@
+//! The sink's child: has batches delivered, keeps what can never be, and settles.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::child::Stage;
+use super::super::dead_letters::Keeper;
+use super::super::faults;
+use super::super::ledger::Ledger;
+use super::super::supervisor::ChildScope;
+use super::Lane;
+use crate::change::{Progress, RecordBatch};
+use crate::checkpoint::{Checkpoints, Settlement};
+use crate::config::LiveSettings;
+use crate::dead_letter::DeadLetter;
+use crate::dead_letter::flood::Flooded;
+use crate::policy::Class;
+use crate::policy::stage::StagePolicies;
+use crate::sink::{Delivered, Leave, Settle, SinkError, Ticket};
+use crate::source::Source;
+
+/// What the sink's child works with.
+pub struct SinkParts {
+    /// Told what is committed.
+    pub source: Arc<dyn Source>,
+    /// The shard's producer.
+    pub sink: Box<dyn Settle>,
+    /// Where poison goes.
+    pub dead_letters: Keeper,
+    /// Of stage `sink`.
+    pub policies: StagePolicies,
+    /// For intervals and bounds.
+    pub live: LiveSettings,
+    /// `pipeline.name`
+    pub pipeline: Arc<str>,
+    /// Told of stages that are to fail, and why.
+    pub failed: FailedStages,
+}
+
+/// Where a lane says that a stage is to fail, and why.
+pub type FailedStages = mpsc::Sender<FailedStage>;
+
+/// A stage that is to fail.
+#[derive(Debug)]
+pub struct FailedStage {
+    /// Which.
+    pub stage: Stage,
+    /// Why.
+    pub cause: String,
+    /// Kept until the stage is started anew: the lane waits for that.
+    pub mended: oneshot::Sender<()>,
+}
+
+/// Batches that may wait for their acknowledgement; `max_in_flight` bounds the changes in them.
+const IN_FLIGHT_BATCHES: usize = 1_024;
+
+/// The sink's child: opens the shard, then delivers until it is told to drain, going back where it must.
+pub async fn run_sink(
+    lane: Arc<Lane>,
+    mut parts: SinkParts,
+    scope: ChildScope,
+) -> anyhow::Result<()> {
+    let mut records = lane.records.1.lock().await;
+    let (atomic, mut failures) = (parts.sink.is_atomic(), 0);
+    let opened = tokio::select! {
+        opened = open(&lane, &mut parts, &mut failures) => opened?,
+        // Nothing is in its hands yet, and the brokers may be away for long.
+        () = scope.drain.cancelled() => return Ok(()),
+    };
+    go_back(
+        &lane,
+        atomic,
+        opened,
+        "the sink crashed with batches in flight",
+    );
+    loop {
+        let mut delivery = Delivery {
+            lane: &lane,
+            source: &*parts.source,
+            dead_letters: &parts.dead_letters,
+            pipeline: &parts.pipeline,
+            scope: &scope,
+            next: Next::Nothing,
+            in_flight: VecDeque::new(),
+            changes: 0,
+            letters: Vec::new(),
+            settling: Open::default(),
+            failures: &mut failures,
+        };
+        let ended = delivery
+            .run(&mut *parts.sink, &parts.live, &mut records)
+            .await;
+        let why = match ended {
+            Ok(()) => {
+                parts.sink.close().await;
+                return Ok(());
+            }
+            Err(Ended::Crash(error)) => return Err(error),
+            Err(Ended::LetGo) => {
+                if !atomic {
+                    settle_rest(&lane, &mut parts).await?;
+                }
+                return Ok(());
+            }
+            Err(Ended::Delivery(error)) if error.class() == Class::Fatal => {
+                return Err(error.into());
+            }
+            Err(Ended::Delivery(error)) => {
+                failures += 1;
+                tracing::warn!(shard = lane.shard, %error, failures, "delivery failed, going back");
+                if !parts.policies.back_off(failures).await {
+                    return Err(error.into());
+                }
+                "delivery failed"
+            }
+            Err(Ended::Flood(flood)) => {
+                // Nothing stays open while it waits: readers of committed records would wait with it.
+                let found = reset(&lane, &mut parts, &mut failures).await?;
+                if !fail_stage(flood, &parts.failed, &scope).await? {
+                    return Ok(());
+                }
+                go_back(
+                    &lane,
+                    atomic,
+                    found,
+                    "the stage that the lane waited for was mended",
+                );
+                continue;
+            }
+        };
+        let found = tokio::select! {
+            found = reset(&lane, &mut parts, &mut failures) => found?,
+            () = scope.drain.cancelled() => return Ok(()),
+        };
+        go_back(&lane, atomic, found, why);
+    }
+}
+
+/// Takes the shard, however long the brokers are away.
+async fn open(
+    lane: &Lane,
+    parts: &mut SinkParts,
+    failures: &mut u32,
+) -> anyhow::Result<Option<Checkpoints>> {
+    loop {
+        let error = match parts.sink.open().await {
+            Ok(found) => return Ok(found),
+            Err(error) if error.class() == Class::Fatal => return Err(error.into()),
+            Err(error) => error,
+        };
+        *failures += 1;
+        tracing::warn!(shard = lane.shard, %error, failures = *failures, "the shard could not be opened");
+        if !parts.policies.back_off(*failures).await {
+            return Err(error.into());
+        }
+    }
+}
+
+/// Lets go of what is not settled and takes the shard again.
+async fn reset(
+    lane: &Lane,
+    parts: &mut SinkParts,
+    failures: &mut u32,
+) -> anyhow::Result<Option<Checkpoints>> {
+    match parts.sink.reset().await {
+        Ok(found) => Ok(found),
+        Err(error) if error.class() == Class::Fatal => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(shard = lane.shard, %error, "the shard could not be taken again at once");
+            open(lane, parts, failures).await
+        }
+    }
+}
+
+/// Has the lane go on from where the sink is.
+fn go_back(lane: &Lane, atomic: bool, found: Option<Checkpoints>, why: &str) {
+    let (known, in_flight) = {
+        let ledger = lane.ledger.lock();
+        let known = found.as_ref().is_none_or(|f| f == ledger.committed());
+        (known && ledger.is_settled(), ledger.in_flight().batches > 0)
+    };
+    match found {
+        // Nobody has done anything since the lane was made or settled.
+        _ if known && !in_flight => {}
+        Some(found) => lane.rewind(why, |ledger| ledger.rewind_to(found)),
+        None if atomic => lane.rewind(why, |ledger| ledger.rewind_to(ledger.committed().clone())),
+        None => lane.rewind(why, Ledger::rewind_to_delivered),
+    }
+}
+
+/// Has the stage that flooded the dead letters failed. Its changes stay unacknowledged, so this lane waits here
+/// until the stage is started anew; `false`: until it is stopped.
+async fn fail_stage(
+    flood: Flooded,
+    failed: &FailedStages,
+    scope: &ChildScope,
+) -> anyhow::Result<bool> {
+    let (mended, waiting) = oneshot::channel();
+    let stage = match flood.stage.parse() {
+        Ok(stage) => stage,
+        Err(error) => return Err(anyhow::Error::from(flood).context(error)),
+    };
+    let stage = FailedStage {
+        stage,
+        cause: flood.to_string(),
+        mended,
+    };
+    if failed.send(stage).await.is_err() {
+        return Err(flood.into());
+    }
+    tokio::select! {
+        biased;
+        () = scope.drain.cancelled() => Ok(false),
+        // Dropped or sent: nobody holds it for failed any more.
+        _ = waiting => Ok(true),
+    }
+}
+
+/// Why the delivery of a lane ended before its time.
+#[derive(Debug)]
+enum Ended {
+    /// A batch was not delivered, or not settled.
+    Delivery(SinkError),
+    /// The child itself is at fault.
+    Crash(anyhow::Error),
+    /// A stage made too many dead letters.
+    Flood(Flooded),
+    /// It was told to drain, and what it still holds cannot be settled: the stage for it was given up on.
+    LetGo,
+}
+
+impl From<SinkError> for Ended {
+    fn from(error: SinkError) -> Self {
+        Self::Delivery(error)
+    }
+}
+
+impl From<anyhow::Error> for Ended {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Crash(error)
+    }
+}
+
+type Submitted = (Arc<RecordBatch>, Ticket);
+
+/// The batch after those in flight.
+enum Next {
+    /// None was there.
+    Nothing,
+    /// It waits for leave.
+    Waiting(BoxFuture<'static, Result<(Arc<RecordBatch>, Leave), Ended>>),
+    /// It has leave, and waits for the settlement of those before.
+    Ready(Arc<RecordBatch>, Leave),
+}
+
+impl Next {
+    /// Waits until the batch has leave. Cancel-safe.
+    async fn leave(&mut self) -> Result<(), Ended> {
+        if let Self::Waiting(waiting) = self {
+            let (batch, leave) = waiting.await?;
+            *self = Self::Ready(batch, leave);
+        }
+        Ok(())
+    }
+
+    fn is_waiting(&self) -> bool {
+        matches!(self, Self::Waiting(_))
+    }
+}
+
+/// What of an atomic sink is handed over and not settled.
+#[derive(Clone, Copy, Debug, Default)]
+struct Open {
+    /// Since when there is something.
+    since: Option<Instant>,
+    changes: usize,
+    /// Of the records' keys and values.
+    bytes: usize,
+}
+
+/// Bytes of a transaction; more would only make a longer one to repeat.
+const OPEN_BYTES: usize = 32 << 20;
+
+/// One run of the sink's child, from its start or a step back to the next failure.
+struct Delivery<'a> {
+    lane: &'a Lane,
+    source: &'a dyn Source,
+    dead_letters: &'a Keeper,
+    pipeline: &'a Arc<str>,
+    scope: &'a ChildScope,
+    next: Next,
+    /// What the producer has, oldest first; bounded by `max_in_flight`.
+    in_flight: VecDeque<Submitted>,
+    /// The changes in them.
+    changes: usize,
+    /// Of an atomic sink: the letters that go with the next settlement; bounded by `dead_letter.max`.
+    letters: Vec<DeadLetter>,
+    settling: Open,
+    /// Failed deliveries since the last success.
+    failures: &'a mut u32,
+}
+
+impl Delivery<'_> {
+    /// Takes records from the transforms, hands them to the producer within the bound on what is in flight, follows
+    /// the acknowledgements in order, and settles: an atomic sink as soon as nothing more is on its way to it, and
+    /// at bounds of count, bytes and time; another at intervals.
+    async fn run(
+        &mut self,
+        sink: &mut dyn Settle,
+        live: &LiveSettings,
+        records: &mut mpsc::Receiver<Arc<RecordBatch>>,
+    ) -> Result<(), Ended> {
+        let mut live = live.clone();
+        let mut settled_at = Instant::now();
+        loop {
+            let (max, commit_interval, checkpoint_interval) = {
+                let settings = live.borrow_and_update();
+                let max = settings.pipeline.max_in_flight.get() as usize;
+                let sink = &settings.sink;
+                (max, sink.commit_interval, sink.checkpoint_interval)
+            };
+            let (idle, settled) = {
+                let ledger = self.lane.ledger.lock();
+                let idle = ledger.is_idle_upstream() || self.next.is_waiting();
+                (idle, ledger.is_settled())
+            };
+            let close_at = self.settling.since.map(|since| since + commit_interval);
+            let closing = close_at.is_some_and(|at| at <= Instant::now())
+                || self.settling.changes >= max
+                || self.settling.bytes >= OPEN_BYTES;
+            let due = match (sink.is_atomic(), close_at) {
+                (true, Some(_)) => self.in_flight.is_empty() && (closing || idle),
+                _ => !settled && settled_at + checkpoint_interval <= Instant::now(),
+            };
+            if due {
+                self.settle(sink).await?;
+                settled_at = Instant::now();
+                continue;
+            }
+            let room = self.changes < max && self.in_flight.len() < IN_FLIGHT_BATCHES && !closing;
+            let look_again = match close_at {
+                Some(at) if !closing => Some(at),
+                None if !settled => Some(settled_at + checkpoint_interval),
+                _ => None,
+            };
+            let none_next = matches!(self.next, Next::Nothing);
+            tokio::select! {
+                biased;
+                () = at(look_again), if look_again.is_some() => {}
+                delivered = next_delivered(&mut self.in_flight), if !self.in_flight.is_empty() => {
+                    self.delivered(sink.is_atomic(), delivered?).await?;
+                }
+                left = self.next.leave(), if room && !none_next => {
+                    left?;
+                    if let Next::Ready(batch, leave) = std::mem::replace(&mut self.next, Next::Nothing) {
+                        self.submit(sink, batch, leave).await?;
+                    }
+                }
+                Some(batch) = records.recv(), if room && none_next => {
+                    self.take(sink, batch).await?;
+                }
+                // Another interval or another bound: both are looked at anew. Without a sender nothing changes.
+                Ok(()) = live.changed() => {}
+                // Only once there is nothing left to do: the transforms are through before the sink drains.
+                () = self.scope.drain.cancelled(),
+                    if self.in_flight.is_empty() && none_next && records.is_empty() =>
+                {
+                    return self.settle(sink).await;
+                }
+            }
+        }
+    }
+
+    /// Takes a batch and asks for leave to hand it over.
+    async fn take(&mut self, sink: &mut dyn Settle, batch: Arc<RecordBatch>) -> Result<(), Ended> {
+        let changes = batch.source.positions.len();
+        if !self.lane.ledger.lock().submit(batch.source.epoch, changes) {
+            return Ok(());
+        }
+        let busy = self.scope.activity.busy();
+        faults::point(&Stage::Sink).await?;
+        drop(busy);
+        let letters = match sink.is_atomic() {
+            true => dead_letters(self.pipeline, &batch, &[]),
+            false => Vec::new(),
+        };
+        let (keeper, scope) = (self.dead_letters.clone(), self.scope.clone());
+        let leave = sink.leave(batch.clone());
+        let mut waiting = Box::pin(async move {
+            if !letters.is_empty() {
+                keep(&keeper, &scope, letters).await?;
+            }
+            Ok((batch, leave.await?))
+        });
+        self.next = match (&mut waiting).now_or_never() {
+            Some(left) => {
+                let (batch, leave) = left?;
+                Next::Ready(batch, leave)
+            }
+            None => Next::Waiting(waiting),
+        };
+        Ok(())
+    }
+
+    /// Hands a batch to the producer. That may wait for a full queue; what was handed over before is followed
+    /// meanwhile.
+    async fn submit(
+        &mut self,
+        sink: &mut dyn Settle,
+        batch: Arc<RecordBatch>,
+        leave: Leave,
+    ) -> Result<(), Ended> {
+        let atomic = sink.is_atomic();
+        let carries = !batch.records.is_empty()
+            || !batch.rejected.is_empty()
+            || !batch.source.undecodable.is_empty();
+        if atomic && carries {
+            self.settling.since.get_or_insert_with(Instant::now);
+        }
+        if self.settling.since.is_some() {
+            self.settling.changes += batch.source.positions.len();
+            self.settling.bytes += batch.output.len() + batch.source.rows.as_bytes().len();
+        }
+        let mut handed = sink.hand(batch.clone(), leave);
+        let ticket = loop {
+            tokio::select! {
+                biased;
+                ticket = &mut handed => break ticket?,
+                delivered = next_delivered(&mut self.in_flight), if !self.in_flight.is_empty() => {
+                    self.delivered(atomic, delivered?).await?;
+                }
+            }
+        };
+        drop(handed);
+        self.changes += batch.source.positions.len();
+        self.in_flight.push_back((batch, ticket));
+        Ok(())
+    }
+
+    /// A batch is delivered: what was refused goes to the dead letters.
+    async fn delivered(
+        &mut self,
+        atomic: bool,
+        (batch, delivered): (Arc<RecordBatch>, Delivered),
+    ) -> Result<(), Ended> {
+        let letters = dead_letters(self.pipeline, &batch, &delivered.poison);
+        let count = letters.len() as u64;
+        if atomic {
+            let refused = letters.len() - delivered.poison.len()..;
+            let refused = letters.get(refused).unwrap_or_default();
+            if !refused.is_empty() {
+                keep(self.dead_letters, self.scope, refused.to_vec()).await?;
+            }
+            self.letters.extend(letters);
+        } else if count > 0 {
+            keep(self.dead_letters, self.scope, letters).await?;
+        }
+        let counters = &self.lane.counters;
+        counters.dead_letters.fetch_add(count, Relaxed);
+        counters.acknowledged.fetch_add(
+            (batch.records.len() - delivered.poison.len()) as u64,
+            Relaxed,
+        );
+        let changes = batch.source.positions.len();
+        self.changes -= changes;
+        self.lane
+            .ledger
+            .lock()
+            .deliver(changes, &batch.source.progress);
+        *self.failures = 0;
+        counters.done.fetch_add(changes as u64, Relaxed);
+        let newest = batch.source.positions.iter().map(|p| p.timestamp_us());
+        if let Some(newest) = newest.max() {
+            counters
+                .newest_done_us
+                .fetch_max(newest.max(0) as u64, Relaxed);
+        }
+        self.scope.activity.record((changes as u64).max(1));
+        Ok(())
+    }
+
+    /// Commits what is delivered. Whoever waits for leave goes on waiting meanwhile.
+    async fn settle(&mut self, sink: &mut dyn Settle) -> Result<(), Ended> {
+        let settlement = self.lane.ledger.lock().settlement();
+        if settlement.is_empty() && self.letters.is_empty() && self.settling.since.is_none() {
+            return Ok(());
+        }
+        {
+            let mut settling = sink.settle(&self.letters, &settlement);
+            loop {
+                tokio::select! {
+                    biased;
+                    settled = &mut settling => break settled?,
+                    left = self.next.leave(), if self.next.is_waiting() => left?,
+                }
+            }
+        }
+        self.letters.clear();
+        self.settling = Open::default();
+        self.lane.ledger.lock().commit(&settlement);
+        committed(self.lane, self.source, &settlement);
+        Ok(())
+    }
+}
+
+/// Tells what a commit moved.
+fn committed(lane: &Lane, source: &dyn Source, settlement: &Settlement) {
+    let progress: Vec<Progress> = settlement
+        .progress
+        .iter()
+        .map(|(group, checkpoint)| Progress {
+            complete_until_us: Some(checkpoint.complete_until_us),
+            ..Progress::new(group.clone())
+        })
+        .collect();
+    source.acknowledged(lane.shard, &progress);
+    lane.counters.commits.fetch_add(1, Relaxed);
+}
+
+/// Commits what is delivered although more is in flight, of which nothing will come any more.
+async fn settle_rest(lane: &Lane, parts: &mut SinkParts) -> Result<(), SinkError> {
+    let settlement = lane.ledger.lock().settlement();
+    if !settlement.is_empty() {
+        parts.sink.settle(&[], &settlement).await?;
+        lane.ledger.lock().commit(&settlement);
+        committed(lane, &*parts.source, &settlement);
+    }
+    Ok(())
+}
+
+/// Has the stage `dead_letter` keep what is poison, or of an atomic sink, look at it. It is never given up on but in a
+/// drain, when that stage has failed.
+async fn keep(keeper: &Keeper, scope: &ChildScope, letters: Vec<DeadLetter>) -> Result<(), Ended> {
+    tokio::select! {
+        kept = keeper.keep(letters) => kept.map_err(Ended::Flood),
+        () = scope.stranded(&Stage::DeadLetter) => Err(Ended::LetGo),
+    }
+}
+
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the oldest batch and takes it out once it is delivered. Cancel-safe.
+async fn next_delivered(
+    in_flight: &mut VecDeque<Submitted>,
+) -> Result<(Arc<RecordBatch>, Delivered), SinkError> {
+    let Some((_, ticket)) = in_flight.front_mut() else {
+        return std::future::pending().await;
+    };
+    let delivered = ticket.await?;
+    let Some((batch, _)) = in_flight.pop_front() else {
+        return std::future::pending().await;
+    };
+    Ok((batch, delivered))
+}
+
+/// Everything of a batch that can never succeed, in the order of its changes.
+fn dead_letters(pipeline: &str, batch: &RecordBatch, poison: &[(u32, String)]) -> Vec<DeadLetter> {
+    let source = &batch.source;
+    let undecodable = source
+        .undecodable
+        .iter()
+        .map(|row| DeadLetter::of_undecodable(pipeline, source, row));
+    let rejected = batch
+        .rejected
+        .iter()
+        .filter_map(|r| DeadLetter::of_rejected(pipeline, source, r));
+    let refused = poison
+        .iter()
+        .filter_map(|p| DeadLetter::of_poison(pipeline, batch, p));
+    undecodable.chain(rejected).chain(refused).collect()
+}

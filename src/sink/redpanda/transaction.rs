@@ -1,0 +1,107 @@
+//! The transaction calls of a shard's producer. librdkafka blocks in them, so each runs off the runtime's threads.
+//!
+//! An unlimited timeout means to librdkafka *what is left of the transaction's own* (`rdkafka.h`: any other may leave
+//! it and the coordinator with different views), so a call that nobody waits for any more ends with the transaction.
+//! Whoever is tired of waiting destroys the producer and makes another: `init_transactions` then fences whatever was
+//! still on its way, and the checkpoint topic says whether a commit happened.
+
+use std::time::Duration;
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::producer::{Producer as _, ThreadedProducer};
+use rdkafka::util::Timeout;
+
+use super::classify;
+use super::outlet::{Outlet, Reports};
+use crate::policy::Class;
+use crate::sink::SinkError;
+
+/// A delivery report has reached us a moment before librdkafka takes its message for done, and a commit that finds one
+/// under way waits for 100 ms (rdkafka polls in such steps).
+const SETTLING: Duration = Duration::from_micros(50);
+const SETTLED_WITHIN: u32 = 200;
+
+fn failed(shard: u32, what: &'static str, error: &KafkaError) -> SinkError {
+    SinkError::Transaction {
+        shard,
+        what,
+        reason: error.to_string(),
+        // A state that does not fit is this producer's, which is given up anyway.
+        class: match classify::class(error) {
+            Class::Poison => Class::Retryable,
+            class => class,
+        },
+    }
+}
+
+impl Outlet {
+    /// Takes the shard's transactional id: fences whoever had it, and aborts what that left open.
+    ///
+    /// Metadata first: a fresh producer's first look for the coordinator would be asked again only after 500 ms.
+    pub(super) async fn take_over(
+        &self,
+        shard: u32,
+        topic: &str,
+        within: Duration,
+    ) -> Result<(), SinkError> {
+        let topic = topic.to_owned();
+        self.call(shard, "taken over", move |producer| {
+            producer.client().fetch_metadata(Some(&topic), within)?;
+            producer.init_transactions(within)
+        })
+        .await
+    }
+
+    /// Begins a transaction; asks nobody.
+    pub(super) fn begin(&self, shard: u32) -> Result<(), SinkError> {
+        self.producer()?
+            .begin_transaction()
+            .map_err(|e| failed(shard, "begun", &e))
+    }
+
+    /// Commits what was sent and reported on since [`Self::begin`].
+    pub(super) async fn commit(&self, shard: u32) -> Result<(), SinkError> {
+        self.call(shard, "committed", |producer| {
+            for _ in 0..SETTLED_WITHIN {
+                if producer.in_flight_count() == 0 {
+                    break;
+                }
+                std::thread::sleep(SETTLING);
+            }
+            producer.commit_transaction(Timeout::Never)
+        })
+        .await
+    }
+
+    /// Aborts what was sent since [`Self::begin`], and takes back what is still queued.
+    pub(super) async fn abort(&self, shard: u32) -> Result<(), SinkError> {
+        self.call(shard, "aborted", |producer| {
+            producer.abort_transaction(Timeout::Never)
+        })
+        .await
+    }
+
+    /// Whether another producer has taken the transactional id, or the broker has ended the transaction itself.
+    pub(super) fn is_fenced(&self) -> bool {
+        let fatal = self.producer().ok().and_then(|p| p.client().fatal_error());
+        fatal.is_some_and(|(code, _)| {
+            matches!(
+                code,
+                Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch
+            )
+        })
+    }
+
+    async fn call(
+        &self,
+        shard: u32,
+        what: &'static str,
+        call: impl FnOnce(&ThreadedProducer<Reports>) -> Result<(), KafkaError> + Send + 'static,
+    ) -> Result<(), SinkError> {
+        let producer = self.producer()?.clone();
+        match super::blocking(move || call(&producer)).await {
+            Some(done) => done.map_err(|e| failed(shard, what, &e)),
+            None => Err(SinkError::Reset),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The transactional sink: what a reader of committed records sees, and who may still write.
+//!
+//! On `noida-db`, or on what `PENSTOCK_TEST_BROKERS` names.
+
+#[path = "support/batches.rs"]
+mod batches;
+#[path = "support/broker.rs"]
+mod broker;
+#[path = "support/settings.rs"]
+mod settings;
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use batches::{Maker, numbered, position};
+use broker::{Cluster, read_all, unique};
+use penstock::change::GroupKey;
+use penstock::checkpoint::{Checkpoints, GroupCheckpoint, Settlement};
+use penstock::config::settings::{Delivery, LiveSettings, Settings};
+use penstock::policy::Class;
+use penstock::policy::stage::StagePolicies;
+use penstock::sink::redpanda::{RedpandaSink, ShardSink};
+use penstock::sink::{Settle, SinkError};
+use tokio::sync::watch;
+
+/// One process of a pipeline.
+struct Instance {
+    sink: Arc<RedpandaSink>,
+    _retune: watch::Sender<Arc<Settings>>,
+}
+
+impl Instance {
+    async fn start(name: &str, brokers: &str) -> Self {
+        Self::with(settings::settings(name, brokers, 1)).await
+    }
+
+    async fn with(mut settings: Settings) -> Self {
+        settings.pipeline.delivery = Delivery::ExactlyOnce;
+        settings.sink.topics.partitions = NonZeroU32::MIN;
+        let (retune, live): (_, LiveSettings) = settings::live(settings);
+        let policies = StagePolicies::new("sink", live.clone());
+        let sink = RedpandaSink::connect(live, policies).await.expect("a sink");
+        Self {
+            sink,
+            _retune: retune,
+        }
+    }
+
+    /// Takes the shard; says where it stands.
+    async fn open(&self) -> (ShardSink, Checkpoints) {
+        let mut shard = self.sink.open_shard(0).unwrap();
+        let found = shard.open().await.unwrap().expect("it is atomic");
+        (shard, found)
+    }
+}
+
+fn upto(us: i64) -> Settlement {
+    let group = GroupKey("ks.t/1764000000000/00".into());
+    let checkpoint = GroupCheckpoint {
+        complete_until_us: us,
+        ..GroupCheckpoint::default()
+    };
+    Settlement {
+        progress: [(group, checkpoint)].into(),
+        ..Settlement::default()
+    }
+}
+
+fn texts(brokers: &str, topic: &str) -> Vec<String> {
+    let seen = read_all(brokers, topic);
+    seen.iter().map(|s| s.text().to_owned()).collect()
+}
+
+async fn deliver(shard: &mut ShardSink, topic: &str, from: u32, to: u32) {
+    let ticket = shard.submit(numbered(topic, from, to, 1)).await.unwrap();
+    ticket.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_and_checkpoint_are_seen_together_or_not_at_all() {
+    let cluster = Cluster::start();
+    let (name, topic) = (unique("together"), unique("together"));
+    let one = Instance::start(&name, &cluster.brokers).await;
+    let (mut shard, found) = one.open().await;
+    assert_eq!(found, Checkpoints::new());
+
+    deliver(&mut shard, &topic, 0, 5).await;
+    assert_eq!(texts(&cluster.brokers, &topic), [""; 0], "not settled");
+    shard.settle(&[], &upto(5)).await.unwrap();
+    assert_eq!(texts(&cluster.brokers, &topic), ["0", "1", "2", "3", "4"]);
+
+    // Let go of: as if it had never been sent.
+    deliver(&mut shard, &topic, 5, 8).await;
+    assert_eq!(
+        shard.reset().await.unwrap(),
+        None,
+        "it is known where it stands"
+    );
+    deliver(&mut shard, &topic, 5, 7).await;
+    shard.settle(&[], &upto(7)).await.unwrap();
+    assert_eq!(texts(&cluster.brokers, &topic).len(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_owner_left_open_is_aborted_by_the_next() {
+    let cluster = Cluster::start();
+    let (name, topic) = (unique("dead"), unique("dead"));
+    {
+        let one = Instance::start(&name, &cluster.brokers).await;
+        let (mut shard, _) = one.open().await;
+        deliver(&mut shard, &topic, 0, 2).await;
+        shard.settle(&[], &upto(2)).await.unwrap();
+        deliver(&mut shard, &topic, 2, 9).await;
+    }
+    let two = Instance::start(&name, &cluster.brokers).await;
+    let (mut shard, found) = two.open().await;
+    assert_eq!(found, upto(2).progress);
+    deliver(&mut shard, &topic, 2, 4).await;
+    shard.settle(&[], &upto(4)).await.unwrap();
+    assert_eq!(texts(&cluster.brokers, &topic), ["0", "1", "2", "3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_lost_the_shard_can_write_nothing_and_is_told() {
+    let cluster = Cluster::start();
+    let (name, topic) = (unique("fenced"), unique("fenced"));
+    let one = Instance::start(&name, &cluster.brokers).await;
+    let (mut old, _) = one.open().await;
+    deliver(&mut old, &topic, 0, 2).await;
+    old.settle(&[], &upto(2)).await.unwrap();
+
+    let two = Instance::start(&name, &cluster.brokers).await;
+    let (mut new, found) = two.open().await;
+    assert_eq!(found, upto(2).progress);
+    new.settle(&[], &Settlement::default()).await.unwrap();
+
+    let written = async {
+        let ticket = old.submit(numbered(&topic, 2, 5, 1)).await?;
+        ticket.await?;
+        old.settle(&[], &upto(5)).await
+    };
+    written.await.expect_err("fenced");
+    let error = old.reset().await.expect_err("it is another's");
+    assert!(matches!(error, SinkError::Fenced { .. }), "{error}");
+
+    deliver(&mut new, &topic, 2, 3).await;
+    new.settle(&[], &upto(3)).await.unwrap();
+    assert_eq!(texts(&cluster.brokers, &topic), ["0", "1", "2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_the_broker_refuses_costs_its_transaction_and_then_only_itself() {
+    let cluster = Cluster::start();
+    let (name, topic) = (unique("refused"), unique("refused"));
+    let mut settings = settings::settings(&name, &cluster.brokers, 1);
+    let limit = ("max.message.bytes".to_owned(), "3000".to_owned());
+    settings.sink.topics.properties.extend([limit]);
+    let one = Instance::with(settings).await;
+    let (mut shard, _) = one.open().await;
+    let small = |maker: Maker, n| maker.record(position(1, n), &topic, "k", b"small", &[]);
+    let maker = (0..5).fold(Maker::default(), small);
+    let maker = maker.record(position(1, 5), &topic, "k", &[b'x'; 4000], &[]);
+    let batch = (6..10).fold(maker, small).batch();
+    let mut aborted = 0;
+    let delivered = loop {
+        let error = match shard.submit(batch.clone()).await {
+            Ok(ticket) => match ticket.await {
+                Ok(delivered) => break delivered,
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        assert_eq!(error.class(), Class::Retryable, "{error:?}");
+        aborted += 1;
+        assert!(aborted < 20);
+        shard.reset().await.unwrap();
+    };
+    let refused: Vec<u32> = delivered.poison.iter().map(|p| p.0).collect();
+    assert_eq!(refused, [5]);
+    shard.settle(&[], &upto(10)).await.unwrap();
+    assert_eq!(texts(&cluster.brokers, &topic), ["small"; 9]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settlement_takes_milliseconds() {
+    let cluster = Cluster::start();
+    let (name, topic) = (unique("quick"), unique("quick"));
+    let one = Instance::start(&name, &cluster.brokers).await;
+    let (mut shard, _) = one.open().await;
+    let mut took = Vec::new();
+    for n in 0..20 {
+        let began = Instant::now();
+        deliver(&mut shard, &topic, n, n + 1).await;
+        shard.settle(&[], &upto(i64::from(n) + 1)).await.unwrap();
+        took.push(began.elapsed());
+    }
+    took.sort();
+    println!(
+        "a settlement of one record: median {:?}, worst {:?}",
+        took[10], took[19]
+    );
+    // A commit that waits for rdkafka's polling takes 100 ms each time.
+    assert!(took[10] < Duration::from_millis(90), "{took:?}");
+}
