@@ -562,7 +562,7 @@ impl Supervisor {
         if self.failed.borrow().contains(stage) {
             return;
         }
-        tracing::error!(stage = %stage, cause, "stage failed");
+        tracing::error!(stage = stage.to_string(), cause, "stage failed");
         self.give_up(stage, of, cause.to_owned());
     }
 
