@@ -16,3 +16,4 @@ mod reach;
 pub mod sink;
 pub mod source;
 pub mod transform;
+mod words;

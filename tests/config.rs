@@ -45,6 +45,7 @@ fn load(path: &Path) -> Result<Loaded, Invalid> {
     let checks = Checks {
         plugin: &|_, _| says("plugin-error"),
         properties: &|_| says("properties-error"),
+        reserved: &penstock::sink::redpanda::reserved_property,
         embedded: directives(&text, "without").is_empty(),
     };
     config::load(&inputs, checks).map_err(|mut invalid| {

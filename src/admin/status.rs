@@ -12,8 +12,8 @@ use crate::coordinator::health::Report;
 use crate::coordinator::sharing::Share;
 use crate::coordinator::supervisor::ChildStatus;
 use crate::policy::breaker::State;
-use crate::policy::restart::{OnFailed, Strategy};
 use crate::policy::stage::StageSnapshot;
+use crate::words::Word;
 
 /// One stage's policies.
 #[derive(Clone, Debug, Serialize)]
@@ -130,18 +130,11 @@ impl Stage {
                 throttled: s.throttled,
             }),
             supervision: Supervision {
-                strategy: match s.policies.supervision.strategy() {
-                    Strategy::OneForOne => "one_for_one",
-                    Strategy::OneForAll => "one_for_all",
-                    Strategy::RestForOne => "rest_for_one",
-                },
+                strategy: s.policies.supervision.strategy().word(),
                 max_restarts: s.policies.supervision.max_restarts(),
                 within_seconds: s.policies.supervision.within().as_secs_f64(),
                 backoff_seconds: s.policies.supervision.backoff().as_secs_f64(),
-                on_failed: match s.policies.supervision.on_failed() {
-                    OnFailed::Isolate => "isolate",
-                    OnFailed::Shutdown => "shutdown",
-                },
+                on_failed: s.policies.supervision.on_failed().word(),
             },
         }
     }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::{ConfigArgs, exit};
 use crate::config::settings::Transform;
 use crate::config::{self, Checks, Loaded, Settings};
-use crate::sink::redpanda::check_properties;
+use crate::sink::redpanda::{check_properties, reserved_property};
 use crate::transform::{Engine, Plugin, Prepared, TICK};
 
 /// `penstock validate`
@@ -75,6 +75,7 @@ pub fn check(config: &ConfigArgs, json: bool) -> Result<Loaded, u8> {
         let checks = Checks {
             plugin: &|path, transform| check_plugin(&engine, path, transform, &mut compiled.lock()),
             properties: &|properties| check_properties(properties).map_err(|e| e.to_string()),
+            reserved: &reserved_property,
             ..Checks::default()
         };
         let _stops_the_clock = Done(&done);

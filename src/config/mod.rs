@@ -1,19 +1,30 @@
 //! pipeline.toml: layers → raw → validated, every error with its place; then diff and watch.
 
+mod cross;
 pub mod error;
+mod key;
 pub mod keys;
+mod properties;
 mod raw;
+mod reading;
 pub mod reload;
+mod rules;
 pub mod schema;
+mod secrets;
+mod section;
+mod sections;
 pub mod settings;
+mod show;
 mod validate;
-pub mod value;
+mod value;
+mod walk;
 pub mod watch;
 
 pub use error::{Invalid, Place, Problem, Reason};
-pub use keys::Class;
+pub use key::Class;
 pub use raw::{Digest32, Inputs, Sources};
 pub use settings::{LiveSettings, Settings};
 pub use validate::{
-    CheckPlugin, CheckProperties, Checks, Effective, Loaded, admin_alone, load, parse,
+    CheckPlugin, CheckProperties, Checks, Effective, Loaded, ReservedProperty, admin_alone, load,
+    parse,
 };

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use toml::de::{DeTable, DeValue};
 
 use super::error::{Place, Problem, Reason, Text};
+use super::key::Kind;
 use super::keys;
 
 /// No configuration is as large; a device or a wrong file is not read into memory.
@@ -422,7 +423,7 @@ impl Raw {
             [] => "there is none".to_owned(),
             _ => format!(
                 "there is {}",
-                super::value::one_of(&names).replace(" or ", " and ")
+                super::key::one_of(&names).replace(" or ", " and ")
             ),
         };
         let name = path[1].clone();
@@ -434,9 +435,9 @@ impl Raw {
         let kind = keys::get(&keys::pattern(path)).map(|key| key.kind);
         let value = match kind {
             // A secret may well begin and end with a quote.
-            Some(keys::Kind::Secret) => Value::from(value),
+            Some(Kind::Secret) => Value::from(value),
             Some(kind) => {
-                let list = matches!(kind, keys::Kind::Nodes | keys::Kind::List(_));
+                let list = matches!(kind, Kind::Nodes | Kind::List(_));
                 let toml = from_text(value, list);
                 // A name may look like a number, and a time is one of TOML's own.
                 if kind.is_text() && !matches!(toml, Value::String(..)) {

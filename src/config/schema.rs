@@ -154,7 +154,7 @@ fn default_of(key: &Key) -> Option<Value> {
 }
 
 fn literal(text: &str) -> Value {
-    super::value::json(&raw::from_text(text, false))
+    super::key::json(&raw::from_text(text, false))
 }
 
 /// The schema as it is printed.

@@ -46,6 +46,7 @@ fn checks() -> Checks<'static> {
     // Plugins are compiled and configured where they are put to use, aside of what runs.
     Checks {
         properties: &|p| crate::sink::redpanda::check_properties(p).map_err(|e| e.to_string()),
+        reserved: &crate::sink::redpanda::reserved_property,
         ..Checks::default()
     }
 }

@@ -12,10 +12,39 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::breaker::State;
-use crate::config::settings::{Health as Settings, OpenBreaker};
+use crate::words::words;
+
+/// `[health]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Between looks at each component.
+    pub check_interval: Duration,
+    /// Between logged reports.
+    pub report_interval: Duration,
+    /// No progress for this long while there is work: degraded.
+    pub stalled_after: Duration,
+    /// Components whose being unhealthy makes the system unhealthy.
+    pub critical: Vec<String>,
+    /// Headroom (share of the CDC TTL left) below which health is degraded.
+    pub headroom_degraded: f64,
+    /// … and unhealthy.
+    pub headroom_unhealthy: f64,
+    /// What an open breaker makes of its component.
+    pub open_breaker: OpenBreaker,
+}
+
+words! {
+    /// `health.open_breaker`
+    pub enum OpenBreaker {
+        /// It works, but something needs a look.
+        Degraded = "degraded",
+        /// It does not work.
+        Unhealthy = "unhealthy",
+    }
+}
 
 /// How a component or the system is.
 #[derive(Clone, Debug, PartialEq, Eq)]

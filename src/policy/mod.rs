@@ -32,6 +32,20 @@ use std::time::Duration;
 /// log: waiting longer than that loses changes. It also keeps all sums with an `Instant` in range.
 pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The four policy tables of a stage. The default is what applies where `[policies]` says nothing: no rate
+/// limit, and each other table's own default.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Policies {
+    /// When to stop calling.
+    pub breaker: breaker::Settings,
+    /// How to try again.
+    pub retry: backoff::Settings,
+    /// How fast at most.
+    pub rate_limit: Option<rate::Settings>,
+    /// What happens when the stage crashes.
+    pub supervision: restart::Settings,
+}
+
 /// A setting that cannot be: which key of its table, and what would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key} {expected}")]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Checks, Invalid, LONGEST};
+use crate::words::words;
 
 /// The most that `max_restarts` may be: that many crash times are remembered, and a stage that crashes more
 /// often in any window is not being supervised but ignored.
@@ -88,24 +89,26 @@ impl Default for Settings {
     }
 }
 
-/// `supervision.strategy`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strategy {
-    /// Only the crashed stage.
-    OneForOne,
-    /// All stages.
-    OneForAll,
-    /// The crashed stage and those started after it.
-    RestForOne,
+words! {
+    /// `supervision.strategy`
+    pub enum Strategy {
+        /// Only the crashed stage.
+        OneForOne = "one_for_one",
+        /// All stages.
+        OneForAll = "one_for_all",
+        /// The crashed stage and those started after it.
+        RestForOne = "rest_for_one",
+    }
 }
 
-/// `supervision.on_failed`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnFailed {
-    /// The rest goes on.
-    Isolate,
-    /// The process drains and exits with 1.
-    Shutdown,
+words! {
+    /// `supervision.on_failed`
+    pub enum OnFailed {
+        /// The rest goes on.
+        Isolate = "isolate",
+        /// The process drains and exits with 1.
+        Shutdown = "shutdown",
+    }
 }
 
 /// What to do about a crash.

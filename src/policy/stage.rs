@@ -11,14 +11,57 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Class;
 use super::breaker::{self, Breaker, Refusal, State, Token, Transition};
 use super::rate::{Place, RateLimiter};
-use crate::config::settings::{LiveSettings, Policies, Settings};
+use super::{Class, Policies};
+
+/// Settings that have policies for stages: what this module knows of them.
+pub trait Tuned: Send + Sync + 'static {
+    /// The policies of this stage, if there is one.
+    fn policies(&self, stage: &str) -> Option<&Policies>;
+}
+
+/// The settings in force, whatever else they are.
+trait Live: Send + Sync {
+    /// The newest: another one is another `Arc`.
+    fn newest(&self) -> Arc<dyn Tuned>;
+    /// To wait for the next. What changed before counts as seen.
+    fn follow(&self) -> Box<dyn Follow>;
+}
+
+trait Follow: Send {
+    /// What there is counts as seen.
+    fn mark_seen(&mut self);
+    /// Waits for what has not been seen; for ever once nobody is left to change it.
+    fn changed(&mut self) -> BoxFuture<'_, ()>;
+}
+
+impl<S: Tuned> Live for watch::Receiver<Arc<S>> {
+    fn newest(&self) -> Arc<dyn Tuned> {
+        self.borrow().clone()
+    }
+
+    fn follow(&self) -> Box<dyn Follow> {
+        let mut follow = self.clone();
+        follow.mark_unchanged();
+        Box::new(follow)
+    }
+}
+
+impl<S: Tuned> Follow for watch::Receiver<Arc<S>> {
+    fn mark_seen(&mut self) {
+        self.mark_unchanged();
+    }
+
+    fn changed(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(changed(self))
+    }
+}
 
 /// The policies of one stage. See the module.
 #[derive(Clone)]
@@ -26,7 +69,7 @@ pub struct StagePolicies(Arc<Inner>);
 
 struct Inner {
     stage: Arc<str>,
-    live: LiveSettings,
+    live: Box<dyn Live>,
     /// Draws evenly from 0 to 1.
     jitter: fn() -> f64,
     machine: Mutex<Machine>,
@@ -37,7 +80,7 @@ struct Inner {
 
 struct Machine {
     /// The settings that the others were last tuned to.
-    tuned: Arc<Settings>,
+    tuned: Arc<dyn Tuned>,
     policies: Policies,
     breaker: Breaker,
     bucket: RateLimiter,
@@ -94,18 +137,19 @@ impl StagePolicies {
     /// Binds the policies of `stage` (`source`, `transform.<name>`, `sink`, `dead_letter`, `orders`). A stage
     /// that the settings do not name gets the defaults; one that they no longer name keeps its last policies
     /// while it drains.
-    pub fn new(stage: impl Into<Arc<str>>, live: LiveSettings) -> Self {
+    pub fn new<S: Tuned>(stage: impl Into<Arc<str>>, live: watch::Receiver<Arc<S>>) -> Self {
         Self::with_jitter(stage, live, rand::random::<f64>)
     }
 
     /// As [`StagePolicies::new`], with a random source: `|| 1.0` makes every backoff its full length.
-    pub fn with_jitter(
+    pub fn with_jitter<S: Tuned>(
         stage: impl Into<Arc<str>>,
-        live: LiveSettings,
+        live: watch::Receiver<Arc<S>>,
         jitter: fn() -> f64,
     ) -> Self {
         let stage = stage.into();
-        let tuned = live.borrow().clone();
+        let live: Box<dyn Live> = Box::new(live);
+        let tuned = live.newest();
         let policies = tuned.policies(&stage).cloned().unwrap_or_default();
         let now = Instant::now().into_std();
         let machine = Machine {
@@ -142,12 +186,12 @@ impl StagePolicies {
     /// Cancel-safe: dropped while waiting, it leaves nothing behind.
     pub async fn admit(&self) -> Permit {
         let mut bell = self.0.bell.subscribe();
-        let mut live = self.0.live.clone();
+        let mut live = self.0.live.follow();
         let mut refused_before = false;
         loop {
             // Marked as seen before looking: what changes after the look wakes the wait.
             bell.borrow_and_update();
-            live.borrow_and_update();
+            live.mark_seen();
             let admitted = self.with(|machine, _| match machine.breaker.refusal() {
                 Some(refusal) if refused_before => Err(refusal),
                 _ => machine.breaker.admit(),
@@ -160,7 +204,7 @@ impl StagePolicies {
             tokio::select! {
                 () = sleep_until(refusal.until.map(Instant::from_std)) => {}
                 () = changed(&mut bell) => {}
-                () = changed(&mut live) => {}
+                () = live.changed() => {}
             }
         }
     }
@@ -198,10 +242,10 @@ impl StagePolicies {
             since: Instant::now(),
         };
         let mut bell = self.0.bell.subscribe();
-        let mut live = self.0.live.clone();
+        let mut live = self.0.live.follow();
         loop {
             bell.borrow_and_update();
-            live.borrow_and_update();
+            live.mark_seen();
             let Err(wait) = self.with(|machine, now| machine.bucket.wait(place, now)) else {
                 in_line.place = None;
                 return;
@@ -209,7 +253,7 @@ impl StagePolicies {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = changed(&mut bell) => {}
-                () = changed(&mut live) => {}
+                () = live.changed() => {}
             }
         }
     }
@@ -257,11 +301,11 @@ impl StagePolicies {
     /// Waits after the `attempt`th failed try (from 1); `false`: there is no further one. For loops that
     /// cannot use [`StagePolicies::run`].
     pub async fn back_off(&self, attempt: u32) -> bool {
-        let mut live = self.0.live.clone();
+        let mut live = self.0.live.follow();
         let started = Instant::now();
         let jitter = (self.0.jitter)();
         loop {
-            live.borrow_and_update();
+            live.mark_seen();
             let retry = self.with(|machine, _| machine.policies.retry);
             if retry.is_exhausted(attempt) {
                 return false;
@@ -271,7 +315,7 @@ impl StagePolicies {
                     self.with(|machine, _| machine.retries += 1);
                     return true;
                 }
-                () = changed(&mut live) => {}
+                () = live.changed() => {}
             }
         }
     }
@@ -341,7 +385,7 @@ impl StagePolicies {
         let mut machine = self.0.machine.lock();
         // Read under the lock: neither time nor the settings go back between two callers.
         let now = Instant::now().into_std();
-        machine.retune(&self.0.stage, &self.0.live, now);
+        machine.retune(&self.0.stage, &*self.0.live, now);
         let transition = machine.breaker.poll(now);
         self.note(&machine, transition);
         step(&mut machine, now)
@@ -376,13 +420,12 @@ impl std::fmt::Debug for StagePolicies {
 }
 
 impl Machine {
-    fn retune(&mut self, stage: &str, live: &LiveSettings, now: std::time::Instant) {
-        let latest = live.borrow();
-        if Arc::ptr_eq(&latest, &self.tuned) {
+    fn retune(&mut self, stage: &str, live: &dyn Live, now: std::time::Instant) {
+        let newest = live.newest();
+        if std::ptr::addr_eq(Arc::as_ptr(&newest), Arc::as_ptr(&self.tuned)) {
             return;
         }
-        self.tuned = latest.clone();
-        drop(latest);
+        self.tuned = newest;
         let Some(policies) = self.tuned.policies(stage) else {
             return;
         };

@@ -1,4 +1,4 @@
-//! Every key of `src/config/keys.rs`, changed and changed back while the pipeline runs.
+//! Every key of `src/config/sections`, changed and changed back while the pipeline runs.
 
 use std::net::TcpListener;
 use std::path::Path;

@@ -1,12 +1,10 @@
 use std::cell::Cell;
 use std::io;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 
 use tokio::time::{advance, timeout};
 
 use super::*;
-use crate::config::settings::{Limits, OnError, Transform};
 use crate::policy::{backoff, rate};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -39,14 +37,23 @@ fn rate(per_second: u32, burst: u32) -> Policies {
     }
 }
 
+/// Settings with one stage, of this name.
+struct One(&'static str, Policies);
+
+impl Tuned for One {
+    fn policies(&self, stage: &str) -> Option<&Policies> {
+        (stage == self.0).then_some(&self.1)
+    }
+}
+
 /// Stage `sink` without jitter, and the sender that retunes it.
-fn sink(policies: Policies) -> (StagePolicies, watch::Sender<Arc<Settings>>) {
-    let (sender, live) = watch::channel(Arc::new(Settings::for_tests(policies)));
+fn sink(policies: Policies) -> (StagePolicies, watch::Sender<Arc<One>>) {
+    let (sender, live) = watch::channel(Arc::new(One("sink", policies)));
     (StagePolicies::with_jitter("sink", live, || 1.0), sender)
 }
 
-fn retune(sender: &watch::Sender<Arc<Settings>>, policies: Policies) {
-    sender.send_replace(Arc::new(Settings::for_tests(policies)));
+fn retune(sender: &watch::Sender<Arc<One>>, policies: Policies) {
+    sender.send_replace(Arc::new(One("sink", policies)));
 }
 
 async fn open(stage: &StagePolicies) {
@@ -318,7 +325,7 @@ async fn a_backoff_under_way_takes_a_retune() {
 
 #[tokio::test(start_paused = true)]
 async fn jitter_shortens_a_backoff_and_never_lengthens_it() {
-    let settings = Settings::for_tests(retry(8 * SECOND, None));
+    let settings = One("sink", retry(8 * SECOND, None));
     let (_sender, live) = watch::channel(Arc::new(settings));
     let half = StagePolicies::with_jitter("sink", live.clone(), || 0.5);
     assert_eq!(timed(half.back_off(1)).await.1, 4 * SECOND);
@@ -462,18 +469,7 @@ async fn small_takers_do_not_overtake_a_large_one() {
 
 #[tokio::test(start_paused = true)]
 async fn a_removed_stage_keeps_its_last_policies_and_an_unknown_one_has_the_defaults() {
-    let mut with = Settings::for_tests(Policies::default());
-    with.transforms.push(Transform {
-        name: "router".into(),
-        plugin: PathBuf::new(),
-        on_error: OnError::Stop,
-        limits: Limits {
-            memory: 1,
-            deadline: SECOND,
-        },
-        settings: Default::default(),
-        policies: breaker(9, SECOND, 9),
-    });
+    let with = One("transform.router", breaker(9, SECOND, 9));
     let (sender, live) = watch::channel(Arc::new(with));
     let stage = StagePolicies::new("transform.router", live.clone());
     retune(&sender, Policies::default());

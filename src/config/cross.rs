@@ -1,0 +1,297 @@
+//! Checks across keys, and those that need what other modules know.
+
+use std::time::Duration;
+
+use super::error::{Place, Reason};
+use super::reading::{Reading, stage_of};
+use super::settings::*;
+use super::validate::Checks;
+use super::{key, keys, raw, rules};
+
+impl Reading<'_> {
+    pub(super) fn cross(&mut self, settings: &Settings, checks: Checks<'_>) {
+        if !checks.embedded {
+            for (key, nodes) in [
+                ("source.nodes", &settings.source.nodes),
+                ("sink.brokers", &settings.sink.brokers),
+            ] {
+                if *nodes == Nodes::Embedded && self.ok(&[key]) {
+                    let reason = Reason::NotEmbedded {
+                        key: key.to_owned(),
+                    };
+                    let help =
+                        "name the real ones, or build with the feature `embedded`".to_owned();
+                    self.problem(reason, self.place(key), [help]);
+                }
+            }
+        }
+        self.topics(settings);
+        self.orders();
+        self.credentials(settings);
+        self.properties(settings, checks);
+        self.addresses(settings);
+        self.stages(settings);
+        self.plugins(settings, checks);
+    }
+
+    fn topics(&mut self, settings: &Settings) {
+        let used = [
+            "sink.topic",
+            "dead_letter.topic",
+            "pipeline.name",
+            "source.keyspace",
+            "source.tables",
+        ];
+        if !self.ok(&used) || self.raw.broken {
+            return;
+        }
+        let Settings {
+            pipeline,
+            source,
+            sink,
+            dead_letter,
+            ..
+        } = settings;
+        if rules::topic_name(&dead_letter.topic).is_err() {
+            self.illegal_topic("dead_letter.topic", dead_letter.topic.clone());
+        }
+        let mut taken = vec![(
+            format!("penstock.{}.checkpoints", pipeline.name),
+            "the topic of the checkpoints".to_owned(),
+        )];
+        for table in &source.tables {
+            let topic = rules::fill(&sink.topic, &pipeline.name, &source.keyspace, table);
+            if rules::topic_name(&topic).is_err() {
+                self.illegal_topic("sink.topic", topic.clone());
+            }
+            taken.push((topic, format!("`sink.topic` for the table {table}")));
+        }
+        if let Some((topic, what)) = taken
+            .into_iter()
+            .find(|(topic, _)| *topic == dead_letter.topic)
+        {
+            let place = match self.place("dead_letter.topic") {
+                Place::Nowhere => self.place("sink.topic"),
+                place => place,
+            };
+            let help =
+                "give dead letters a topic of their own, such as \"{pipeline}.dead-letters\""
+                    .to_owned();
+            self.problem(Reason::DeadLetterTopic { topic, what }, place, [help]);
+        }
+    }
+
+    fn illegal_topic(&mut self, key: &str, topic: String) {
+        let help = "expected 1 to 249 ASCII letters, digits, '.', '_' and '-'".to_owned();
+        let key = key.to_owned();
+        self.problem(
+            Reason::IllegalTopic {
+                topic,
+                key: key.clone(),
+            },
+            self.place(&key),
+            [help],
+        );
+    }
+
+    fn orders(&mut self) {
+        let float = |c: &Self, key: &str| c.get::<f64>(key).to_string();
+        let duration =
+            |c: &Self, key: &str| humantime::format_duration(c.get::<Duration>(key)).to_string();
+        if self.get::<f64>("health.headroom_unhealthy")
+            > self.get::<f64>("health.headroom_degraded")
+        {
+            self.order(
+                "health.headroom_unhealthy",
+                "health.headroom_degraded",
+                float,
+            );
+        }
+        let stages = keys::STAGES
+            .iter()
+            .filter(|s| !s.ends_with('*'))
+            .map(|s| (*s).to_owned());
+        let transforms = self.raw.transforms.iter().map(|n| stage_of(n));
+        let all: Vec<String> = ["policies".to_owned()]
+            .into_iter()
+            .chain(stages)
+            .chain(transforms)
+            .collect();
+        for stage in all {
+            let (initial, max) = (
+                format!("{stage}.retry.initial"),
+                format!("{stage}.retry.max"),
+            );
+            let set = stage == "policies"
+                || self.leaves.contains_key(&initial)
+                || self.leaves.contains_key(&max);
+            if set && self.get::<Duration>(&initial) > self.get::<Duration>(&max) {
+                self.order(&initial, &max, duration);
+            }
+        }
+    }
+
+    fn order(&mut self, low: &str, high: &str, show: fn(&Self, &str) -> String) {
+        if !self.ok(&[low, high]) {
+            return;
+        }
+        let place = match self.place(low) {
+            Place::Nowhere => self.place(high),
+            place => place,
+        };
+        let reason = Reason::Order {
+            low: low.to_owned(),
+            low_value: show(self, low),
+            high: high.to_owned(),
+            high_value: show(self, high),
+        };
+        self.problem(
+            reason,
+            place,
+            ["lower the one or raise the other".to_owned()],
+        );
+    }
+
+    fn credentials(&mut self, settings: &Settings) {
+        let both = [
+            (
+                "source",
+                &settings.source.username,
+                &settings.source.password,
+            ),
+            ("sink", &settings.sink.username, &settings.sink.password),
+        ];
+        for (section, username, password) in both {
+            let user = format!("{section}.username");
+            let word = format!("{section}.password");
+            let file = format!("{word}_file");
+            // A password that was refused is not a password that is missing.
+            let set = [&word, &file]
+                .into_iter()
+                .find(|k| self.leaves.contains_key(*k) || self.failed.contains(*k));
+            if !self.ok(&[&user]) {
+                continue;
+            }
+            if username.is_some() && password.is_none() && set.is_none() {
+                let variable = raw::PREFIX.to_owned() + &word.replace('.', "__").to_uppercase();
+                let help = format!("set {variable} in the environment, or {file}");
+                let place = self.place(&user);
+                self.problem(
+                    Reason::Half {
+                        key: user,
+                        other: word,
+                    },
+                    place,
+                    [help],
+                );
+            } else if let (None, Some(key)) = (username, set) {
+                let key = key.clone();
+                let place = self.place(&key);
+                self.problem(
+                    Reason::Half {
+                        key,
+                        other: user.clone(),
+                    },
+                    place,
+                    [format!("set {user}")],
+                );
+            }
+        }
+    }
+
+    fn addresses(&mut self, settings: &Settings) {
+        let Settings { admin, orders, .. } = settings;
+        let token = ["admin.token", "admin.token_file"];
+        let tokenless = !token
+            .iter()
+            .any(|k| self.leaves.contains_key(*k) || self.failed.contains(*k));
+        if admin.enabled && !admin.listen.ip().is_loopback() && tokenless {
+            let reason = Reason::ExposedAdmin {
+                listen: admin.listen.to_string(),
+            };
+            let help =
+                "listen on 127.0.0.1, or set admin.token_file or PENSTOCK_ADMIN__TOKEN".to_owned();
+            self.problem(reason, self.place("admin.listen"), [help]);
+        }
+        let same = admin.listen == orders.listen && admin.listen.port() != 0;
+        if admin.enabled && orders.enabled && same {
+            let reason = Reason::Duplicate {
+                key: "orders.listen".to_owned(),
+                found: orders.listen.to_string(),
+                first: "admin.listen".to_owned(),
+            };
+            let help = "give each a port of its own".to_owned();
+            let place = match self.place("orders.listen") {
+                Place::Nowhere => self.place("admin.listen"),
+                place => place,
+            };
+            self.problem(reason, place, [help]);
+        }
+    }
+
+    fn stages(&mut self, settings: &Settings) {
+        if self.raw.broken || !self.ok(&["health.critical"]) {
+            return;
+        }
+        for stage in &settings.health.critical {
+            if settings.policies(stage).is_some() {
+                continue;
+            }
+            let transforms = settings
+                .transforms
+                .iter()
+                .map(|t| format!("transform.{}", t.name));
+            let fixed = keys::STAGES
+                .iter()
+                .filter(|s| !s.ends_with('*'))
+                .map(|s| (*s).to_owned());
+            let known: Vec<String> = fixed.chain(transforms).collect();
+            let names: Vec<&str> = known.iter().map(String::as_str).collect();
+            let help = format!("expected {}", key::one_of(&names));
+            let reason = Reason::UnknownStage {
+                key: "health.critical".to_owned(),
+                stage: stage.clone(),
+            };
+            self.problem(reason, self.place("health.critical"), [help]);
+        }
+    }
+
+    fn plugins(&mut self, settings: &Settings, checks: Checks<'_>) {
+        for transform in &settings.transforms {
+            let stage = stage_of(&transform.name);
+            let key = format!("{stage}.plugin");
+            if !self.leaves.contains_key(&key) {
+                continue;
+            }
+            let path = transform.plugin.display().to_string();
+            let hash = raw::hash_file(&transform.plugin);
+            let seen = hash.as_ref().copied().unwrap_or_default();
+            self.sources.insert(transform.plugin.clone(), seen);
+            match hash {
+                Err(error) => {
+                    let reason = Reason::PluginFile {
+                        key: key.clone(),
+                        path,
+                        error: error.to_string(),
+                    };
+                    let help = "a relative path starts at the folder of the file that it stands in"
+                        .to_owned();
+                    self.problem(reason, self.place(&key), [help]);
+                }
+                Ok(hash) => {
+                    self.contents.insert(key.clone(), hash);
+                    let sound = !self.failed.iter().any(|f| f.starts_with(&stage));
+                    if sound && let Err(error) = (checks.plugin)(&transform.plugin, transform) {
+                        let reason = Reason::PluginRejected {
+                            key: key.clone(),
+                            path,
+                            error,
+                        };
+                        let help = "expected a WebAssembly component, or a core module with the WIT embedded, that takes these settings".to_owned();
+                        self.problem(reason, self.place(&key), [help]);
+                    }
+                }
+            }
+        }
+    }
+}
