@@ -15,5 +15,6 @@ pub mod policy;
 mod reach;
 pub mod sink;
 pub mod source;
+mod topic;
 pub mod transform;
 mod words;

@@ -7,6 +7,7 @@ use super::reading::{Reading, stage_of};
 use super::settings::*;
 use super::validate::Checks;
 use super::{key, keys, raw, rules};
+use crate::topic;
 
 impl Reading<'_> {
     pub(super) fn cross(&mut self, settings: &Settings, checks: Checks<'_>) {
@@ -82,7 +83,7 @@ impl Reading<'_> {
     }
 
     fn illegal_topic(&mut self, key: &str, topic: String) {
-        let help = "expected 1 to 249 ASCII letters, digits, '.', '_' and '-'".to_owned();
+        let help = format!("expected {}", topic::RULE);
         let key = key.to_owned();
         self.problem(
             Reason::IllegalTopic {

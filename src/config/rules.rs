@@ -1,5 +1,7 @@
 //! The rules that texts of pipeline.toml keep: each says what would do instead where one is refused.
 
+use crate::topic;
+
 /// Says what would do instead where a text is refused.
 pub(super) type Rule = fn(&str) -> Result<(), String>;
 
@@ -50,15 +52,11 @@ pub(super) fn cql_name(text: &str) -> Result<(), String> {
     }
 }
 
-/// Kafka's rule (`org.apache.kafka.common.internals.Topic`).
 pub(super) fn topic_name(text: &str) -> Result<(), String> {
-    let legal = made_of(text, 249, |c| {
-        c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
-    });
-    if legal && text != "." && text != ".." {
+    if topic::is_name(text) {
         Ok(())
     } else {
-        Err("1 to 249 ASCII letters, digits, '.', '_' and '-'".into())
+        Err(topic::RULE.into())
     }
 }
 

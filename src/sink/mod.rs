@@ -4,6 +4,7 @@
 //! a record carries ([`headers`]) and when silence is a failure ([`watch`]) are told apart from it, so that
 //! they are tested without a broker.
 
+pub(crate) use crate::topic::is_name as is_topic_name;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -232,17 +233,6 @@ pub struct Leave {
     pub named: Vec<bool>,
     /// Of the breaker.
     pub permit: Option<Permit>,
-}
-
-/// A topic name that Kafka takes: 1 to 249 of `[a-zA-Z0-9._-]`, not `.` or `..`
-/// (`org.apache.kafka.common.internals.Topic`).
-pub fn is_topic_name(name: &str) -> bool {
-    (1..=249).contains(&name.len())
-        && name != "."
-        && name != ".."
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 /// Where the embedded or configured brokers are, as librdkafka wants it.

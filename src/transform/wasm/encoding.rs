@@ -11,6 +11,7 @@ use penstock_plugin_encoding::{
 
 use super::instance::{Interest, shortened};
 use crate::change::{Record, RecordBatch, Slice};
+use crate::topic;
 
 /// What travels between two transforms.
 #[derive(Clone, Debug)]
@@ -49,9 +50,6 @@ pub(crate) struct Draft {
     topics: HashMap<Arc<str>, u32>,
 }
 
-/// Kafka's limit on the length of a topic's name.
-const MAX_TOPIC: usize = 249;
-
 /// Bytes that all transforms together may write for one batch: far more than a guest's memory holds, and a
 /// bound on what references to records' columns are copied into.
 const MAX_OUTPUT: usize = 512 << 20;
@@ -72,16 +70,9 @@ impl Draft {
         if let Some(&index) = self.topics.get(name) {
             return Ok(index);
         }
-        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        if name.is_empty()
-            || name.len() > MAX_TOPIC
-            || matches!(name, "." | "..")
-            || !name.bytes().all(legal)
-        {
-            let shown = &name[..name.floor_char_boundary(MAX_TOPIC)];
-            return Err(format!(
-                "{shown:?} is not a topic's name: 1 to {MAX_TOPIC} letters, digits, '.', '_' and '-'"
-            ));
+        if !topic::is_name(name) {
+            let shown = &name[..name.floor_char_boundary(topic::LONGEST)];
+            return Err(format!("{shown:?} is not a topic's name: {}", topic::RULE));
         }
         let index = self.batch.topics.len() as u32;
         let name: Arc<str> = name.into();

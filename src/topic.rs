@@ -1,0 +1,33 @@
+//! What may be a topic's name: one rule for what a file says, what a transform makes, and what is sent.
+
+/// Kafka's limit on the length of a topic's name.
+pub(crate) const LONGEST: usize = 249;
+
+/// The rule in words.
+pub(crate) const RULE: &str = "1 to 249 ASCII letters, digits, '.', '_' and '-'";
+
+/// Whether Kafka takes the name: the [`RULE`], and neither `.` nor `..`
+/// (`org.apache.kafka.common.internals.Topic`).
+pub(crate) fn is_name(name: &str) -> bool {
+    (1..=LONGEST).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_what_kafka_takes() {
+        for good in ["a", "A-b_c.9", "...", &"x".repeat(LONGEST)] {
+            assert!(is_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", "a b", "ä", "a/b", &"x".repeat(LONGEST + 1)] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+}
