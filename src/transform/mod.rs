@@ -10,6 +10,7 @@
 //! - Every change is accounted for: it has records, or is rejected, or counts as dropped.
 //! - A guest reaches nothing but its own memory and our log, and none of its numbers is believed.
 
+mod draft;
 mod render;
 mod stage;
 pub mod wasm;
@@ -22,9 +23,9 @@ pub use wasm::{Engine, EngineError, Plugin, PluginError, Prepared, TICK, Ticker}
 use crate::change::{Batch, Position, RecordBatch, Rejected, TableSchema};
 use crate::config::settings::LiveSettings;
 use crate::policy::Class;
+use draft::{Draft, Item};
 use render::Renderer;
 use stage::Stage;
-use wasm::encoding::{Draft, Item};
 
 /// A batch could not be processed. Nothing of it counts as done.
 #[derive(Debug, thiserror::Error)]

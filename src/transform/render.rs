@@ -23,7 +23,7 @@ use std::fmt::Write as _;
 use penstock_plugin_encoding::cql::write_json_string;
 use penstock_plugin_encoding::{ColumnKind, ColumnTag, CqlType, CqlValue, Mark, Operation, Row};
 
-use super::wasm::encoding::Draft;
+use super::draft::Draft;
 use crate::change::{Batch, Record, TableSchema};
 use crate::sink::headers;
 

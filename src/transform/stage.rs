@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use penstock_plugin_encoding::record_table;
 
 use super::TransformError;
-use super::wasm::encoding::{Draft, Input, Item, Made};
+use super::draft::{Draft, Item, Made};
+use super::wasm::encoding::Input;
 use super::wasm::instance::{Fault, Instance, Interest};
 use super::wasm::plugin::Plugin;
 use super::wasm::swap::{Prepared, records, stage_name};

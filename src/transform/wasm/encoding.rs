@@ -1,8 +1,6 @@
 //! Batches in, outputs out. Every index and length of a guest is checked here; nothing else reads its bytes.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::Arc;
 
 use penstock_plugin_encoding::output::{Event, FieldSpan, OutputReader};
 use penstock_plugin_encoding::{
@@ -11,44 +9,7 @@ use penstock_plugin_encoding::{
 
 use super::instance::{Interest, shortened};
 use crate::change::{Record, RecordBatch, Slice};
-use crate::topic;
-
-/// What travels between two transforms.
-#[derive(Clone, Debug)]
-pub(crate) enum Item {
-    /// A change of the source batch, by its row.
-    Change(u32),
-    /// What a transform made of one.
-    Record(Record),
-}
-
-impl Item {
-    /// The row of the change that it is or came from.
-    pub(crate) fn source(&self) -> u32 {
-        match self {
-            Item::Change(row) => *row,
-            Item::Record(record) => record.source,
-        }
-    }
-}
-
-/// What became of an item.
-#[derive(Clone, Debug)]
-pub(crate) enum Made {
-    /// A record.
-    Record(Record),
-    /// It goes on as it is.
-    Forward,
-    /// It is refused, with this message.
-    Refused(String),
-}
-
-/// A batch being made, with its topics by name.
-#[derive(Debug)]
-pub(crate) struct Draft {
-    pub(crate) batch: RecordBatch,
-    topics: HashMap<Arc<str>, u32>,
-}
+use crate::transform::draft::{Draft, Item, Made};
 
 /// Bytes that all transforms together may write for one batch: far more than a guest's memory holds, and a
 /// bound on what references to records' columns are copied into.
@@ -56,58 +17,6 @@ const MAX_OUTPUT: usize = 512 << 20;
 
 /// Entries, keys, values and headers of one output: the smallest take a byte or two, what we make of them dozens.
 const MAX_PARTS: u32 = 1 << 20;
-
-impl Draft {
-    pub(crate) fn new(batch: RecordBatch) -> Self {
-        Self {
-            batch,
-            topics: HashMap::new(),
-        }
-    }
-
-    /// The number of a topic; an error if no broker would take the name.
-    pub(crate) fn topic(&mut self, name: &str) -> Result<u32, String> {
-        if let Some(&index) = self.topics.get(name) {
-            return Ok(index);
-        }
-        if !topic::is_name(name) {
-            let shown = &name[..name.floor_char_boundary(topic::LONGEST)];
-            return Err(format!("{shown:?} is not a topic's name: {}", topic::RULE));
-        }
-        let index = self.batch.topics.len() as u32;
-        let name: Arc<str> = name.into();
-        self.batch.topics.push(name.clone());
-        self.topics.insert(name, index);
-        Ok(index)
-    }
-
-    /// Keeps bytes that the host wrote.
-    pub(crate) fn keep(&mut self, bytes: &[u8]) -> Slice {
-        let start = self.batch.output.len() as u32;
-        self.batch.output.extend_from_slice(bytes);
-        Slice::Output {
-            start,
-            end: self.batch.output.len() as u32,
-        }
-    }
-
-    /// A record's headers as a CQL `map<text, blob>`.
-    fn encode_headers(&self, record: &Record) -> Vec<u8> {
-        let headers =
-            &self.batch.headers[record.headers.start as usize..record.headers.end as usize];
-        let mut map = (headers.len() as i32).to_be_bytes().to_vec();
-        for slice in headers.iter().flat_map(|(name, value)| [name, value]) {
-            match self.batch.bytes(*slice) {
-                Some(bytes) => {
-                    map.extend_from_slice(&(bytes.len() as i32).to_be_bytes());
-                    map.extend_from_slice(bytes);
-                }
-                None => map.extend_from_slice(&(-1i32).to_be_bytes()),
-            }
-        }
-        map
-    }
-}
 
 /// Where a row that was sent comes from.
 #[derive(Clone, Copy, Debug)]
@@ -549,6 +458,7 @@ fn record_row(draft: &Draft, record: &Record, mask: Option<&[bool]>, rows: &mut 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Instant;
 
     use penstock_plugin_encoding::{Field, OutputWriter};
