@@ -141,7 +141,7 @@ impl Tuned for Settings {
 impl Settings {
     /// Settings for tests that need some: stand-ins on both ends, no transform, `policies` for every stage.
     pub(crate) fn for_tests(policies: Policies) -> Self {
-        let text = "[pipeline]\nname = \"test\"\nshards = 1\nmax_in_flight = 1024\nbatch_size = 64\n\
+        let text = "[pipeline]\nname = \"test\"\ndelivery = \"at-least-once\"\nshards = 1\nmax_in_flight = 1024\nbatch_size = 64\n\
                     [source]\nkeyspace = \"orders_ks\"\ntables = [\"outbox_messages\"]\n";
         let checks = super::Checks {
             embedded: true,

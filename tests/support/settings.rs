@@ -9,7 +9,7 @@ use tokio::sync::watch;
 /// A pipeline of this name with a sink at these brokers.
 pub fn settings(name: &str, brokers: &str, shards: u32) -> Settings {
     let text = format!(
-        "[pipeline]\nname = {name:?}\nshards = {shards}\nbatch_size = 256\n\
+        "[pipeline]\nname = {name:?}\ndelivery = \"at-least-once\"\nshards = {shards}\nbatch_size = 256\n\
          [source]\nkeyspace = \"ks\"\ntables = [\"t\"]\nconcurrency = 4\nconsistency = \"local-quorum\"\n\
          [sink]\nbrokers = {brokers:?}\ntopic = \"{{table}}\"\ntopics.partitions = 4\n\
          [dead_letter]\nmax = 100\n\
