@@ -422,6 +422,20 @@ fn table_rows(table: &TableSchema) -> Vec<Row> {
         cells: own,
     });
     rows.extend(table.columns.iter().map(|column| column_row(&key, column)));
+    rows.extend(table.dropped.iter().map(|(name, dropped)| {
+        Row {
+            table: "dropped_columns",
+            key: key
+                .iter()
+                .cloned()
+                .chain([("column_name", text(name))])
+                .collect(),
+            cells: vec![
+                ("dropped_time", timestamp(dropped.at.div_euclid(1_000))),
+                ("type", text(dropped.ty.to_string())),
+            ],
+        }
+    }));
     rows
 }
 
@@ -466,6 +480,11 @@ fn text(value: impl AsRef<str>) -> Option<Bytes> {
 }
 
 fn int(value: i32) -> Option<Bytes> {
+    Some(Bytes::copy_from_slice(&value.to_be_bytes()))
+}
+
+/// ms since the epoch.
+fn timestamp(value: i64) -> Option<Bytes> {
     Some(Bytes::copy_from_slice(&value.to_be_bytes()))
 }
 

@@ -71,6 +71,8 @@ pub enum Statement {
     Batch(Batch),
     /// `SELECT`.
     Select(Select),
+    /// `DESCRIBE`.
+    Describe(Describe),
     /// CQL that this node knows but does not do.
     Unsupported {
         /// What it is, e.g. `CREATE INDEX`.
@@ -117,6 +119,67 @@ pub enum PropertyValue {
     Text(String),
     /// A map of such.
     Map(Vec<(String, String)>),
+}
+
+/// `DESCRIBE`, or `DESC`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Describe {
+    /// What.
+    pub what: Described,
+    /// `WITH INTERNALS`: what makes the same again, identity and dropped columns included.
+    pub internals: bool,
+    /// `AND PASSWORDS`.
+    pub passwords: bool,
+}
+
+/// What is described.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Described {
+    /// `CLUSTER`.
+    Cluster,
+    /// `[FULL] SCHEMA`: everything that clients made.
+    Schema {
+        /// And what the node made.
+        full: bool,
+    },
+    /// `KEYSPACES`: their names.
+    Keyspaces,
+    /// `[ONLY] KEYSPACE [name]`.
+    Keyspace {
+        /// Which; the connection's when it does not say.
+        name: Option<String>,
+        /// Without what is in it.
+        only: bool,
+    },
+    /// `TABLES`: their names.
+    Tables,
+    /// `TYPES`: their names.
+    Types,
+    /// `FUNCTIONS`: their names.
+    Functions,
+    /// `AGGREGATES`: their names.
+    Aggregates,
+    /// One element of a keyspace.
+    Element(ElementKind, QualifiedName),
+    /// A keyspace, or whatever of a keyspace has the name.
+    Generic(QualifiedName),
+}
+
+/// A kind of element of a keyspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ElementKind {
+    /// A table.
+    Table,
+    /// A secondary index.
+    Index,
+    /// A materialized view.
+    View,
+    /// A user-defined type.
+    Type,
+    /// A function.
+    Function,
+    /// An aggregate.
+    Aggregate,
 }
 
 /// `CREATE KEYSPACE`.

@@ -375,8 +375,7 @@ impl<'a> Parser<'a> {
             what @ ("GRANT" | "REVOKE" | "LIST" | "ATTACH" | "DETACH" | "PRUNE") => {
                 Ok(Statement::Unsupported { what: what.into() })
             }
-            // DESCRIBE is no statement here, as in ScyllaDB before 5.2: on a syntax error, and on no other,
-            // ScyllaDB's cqlsh describes from the system tables itself.
+            "DESCRIBE" | "DESC" => self.describe(),
             _ => self.no_viable(),
         }
     }

@@ -268,7 +268,8 @@ impl Row {
         }
     }
 
-    fn size(&self) -> usize {
+    /// About how much memory it takes, bytes.
+    pub(crate) fn size(&self) -> usize {
         let value =
             |cell: &AtomicCell| size_of::<AtomicCell>() + cell.value.as_ref().map_or(0, Bytes::len);
         let cells = self.cells.iter().map(|(_, data)| match data {
@@ -312,6 +313,15 @@ impl Row {
             for (column, data) in other.cells {
                 self.set(column, data);
             }
+        }
+    }
+
+    /// Removes what was written to a column up to a time.
+    pub(crate) fn forget(&mut self, column: ColumnId, up_to: Timestamp) {
+        if let Ok(at) = self.cells.binary_search_by_key(&column, |(id, _)| *id)
+            && !self.cells[at].1.shadow(up_to)
+        {
+            self.cells.remove(at);
         }
     }
 

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::{
     ChangeKind, ChangeTarget, Engine, Outcome, SchemaChange, State,
     cdc::{self, LOG_SUFFIX, log_name},
+    cell::{ColumnId, Timestamp},
     error::CqlError,
     lower::{is_system, no_keyspace},
     schema::{ColumnKind, KeyspaceSchema, Schema, TableOptions, TableSchema},
@@ -151,6 +152,7 @@ fn new_table(
         is_log: false,
         log: None,
         next_column: 0,
+        dropped: IndexMap::new(),
     };
     let parts = [
         (&key.partition, ColumnKind::PartitionKey),
@@ -239,6 +241,11 @@ fn new_table(
         )));
     }
     set_options(&mut table.options, &create.properties)?;
+    if let Some(id) = table.options.values.remove("id") {
+        table.id = id
+            .parse()
+            .map_err(|_| CqlError::config("Invalid table id"))?;
+    }
     Ok(table)
 }
 
@@ -262,15 +269,21 @@ fn check_name(what: &str, name: &str) -> Result<(), CqlError> {
 
 impl Engine {
     /// Runs a statement that changes the schema, and tells of it.
+    /// `timestamp`: of the statement, where it has one.
     pub(super) fn change_schema(
         &self,
         statement: &ast::Statement,
         keyspace: Option<&str>,
         now: i64,
+        timestamp: Option<Timestamp>,
     ) -> Result<Outcome, CqlError> {
         let (done, schema) = {
             let mut state = self.state.write();
-            let done = self.apply_ddl(&mut state, statement, keyspace, now)?;
+            let times = Times {
+                now,
+                dropped: timestamp.unwrap_or(now),
+            };
+            let done = self.apply_ddl(&mut state, statement, keyspace, times)?;
             (done, state.schema.clone())
         };
         if !done.changes.is_empty() {
@@ -287,7 +300,7 @@ impl Engine {
         state: &mut State,
         statement: &ast::Statement,
         session: Option<&str>,
-        now: i64,
+        times: Times,
     ) -> Result<Done, CqlError> {
         let named = |name: &ast::QualifiedName| -> Result<String, CqlError> {
             let keyspace = name
@@ -305,10 +318,10 @@ impl Engine {
                 self.drop_keyspace(state, name, *if_exists)
             }
             ast::Statement::CreateTable(create) => {
-                self.create_table(state, create, &named(&create.table)?, now)
+                self.create_table(state, create, &named(&create.table)?, times.now)
             }
             ast::Statement::AlterTable(alter) => {
-                self.alter_table(state, alter, &named(&alter.table)?, now)
+                self.alter_table(state, alter, &named(&alter.table)?, times)
             }
             ast::Statement::DropTable { table, if_exists } => {
                 self.drop_table(state, &named(table)?, &table.name, *if_exists)
@@ -370,7 +383,7 @@ impl Engine {
         let mut log = None;
         if table.cdc_enabled() {
             refuse_log(&state.schema, &table, old, existing.as_deref())?;
-            let made = cdc::log_schema(&table, existing.as_deref().filter(|l| l.is_log));
+            let made = cdc::log_schema(&table, existing.as_deref().filter(|l| l.is_log), now)?;
             table.log = cdc::layout(&table, &made).map(Arc::new);
             let kind = if existing.is_some() {
                 ChangeKind::Updated
@@ -414,7 +427,7 @@ impl Engine {
         state: &mut State,
         alter: &ast::AlterTable,
         keyspace: &str,
-        now: i64,
+        times: Times,
     ) -> Result<Done, CqlError> {
         let name = &alter.table.name;
         let holder = keyspace_of(&state.schema, keyspace)?;
@@ -443,7 +456,7 @@ impl Engine {
             }
             AlterTableAction::Drop { columns, .. } => {
                 for column in columns {
-                    drop_column(&mut table, column)?;
+                    drop_column(&mut table, column, times.dropped)?;
                 }
             }
             AlterTableAction::Rename(pairs) => {
@@ -465,7 +478,23 @@ impl Engine {
             }
         }
         table.arrange();
-        self.settle(state, table, Some(&old), ChangeKind::Updated, now)
+        let back = match &alter.action {
+            AlterTableAction::Add(columns) => columns.as_slice(),
+            _ => &[],
+        };
+        let forgotten: Vec<(ColumnId, Timestamp)> = back
+            .iter()
+            .filter_map(|c| {
+                let dropped = table.dropped.get(&c.name)?;
+                Some((table.column(&c.name)?.id, dropped.at))
+            })
+            .collect();
+        let id = table.id;
+        let done = self.settle(state, table, Some(&old), ChangeKind::Updated, times.now)?;
+        if let Some(data) = state.data.get_mut(&id) {
+            data.forget(&forgotten);
+        }
+        Ok(done)
     }
 
     fn drop_table(
@@ -555,11 +584,7 @@ fn keyspace_of<'s>(schema: &'s Schema, name: &str) -> Result<&'s Arc<KeyspaceSch
 }
 
 fn base_is_logged(schema: &Schema, log: &TableSchema) -> bool {
-    let base = log
-        .name
-        .strip_suffix(LOG_SUFFIX)
-        .and_then(|base| schema.table(&log.keyspace, base));
-    base.is_some_and(|b| b.cdc_enabled())
+    cdc::base_of(schema, log).is_some_and(TableSchema::cdc_enabled)
 }
 
 fn nested(table: &TableSchema) -> CqlError {
@@ -600,20 +625,33 @@ fn refuse_log(
     Ok(())
 }
 
+/// The times that matter to a change of the schema, µs since the epoch.
+#[derive(Clone, Copy)]
+struct Times {
+    now: Timestamp,
+    /// What is written up to here to a column that is dropped is gone.
+    dropped: Timestamp,
+}
+
 fn add_column(
     table: &mut TableSchema,
     name: &str,
     ty: CqlType,
     is_static: bool,
 ) -> Result<(), CqlError> {
-    if table.column(name).is_some() {
+    if let Some(column) = table.column(name) {
+        let what = if column.kind == ColumnKind::PartitionKey {
+            "a PRIMARY KEY part"
+        } else {
+            "an existing column"
+        };
         return Err(CqlError::invalid(format!(
-            "Invalid column name {name} because it conflicts with an existing column"
+            "Invalid column name {name} because it conflicts with {what}"
         )));
     }
     if is_static && !table.has_clustering() {
         return Err(CqlError::invalid(
-            "Static columns are not allowed in tables without clustering columns",
+            "Static columns are only useful (and thus allowed) if the table has at least one clustering column",
         ));
     }
     if (ty == CqlType::Counter) != table.counter && (table.counter || ty == CqlType::Counter) {
@@ -631,15 +669,33 @@ fn add_column(
             }
         )));
     }
-    table.push_column(
-        name,
-        ty,
-        if is_static {
-            ColumnKind::Static
-        } else {
-            ColumnKind::Regular
-        },
-    );
+    let dropped = table.dropped.get(name);
+    if dropped.is_some() && table.counter {
+        return Err(CqlError::invalid(format!(
+            "Cannot re-add previously dropped counter column {name}"
+        )));
+    }
+    // What is still stored of a collection could not be read as one of another type.
+    let elements = |ty: &CqlType| ty.is_multi_cell() && ty.is_collection();
+    if dropped.is_some_and(|d| elements(&ty) && elements(&d.ty) && d.ty != ty) {
+        return Err(CqlError::invalid(format!(
+            "Cannot add a collection with the name {name} because a collection with the same name and a different type \
+             has already been used in the past"
+        )));
+    }
+    let kind = if is_static {
+        ColumnKind::Static
+    } else {
+        ColumnKind::Regular
+    };
+    // What was written after the time of the drop is seen again.
+    let known = dropped
+        .filter(|d| d.ty == ty && d.kind == kind)
+        .map(|d| d.id);
+    table.push_column(name, ty, kind);
+    if let (Some(id), Some(column)) = (known, table.columns.last_mut()) {
+        column.id = id;
+    }
     Ok(())
 }
 
@@ -657,11 +713,15 @@ fn retype(table: &mut TableSchema, name: &str, ty: CqlType) -> Result<(), CqlErr
         (CqlType::Ascii, CqlType::Text)
             | (CqlType::Timeuuid, CqlType::Uuid)
             | (CqlType::Timestamp, CqlType::Bigint)
+            | (
+                CqlType::Tinyint | CqlType::Smallint | CqlType::Int | CqlType::Bigint,
+                CqlType::Varint
+            )
     ) || (column.kind == ColumnKind::Regular
         && ty == CqlType::Blob
         && !column.ty.is_multi_cell());
     if column.ty != ty
-        && (!widens || (column.kind == ColumnKind::Clustering && ty == CqlType::Uuid))
+        && (!widens || (column.kind == ColumnKind::Clustering && ty != CqlType::Text))
     {
         return Err(CqlError::config(format!(
             "Cannot change {name} from type {} to type {ty}: types are incompatible.",
@@ -672,7 +732,7 @@ fn retype(table: &mut TableSchema, name: &str, ty: CqlType) -> Result<(), CqlErr
     Ok(())
 }
 
-fn drop_column(table: &mut TableSchema, name: &str) -> Result<(), CqlError> {
+fn drop_column(table: &mut TableSchema, name: &str, time: Timestamp) -> Result<(), CqlError> {
     let Some(at) = table.index_of(name) else {
         return Err(CqlError::invalid(format!(
             "Column {name} was not found in table {}",
@@ -684,7 +744,7 @@ fn drop_column(table: &mut TableSchema, name: &str) -> Result<(), CqlError> {
             "Cannot drop PRIMARY KEY part {name}"
         )));
     }
-    table.columns.remove(at);
+    table.drop_column(at, time);
     Ok(())
 }
 

@@ -266,7 +266,7 @@ impl Engine {
             return Ok(());
         }
         let lowered = lower::statement(&state.schema, ddl, None)?;
-        let Statement::Ddl(statement) = lowered.statement else {
+        let Statement::Ddl { statement, .. } = lowered.statement else {
             return Err(CqlError::invalid(
                 "an internal table is made by CREATE TABLE",
             ));

@@ -32,7 +32,12 @@ pub(crate) enum Statement {
     Batch(BatchPlan),
     Use(String),
     Truncate(Arc<TableSchema>),
-    Ddl(Box<ast::Statement>),
+    Describe(ast::Describe),
+    Ddl {
+        statement: Box<ast::Statement>,
+        /// Of a column that is dropped.
+        timestamp: Option<Expr>,
+    },
 }
 
 impl Statement {
@@ -152,6 +157,7 @@ pub(crate) fn statement(
             }
             Statement::Truncate(table.clone())
         }
+        ast::Statement::Describe(describe) => Statement::Describe(describe),
         ast::Statement::Unsupported { what } => {
             return Err(CqlError::invalid(format!(
                 "{what} is not supported by this in-memory stand-in for ScyllaDB"
@@ -160,7 +166,13 @@ pub(crate) fn statement(
         modification @ (ast::Statement::Insert(_)
         | ast::Statement::Update(_)
         | ast::Statement::Delete(_)) => Statement::Modify(lowering.modification(&modification)?),
-        ddl => Statement::Ddl(Box::new(ddl)),
+        ddl => {
+            let timestamp = lowering.drop_time(&ddl)?;
+            Statement::Ddl {
+                statement: Box::new(ddl),
+                timestamp,
+            }
+        }
     };
     let bind = lowering.finish()?;
     let primary_key_indexes = match &statement {
@@ -212,6 +224,24 @@ impl Lowering<'_> {
             .into_iter()
             .map(|spec| spec.ok_or_else(untyped))
             .collect()
+    }
+
+    /// The time of `ALTER TABLE … DROP … USING TIMESTAMP`, which can be prepared before there is a table.
+    fn drop_time(&mut self, statement: &ast::Statement) -> Result<Option<Expr>, CqlError> {
+        let ast::Statement::AlterTable(ast::AlterTable {
+            table: name,
+            action:
+                ast::AlterTableAction::Drop {
+                    timestamp: Some(timestamp),
+                    ..
+                },
+        }) = statement
+        else {
+            return Ok(None);
+        };
+        self.table = table(self.schema, name, self.keyspace).ok().cloned();
+        self.term(timestamp, &CqlType::Bigint, "[timestamp]")
+            .map(Some)
     }
 
     fn resolve_table(&mut self, name: &ast::QualifiedName) -> Result<Arc<TableSchema>, CqlError> {

@@ -8,6 +8,7 @@ mod cdc;
 mod cell;
 mod consistency;
 mod ddl;
+mod describe;
 mod error;
 mod filter;
 mod functions;
@@ -48,8 +49,8 @@ pub use self::{
     },
     plan::BoundValue,
     schema::{
-        CdcOptions, Column, ColumnKind, Images, KeyspaceSchema, MultiKind, Schema, TableOptions,
-        TableSchema, UserType,
+        CdcOptions, Column, ColumnKind, DroppedColumn, Images, KeyspaceSchema, MultiKind, Schema,
+        TableOptions, TableSchema, UserType,
     },
     token::murmur3,
 };
@@ -84,6 +85,9 @@ pub struct Options {
     /// How far ahead a new generation begins unless told otherwise. ScyllaDB takes twice its ring
     /// delay and five seconds more.
     pub generation_delay: Duration,
+    /// How much a page reads before it ends, however many rows were asked for, bytes; rows that are
+    /// filtered out count (`query_page_size_in_bytes`).
+    pub page_bytes: usize,
     /// The most that a batch of several partitions may write, bytes in memory
     /// (`batch_size_fail_threshold_in_kb`).
     pub max_batch_bytes: usize,
@@ -100,6 +104,7 @@ impl Default for Options {
             initial_tablets: 4,
             first_generation_age: Duration::from_secs(10),
             generation_delay: Duration::from_secs(2),
+            page_bytes: 1 << 20,
             max_batch_bytes: 1 << 20,
             clock: system_clock,
         }
@@ -185,7 +190,10 @@ impl Prepared {
 
     /// Whether it only reads.
     pub fn is_read(&self) -> bool {
-        matches!(self.0.statement, Statement::Select(_))
+        matches!(
+            self.0.statement,
+            Statement::Select(_) | Statement::Describe(_)
+        )
     }
 
     /// Whether it can be part of a batch.
@@ -439,6 +447,7 @@ impl Engine {
         let lowered = lower::statement(schema, text, keyspace)?;
         let columns = match &lowered.statement {
             Statement::Select(plan) => plan.columns.clone(),
+            Statement::Describe(what) => describe::columns(what),
             Statement::Modify(plan) if !matches!(plan.condition, Condition::None) => {
                 lwt::columns(&[plan], false).1
             }
@@ -493,6 +502,7 @@ impl Engine {
                     .filter(|s| *s > 0);
                 let page = Page {
                     size,
+                    bytes: self.options.page_bytes,
                     state: params
                         .paging_state
                         .clone()
@@ -540,6 +550,17 @@ impl Engine {
                     },
                 )
             }
+            Statement::Describe(what) => {
+                let state = self.state.read();
+                let session = params.keyspace.as_deref();
+                let (columns, rows) =
+                    describe::describe(&state, what, session, self.options.vnodes)?;
+                Ok(Outcome::Rows {
+                    columns,
+                    rows,
+                    paging_state: None,
+                })
+            }
             Statement::Use(keyspace) => Ok(Outcome::SetKeyspace(keyspace.clone())),
             Statement::Truncate(table) => {
                 let mut state = self.state.write();
@@ -551,8 +572,16 @@ impl Engine {
                 }
                 Ok(Outcome::Void)
             }
-            Statement::Ddl(statement) => {
-                self.change_schema(statement, prepared.0.keyspace.as_deref(), now)
+            Statement::Ddl {
+                statement,
+                timestamp,
+            } => {
+                let timestamp = match timestamp {
+                    Some(expr) => write::timestamp_value(expr, &context)?,
+                    None => None,
+                };
+                let keyspace = prepared.0.keyspace.as_deref();
+                self.change_schema(statement, keyspace, now, timestamp)
             }
         }
     }

@@ -169,16 +169,33 @@ impl Default for TableOptions {
                 ),
                 (
                     "compression".to_owned(),
-                    map(&[(
-                        "sstable_compression",
-                        "org.apache.cassandra.io.compress.LZ4Compressor",
-                    )]),
+                    map(&[("sstable_compression", "LZ4WithDictsCompressor")]),
+                ),
+                (
+                    "tombstone_gc".to_owned(),
+                    map(&[
+                        ("mode", "timeout"),
+                        ("propagation_delay_in_seconds", "3600"),
+                    ]),
                 ),
             ]
             .into(),
             values: BTreeMap::new(),
         }
     }
+}
+
+/// A column that was dropped.
+#[derive(Debug, Clone)]
+pub struct DroppedColumn {
+    /// Its type.
+    pub ty: CqlType,
+    /// What it was for.
+    pub kind: ColumnKind,
+    /// What was written to it up to this time is gone, also when the column is added again; µs since the
+    /// epoch.
+    pub at: i64,
+    pub(crate) id: ColumnId,
 }
 
 /// A table.
@@ -199,6 +216,8 @@ pub struct TableSchema {
     pub partition_key_len: usize,
     /// How many make the clustering key.
     pub clustering_key_len: usize,
+    /// Columns that were dropped, by name, in that order; also those that have been added again since.
+    pub dropped: IndexMap<String, DroppedColumn>,
     /// Its options.
     pub options: TableOptions,
     /// Whether it holds counters.
@@ -283,6 +302,26 @@ impl TableSchema {
             multi,
             id,
         });
+    }
+
+    /// Takes a column's place in the table away, as of a time in µs since the epoch;
+    /// [`TableSchema::arrange`] must follow.
+    pub(crate) fn drop_column(&mut self, at: usize, time: i64) {
+        let column = self.columns.remove(at);
+        let dropped = DroppedColumn {
+            ty: column.ty,
+            kind: column.kind,
+            at: time,
+            id: column.id,
+        };
+        self.drop_as(column.name, dropped);
+    }
+
+    /// Notes a column as dropped; of two times the later counts.
+    pub(crate) fn drop_as(&mut self, name: String, dropped: DroppedColumn) {
+        if self.dropped.get(&name).is_none_or(|d| d.at < dropped.at) {
+            self.dropped.insert(name, dropped);
+        }
     }
 
     /// Puts the columns in their order; key columns must have been pushed in the order of the key.

@@ -270,7 +270,10 @@ fn points(
 
 /// What a `SELECT` is asked to return at once.
 pub(crate) struct Page {
+    /// The most rows; `None`: no pages.
     pub(crate) size: Option<usize>,
+    /// The most that is read for one, bytes.
+    pub(crate) bytes: usize,
     pub(crate) state: Option<PagingState>,
 }
 
@@ -302,17 +305,17 @@ pub(crate) fn select(
     let rows_limit = limit(&plan.limit, "LIMIT")?;
     let partition_limit = limit(&plan.per_partition_limit, "PER PARTITION LIMIT")?;
     let whole = plan.aggregated || plan.sorted;
-    let page_size = if whole {
-        usize::MAX
-    } else {
-        page.size.unwrap_or(usize::MAX)
-    };
+    let paged = page.size.filter(|_| !whole);
+    let page_size = paged.unwrap_or(usize::MAX);
+    let page_bytes = paged.map_or(usize::MAX, |_| page.bytes);
     let state = if whole { None } else { page.state.as_ref() };
     let mut sink = Sink {
         plan,
         context,
         filters: filter::prepare(&plan.restrictions.filters, &plan.table, context)?,
         page_size,
+        page_bytes,
+        read: 0,
         remaining: state.map_or(
             if plan.aggregated {
                 u64::MAX
@@ -508,6 +511,9 @@ struct Sink<'a> {
     context: &'a Context<'a>,
     filters: Vec<filter::Ready<'a>>,
     page_size: usize,
+    page_bytes: usize,
+    /// What this page has read so far, bytes.
+    read: usize,
     remaining: u64,
     partition_limit: u64,
     partition_remaining: u64,
@@ -527,17 +533,22 @@ impl Sink<'_> {
         at: Option<&Vec<u8>>,
         view: RowView<'_>,
     ) -> Result<ControlFlow<(), bool>, CqlError> {
-        for filter in &self.filters {
-            if !filter.accepts(&view)? {
-                return Ok(ControlFlow::Continue(true));
-            }
-        }
         if self.partition_remaining == 0 {
             return Ok(ControlFlow::Continue(false));
         }
-        if self.rows.len() >= self.page_size {
+        // Full: by rows, or by what was read. The row that comes next is looked at by the next page.
+        if self.rows.len() >= self.page_size || self.read >= self.page_bytes {
             self.more = true;
             return Ok(ControlFlow::Break(()));
+        }
+        if self.page_bytes != usize::MAX {
+            self.read = self.read.saturating_add(view.size());
+        }
+        for filter in &self.filters {
+            if !filter.accepts(&view)? {
+                self.ended_at(key, at);
+                return Ok(ControlFlow::Continue(true));
+            }
         }
         self.partition_remaining -= 1;
         if let Some(groups) = &mut self.groups {
@@ -551,23 +562,24 @@ impl Sink<'_> {
         }
         self.rows
             .push(selected(&self.plan.selectors, &view, self.context)?);
-        if self.rows.len() == self.page_size {
-            let row = if self.plan.distinct {
-                None
-            } else {
-                at.cloned()
-            };
-            self.last = Some(PagingState {
-                partition: key.clone(),
-                row,
-                remaining: self.remaining,
-                partition_remaining: self.partition_remaining,
-            });
-        }
+        self.ended_at(key, at);
         Ok(match self.remaining {
             0 => ControlFlow::Break(()),
             _ => ControlFlow::Continue(!self.plan.distinct),
         })
+    }
+
+    /// Notes a row as the last of the page, if it is.
+    fn ended_at(&mut self, key: &RingKey, at: Option<&Vec<u8>>) {
+        if self.rows.len() < self.page_size && self.read < self.page_bytes {
+            return;
+        }
+        self.last = Some(PagingState {
+            partition: key.clone(),
+            row: at.filter(|_| !self.plan.distinct).cloned(),
+            remaining: self.remaining,
+            partition_remaining: self.partition_remaining,
+        });
     }
 
     fn finish(mut self, limit: u64) -> Result<(Rows, Option<Bytes>), CqlError> {

@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
     cdc::streams::stream_token,
-    cell::{CellData, Collection, Partition, Row},
+    cell::{CellData, Collection, ColumnId, Partition, Row, Timestamp},
     schema::{Column, ColumnKind, MultiKind, TableSchema},
     token::murmur3,
     types,
@@ -73,6 +73,18 @@ impl TableData {
         stored.data.apply(mutation);
     }
 
+    /// Removes what was written to some columns up to a time each: they were dropped then.
+    pub(crate) fn forget(&mut self, columns: &[(ColumnId, Timestamp)]) {
+        for (column, up_to) in columns {
+            for stored in self.partitions.values_mut() {
+                stored.data.static_row.forget(*column, *up_to);
+                for row in stored.data.rows.values_mut() {
+                    row.forget(*column, *up_to);
+                }
+            }
+        }
+    }
+
     /// Adds rows to a log's partition. They are new by their key's random bytes, so there is nothing
     /// to merge; rows that have expired are removed from the front, for a log is only ever appended to.
     pub(crate) fn append(
@@ -109,6 +121,11 @@ pub(crate) struct RowView<'a> {
 }
 
 impl RowView<'_> {
+    /// About how much it takes to read it, bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.key.iter().map(Bytes::len).sum::<usize>() + self.row.map_or(0, Row::size)
+    }
+
     /// The cell of a static or regular column, dead ones too.
     pub(crate) fn cell(&self, column: &Column) -> Option<&CellData> {
         match column.kind {

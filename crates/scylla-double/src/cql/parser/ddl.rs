@@ -4,8 +4,8 @@ use super::{Parser, Result};
 use crate::cql::{
     ast::{
         AlterKeyspace, AlterTable, AlterTableAction, AlterType, AlterTypeAction, ColumnDef,
-        CreateKeyspace, CreateTable, CreateType, Order, PrimaryKey, Properties, PropertyValue,
-        Statement, TypeName,
+        CreateKeyspace, CreateTable, CreateType, Describe, Described, ElementKind, Order,
+        PrimaryKey, Properties, PropertyValue, Statement, TypeName,
     },
     lexer::Kind,
 };
@@ -354,6 +354,76 @@ impl Parser<'_> {
                 return Ok(renames);
             }
         }
+    }
+
+    pub(super) fn describe(&mut self) -> Result<Statement> {
+        self.next();
+        let what = self.described()?;
+        let internals = self.eat("WITH");
+        if internals {
+            self.expect("INTERNALS")?;
+        }
+        let passwords = internals && self.eat("AND");
+        if passwords {
+            self.expect("PASSWORDS")?;
+        }
+        Ok(Statement::Describe(Describe {
+            what,
+            internals,
+            passwords,
+        }))
+    }
+
+    fn described(&mut self) -> Result<Described> {
+        const LISTINGS: [(&str, Described); 6] = [
+            ("CLUSTER", Described::Cluster),
+            ("KEYSPACES", Described::Keyspaces),
+            ("TABLES", Described::Tables),
+            ("TYPES", Described::Types),
+            ("FUNCTIONS", Described::Functions),
+            ("AGGREGATES", Described::Aggregates),
+        ];
+        for (word, listing) in LISTINGS {
+            // A keyspace may have such a name.
+            if !self.is_at(1, ".") && self.eat(word) {
+                return Ok(listing);
+            }
+        }
+        let full = self.eat("FULL");
+        if self.eat("SCHEMA") {
+            return Ok(Described::Schema { full });
+        }
+        let only = !full && self.are(&["ONLY", "KEYSPACE"]);
+        if only {
+            self.next();
+        }
+        if self.eat("KEYSPACE") {
+            let name = if self.is_name() {
+                Some(self.name()?)
+            } else {
+                None
+            };
+            return Ok(Described::Keyspace { name, only });
+        }
+        let kinds: [(&[&str], ElementKind); 7] = [
+            (&["TABLE"], ElementKind::Table),
+            (&["COLUMNFAMILY"], ElementKind::Table),
+            (&["INDEX"], ElementKind::Index),
+            (&["MATERIALIZED", "VIEW"], ElementKind::View),
+            (&["TYPE"], ElementKind::Type),
+            (&["FUNCTION"], ElementKind::Function),
+            (&["AGGREGATE"], ElementKind::Aggregate),
+        ];
+        for (words, kind) in kinds {
+            if self.are(words) && self.is_name_at(words.len()) {
+                self.eat_all(words);
+                return Ok(Described::Element(kind, self.qualified_name()?));
+            }
+        }
+        if full {
+            return self.no_viable();
+        }
+        Ok(Described::Generic(self.qualified_name()?))
     }
 
     pub(super) fn drop_statement(&mut self) -> Result<Statement> {

@@ -10,12 +10,15 @@ pub(crate) mod streams;
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
+use indexmap::IndexMap;
 use uuid::Uuid;
 
 use super::{
-    cell::ColumnId,
+    cell::{ColumnId, NEVER, Timestamp},
     error::CqlError,
-    schema::{CdcOptions, ColumnKind, Images, TableOptions, TableSchema},
+    schema::{
+        CdcOptions, Column, ColumnKind, DroppedColumn, Images, Schema, TableOptions, TableSchema,
+    },
     types,
 };
 use crate::types::CqlType;
@@ -82,6 +85,12 @@ pub(crate) struct LogLayout {
 /// The name of a table's log.
 pub fn log_name(table: &str) -> String {
     format!("{table}{LOG_SUFFIX}")
+}
+
+/// The table that a table is the log of, by its name.
+pub(crate) fn base_of<'s>(schema: &'s Schema, log: &TableSchema) -> Option<&'s TableSchema> {
+    let base = log.name.strip_suffix(LOG_SUFFIX)?;
+    schema.table(&log.keyspace, base).map(|base| &**base)
 }
 
 /// Reads the `cdc` option of a `CREATE TABLE` or `ALTER TABLE`; `None` when it does not say whether
@@ -202,9 +211,18 @@ fn deleted_elements_name(column: &str) -> String {
     format!("cdc$deleted_elements_{column}")
 }
 
-/// The schema of the log of `base`. A log that is there already keeps its identity, its options and
-/// the columns that remain the same.
-pub(crate) fn log_schema(base: &TableSchema, old: Option<&TableSchema>) -> TableSchema {
+/// How long a column of a log stays dropped at the least, µs: writes under way may still know it
+/// (`column_drop_leeway`).
+const DROP_LEEWAY_US: i64 = 5_000_000;
+
+/// The schema of the log of `base`. A log that is there already keeps its identity, its options and its
+/// columns, also one that has another type now; what is not in the base table any more is dropped, a while
+/// from `now` on, and cannot come back before that.
+pub(crate) fn log_schema(
+    base: &TableSchema,
+    old: Option<&TableSchema>,
+    now: Timestamp,
+) -> Result<TableSchema, CqlError> {
     let ttl = base.cdc().ttl;
     let name = log_name(&base.name);
     let mut log = TableSchema {
@@ -219,16 +237,39 @@ pub(crate) fn log_schema(base: &TableSchema, old: Option<&TableSchema>) -> Table
         is_log: true,
         log: None,
         next_column: old.map_or(0, |o| o.next_column),
+        dropped: old.map_or_else(IndexMap::new, |o| o.dropped.clone()),
         name,
     };
     for (name, ty, kind) in log_columns(base) {
-        match old.and_then(|o| o.column(&name)).filter(|c| c.ty == ty) {
-            Some(same) => log.columns.push(same.clone()),
+        let dropped = log.dropped.get(&name).map_or(NEVER, |d| d.at);
+        if dropped > now {
+            return Err(CqlError::invalid(format!(
+                "Cannot add column {name} because a column with the same name was dropped too recently. Please retry \
+                 after {} seconds",
+                (dropped - now).div_euclid(1_000_000) + 1
+            )));
+        }
+        match old.and_then(|o| o.column(&name)) {
+            Some(known) => log.columns.push(Column {
+                ty,
+                ..known.clone()
+            }),
             None => log.push_column(&name, ty, kind),
         }
     }
+    for gone in old.iter().flat_map(|o| &o.columns) {
+        if log.column(&gone.name).is_none() {
+            let dropped = DroppedColumn {
+                ty: gone.ty.clone(),
+                kind: gone.kind,
+                at: now + DROP_LEEWAY_US,
+                id: gone.id,
+            };
+            log.drop_as(gone.name.clone(), dropped);
+        }
+    }
     log.arrange();
-    log
+    Ok(log)
 }
 
 fn log_options(base: &TableSchema, ttl: i32) -> TableOptions {

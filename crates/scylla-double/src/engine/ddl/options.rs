@@ -48,10 +48,14 @@ pub(super) fn set_options(
                 if MAPS.contains(&name.as_str()) || name == "tombstone_gc" =>
             {
                 let map: BTreeMap<String, String> = entries.iter().cloned().collect();
-                if name == "cdc" {
-                    options.cdc = cdc::parse_options(&map)?;
-                } else {
-                    options.maps.insert(name, map);
+                match name.as_str() {
+                    "cdc" => options.cdc = cdc::parse_options(&map)?,
+                    "tombstone_gc" => {
+                        let known = options.maps.entry(name).or_default();
+                        known.extend(map);
+                    }
+                    "compaction" => drop(options.maps.insert(name, compaction(map)?)),
+                    _ => drop(options.maps.insert(name, map)),
                 }
             }
             PropertyValue::Text(text) if VALUES.contains(&name.as_str()) => {
@@ -64,6 +68,9 @@ pub(super) fn set_options(
                     "default_time_to_live" => options.default_ttl = seconds()?,
                     "gc_grace_seconds" => options.gc_grace_seconds = seconds()?,
                     "comment" => options.comment = text.clone(),
+                    "speculative_retry" => {
+                        options.values.insert(name, speculative_retry(text)?);
+                    }
                     _ => drop(options.values.insert(name, text.clone())),
                 }
             }
@@ -76,6 +83,43 @@ pub(super) fn set_options(
         }
     }
     Ok(())
+}
+
+/// A compaction strategy by its short name.
+fn compaction(mut map: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, CqlError> {
+    const PACKAGE: &str = "org.apache.cassandra.db.compaction.";
+    let Some(class) = map.get_mut("class") else {
+        return Err(CqlError::config(
+            "Missing sub-option 'class' for the 'compaction' option.",
+        ));
+    };
+    if let Some(short) = class.strip_prefix(PACKAGE) {
+        *class = short.to_owned();
+    }
+    Ok(map)
+}
+
+/// `speculative_retry` as it is kept (`speculative_retry::from_sstring`).
+fn speculative_retry(text: &str) -> Result<String, CqlError> {
+    let upper = text.to_uppercase();
+    let number = |suffix: &str| upper.strip_suffix(suffix).map(str::parse::<f64>);
+    let unknown = || CqlError::config(format!("cannot convert {text} to speculative_retry"));
+    if upper == "NONE" || upper == "ALWAYS" {
+        return Ok(upper);
+    }
+    if let Some(percentile) = number("PERCENTILE") {
+        let percentile = percentile.map_err(|_| unknown())?;
+        if !(0.0..=100.0).contains(&percentile) {
+            return Err(CqlError::config(format!(
+                "Invalid value {text} for PERCENTILE option 'speculative_retry': must be between (0.0 and 100.0)"
+            )));
+        }
+        return Ok(format!("{percentile:.1}PERCENTILE"));
+    }
+    match number("MS") {
+        Some(Ok(ms)) if ms.is_finite() && ms >= 0.0 => Ok(format!("{ms:.2}ms")),
+        _ => Err(unknown()),
+    }
 }
 
 pub(super) fn sets(properties: &ast::Properties, name: &str) -> bool {

@@ -1280,3 +1280,42 @@ fn a_generation_of_vnode_streams_is_begun_by_a_client() {
         );
     }
 }
+
+#[test]
+fn a_column_of_a_log_does_not_come_back_at_once_and_keeps_its_values_through_a_change_of_type() {
+    let engine = with_keyspace();
+    run(
+        &engine,
+        "CREATE TABLE t (pk int PRIMARY KEY, v int, w int) WITH cdc = {'enabled': true}",
+    );
+    run(&engine, "INSERT INTO t (pk, v, w) VALUES (1, 2, 3)");
+    run(&engine, "ALTER TABLE t ALTER w TYPE blob");
+    run(&engine, "INSERT INTO t (pk, w) VALUES (2, 0x04)");
+    let mut logged = select(&engine, "SELECT pk, v, w FROM t_scylla_cdc_log");
+    logged.sort();
+    assert_eq!(logged, ["1, 2, 0x00000003", "2, null, 0x04"]);
+
+    run_at(&engine, "ALTER TABLE t DROP v", NOW);
+    let add = |at: i64| {
+        let params = Params {
+            now: Some(at),
+            ..params()
+        };
+        engine.query("ALTER TABLE t ADD v int", &params)
+    };
+    let refused = |at: i64| add(at).expect_err("too early").message;
+    assert_eq!(
+        refused(NOW),
+        "Cannot add column v because a column with the same name was dropped too recently. Please retry after 6 seconds"
+    );
+    assert!(refused(NOW + 4_999_999).ends_with("after 1 seconds"));
+    add(NOW + 5_000_000).expect("late enough");
+    run(&engine, "INSERT INTO t (pk, v) VALUES (3, 4)");
+    let mut logged = select(&engine, "SELECT pk, v FROM t_scylla_cdc_log");
+    logged.sort();
+    assert_eq!(logged, ["1, null", "2, null", "3, 4"]);
+    // Without a log it may.
+    run(&engine, "CREATE TABLE plain (pk int PRIMARY KEY, v int)");
+    run(&engine, "ALTER TABLE plain DROP v");
+    run(&engine, "ALTER TABLE plain ADD v int");
+}

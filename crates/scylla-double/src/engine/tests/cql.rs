@@ -978,3 +978,96 @@ fn a_null_is_equal_to_null_in_a_condition_and_to_nothing_where_rows_are_selected
     );
     assert_eq!(select(&engine, "SELECT DISTINCT s FROM t"), ["3"]);
 }
+
+#[test]
+fn a_page_ends_at_about_a_megabyte_also_when_all_of_it_is_filtered_out() {
+    let engine = with_keyspace();
+    run(
+        &engine,
+        "CREATE TABLE t (pk int, ck int, n int, v blob, PRIMARY KEY (pk, ck))",
+    );
+    let value = BoundValue::Bytes(vec![7; 100_000].into());
+    for ck in 0..45 {
+        let insert = format!(
+            "INSERT INTO t (pk, ck, n, v) VALUES ({}, {ck}, {ck}, ?)",
+            ck / 15
+        );
+        let values = vec![value.clone()];
+        engine
+            .query(&insert, &Params { values, ..params() })
+            .expect("a row");
+    }
+    let pages = |statement: &str, page_size: Option<i32>| {
+        let (mut pages, mut paging_state) = (Vec::new(), None);
+        loop {
+            let params = Params {
+                page_size,
+                paging_state,
+                ..params()
+            };
+            let Ok(Outcome::Rows {
+                rows,
+                paging_state: next,
+                ..
+            }) = engine.query(statement, &params)
+            else {
+                panic!("no rows")
+            };
+            pages.push(rows.len());
+            paging_state = next;
+            if paging_state.is_none() {
+                return pages;
+            }
+        }
+    };
+    // The row that goes over the bound is the last of its page.
+    assert_eq!(
+        pages("SELECT ck, v FROM t WHERE pk = 0", Some(100_000)),
+        [11, 4]
+    );
+    assert_eq!(pages("SELECT ck FROM t WHERE pk = 0", Some(3)), [3; 5]);
+    assert_eq!(
+        pages("SELECT ck FROM t WHERE pk = 0", None),
+        [15],
+        "not asked for pages"
+    );
+    assert_eq!(
+        pages("SELECT ck FROM t", Some(100_000))
+            .iter()
+            .sum::<usize>(),
+        45
+    );
+    assert_eq!(
+        pages(
+            "SELECT ck FROM t WHERE n = 14 ALLOW FILTERING",
+            Some(100_000)
+        )
+        .iter()
+        .sum::<usize>(),
+        1
+    );
+    // Nothing is found, but only the last page says so.
+    assert_eq!(
+        pages(
+            "SELECT ck FROM t WHERE n = 99 ALLOW FILTERING",
+            Some(100_000)
+        ),
+        [0; 5]
+    );
+    assert_eq!(
+        pages(
+            "SELECT ck FROM t WHERE pk = 0 ORDER BY ck DESC",
+            Some(100_000)
+        ),
+        [11, 4]
+    );
+    assert_eq!(
+        pages("SELECT count(*) FROM t", Some(10)),
+        [1],
+        "an aggregate is of all pages"
+    );
+    assert_eq!(
+        pages("SELECT ck FROM t WHERE pk = 0 LIMIT 12", Some(100_000)),
+        [11, 1]
+    );
+}

@@ -123,6 +123,48 @@ fn dropped_column_comes_back_empty() {
 }
 
 #[test]
+fn a_column_comes_back_with_what_was_written_after_its_drop() {
+    let engine = with_keyspace();
+    run(
+        &engine,
+        "CREATE TABLE t (pk int PRIMARY KEY, v int, m map<int, int>, n int)",
+    );
+    for at in [10, 20, 30] {
+        run(
+            &engine,
+            &format!("INSERT INTO t (pk, v) VALUES ({at}, {at}) USING TIMESTAMP {at}"),
+        );
+    }
+    engine
+        .query(
+            "ALTER TABLE t DROP v USING TIMESTAMP ?",
+            &Params {
+                values: vec![BoundValue::Bytes(Bytes::copy_from_slice(
+                    &20_i64.to_be_bytes(),
+                ))],
+                ..params()
+            },
+        )
+        .expect("it is dropped");
+    run(&engine, "ALTER TABLE t ADD v int");
+    let mut rows = select(&engine, "SELECT pk, v FROM t");
+    rows.sort();
+    assert_eq!(rows, ["10, null", "20, null", "30, 30"]);
+    // Of another type: not a collection for another one, of which there may be parts left.
+    run(&engine, "ALTER TABLE t DROP (m, n)");
+    assert!(
+        refusal(&engine, "ALTER TABLE t ADD m map<int, text>")
+            .contains("a different type has already been used")
+    );
+    run(&engine, "ALTER TABLE t ADD m map<int, int>");
+    run(&engine, "ALTER TABLE t ADD n text");
+    assert_eq!(
+        refusal(&engine, "ALTER TABLE t ADD pk int"),
+        "Invalid column name pk because it conflicts with a PRIMARY KEY part"
+    );
+}
+
+#[test]
 fn user_types_grow_where_they_are_used() {
     let engine = with_keyspace();
     run(&engine, "CREATE TYPE inner_t (a int)");
@@ -332,5 +374,178 @@ fn what_a_keyspace_or_its_tablets_cannot_be_is_refused() {
             (code, expected),
             "{statement}"
         );
+    }
+}
+
+fn described(engine: &Engine, statement: &str) -> Vec<String> {
+    let (columns, rows) = parts(run(engine, statement));
+    assert!(
+        columns
+            .iter()
+            .all(|c| c.keyspace == "system" && c.table == "describe")
+    );
+    rows.iter()
+        .map(|row| {
+            let last = row.last().expect("a column").as_ref().expect("a text");
+            String::from_utf8(last.to_vec()).expect("UTF-8")
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_described_makes_the_same_again() {
+    let engine = with_tablets();
+    run(&engine, "CREATE TYPE \"Inner\" (\"a!\" int)");
+    run(&engine, "CREATE TYPE a_outer (i frozen<\"Inner\">, n int)");
+    run(
+        &engine,
+        "CREATE TABLE t (p1 int, p2 text, c timeuuid, s int STATIC, v map<int, text>, u frozen<a_outer>, \"Q\" int, \
+         PRIMARY KEY ((p1, p2), c)) WITH CLUSTERING ORDER BY (c DESC) AND comment = 'it''s' AND default_time_to_live = 9 \
+         AND cdc = {'enabled': true, 'preimage': 'full'} AND tablets = {'min_tablet_count': 8}",
+    );
+    let made = described(&engine, "DESC KEYSPACE k");
+    assert_eq!(
+        made[..3],
+        [
+            "CREATE KEYSPACE k WITH replication = {'class': 'org.apache.cassandra.locator.NetworkTopologyStrategy', \
+             'datacenter1': '1'} AND durable_writes = true AND tablets = {'enabled': true};",
+            "CREATE TYPE k.\"Inner\" (\n    \"a!\" int\n);",
+            "CREATE TYPE k.a_outer (\n    i frozen<\"Inner\">,\n    n int\n);",
+        ]
+    );
+    assert!(
+        made[3].starts_with(
+            "CREATE TABLE k.t (\n    p1 int,\n    p2 text,\n    c timeuuid,\n    s int STATIC,\n    \"Q\" int,\n    \
+             u frozen<a_outer>,\n    v map<int, text>,\n    PRIMARY KEY ((p1, p2), c)\n) WITH CLUSTERING ORDER BY (c DESC)\n    \
+             AND bloom_filter_fp_chance = 0.01\n    AND caching = {'keys': 'ALL', 'rows_per_partition': 'ALL'}\n    \
+             AND comment = 'it''s'\n"
+        ),
+        "{}",
+        made[3]
+    );
+    for part in [
+        "AND tablets = {'min_tablet_count': '8'}",
+        "AND cdc = {'delta': 'full', 'enabled': 'true', 'postimage': 'false', 'preimage': 'full', 'ttl': '86400'}",
+    ] {
+        assert!(made[3].contains(part), "{}", made[3]);
+    }
+    // The log is made with its table; what is told of it are its options.
+    assert!(
+        made[4].starts_with("ALTER TABLE k.t_scylla_cdc_log WITH bloom_filter"),
+        "{}",
+        made[4]
+    );
+    let log = described(&engine, "DESC TABLE t_scylla_cdc_log");
+    assert!(
+        log[0].starts_with("/* Do NOT execute this statement!") && log[0].ends_with(";\n\n*/"),
+        "{}",
+        log[0]
+    );
+
+    let again = engine_of(&made);
+    assert_eq!(described(&again, "DESC KEYSPACE k"), made);
+    assert_eq!(described(&engine, "DESC TABLES"), ["t"]);
+    assert_eq!(described(&engine, "DESC TYPES"), ["\"Inner\"", "a_outer"]);
+    assert_eq!(described(&engine, "DESCRIBE ONLY KEYSPACE"), made[..1]);
+    assert_eq!(described(&engine, "DESCRIBE SCHEMA"), made);
+    assert!(described(&engine, "DESC FULL SCHEMA").len() > made.len());
+    assert_eq!(described(&engine, "DESC k.t"), made[3..]);
+    for (statement, expected) in [
+        ("DESC TABLE k.no", "Table 'no' not found in keyspace 'k'"),
+        ("DESC KEYSPACE no", "'no' not found in keyspaces"),
+        ("DESC no.t", "'t' not found in keyspaces"),
+        ("DESC no", "'no' not found in keyspace 'k'"),
+        (
+            "DESC TABLE t WITH INTERNALS AND PASSWORDS",
+            "Option WITH PASSWORDS is only allowed with DESC SCHEMA",
+        ),
+    ] {
+        assert_eq!(refusal(&engine, statement), expected, "{statement}");
+    }
+}
+
+fn engine_of(statements: &[String]) -> Engine {
+    let engine = engine();
+    for statement in statements {
+        run(&engine, statement);
+    }
+    engine
+}
+
+#[test]
+fn internals_tell_of_identity_and_of_dropped_columns() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, v int, w int)");
+    run(&engine, "ALTER TABLE t DROP v USING TIMESTAMP 7");
+    run(&engine, "ALTER TABLE t DROP w USING TIMESTAMP 8");
+    run(&engine, "ALTER TABLE t ADD v int");
+    let made = &described(&engine, "DESC TABLE t WITH INTERNALS")[0];
+    let id = engine.schema().table("k", "t").expect("a table").id;
+    assert!(
+        made.starts_with(&format!(
+            "CREATE TABLE k.t (\n    pk int,\n    w int,\n    v int,\n    PRIMARY KEY (pk)\n) WITH ID = {id}\nAND bloom"
+        )),
+        "{made}"
+    );
+    assert!(
+        made.ends_with(
+            "\nALTER TABLE k.t DROP w USING TIMESTAMP 8;\nALTER TABLE k.t DROP v USING TIMESTAMP 7;\nALTER TABLE k.t ADD v int;"
+        ),
+        "{made}"
+    );
+    let again = with_keyspace();
+    for statement in made.split_inclusive(";\n").filter(|s| s.trim() != "") {
+        run(&again, statement.trim());
+    }
+    // In another order, as they were dropped in another one.
+    let sorted = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let made_again = &described(&again, "DESC TABLE t WITH INTERNALS")[0];
+    assert_eq!(sorted(made_again), sorted(made));
+    let plain = &described(&engine, "DESC TABLE t")[0];
+    assert!(
+        !plain.contains("ID =") && !plain.contains("w int"),
+        "{plain}"
+    );
+}
+
+#[test]
+fn speculative_retry_is_kept_as_scylladb_keeps_it() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY)");
+    for (given, kept) in [
+        ("none", "NONE"),
+        ("200ms", "200.00ms"),
+        ("99percentile", "99.0PERCENTILE"),
+        ("+0PERCENTILE", "0.0PERCENTILE"),
+    ] {
+        run(
+            &engine,
+            &format!("ALTER TABLE t WITH speculative_retry = '{given}'"),
+        );
+        let schema = engine.schema();
+        assert_eq!(
+            schema.table("k", "t").expect("a table").options.values["speculative_retry"],
+            kept
+        );
+    }
+    for bad in [
+        "",
+        "ms",
+        "dog",
+        "nanms",
+        "-1ms",
+        "101PERCENTILE",
+        "infPERCENTILE",
+    ] {
+        let e = try_run(
+            &engine,
+            &format!("ALTER TABLE t WITH speculative_retry = '{bad}'"),
+        )
+        .expect_err(bad);
+        assert_eq!(e.code, CONFIG_ERROR, "{bad}: {e}");
     }
 }
