@@ -11,10 +11,14 @@ mod plugins;
 #[path = "support/process.rs"]
 mod process;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use process::{LONG, Running, World, complete_and_ordered, keys};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Message};
 use serde_json::Value;
 
 const SHARDS: usize = 6;
@@ -233,4 +237,125 @@ async fn the_shards_of_one_that_is_killed_go_to_the_others() {
     second.stop_cleanly();
     let repeats = complete_and_ordered(&world.seen(), &keys, 80);
     eprintln!("{repeats} repeats");
+}
+
+/// A sink that hangs is let go of when the group's patience ends, and the next owner makes good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_cannot_be_drained_is_handed_on_in_time() {
+    let world = world().await;
+    let keys = keys(24);
+    let first = world.start_faulty(1, "stage::sink=1*off->return(hang)");
+    settled(&[&first]).await;
+    world.write(&keys, 0, 20).await;
+    let second = world.start(2);
+    settled(&[&first, &second]).await;
+    assert!(
+        first.text().contains("not drained in time"),
+        "{}",
+        first.text()
+    );
+    // What hangs in the first is the second's once the first is gone.
+    drop(first);
+}
+
+/// What arrives, and when, as a reader of committed records sees it.
+struct Reader {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<BTreeMap<String, Vec<(u32, Instant)>>>,
+}
+
+impl Reader {
+    fn start(world: &World) -> Self {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &world.cluster.brokers)
+            .set("group.id", "test-watcher")
+            .set("isolation.level", "read_committed")
+            .set("auto.offset.reset", "earliest")
+            .set("topic.metadata.refresh.interval.ms", "200")
+            .set("fetch.wait.max.ms", "10")
+            .create()
+            .expect("a consumer");
+        consumer.subscribe(&[&world.topic()]).expect("subscribed");
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut seen: BTreeMap<String, Vec<(u32, Instant)>> = BTreeMap::new();
+            while !stopped.load(Relaxed) {
+                let Some(Ok(m)) = consumer.poll(Duration::from_millis(20)) else {
+                    continue;
+                };
+                let text = |bytes: Option<&[u8]>| {
+                    String::from_utf8(bytes.unwrap_or_default().to_vec()).expect("UTF-8")
+                };
+                let number = text(m.payload()).parse().expect("a number");
+                let of_key = seen.entry(text(m.key())).or_default();
+                of_key.push((number, Instant::now()));
+            }
+            seen
+        });
+        Self { stop, thread }
+    }
+
+    fn finish(self) -> BTreeMap<String, Vec<(u32, Instant)>> {
+        self.stop.store(true, Relaxed);
+        self.thread.join().expect("it reads")
+    }
+}
+
+/// The longest that any key had nothing arrive, from its first arrival to its last.
+fn longest_gap(seen: &BTreeMap<String, Vec<(u32, Instant)>>) -> Duration {
+    let gaps = seen.values().flat_map(|of_key| of_key.windows(2));
+    let gaps = gaps.map(|pair| pair[1].1.duration_since(pair[0].1));
+    gaps.max().unwrap_or_default()
+}
+
+/// Three instances are replaced one by one under a steady load.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_keeps_every_key_going_and_repeats_nothing() {
+    let world = world().await;
+    let keys = keys(24);
+    let mut running: Vec<Running> = (0..3).map(|n| world.start(n)).collect();
+    settled(&running.iter().collect::<Vec<_>>()).await;
+    let reader = Reader::start(&world);
+    let restarted = AtomicBool::new(false);
+    let load = async {
+        let mut written = 0;
+        while !restarted.load(Relaxed) {
+            world.write(&keys, written, 1).await;
+            written += 1;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        written
+    };
+    let restarts = async {
+        for n in 3..6 {
+            let old = running.remove(0);
+            running.push(world.start(n));
+            settled_but(&running, &old).await;
+            tokio::task::block_in_place(|| old.stop_cleanly());
+            settled(&running.iter().collect::<Vec<_>>()).await;
+        }
+        restarted.store(true, Relaxed);
+    };
+    let (written, ()) = tokio::join!(load, restarts);
+    world.await_records(24 * written as usize, LONG, &running[0]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let seen = reader.finish();
+    let gap = longest_gap(&seen);
+    eprintln!("rolling restart of three: {written} changes a key, longest gap of a key {gap:?}");
+    for running in running {
+        running.stop_cleanly();
+    }
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, written), 0);
+    assert!(
+        gap < Duration::from_secs(20),
+        "a key had nothing for {gap:?}"
+    );
+}
+
+/// The new one has its share while the old one still has its own.
+async fn settled_but(running: &[Running], old: &Running) {
+    let mut all: Vec<&Running> = running.iter().collect();
+    all.push(old);
+    settled(&all).await;
 }
