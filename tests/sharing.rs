@@ -25,6 +25,7 @@ const SHARDS: usize = 6;
 
 async fn world() -> World {
     let mut world = World::new("").await;
+    world.set("pipeline.delivery", "exactly-once");
     world.set("pipeline.instances", "shared");
     world.set("pipeline.session_timeout", "6s");
     world.set("pipeline.shards", SHARDS);
@@ -235,8 +236,65 @@ async fn the_shards_of_one_that_is_killed_go_to_the_others() {
     );
     world.await_records(24 * 80, LONG, &second);
     second.stop_cleanly();
-    let repeats = complete_and_ordered(&world.seen(), &keys, 80);
-    eprintln!("{repeats} repeats");
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 80), 0);
+}
+
+/// Held up for longer than its session, an instance finds its shards taken: nothing that it had under way is seen.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_was_held_up_for_too_long_writes_nothing_more() {
+    if !misses_the_silent() {
+        return;
+    }
+    let world = world().await;
+    let keys = keys(24);
+    let (first, second) = (world.start(1), world.start(2));
+    settled(&[&first, &second]).await;
+    world.write(&keys, 0, 40).await;
+    first.signal("-STOP");
+    world.write(&keys, 40, 40).await;
+    settled(&[&second]).await;
+    world.write(&keys, 80, 20).await;
+    world.await_records(24 * 100, LONG, &second);
+    first.signal("-CONT");
+    // It may come back, as a member like any other.
+    settled(&[&first, &second]).await;
+    world.write(&keys, 100, 20).await;
+    world.await_records(24 * 120, LONG, &second);
+    first.stop_cleanly();
+    second.stop_cleanly();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 120), 0);
+}
+
+/// Where there is room for one process, the one that came first ends, and does not fight.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_that_would_be_alone_the_first_ends_with_a_code_of_its_own() {
+    let mut world = World::new("").await;
+    world.set("pipeline.delivery", "exactly-once");
+    let keys = keys(24);
+    let mut first = world.start(1);
+    world.write(&keys, 0, 20).await;
+    world.await_records(24 * 20, LONG, &first);
+    let second = world.start(2);
+    second.await_line("all supervised stages started", LONG);
+    let mut written = 20;
+    let deadline = Instant::now() + LONG;
+    while !first.text().contains("another process runs this pipeline") {
+        assert!(
+            Instant::now() < deadline,
+            "{}\n{}",
+            first.text(),
+            second.text()
+        );
+        world.write(&keys, written, 1).await;
+        written += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let status = first.wait(LONG);
+    assert_eq!(status.code(), Some(69), "{}", first.text());
+    world.write(&keys, written, 10).await;
+    world.await_records(24 * (written as usize + 10), LONG, &second);
+    second.stop_cleanly();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, written + 10), 0);
 }
 
 /// A sink that hangs is let go of when the group's patience ends, and the next owner makes good.

@@ -28,6 +28,9 @@ pub mod exit {
     pub const OK: u8 = 0;
     /// It failed, or a stage did.
     pub const FAILURE: u8 = 1;
+    /// Another process runs the pipeline, which is to be run by one (`EX_UNAVAILABLE`): starting this one again would be
+    /// to fight for it.
+    pub const FENCED: u8 = 69;
     /// The configuration was refused (`EX_USAGE` of sysexits.h).
     pub const BAD_CONFIG: u8 = 64;
     /// Stopped before everything was drained (`EX_TEMPFAIL`): a restart makes good.

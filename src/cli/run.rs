@@ -83,6 +83,7 @@ pub fn start(inputs: Inputs, extra: Extra) -> u8 {
         match serve(reloads, extra, &terminal, filter).await {
             Ok(Outcome::Clean) => exit::OK,
             Ok(Outcome::Failed) => exit::FAILURE,
+            Ok(Outcome::Fenced) => exit::FENCED,
             Ok(Outcome::Forced) => exit::FORCED,
             Err(error) => {
                 terminal.line(&format!("error: {error:#}"));

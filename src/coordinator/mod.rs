@@ -65,6 +65,8 @@ pub enum Outcome {
     Clean,
     /// A stage failed, and its policy is to stop.
     Failed,
+    /// Another process runs the pipeline, which is to be run by one.
+    Fenced,
     /// The deadline passed, or a second signal came, before everything was drained.
     Forced,
 }
@@ -96,6 +98,8 @@ pub struct Coordinator {
     started: Instant,
     /// A stage failed whose policy is to stop the process.
     failed_for_good: bool,
+    /// Another process has taken the pipeline over.
+    fenced: bool,
 }
 
 #[derive(Default)]
@@ -119,6 +123,8 @@ enum Stopping {
     Asked,
     /// A stage failed, and its policy is to stop.
     Failed,
+    /// Another process has taken the pipeline over.
+    Fenced,
 }
 
 /// How far a step of a drain got.
@@ -167,6 +173,7 @@ impl Coordinator {
             listeners: Listeners::default(),
             started,
             failed_for_good: false,
+            fenced: false,
         };
         // The admin interface first: it says `starting` while the rest is not there yet.
         if settings.admin.enabled {
@@ -277,15 +284,17 @@ impl Coordinator {
         loop {
             if let Err(stopping) = self.turn(&mut signals).await {
                 self.failed_for_good |= stopping == Stopping::Failed;
+                self.fenced |= stopping == Stopping::Fenced;
                 break;
             }
             self.publish();
         }
         let drained = self.drain(&mut signals).await;
-        match (drained, self.failed_for_good) {
-            (_, true) => Outcome::Failed,
-            (false, false) => Outcome::Forced,
-            (true, false) => Outcome::Clean,
+        match drained {
+            _ if self.fenced => Outcome::Fenced,
+            _ if self.failed_for_good => Outcome::Failed,
+            false => Outcome::Forced,
+            true => Outcome::Clean,
         }
     }
 
@@ -313,8 +322,8 @@ impl Coordinator {
         let check = self.health.next_check();
         tokio::select! {
             event = self.supervisor.next_event() => {
-                if self.note(event) == Some(OnFailed::Shutdown) {
-                    return Err(Stopping::Failed);
+                if let Some(stopping) = self.note(event) {
+                    return Err(stopping);
                 }
             }
             asked = signals.next() => match asked {
@@ -351,8 +360,8 @@ impl Coordinator {
         }
     }
 
-    /// Logs an event of a child; says what a failed stage asks for.
-    fn note(&mut self, event: Event) -> Option<OnFailed> {
+    /// Logs an event of a child; says whether everything is to stop for it.
+    fn note(&mut self, event: Event) -> Option<Stopping> {
         match event {
             Event::Finished { child } => {
                 tracing::debug!(%child, "child finished");
@@ -369,8 +378,9 @@ impl Coordinator {
             } => {
                 self.health.stage_failed(&stage, &cause);
                 self.check_health();
-                Some(on_failed)
+                (on_failed == OnFailed::Shutdown).then_some(Stopping::Failed)
             }
+            Event::Relieved { child, cause } => self.relieved(&child, &cause),
         }
     }
 
@@ -501,6 +511,7 @@ impl Coordinator {
                     Err(Stopping::Asked) => return Drained::Stopped,
                     // A stage that is given up holds nothing any more: the rest is drained all the same.
                     Err(Stopping::Failed) => self.failed_for_good = true,
+                    Err(Stopping::Fenced) => self.fenced = true,
                     Ok(_) => {}
                 },
                 () = tokio::time::sleep(left) => {}

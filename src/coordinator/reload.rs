@@ -342,6 +342,9 @@ impl Coordinator {
         if self.failed_for_good {
             return Err(Stopping::Failed.into());
         }
+        if self.fenced {
+            return Err(Stopping::Fenced.into());
+        }
         self.supervisor.remove(|id| id.stage.is_of_pipeline()).await;
         self.health.rebuilt();
         // One that has to join anew is given its shards anew.
@@ -367,7 +370,7 @@ impl Coordinator {
                 }
                 match joins {
                     Some(member) => self.join(member),
-                    None => self.open_missing(),
+                    None => self.open_missing(Duration::ZERO),
                 }
                 Ok(())
             }
@@ -378,7 +381,7 @@ impl Coordinator {
                     self.run_pipeline(pipeline);
                 }
                 self.shared.set_phase(Phase::Running);
-                self.open_missing();
+                self.open_missing(Duration::ZERO);
                 Err(anyhow::Error::from(error).into())
             }
         }

@@ -6,7 +6,7 @@ use super::child::{ChildId, Stage};
 use super::lane::{self, FailedStages, Lane, SinkParts};
 use super::pipeline::Pipeline;
 use super::shutdown::Step;
-use super::supervisor::{ChildSpec, Supervisor};
+use super::supervisor::{ChildSpec, Relieved, Supervisor};
 use crate::policy::stage::StagePolicies;
 use crate::sink::SinkError;
 
@@ -60,7 +60,10 @@ impl Shard {
                 failed: failed.clone(),
             });
             let lane = lane.clone();
-            async move { lane::run_sink(lane, parts?, scope).await }
+            async move {
+                let ran = lane::run_sink(lane, parts?, scope).await;
+                ran.map_err(relieved)
+            }
         })
     }
 
@@ -111,5 +114,13 @@ impl Shard {
     /// Gives the shard up: its children have ended, and another process may take it.
     pub fn release(&self, pipeline: &Pipeline) {
         pipeline.source.release_shard(self.number);
+    }
+}
+
+/// Being fenced is no crash.
+fn relieved(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<SinkError>() {
+        Some(SinkError::Fenced { .. }) => Relieved(error).into(),
+        _ => error,
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -90,13 +90,23 @@ struct Opened {
 pub(super) struct Sharing {
     changes: Option<mpsc::Receiver<Change>>,
     opened: (mpsc::Sender<Opened>, mpsc::Receiver<Opened>),
-    pending: VecDeque<Change>,
+    pending: VecDeque<Todo>,
     /// Shards that go to others as soon as the process has drained, and who waits for it.
     going: Vec<oneshot::Sender<()>>,
     /// By shard, since which turn it is ours.
     owned: BTreeMap<u32, u64>,
+    /// … and of which turn it is being opened.
+    opening: BTreeMap<u32, u64>,
     turn: u64,
     member: Option<Arc<Member>>,
+}
+
+/// What is to be seen to.
+enum Todo {
+    /// The group decided something.
+    Group(Change),
+    /// The broker says that another producer has taken this shard, whatever the group says.
+    Fenced(u32),
 }
 
 /// What [`Sharing::next`] heard.
@@ -115,6 +125,7 @@ impl Sharing {
             pending: VecDeque::new(),
             going: Vec::new(),
             owned: BTreeMap::new(),
+            opening: BTreeMap::new(),
             turn: 0,
             member: None,
         }
@@ -190,16 +201,50 @@ impl Coordinator {
     /// # Errors
     /// A stop was asked for meanwhile, or called for.
     pub(super) async fn see_to_shards(&mut self, signals: &mut Signals) -> Result<(), Stopping> {
-        while let Some(change) = self.sharing.pending.pop_front() {
-            self.rebalance(change, signals).await?;
+        while let Some(todo) = self.sharing.pending.pop_front() {
+            match todo {
+                Todo::Group(change) => self.rebalance(change, signals).await?,
+                Todo::Fenced(shard) => self.give_in(shard).await,
+            }
         }
         Ok(())
+    }
+
+    /// Another process has taken over what a child works for. Where there is room for one process, this one ends;
+    /// where several share, it lets go of the shard.
+    pub(super) fn relieved(&mut self, child: &ChildId, cause: &str) -> Option<Stopping> {
+        match (self.is_shared(), child.shard) {
+            (true, Some(shard)) => {
+                tracing::warn!(%child, cause, "let go of a shard that another instance has taken");
+                self.sharing.pending.push_back(Todo::Fenced(shard));
+                None
+            }
+            _ => {
+                tracing::error!(
+                    %child,
+                    cause,
+                    "another process runs this pipeline, so this one stops: pipeline.instances is \"one\""
+                );
+                Some(Stopping::Fenced)
+            }
+        }
+    }
+
+    /// If the group stands by it that the shard is ours, whoever took it has yet to hear so: it is given a session's time,
+    /// which is when it is no member any more.
+    async fn give_in(&mut self, shard: u32) {
+        self.let_shards_go(&BTreeSet::from([shard])).await;
+        if self.sharing.owned.contains_key(&shard) {
+            self.sharing.own(shard);
+            let session = self.live.borrow().pipeline.session_timeout;
+            self.open_missing(session);
+        }
     }
 
     /// Sees to what was heard as far as that takes no time.
     pub(super) fn hear(&mut self, News(heard): News) {
         match heard {
-            Heard::Change(change) => self.sharing.pending.push_back(change),
+            Heard::Change(change) => self.sharing.pending.push_back(Todo::Group(change)),
             Heard::Opened(opened) => self.opened(opened),
         }
     }
@@ -211,7 +256,7 @@ impl Coordinator {
                 for shard in shards {
                     self.sharing.own(shard);
                 }
-                self.open_missing();
+                self.open_missing(Duration::ZERO);
                 Ok(())
             }
             Change::Revoked {
@@ -299,9 +344,9 @@ impl Coordinator {
         }
     }
 
-    /// Has those of our shards opened that are not open yet. Not while the pipeline is being replaced: the new one is
+    /// Has those of our shards opened, after this time, that are neither open nor being opened. Not while the pipeline is being replaced: the new one is
     /// asked for it.
-    pub(super) fn open_missing(&mut self) {
+    pub(super) fn open_missing(&mut self, after: Duration) {
         let Some(pipeline) = self.shared.pipeline() else {
             return;
         };
@@ -313,18 +358,21 @@ impl Coordinator {
         };
         let open: BTreeSet<u32> = pipeline.shards().iter().map(|s| s.number).collect();
         for (&number, &turn) in &self.sharing.owned {
-            if open.contains(&number) {
+            let id = ChildId::of_shard(Stage::Opening, number);
+            let is_opening = self.sharing.opening.get(&number) == Some(&turn);
+            if open.contains(&number) || is_opening {
                 continue;
             }
+            self.sharing.opening.insert(number, turn);
             let opening = Opening {
                 pipeline: pipeline.clone(),
                 number,
                 turn,
+                after,
                 membership: membership.clone(),
                 policies: self.policies.stage(&Stage::Sink),
                 opened: self.sharing.opened.0.clone(),
             };
-            let id = ChildId::of_shard(Stage::Opening, number);
             self.supervisor.retire(|other| *other == id);
             self.supervisor
                 .start(ChildSpec::new(id, move |scope| opening.clone().run(scope)));
@@ -364,6 +412,7 @@ struct Opening {
     pipeline: Arc<Pipeline>,
     number: u32,
     turn: u64,
+    after: Duration,
     membership: Arc<Membership>,
     policies: StagePolicies,
     opened: mpsc::Sender<Opened>,
@@ -386,6 +435,11 @@ impl Opening {
 
     /// However long the brokers are away.
     async fn open(&self) -> Result<Shard, SinkError> {
+        if !self.after.is_zero() {
+            let why = "another instance has taken it".to_owned();
+            self.membership.waiting.lock().insert(self.number, why);
+            tokio::time::sleep(self.after).await;
+        }
         let mut attempt = 0;
         loop {
             let error = match Shard::open(&self.pipeline, self.number).await {

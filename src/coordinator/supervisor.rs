@@ -46,6 +46,12 @@ pub struct Blamed {
     pub error: anyhow::Error,
 }
 
+/// An error of a child whose work another process has taken over: it has not crashed, and to start it again would be
+/// to fight for it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+pub struct Relieved(pub anyhow::Error);
+
 /// What a child is given.
 #[derive(Clone)]
 pub struct ChildScope {
@@ -115,6 +121,13 @@ pub enum Event {
         child: ChildId,
         /// What it died of.
         fault: Fault,
+    },
+    /// Another process has taken over what a child worked for. It is not started again by itself.
+    Relieved {
+        /// Which.
+        child: ChildId,
+        /// How it knows.
+        cause: String,
     },
     /// A stage crashed too often and is given up.
     Failed {
@@ -478,6 +491,15 @@ impl Supervisor {
                 child.state = State::Finished;
                 self.events.push_back(Event::Finished {
                     child: child.spec.id.clone(),
+                });
+            }
+            Ok((_, Err(error))) if error.is::<Relieved>() => {
+                let cause = error.to_string();
+                child.state = State::Failed;
+                child.last_fault = Some(cause.clone());
+                self.events.push_back(Event::Relieved {
+                    child: child.spec.id.clone(),
+                    cause,
                 });
             }
             Ok((_, Err(error))) => {
