@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use process::{LONG, Running, World, complete_and_ordered, keys};
+use process::{LONG, Running, World, asked, complete_and_ordered, keys};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message};
 use serde_json::Value;
@@ -44,9 +46,8 @@ fn misses_the_silent() -> bool {
 }
 
 async fn get(running: &Running, path: &str) -> (u16, Value) {
-    let answer = reqwest::get(format!("http://{}{path}", running.admin()))
-        .await
-        .expect("an answer");
+    let answer = reqwest::get(format!("http://{}{path}", running.admin())).await;
+    let answer = answer.unwrap_or_else(|e| panic!("no answer: {e:?}\n{}", running.text()));
     (answer.status().as_u16(), answer.json().await.expect("JSON"))
 }
 
@@ -416,4 +417,92 @@ async fn settled_but(running: &[Running], old: &Running) {
     let mut all: Vec<&Running> = running.iter().collect();
     all.push(old);
     settled(&all).await;
+}
+
+/// What is done to one of the instances.
+#[derive(Clone, Copy, Debug)]
+enum Deed {
+    Start,
+    Stop,
+    Kill,
+    /// For longer than a session.
+    HoldUp,
+}
+
+/// Up to five instances, started, stopped, killed and held up at random moments under load: `PENSTOCK_TEST_ROUNDS` deeds, by
+/// `PENSTOCK_TEST_SEED`. On a stand-in only those that its groups notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_done_to_instances_nothing_is_lost_or_repeated() {
+    let seed = asked("PENSTOCK_TEST_SEED", rand::random::<u32>());
+    let rounds = asked("PENSTOCK_TEST_ROUNDS", 8);
+    eprintln!("PENSTOCK_TEST_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed.into());
+    let world = world().await;
+    let keys = keys(24);
+    let mut log = 0;
+    let mut start = || {
+        log += 1;
+        world.start(log)
+    };
+    let mut running = vec![start(), start()];
+    settled(&running.iter().collect::<Vec<_>>()).await;
+    let over = AtomicBool::new(false);
+    let load = async {
+        let mut written = 0;
+        while !over.load(Relaxed) {
+            world.write(&keys, written, 1).await;
+            written += 1;
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        written
+    };
+    let deeds = async {
+        let real = misses_the_silent();
+        let mut done: BTreeMap<String, u32> = BTreeMap::new();
+        for _ in 0..rounds {
+            let deed = match random.random_range(0..10) {
+                _ if running.is_empty() => Deed::Start,
+                0..=3 if running.len() < 5 => Deed::Start,
+                4..=6 if real => Deed::Kill,
+                7 if real => Deed::HoldUp,
+                _ => Deed::Stop,
+            };
+            *done.entry(format!("{deed:?}")).or_default() += 1;
+            let at = random.random_range(0..running.len().max(1));
+            match deed {
+                Deed::Start => running.push(start()),
+                Deed::Stop => {
+                    let one = running.remove(at);
+                    tokio::task::block_in_place(|| one.stop_cleanly());
+                }
+                Deed::Kill => {
+                    let mut one = running.remove(at);
+                    one.signal("-KILL");
+                    tokio::task::block_in_place(|| one.wait(LONG));
+                }
+                Deed::HoldUp => {
+                    running[at].signal("-STOP");
+                    tokio::time::sleep(Duration::from_secs(random.random_range(1..10))).await;
+                    running[at].signal("-CONT");
+                }
+            }
+            let pause = Duration::from_millis(random.random_range(0..3_000));
+            tokio::time::sleep(pause).await;
+        }
+        running.push(start());
+        settled(&running.iter().collect::<Vec<_>>()).await;
+        over.store(true, Relaxed);
+        done
+    };
+    let (written, done) = tokio::join!(load, deeds);
+    world.await_records(24 * written as usize, 2 * LONG, &running[0]);
+    let repeats = complete_and_ordered(&world.seen(), &keys, written);
+    eprintln!(
+        "{done:?}: {} changes, 0 lost, {repeats} repeated, in order",
+        24 * written
+    );
+    assert_eq!(repeats, 0, "seed {seed}");
+    for running in running {
+        running.stop_cleanly();
+    }
 }
