@@ -419,6 +419,43 @@ async fn settled_but(running: &[Running], old: &Running) {
     settled(&all).await;
 }
 
+/// A new stream generation spreads the keys anew over shards and instances; one instance is slow with what it has of
+/// the old one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_generation_is_opened_when_the_old_one_is_done_in_every_instance() {
+    let world = world().await;
+    let keys = keys(24);
+    let slow = world.start_faulty(1, "stage::sink=sleep(400)");
+    slow.await_line("shards assigned to this instance", LONG);
+    let quick = world.start(2);
+    settled(&[&slow, &quick]).await;
+    let mut written = 0;
+    for _ in 0..4 {
+        world.write(&keys, written, 30).await;
+        let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970");
+        let begins = world
+            .node
+            .engine()
+            .new_generation(Some(now.as_millis() as i64 + 100));
+        let left = begins - now.as_millis() as i64;
+        tokio::time::sleep(Duration::from_millis(left.max(0) as u64 + 20)).await;
+        world.write(&keys, written + 30, 10).await;
+        written += 40;
+    }
+    world.await_records(24 * written as usize, 2 * LONG, &quick);
+    let repeats = complete_and_ordered(&world.seen(), &keys, written);
+    assert_eq!(repeats, 0);
+    for running in [&slow, &quick] {
+        assert!(
+            running.count("reading a stream generation") >= 15,
+            "{}",
+            running.text()
+        );
+    }
+    slow.stop_cleanly();
+    quick.stop_cleanly();
+}
+
 /// What is done to one of the instances.
 #[derive(Clone, Copy, Debug)]
 enum Deed {

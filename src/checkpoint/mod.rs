@@ -1,5 +1,6 @@
 //! How far each stream group is done, kept in Redpanda.
 
+pub mod log;
 pub mod topic;
 
 use std::collections::{BTreeMap, BTreeSet};

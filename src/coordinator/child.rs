@@ -28,6 +28,8 @@ pub enum Stage {
     Source,
     /// Opens a shard that was assigned.
     Opening,
+    /// Follows what other instances commit.
+    Checkpoints,
     /// `[orders]`
     Orders,
     /// Takes part in the group by which instances share the shards out.
@@ -78,7 +80,8 @@ impl Stage {
     pub fn is_of_pipeline(&self) -> bool {
         match self {
             Self::Guard | Self::DeadLetter | Self::Sink | Self::Source => true,
-            Self::Transform(_) | Self::Untransformed | Self::Opening => true,
+            Self::Transform(_) | Self::Untransformed => true,
+            Self::Opening | Self::Checkpoints => true,
             Self::Admin | Self::Orders | Self::Log | Self::Progress => false,
             Self::Membership => false,
             Self::LetGo | Self::Demo(_) => false,
@@ -98,6 +101,7 @@ impl fmt::Display for Stage {
             Self::Untransformed => "transform",
             Self::Source => "source",
             Self::Opening => "opening",
+            Self::Checkpoints => "checkpoints",
             Self::Membership => "membership",
             Self::Orders => "orders",
             Self::Log => "log",
@@ -217,7 +221,7 @@ mod tests {
     #[test]
     fn a_start_is_downstream_first_whatever_the_shard() {
         let of = ChildId::of_shard;
-        let mut ids = vec![
+        let mut ids = [
             of(Stage::Source, 0),
             of(Stage::Sink, 1),
             of(Stage::transform("a"), 0),

@@ -11,9 +11,11 @@ use super::dead_letters::{self, Keeper, Requests};
 use super::lane::{Counters, FailedStages, Lane};
 use super::plugins::PluginHost;
 use super::shard::Shard;
+use super::sharing::on_a_thread;
 use super::supervisor::ChildSpec;
 use super::transforms::Transforms;
-use crate::config::settings::Delivery;
+use crate::checkpoint::log::CheckpointLog;
+use crate::config::settings::{Delivery, Instances};
 use crate::config::{LiveSettings, Settings};
 use crate::dead_letter::DeadLetters;
 use crate::policy::stage::StagePolicies;
@@ -71,6 +73,8 @@ pub struct Pipeline {
     pub source: Arc<dyn Source>,
     /// The producers' shared part.
     pub sink: Arc<RedpandaSink>,
+    /// What other instances have committed, where there may be some.
+    log: Option<Arc<CheckpointLog>>,
     /// Where poison goes.
     pub dead_letters: Arc<DeadLetters>,
     /// … and how the shards' sinks have it go there.
@@ -100,6 +104,7 @@ impl Pipeline {
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let settings = live.borrow().clone();
+        let shared = settings.pipeline.instances == Instances::Shared;
         let transforms = tokio::task::block_in_place(|| {
             Transforms::load(
                 plugins.engine(),
@@ -123,6 +128,7 @@ impl Pipeline {
             },
         )?;
         tracing::info!(took = ?started.elapsed(), "connected to ScyllaDB and Redpanda");
+        let log = shared.then(|| source.checkpoint_log());
         let dead_letters = DeadLetters::open(&sink, policies.stage(&Stage::DeadLetter))?;
         Ok(Self {
             live,
@@ -130,6 +136,7 @@ impl Pipeline {
             _plugins: plugins,
             source,
             sink,
+            log,
             dead_letters: Arc::new(dead_letters),
             letters: dead_letters::channel(),
             transforms: Arc::new(transforms),
@@ -216,8 +223,17 @@ impl Pipeline {
         let of_shards = shards.iter().flat_map(|s| s.children(self, failed));
         [self.guard(), self.letters(), self.survey()]
             .into_iter()
+            .chain(self.checkpoints())
             .chain(of_shards)
             .collect()
+    }
+
+    fn checkpoints(&self) -> Option<ChildSpec> {
+        let (log, sink) = (self.log.clone()?, self.sink.clone());
+        Some(ChildSpec::new(Stage::Checkpoints, move |scope| {
+            let (log, sink) = (log.clone(), sink.clone());
+            on_a_thread(scope, move |stop| sink.follow_checkpoints(&log, stop))
+        }))
     }
 
     fn guard(&self) -> ChildSpec {

@@ -475,14 +475,22 @@ async fn take_part(
     if !owned.is_empty() {
         changes.send(Change::Lost(owned)).await?;
     }
+    on_a_thread(scope, move |stop| {
+        member.take_part(&changes, &membership.standing, stop)
+    })
+    .await
+}
+
+/// Does what blocks on a thread of its own, until the child is to drain.
+pub(super) async fn on_a_thread(
+    scope: ChildScope,
+    work: impl FnOnce(&CancellationToken) -> Result<(), SinkError> + Send + 'static,
+) -> anyhow::Result<()> {
     // Stopped with this future too, not only by a drain: a thread cannot be aborted.
     let stop = CancellationToken::new();
     let _stopped = stop.clone().drop_guard();
     let stopping = stop.clone();
-    let thread = tokio::task::spawn_blocking(move || {
-        member.take_part(&changes, &membership.standing, &stop)
-    });
-    let mut thread = std::pin::pin!(thread);
+    let mut thread = tokio::task::spawn_blocking(move || work(&stop));
     tokio::select! {
         ended = &mut thread => return Ok(ended??),
         () = scope.drain.cancelled() => stopping.cancel(),

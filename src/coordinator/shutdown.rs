@@ -38,7 +38,10 @@ impl Step {
     pub fn takes(self, id: &ChildId) -> bool {
         match self {
             Self::Orders => id.stage.serves(&Stage::Orders),
-            Self::Reading => matches!(id.stage, Stage::Source | Stage::Opening),
+            Self::Reading => matches!(
+                id.stage,
+                Stage::Source | Stage::Opening | Stage::Checkpoints
+            ),
             Self::Transforms => id.stage.transforms(),
             Self::Commit => id.stage == Stage::Sink,
             Self::Leave => id.stage == Stage::Membership,

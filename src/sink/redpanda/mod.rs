@@ -27,6 +27,7 @@ use crate::sink::{SinkError, join_brokers};
 mod classify;
 mod client;
 mod dead_letters;
+mod follow;
 pub mod membership;
 mod outlet;
 mod reader;

@@ -5,7 +5,7 @@
 //! an earlier one. So a generation is left only when every shard has read it out and all of it is
 //! acknowledged.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -108,17 +108,22 @@ impl Barrier {
         }
     }
 
-    /// Whether the member may go on to the next generation.
-    pub(super) fn may_leave(&self, table: &Arc<str>, shard: u32) -> bool {
+    /// Whether the member may go on to the next generation, as far as this process goes: then the shards that have
+    /// been asked.
+    pub(super) fn may_leave(&self, table: &Arc<str>, shard: u32) -> Option<BTreeSet<u32>> {
         let members = self.members.lock();
-        let Some(own) = members.get(&(table.clone(), shard)) else {
-            return false;
-        };
-        let generation = own.generation;
-        members
-            .iter()
-            .filter(|((t, _), _)| t == table)
-            .all(|(_, l)| l.generation > generation || (l.generation == generation && l.is_done()))
+        let generation = members.get(&(table.clone(), shard))?.generation;
+        let of_table = members.iter().filter(|((t, _), _)| t == table);
+        let left =
+            |l: &Member| l.generation > generation || (l.generation == generation && l.is_done());
+        of_table
+            .map(|((_, shard), member)| left(member).then_some(*shard))
+            .collect()
+    }
+
+    /// For whoever else has news of what may be left.
+    pub(super) fn bell(&self) -> watch::Sender<()> {
+        self.changed.clone()
     }
 
     /// Tells when [`Self::may_leave`] may have changed.
@@ -169,29 +174,32 @@ mod tests {
         barrier.enter(&table, 0, 10);
         barrier.read_out(&table, 0, HashMap::from([(key("a"), 500)]));
         assert!(
-            !barrier.may_leave(&table, 0),
+            barrier.may_leave(&table, 0).is_none(),
             "its own last batch is under way"
         );
         barrier.acknowledged(0, &[done("a", 499)]);
         barrier.acknowledged(1, &[done("a", 500)]);
         assert!(
-            !barrier.may_leave(&table, 0),
+            barrier.may_leave(&table, 0).is_none(),
             "neither is the acknowledgement meant"
         );
         barrier.acknowledged(0, &[done("a", 500)]);
         assert!(
-            !barrier.may_leave(&table, 0),
+            barrier.may_leave(&table, 0).is_none(),
             "it is not known where shard 1 is"
         );
         barrier.enter(&table, 1, 10);
         barrier.read_out(&table, 1, HashMap::new());
-        assert!(barrier.may_leave(&table, 0) && barrier.may_leave(&table, 1));
+        assert!(barrier.may_leave(&table, 0).is_some() && barrier.may_leave(&table, 1).is_some());
         barrier.enter(&table, 0, 20);
-        assert!(barrier.may_leave(&table, 1), "who is ahead holds nobody up");
+        assert!(
+            barrier.may_leave(&table, 1).is_some(),
+            "who is ahead holds nobody up"
+        );
         barrier.read_out(&table, 0, HashMap::new());
-        assert!(!barrier.may_leave(&table, 0));
+        assert!(barrier.may_leave(&table, 0).is_none());
         barrier.release(1);
-        assert!(barrier.may_leave(&table, 0));
+        assert!(barrier.may_leave(&table, 0).is_some());
     }
 
     #[test]
@@ -204,6 +212,6 @@ mod tests {
             barrier.read_out(&table, shard, HashMap::new());
         }
         barrier.open(1, [&table].into_iter());
-        assert!(!barrier.may_leave(&table, 0));
+        assert!(barrier.may_leave(&table, 0).is_none());
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct Cursor {
     pub(super) phase: Phase,
     pub(super) generation: Generation,
     pub(super) groups: Vec<GroupId>,
+    /// Of the generation: all groups, of all shards.
+    pub(super) streams: Streams,
     /// How many of them have not reached the generation's end.
     pub(super) unfinished: usize,
     /// The generation after this one, once announced.
@@ -51,6 +53,7 @@ impl Cursor {
             phase: Phase::Locating,
             generation: Generation::MIN,
             groups: Vec::new(),
+            streams: Streams::default(),
             unfinished: 0,
             next: None,
             known_until_us: i64::MIN,

@@ -29,7 +29,7 @@ pub(super) fn vacant_key(table: &str, generation: Generation, shard: u32) -> Gro
 }
 
 /// The generation of a key of this table.
-fn generation_of(key: &GroupKey, table: &str) -> Option<Generation> {
+pub(super) fn generation_of(key: &GroupKey, table: &str) -> Option<Generation> {
     let rest = key.0.strip_prefix(table)?.strip_prefix('/')?;
     rest.split_once('/')?.0.parse().ok()
 }

@@ -16,6 +16,7 @@ mod classify;
 mod clock;
 mod cursor;
 mod decode;
+mod elsewhere;
 mod error;
 mod generations;
 mod group;
@@ -30,10 +31,10 @@ mod survey;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed,
 };
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
@@ -51,6 +52,8 @@ use scylla::value::CqlTimestamp;
 pub use error::SourceError;
 
 use self::barrier::Barrier;
+use self::cursor::Cursor;
+use self::elsewhere::Ending;
 use self::generations::Generation;
 use self::log::LogTable;
 use self::reader::Reader;
@@ -58,6 +61,7 @@ use self::survey::{Streams, Survey};
 use super::{ShardReader, ShardStatus, Source, SourceStatus, TableStatus};
 use crate::change::{Progress, StreamId};
 use crate::checkpoint::Checkpoints;
+use crate::checkpoint::log::CheckpointLog;
 use crate::config::settings::{self, LiveSettings, Nodes};
 use crate::policy::stage::StagePolicies;
 use crate::reach;
@@ -73,6 +77,8 @@ pub struct ScyllaSource {
     policies: StagePolicies,
     tables: Vec<Arc<LogTable>>,
     barrier: Barrier,
+    /// Of all shards; asked where others may have some of them.
+    others: OnceLock<Arc<CheckpointLog>>,
     survey: Survey,
     connected_us: i64,
     shards: Mutex<BTreeMap<u32, Arc<ShardStats>>>,
@@ -166,6 +172,7 @@ impl ScyllaSource {
             survey: Survey::new(tables.len()),
             tables,
             barrier: Barrier::new(),
+            others: OnceLock::new(),
             connected_us: clock::wall_us(),
             shards: Mutex::default(),
             stats: Stats::default(),
@@ -325,6 +332,33 @@ impl ScyllaSource {
         Ok(options
             .get("enabled")
             .is_none_or(|e| !e.eq_ignore_ascii_case("false")))
+    }
+}
+
+impl ScyllaSource {
+    /// What other instances have done is to be told to this log, by whoever reads the checkpoint topic: from now on a
+    /// stream generation is left only when they have finished it too.
+    pub fn checkpoint_log(&self) -> Arc<CheckpointLog> {
+        let log = || Arc::new(CheckpointLog::new(self.barrier.bell()));
+        self.others.get_or_init(log).clone()
+    }
+
+    /// Whether a shard may go on to the next generation.
+    fn may_leave(&self, cursor: &Cursor, shard: u32, shards: u32) -> bool {
+        let (Some((next, _)), Some(here)) = (
+            &cursor.next,
+            self.barrier.may_leave(&cursor.table.full, shard),
+        ) else {
+            return false;
+        };
+        let ending = Ending {
+            table: &cursor.table.full,
+            generation: cursor.generation,
+            streams: &cursor.streams,
+            next: *next,
+        };
+        let others = self.others.get();
+        others.is_none_or(|log| elsewhere::is_done(log, ending, shards, &here))
     }
 }
 

@@ -300,6 +300,7 @@ impl Reader {
             "reading a stream generation"
         );
         cursor.unfinished = own.len();
+        cursor.streams = streams.clone();
         self.source.barrier.enter(&table, self.shard, generation);
         for (key, streams) in own {
             let checkpoint = self.checkpoints.get(&key);
@@ -326,10 +327,7 @@ impl Reader {
         let Phase::ReadOut { since, told } = cursor.phase else {
             return;
         };
-        let may_leave = self
-            .source
-            .barrier
-            .may_leave(&cursor.table.full, self.shard);
+        let may_leave = self.source.may_leave(cursor, self.shard, self.shards);
         if may_leave && let Some((generation, streams)) = cursor.next.take() {
             let left = cursor.groups.drain(..);
             let left = left.filter_map(|id| self.groups.remove(&id)).map(|g| g.key);
