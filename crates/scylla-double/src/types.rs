@@ -12,6 +12,10 @@ use crate::cql::ast::TypeName;
 
 pub use literal::ConstantError;
 pub use value::{DecodeError, Value, compare};
+pub(crate) use value::{vector, vector_elements};
+
+/// The most elements of a vector (`cql3_type::MAX_VECTOR_DIMENSION`).
+const MAX_DIMENSION: usize = 16_000;
 
 /// A CQL type, resolved.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -81,6 +85,13 @@ pub enum CqlType {
     },
     /// A tuple, always one cell.
     Tuple(Vec<CqlType>),
+    /// So many elements, always one cell.
+    Vector {
+        /// What it holds.
+        element: Box<CqlType>,
+        /// How many, at least one.
+        dimension: usize,
+    },
     /// A user-defined type.
     Udt {
         /// Its keyspace.
@@ -135,6 +146,9 @@ pub enum TypeError {
     /// A counter where none may be.
     #[error("Counters are not allowed inside {0}")]
     Counter(String),
+    /// A vector of nothing, or of too much.
+    #[error("Vectors must have a dimension {0}")]
+    Dimension(String),
     /// A duration cannot be ordered.
     #[error("Durations are not allowed {what}: {ty}")]
     Duration {
@@ -214,6 +228,10 @@ impl CqlType {
             CqlType::Tuple(types) => {
                 CqlType::Tuple(types.into_iter().map(CqlType::frozen).collect())
             }
+            CqlType::Vector { element, dimension } => CqlType::Vector {
+                element: inner(element),
+                dimension,
+            },
             CqlType::Udt {
                 keyspace,
                 name,
@@ -232,6 +250,78 @@ impl CqlType {
         }
     }
 
+    /// Its name as Cassandra's classes have it, e.g. `org.apache.cassandra.db.marshal.Int32Type`.
+    pub fn class_name(&self) -> String {
+        const PACKAGE: &str = "org.apache.cassandra.db.marshal.";
+        let frozen = |class: String, frozen: bool| {
+            if frozen {
+                format!("{PACKAGE}FrozenType({class})")
+            } else {
+                class
+            }
+        };
+        let native = match self {
+            CqlType::Ascii => "AsciiType",
+            CqlType::Bigint => "LongType",
+            CqlType::Blob => "BytesType",
+            CqlType::Boolean => "BooleanType",
+            CqlType::Counter => "CounterColumnType",
+            CqlType::Date => "SimpleDateType",
+            CqlType::Decimal => "DecimalType",
+            CqlType::Double => "DoubleType",
+            CqlType::Duration => "DurationType",
+            CqlType::Float => "FloatType",
+            CqlType::Inet => "InetAddressType",
+            CqlType::Int => "Int32Type",
+            CqlType::Smallint => "ShortType",
+            CqlType::Text => "UTF8Type",
+            CqlType::Time => "TimeType",
+            CqlType::Timestamp => "TimestampType",
+            CqlType::Timeuuid => "TimeUUIDType",
+            CqlType::Tinyint => "ByteType",
+            CqlType::Uuid => "UUIDType",
+            CqlType::Varint => "IntegerType",
+            CqlType::List { element, frozen: f } => {
+                return frozen(format!("{PACKAGE}ListType({})", element.class_name()), *f);
+            }
+            CqlType::Set { element, frozen: f } => {
+                return frozen(format!("{PACKAGE}SetType({})", element.class_name()), *f);
+            }
+            CqlType::Map {
+                key,
+                value,
+                frozen: f,
+            } => {
+                let (key, value) = (key.class_name(), value.class_name());
+                return frozen(format!("{PACKAGE}MapType({key},{value})"), *f);
+            }
+            CqlType::Tuple(types) => {
+                let types: Vec<String> = types.iter().map(CqlType::class_name).collect();
+                return format!("{PACKAGE}TupleType({})", types.join(","));
+            }
+            CqlType::Vector { element, dimension } => {
+                return format!("{PACKAGE}VectorType({}, {dimension})", element.class_name());
+            }
+            CqlType::Udt {
+                keyspace,
+                name,
+                fields,
+                frozen: f,
+            } => {
+                let hex = |text: &str| -> String {
+                    text.bytes().map(|byte| format!("{byte:02x}")).collect()
+                };
+                let fields: String = fields
+                    .iter()
+                    .map(|(name, ty)| format!(",{}:{}", hex(name), ty.class_name()))
+                    .collect();
+                let class = format!("{PACKAGE}UserType({keyspace},{}{fields})", hex(name));
+                return frozen(class, *f);
+            }
+        };
+        format!("{PACKAGE}{native}")
+    }
+
     /// Whether a column of it is made of several cells.
     pub fn is_multi_cell(&self) -> bool {
         matches!(
@@ -241,6 +331,19 @@ impl CqlType {
                 | CqlType::Map { frozen: false, .. }
                 | CqlType::Udt { frozen: false, .. }
         )
+    }
+
+    /// How long every value of it is, where an element of a vector needs no length of its own: as the
+    /// drivers have it, so not for all types of one length (`abstract_type::value_length_if_fixed`).
+    pub fn fixed_length(&self) -> Option<usize> {
+        Some(match self {
+            CqlType::Boolean => 1,
+            CqlType::Int | CqlType::Float => 4,
+            CqlType::Bigint | CqlType::Double | CqlType::Timestamp => 8,
+            CqlType::Uuid | CqlType::Timeuuid => 16,
+            CqlType::Vector { element, dimension } => element.fixed_length()? * dimension,
+            _ => return None,
+        })
     }
 
     /// Whether it is a list, set or map.
@@ -255,7 +358,9 @@ impl CqlType {
     pub fn any(&self, test: &dyn Fn(&CqlType) -> bool) -> bool {
         test(self)
             || match self {
-                CqlType::List { element, .. } | CqlType::Set { element, .. } => element.any(test),
+                CqlType::List { element, .. }
+                | CqlType::Set { element, .. }
+                | CqlType::Vector { element, .. } => element.any(test),
                 CqlType::Map { key, value, .. } => key.any(test) || value.any(test),
                 CqlType::Tuple(types) => types.iter().any(|ty| ty.any(test)),
                 CqlType::Udt { fields, .. } => fields.iter().any(|(_, ty)| ty.any(test)),
@@ -316,6 +421,9 @@ impl fmt::Display for CqlType {
                     write!(f, "{}{ty}", if i == 0 { "" } else { ", " })?;
                 }
                 return f.write_str(">>");
+            }
+            CqlType::Vector { element, dimension } => {
+                return write!(f, "vector<{element}, {dimension}>");
             }
         };
         f.write_str(native)
@@ -414,6 +522,26 @@ impl TypeName {
                     })
                     .collect::<Result<_, _>>()?,
             ),
+            // So is a vector, and all in it.
+            TypeName::Vector(element, dimension) => {
+                let element = element.resolve_in(keyspace, user_types, true)?;
+                if element == CqlType::Counter {
+                    return Err(TypeError::Counter(format!("collections: {self}")));
+                }
+                let dimension = usize::try_from(*dimension).unwrap_or(0);
+                if dimension == 0 {
+                    return Err(TypeError::Dimension("greater than 0".into()));
+                }
+                if dimension > MAX_DIMENSION {
+                    return Err(TypeError::Dimension(format!(
+                        "less than or equal to {MAX_DIMENSION}"
+                    )));
+                }
+                CqlType::Vector {
+                    element: Box::new(element.frozen()),
+                    dimension,
+                }
+            }
             TypeName::Frozen(inner) => {
                 if matches!(**inner, TypeName::Native(_)) {
                     return Err(TypeError::CannotFreeze(inner.to_string()));
@@ -458,6 +586,7 @@ impl fmt::Display for TypeName {
             TypeName::Set(element) => write!(f, "set<{element}>"),
             TypeName::Map(key, value) => write!(f, "map<{key}, {value}>"),
             TypeName::Frozen(inner) => write!(f, "frozen<{inner}>"),
+            TypeName::Vector(element, dimension) => write!(f, "vector<{element}, {dimension}>"),
             TypeName::User(name) => {
                 if let Some(keyspace) = &name.keyspace {
                     write!(f, "{}.", quoted(keyspace))?;

@@ -102,6 +102,8 @@ pub enum TypeName {
     Map(Box<TypeName>, Box<TypeName>),
     /// `tuple<…>`.
     Tuple(Vec<TypeName>),
+    /// `vector<…, n>`.
+    Vector(Box<TypeName>, i64),
     /// `frozen<…>`.
     Frozen(Box<TypeName>),
     /// A user-defined type.

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use super::{
     ParseError,
-    ast::{Parsed, QualifiedName, Statement, TypeName},
+    ast::{Constant, Parsed, QualifiedName, Statement, TypeName},
     is_reserved,
     lexer::{Kind, Token, tokens, unquoted},
 };
@@ -288,9 +288,6 @@ impl<'a> Parser<'a> {
             ) {
                 return self.no_viable();
             }
-            if word == "vector" {
-                return Err(self.error("vectors are not supported by this node"));
-            }
             self.next();
             self.expect("<")?;
             let ty = match word.as_str() {
@@ -298,6 +295,18 @@ impl<'a> Parser<'a> {
                 "set" => TypeName::Set(boxed(self)?),
                 "frozen" => TypeName::Frozen(boxed(self)?),
                 "tuple" => TypeName::Tuple(self.list(Self::type_name)?),
+                "vector" => {
+                    let element = boxed(self)?;
+                    self.expect(",")?;
+                    let dimension = match self.constant()? {
+                        Some(Constant::Integer(digits)) => digits.parse().ok(),
+                        _ => None,
+                    };
+                    match dimension {
+                        Some(dimension) => TypeName::Vector(element, dimension),
+                        None => return self.no_viable(),
+                    }
+                }
                 _ => {
                     let key = boxed(self)?;
                     self.expect(",")?;

@@ -300,6 +300,17 @@ impl Lowering<'_> {
                             .collect::<Result<_, _>>()?,
                     )
                 }
+                Shape::Vector(element, dimension) => {
+                    if items.len() != dimension {
+                        return Err(CqlError::invalid(format!(
+                            "Invalid vector literal for {name}: type {ty} expects {dimension} elements but got {}",
+                            items.len()
+                        )));
+                    }
+                    let name = format!("value({name})");
+                    let items = items.iter().map(|i| self.term(i, element, &name));
+                    Expr::Vector(element.clone(), items.collect::<Result<_, _>>()?)
+                }
                 _ => return Err(mismatch("list")),
             },
             ast::Term::Set(items) => match shape(ty) {

@@ -12,7 +12,7 @@ use super::{
     schema::Column,
     types::{Shape, elements, map_entries, shape, tuple_fields},
 };
-use crate::types::CqlType;
+use crate::types::{CqlType, vector_elements};
 
 const EMPTY: u8 = 1;
 const PRESENT: u8 = 2;
@@ -97,6 +97,11 @@ pub(crate) fn put(ty: &CqlType, bytes: &[u8], out: &mut Vec<u8>) {
                 put(element, item, out);
             }
             out.push(0);
+        }
+        Shape::Vector(element, dimension) => {
+            for item in vector_elements(element, dimension, bytes).unwrap_or_default() {
+                put(element, item, out);
+            }
         }
         Shape::Map(key, value) => {
             for (k, v) in map_entries(bytes) {

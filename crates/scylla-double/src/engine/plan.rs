@@ -11,7 +11,7 @@ use super::{
     schema::TableSchema,
     types::{self, put_bytes},
 };
-use crate::types::CqlType;
+use crate::types::{CqlType, vector};
 
 /// A value bound to a marker of a statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub(crate) enum Expr {
     List(Vec<Expr>),
     Set(CqlType, Vec<Expr>),
     Map(CqlType, Vec<(Expr, Expr)>),
+    /// Of elements of a type.
+    Vector(CqlType, Vec<Expr>),
     /// A tuple, or a user-defined type's fields in order.
     Tuple(Vec<Expr>),
 }
@@ -127,6 +129,13 @@ impl Expr {
                 pairs.sort_by_cached_key(|(k, _)| order::value(ty, k));
                 pairs.dedup_by_key(|(k, _)| order::value(ty, k));
                 Evaluated::Value(types::map(pairs.iter().map(|(k, v)| (k, v))))
+            }
+            Expr::Vector(ty, items) => {
+                let items = items
+                    .iter()
+                    .map(|i| present(i, "vector"))
+                    .collect::<Result<Vec<_>, _>>()?;
+                Evaluated::Value(vector(ty, items.iter().map(|i| &i[..])).into())
             }
             Expr::Tuple(fields) => {
                 let mut out = Vec::new();

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     cql::ast::Constant,
-    types::{CqlType, Value},
+    types::{CqlType, Value, vector, vector_elements},
 };
 
 /// How values of a type are laid out and compared.
@@ -31,6 +31,8 @@ pub(crate) enum Shape<'a> {
     /// A list or a set.
     List(&'a CqlType),
     Map(&'a CqlType, &'a CqlType),
+    /// So many of a type.
+    Vector(&'a CqlType, usize),
     Tuple(Vec<&'a CqlType>),
 }
 
@@ -54,6 +56,7 @@ pub(crate) fn shape(ty: &CqlType) -> Shape<'_> {
         CqlType::Decimal => Shape::Decimal,
         CqlType::List { element, .. } | CqlType::Set { element, .. } => Shape::List(element),
         CqlType::Map { key, value, .. } => Shape::Map(key, value),
+        CqlType::Vector { element, dimension } => Shape::Vector(element, *dimension),
         CqlType::Tuple(fields) => Shape::Tuple(fields.iter().collect()),
         CqlType::Udt { fields, .. } => Shape::Tuple(fields.iter().map(|(_, ty)| ty).collect()),
     }
@@ -362,6 +365,11 @@ pub(crate) fn canonical(ty: &CqlType, bytes: &Bytes) -> Bytes {
             entries.dedup_by_key(|(k, _)| order::value(key, k));
             map(entries.iter().map(|(k, v)| (k, v)))
         }
+        Shape::Vector(element, dimension) => {
+            let items = vector_elements(element, dimension, bytes).unwrap_or_default();
+            let items: Vec<Bytes> = items.into_iter().map(|item| part(element, item)).collect();
+            vector(element, items.iter().map(|item| &item[..])).into()
+        }
         Shape::Tuple(types) => {
             let mut out = Vec::with_capacity(bytes.len());
             for (ty, field) in types.iter().zip(tuple_fields(bytes)) {
@@ -414,6 +422,17 @@ pub(crate) fn validate(ty: &CqlType, bytes: &[u8]) -> Result<(), CqlError> {
         _ => match shape(ty) {
             Shape::List(element) => parts(bytes, 1, &[element]),
             Shape::Map(key, value) => parts(bytes, 2, &[key, value]),
+            Shape::Vector(element, dimension) => {
+                let items = vector_elements(element, dimension, bytes).ok_or_else(|| {
+                    CqlError::invalid(format!(
+                        "marshaling error: Validation failed - got {} bytes for a {ty}",
+                        bytes.len()
+                    ))
+                })?;
+                items
+                    .into_iter()
+                    .try_for_each(|item| validate(element, item))
+            }
             Shape::Tuple(types) => {
                 let fields = tuple_fields(bytes);
                 if fields.len() > types.len() {

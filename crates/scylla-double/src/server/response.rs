@@ -386,6 +386,8 @@ fn type_option(out: &mut Vec<u8>, ty: &CqlType) {
         CqlType::Set { .. } => 0x22,
         CqlType::Udt { .. } => 0x30,
         CqlType::Tuple(_) => 0x31,
+        // A type that protocol v4 has no number for is told by the name of its class.
+        CqlType::Vector { .. } => 0x00,
     };
     out.u16(id);
     match ty {
@@ -408,6 +410,7 @@ fn type_option(out: &mut Vec<u8>, ty: &CqlType) {
                 type_option(out, ty);
             }
         }
+        CqlType::Vector { .. } => out.string(&ty.class_name()),
         CqlType::Tuple(fields) => {
             out.u16(fields.len() as u16);
             fields.iter().for_each(|ty| type_option(out, ty));

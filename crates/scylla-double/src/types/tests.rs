@@ -58,6 +58,8 @@ fn frozen_type() -> impl Strategy<Value = CqlType> {
                 frozen: true
             }),
             prop::collection::vec(inner.clone(), 1..4).prop_map(CqlType::Tuple),
+            (inner.clone().prop_map(Box::new), 1..4_usize)
+                .prop_map(|(element, dimension)| CqlType::Vector { element, dimension }),
             (
                 "[a-zA-Z][a-z \"_0-9]{0,6}",
                 prop::collection::vec(inner, 1..4)
@@ -154,6 +156,11 @@ fn value_of(ty: &CqlType) -> BoxedStrategy<Value> {
         CqlType::Set { element, .. } => prop::collection::vec(value_of(element), 0..4)
             .prop_map(Value::Set)
             .boxed(),
+        CqlType::Vector { element, dimension } => {
+            prop::collection::vec(value_of(element), *dimension)
+                .prop_map(Value::Vector)
+                .boxed()
+        }
         CqlType::Map { key, value, .. } => {
             prop::collection::vec((value_of(key), value_of(value)), 0..4)
                 .prop_map(Value::Map)
@@ -189,7 +196,9 @@ fn typed_values(n: usize) -> impl Strategy<Value = (CqlType, Vec<Value>)> {
 /// The user-defined types within a type.
 fn known_types(ty: &CqlType, into: &mut Vec<(String, Vec<(String, CqlType)>)>) {
     match ty {
-        CqlType::List { element, .. } | CqlType::Set { element, .. } => known_types(element, into),
+        CqlType::List { element, .. }
+        | CqlType::Set { element, .. }
+        | CqlType::Vector { element, .. } => known_types(element, into),
         CqlType::Map { key, value, .. } => [key, value]
             .into_iter()
             .for_each(|ty| known_types(ty, into)),
@@ -214,6 +223,9 @@ fn read(term: &Term, ty: &CqlType) -> Option<Value> {
         (Term::Constant(constant), ty) => Value::from_constant(constant, ty, "x").unwrap(),
         (Term::List(items), CqlType::List { element, .. }) => {
             Some(Value::List(all(items, element)))
+        }
+        (Term::List(items), CqlType::Vector { element, .. }) => {
+            Some(Value::Vector(all(items, element)))
         }
         (Term::Set(items), CqlType::Set { element, .. }) => Some(Value::Set(all(items, element))),
         (Term::Set(items), CqlType::Map { .. }) if items.is_empty() => Some(Value::Map(vec![])),
@@ -606,4 +618,48 @@ fn years_before_the_first_are_read_as_they_are_written() {
         };
         assert_eq!(i64::from(day) - (1 << 31), days, "{text}");
     }
+}
+
+#[test]
+fn elements_of_a_vector_have_a_length_unless_their_type_has_one() {
+    let vector = |of: &str, items: Vec<Value>| {
+        let ty = ty(&format!("vector<{of}, {}>", items.len())).unwrap();
+        let value = Value::Vector(items);
+        let bytes = value.encode();
+        assert_eq!(Value::decode(&ty, &bytes).unwrap(), value);
+        bytes
+    };
+    let ints = vec![Value::Int(1), Value::Int(2)];
+    assert_eq!(vector("int", ints.clone()), [0, 0, 0, 1, 0, 0, 0, 2]);
+    let smallints = vec![Value::Smallint(1), Value::Smallint(2)];
+    assert_eq!(vector("smallint", smallints), [2, 0, 1, 2, 0, 2]);
+    let texts = vec![
+        Value::Text("a".into()),
+        Value::Text(String::new()),
+        Value::Text("x".repeat(200)),
+    ];
+    let bytes = vector("text", texts);
+    assert_eq!(bytes[..5], [1, b'a', 0, 0x80, 200]);
+    let nested = vec![Value::Vector(ints.clone()), Value::Vector(ints)];
+    assert_eq!(vector("vector<int, 2>", nested).len(), 16);
+    for (text, message) in [
+        (
+            "vector<int, 0>",
+            "Vectors must have a dimension greater than 0",
+        ),
+        (
+            "vector<int, -1>",
+            "Vectors must have a dimension greater than 0",
+        ),
+        (
+            "vector<int, 16001>",
+            "Vectors must have a dimension less than or equal to 16000",
+        ),
+    ] {
+        assert_eq!(ty(text).unwrap_err().to_string(), message);
+    }
+    assert_eq!(
+        ty("vector<set<int>, 2>").unwrap().to_string(),
+        "vector<frozen<set<int>>, 2>"
+    );
 }

@@ -80,6 +80,8 @@ pub enum Value {
     Map(Vec<(Value, Value)>),
     /// A `tuple`; there may be fewer values than the type has.
     Tuple(Vec<Option<Value>>),
+    /// A `vector`: as many as the type says.
+    Vector(Vec<Value>),
     /// A user-defined type's fields with their names; there may be fewer than the type has.
     Udt(Vec<(String, Option<Value>)>),
 }
@@ -172,8 +174,68 @@ impl Value {
             Value::Udt(fields) => fields
                 .iter()
                 .for_each(|(_, field)| put_part(out, field.as_ref())),
+            Value::Vector(items) => {
+                for item in items {
+                    let from = out.len();
+                    item.encode_to(out);
+                    if !item.has_fixed_length() {
+                        let bytes = out.split_off(from);
+                        put_unsigned_vint(out, bytes.len() as u64);
+                        out.put_slice(&bytes);
+                    }
+                }
+            }
         }
     }
+
+    /// Whether all values of its type are as long, see [`CqlType::fixed_length`].
+    fn has_fixed_length(&self) -> bool {
+        match self {
+            Value::Boolean(_)
+            | Value::Int(_)
+            | Value::Float(_)
+            | Value::Bigint(_)
+            | Value::Double(_)
+            | Value::Timestamp(_)
+            | Value::Uuid(_)
+            | Value::Timeuuid(_) => true,
+            Value::Vector(items) => items.iter().all(Value::has_fixed_length),
+            _ => false,
+        }
+    }
+}
+
+/// The elements of a serialised vector; `None` when they are not as many, or do not fill the bytes.
+pub(crate) fn vector_elements<'b>(
+    element: &CqlType,
+    dimension: usize,
+    mut bytes: &'b [u8],
+) -> Option<Vec<&'b [u8]>> {
+    let fixed = element.fixed_length();
+    // Each takes a byte at least, so what cannot be allocates nothing.
+    let mut items = Vec::with_capacity(dimension.min(bytes.len()));
+    for _ in 0..dimension {
+        let length = match fixed {
+            Some(length) => length,
+            None => usize::try_from(take_unsigned_vint(&mut bytes)?).ok()?,
+        };
+        let (item, rest) = bytes.split_at_checked(length)?;
+        bytes = rest;
+        items.push(item);
+    }
+    bytes.is_empty().then_some(items)
+}
+
+/// A serialised vector of serialised elements.
+pub(crate) fn vector<'b>(element: &CqlType, items: impl Iterator<Item = &'b [u8]>) -> Vec<u8> {
+    let mut out = Vec::new();
+    for item in items {
+        if element.fixed_length().is_none() {
+            put_unsigned_vint(&mut out, item.len() as u64);
+        }
+        out.put_slice(item);
+    }
+    out
 }
 
 /// A length and that many bytes; −1 is null.
@@ -191,15 +253,18 @@ fn put_part(out: &mut Vec<u8>, value: Option<&Value>) {
 /// A zig-zag encoded integer, its length in the leading ones of the first byte (protocol v4, 3: `[vint]`
 /// as `duration` has it).
 fn put_vint(out: &mut Vec<u8>, n: i64) {
-    let zigzag = ((n << 1) ^ (n >> 63)) as u64;
-    let bits = 64 - (zigzag | 1).leading_zeros() as usize;
+    put_unsigned_vint(out, ((n << 1) ^ (n >> 63)) as u64);
+}
+
+fn put_unsigned_vint(out: &mut Vec<u8>, n: u64) {
+    let bits = 64 - (n | 1).leading_zeros() as usize;
     // Each byte after the first takes one bit of the first; nine bytes hold all 64.
     let extra = (bits - 1) / 7;
     if extra >= 8 {
         out.put_u8(0xff);
-        return out.put_u64(zigzag);
+        return out.put_u64(n);
     }
-    let bytes = zigzag.to_be_bytes();
+    let bytes = n.to_be_bytes();
     let mark = !(0xff_u8 >> extra);
     let tail = &bytes[7 - extra..];
     out.put_u8(tail[0] | mark);
@@ -207,6 +272,11 @@ fn put_vint(out: &mut Vec<u8>, n: i64) {
 }
 
 fn take_vint(bytes: &mut &[u8]) -> Option<i64> {
+    let zigzag = take_unsigned_vint(bytes)?;
+    Some((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64))
+}
+
+fn take_unsigned_vint(bytes: &mut &[u8]) -> Option<u64> {
     let (first, rest) = bytes.split_first()?;
     let extra = first.leading_ones() as usize;
     let (tail, rest) = rest.split_at_checked(extra)?;
@@ -215,9 +285,8 @@ fn take_vint(bytes: &mut &[u8]) -> Option<i64> {
     } else {
         u64::from(first & (0xff >> (extra + 1)))
     };
-    let zigzag = tail.iter().fold(start, |n, byte| n << 8 | u64::from(*byte));
     *bytes = rest;
-    Some((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64))
+    Some(tail.iter().fold(start, |n, byte| n << 8 | u64::from(*byte)))
 }
 
 /// Takes a length-prefixed part off the front; `Some(None)` is null.
@@ -337,6 +406,19 @@ fn decode(ty: &CqlType, bytes: &[u8], depth: usize) -> Result<Value, DecodeError
                 entries.push((key, value));
             }
             Ok(Value::Map(entries))
+        }
+        CqlType::Vector { element, dimension } => {
+            let items = vector_elements(element, *dimension, bytes)
+                .ok_or_else(|| invalid("too few or too many bytes"))?;
+            let items = items
+                .into_iter()
+                .map(|item| match decode(element, item, depth + 1)? {
+                    Value::Empty if element.fixed_length().is_some() => {
+                        Err(invalid("an empty element"))
+                    }
+                    item => Ok(item),
+                });
+            Ok(Value::Vector(items.collect::<Result<_, _>>()?))
         }
         CqlType::Tuple(types) => {
             let mut rest = bytes;
@@ -471,7 +553,9 @@ impl Value {
                     }
                 })
             }
-            (Value::List(a), Value::List(b)) | (Value::Set(a), Value::Set(b)) => {
+            (Value::List(a), Value::List(b))
+            | (Value::Set(a), Value::Set(b))
+            | (Value::Vector(a), Value::Vector(b)) => {
                 compare_all(a.iter(), b.iter(), Value::compare)
             }
             (Value::Map(a), Value::Map(b)) => {
@@ -584,7 +668,9 @@ impl fmt::Display for Value {
             Value::Tinyint(n) => write!(f, "{n}"),
             Value::Timeuuid(id) | Value::Uuid(id) => write!(f, "{id}"),
             Value::Varint(n) => write!(f, "{n}"),
-            Value::List(items) => joined(f, '[', items, ']', |f, v| write!(f, "{v}")),
+            Value::List(items) | Value::Vector(items) => {
+                joined(f, '[', items, ']', |f, v| write!(f, "{v}"))
+            }
             Value::Set(items) => joined(f, '{', items, '}', |f, v| write!(f, "{v}")),
             Value::Map(entries) => joined(f, '{', entries, '}', |f, (k, v)| write!(f, "{k}: {v}")),
             Value::Tuple(fields) => joined(f, '(', fields, ')', nullable),

@@ -166,6 +166,10 @@ fn with_type(ty: &CqlType, changed: &UserType) -> CqlType {
             value: inner(value),
             frozen: *frozen,
         },
+        CqlType::Vector { element, dimension } => CqlType::Vector {
+            element: inner(element),
+            dimension: *dimension,
+        },
         CqlType::Tuple(types) => {
             CqlType::Tuple(types.iter().map(|t| with_type(t, changed)).collect())
         }

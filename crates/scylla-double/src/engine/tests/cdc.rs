@@ -1319,3 +1319,35 @@ fn a_column_of_a_log_does_not_come_back_at_once_and_keeps_its_values_through_a_c
     run(&engine, "ALTER TABLE plain DROP v");
     run(&engine, "ALTER TABLE plain ADD v int");
 }
+
+#[test]
+fn vectors_are_stored_and_logged_as_one_value() {
+    let engine = with_keyspace();
+    run(
+        &engine,
+        "CREATE TABLE t (pk int PRIMARY KEY, f vector<float, 3>, s vector<text, 2>) WITH cdc = {'enabled': true}",
+    );
+    run(
+        &engine,
+        "INSERT INTO t (pk, f, s) VALUES (1, [1.5, -2, 0], ['a', 'bc'])",
+    );
+    let expected = ["[1.5, -2.0, 0.0], ['a', 'bc']"];
+    assert_eq!(select(&engine, "SELECT f, s FROM t"), expected);
+    assert_eq!(
+        select(&engine, "SELECT f, s FROM t_scylla_cdc_log"),
+        expected
+    );
+    assert_eq!(
+        refusal(&engine, "INSERT INTO t (pk, f) VALUES (1, [1])"),
+        "Invalid vector literal for f: type vector<float, 3> expects 3 elements but got 1"
+    );
+    let bound = |bytes: &'static [u8]| {
+        let values = vec![BoundValue::Bytes(Bytes::from_static(bytes))];
+        engine.query(
+            "INSERT INTO t (pk, f) VALUES (2, ?)",
+            &Params { values, ..params() },
+        )
+    };
+    bound(&[0; 12]).expect("three floats");
+    assert_eq!(bound(&[0; 11]).expect_err("not three floats").code, INVALID);
+}
