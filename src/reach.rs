@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 /// Connecting to one address takes no longer.
@@ -25,14 +26,75 @@ pub(crate) async fn any(addresses: &[String]) -> Result<(), String> {
     Err(reasons.join("; "))
 }
 
-async fn connect(address: &str) -> Result<(), String> {
-    let attempt = async {
-        let found = tokio::net::lookup_host(address).await;
-        let found: Vec<_> = found
-            .map_err(|e| format!("cannot be resolved: {e}"))?
+/// A look at an address that is known to have answered takes no longer: whoever listens takes a connection at once.
+const LOOK: Duration = Duration::from_secs(1);
+/// A connection that is still open after this long was not cut at once.
+const HOLDS: Duration = Duration::from_millis(250);
+
+/// What a look at several addresses found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Somebody takes connections.
+    Open,
+    /// Everyone refuses or cuts them at once: what each one met, in one line.
+    Refused(String),
+    /// Nobody takes one in time, and not everyone refuses it.
+    Silent(String),
+}
+
+/// Connects once to each `host:port`, all at a time. For servers that wait for the client to speak first, as those of
+/// Kafka's protocol do, with TLS or without.
+pub(crate) async fn look(addresses: &[String]) -> Found {
+    let looks = addresses.iter().map(|address| async move {
+        let Ok(connected) = tokio::time::timeout(LOOK, open(address)).await else {
+            return Found::Silent(format!("{address}: no connection in time"));
+        };
+        match connected {
+            Err(reason) => Found::Refused(format!("{address}: {reason}")),
+            Ok(mut stream) => match tokio::time::timeout(HOLDS, stream.read(&mut [0])).await {
+                Ok(Ok(0) | Err(_)) => {
+                    Found::Refused(format!("{address}: the connection is closed at once"))
+                }
+                Ok(Ok(_)) | Err(_) => Found::Open,
+            },
+        }
+    });
+    let found = futures::future::join_all(looks).await;
+    if found.contains(&Found::Open) {
+        return Found::Open;
+    }
+    let reasons = |wanted: fn(&Found) -> Option<&String>| {
+        let reasons: Vec<&str> = found
+            .iter()
+            .filter_map(wanted)
+            .map(String::as_str)
             .collect();
-        TcpStream::connect(&*found).await.map_err(|e| e.to_string())
+        reasons.join("; ")
     };
+    let silent = reasons(|f| match f {
+        Found::Silent(reason) => Some(reason),
+        _ => None,
+    });
+    let refused = reasons(|f| match f {
+        Found::Refused(reason) => Some(reason),
+        _ => None,
+    });
+    match silent.is_empty() {
+        true => Found::Refused(refused),
+        false => Found::Silent(silent),
+    }
+}
+
+async fn open(address: &str) -> Result<TcpStream, String> {
+    let found = tokio::net::lookup_host(address).await;
+    let found: Vec<_> = found
+        .map_err(|e| format!("cannot be resolved: {e}"))?
+        .collect();
+    TcpStream::connect(&*found).await.map_err(|e| e.to_string())
+}
+
+async fn connect(address: &str) -> Result<(), String> {
+    let attempt = open(address);
     match tokio::time::timeout(CONNECT, attempt).await {
         Ok(connected) => connected.map(drop),
         Err(_) => Err(format!(

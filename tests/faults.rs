@@ -189,26 +189,157 @@ async fn a_broker_that_answers_errors() {
     .await;
 }
 
+/// All the defaults that users get, but for the pace of the source: nothing that this is about.
+async fn default_world(valve: &Valve, extra: &str) -> World {
+    World::with(Setup {
+        brokers: Some(valve.brokers.clone()),
+        extra: extra.to_owned(),
+        ..Setup::default()
+    })
+    .await
+}
+
+/// Writes until the breaker is open; how long after `failed_at` that was.
+async fn opened(world: &World, running: &Running, failed_at: Instant) -> Duration {
+    let keys = keys(8);
+    for n in 0.. {
+        world.write(&keys, n, 1).await;
+        if running.text().contains("breaker opened stage=sink") {
+            break;
+        }
+        assert!(failed_at.elapsed() < LONG, "{}", running.text());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    failed_at.elapsed()
+}
+
+/// Row 28: with the defaults, refused connections are failures as they happen.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_that_begins_before_the_start_is_said_in_one_line() {
+async fn with_the_defaults_refused_connections_open_the_breaker_within_5_s() {
+    let valve = Valve::start(Flow::Open);
+    let world = default_world(&valve, "").await;
+    let running = world.start(1);
+    world.write(&keys(8), 0, 20).await;
+    world.await_records(8 * 20, LONG, &running);
+    let failed_at = Instant::now();
+    valve.set(Flow::Cut);
+    running.await_line("waiting for the brokers", LONG);
+    let told = failed_at.elapsed();
+    let opened = opened(&world, &running, failed_at).await;
+    running.await_line("health changed component=\"sink\"", LONG);
+    let health = failed_at.elapsed();
+    println!("cut: told after {told:.1?}, open after {opened:.1?}, health after {health:.1?}");
+    assert!(told < Duration::from_secs(2), "{told:?}");
+    assert!(opened < Duration::from_secs(5), "{opened:?}");
+    // One check_interval, and the time that it takes to look.
+    assert!(health < Duration::from_secs(11), "{health:?}");
+}
+
+/// … and so is silence, within 15 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_defaults_a_silent_broker_opens_the_breaker_within_15_s() {
+    let valve = Valve::start(Flow::Open);
+    let world = default_world(&valve, "").await;
+    let running = world.start(1);
+    world.write(&keys(8), 0, 20).await;
+    world.await_records(8 * 20, LONG, &running);
+    let failed_at = Instant::now();
+    valve.set(Flow::Silent);
+    let opened = opened(&world, &running, failed_at).await;
+    println!("silent: open after {opened:.1?}");
+    assert!(opened < Duration::from_secs(15), "{opened:?}");
+    valve.set(Flow::Open);
+}
+
+/// … and once it has been open for its time, the flow is back when the broker is, not a whole time later.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_its_time_the_flow_is_back_within_2_s_of_the_broker() {
+    let valve = Valve::start(Flow::Open);
+    let world = default_world(&valve, "[sink.breaker]\nopen_for = \"4s\"\n").await;
+    let running = world.start(1);
+    let keys = keys(8);
+    world.write(&keys, 0, 20).await;
+    world.await_records(8 * 20, LONG, &running);
+    valve.set(Flow::Cut);
+    world.write(&keys, 20, 200).await;
+    // It is open, half-open, and open for another time.
+    let twice = |m: &Metrics| m.stage("penstock_breaker_opened_total", "sink") >= 2.0;
+    running
+        .await_metrics("the breaker opens again", LONG, twice)
+        .await;
+    valve.set(Flow::Open);
+    let mended_at = Instant::now();
+    running
+        .await_metrics("changes are delivered", LONG, |m| {
+            m.sum("penstock_changes_done_total", &[]) > 8.0 * 20.0
+        })
+        .await;
+    let back = mended_at.elapsed();
+    running.await_line("breaker closed stage=sink from=half-open", LONG);
+    println!("the flow is back {back:.1?} after the broker");
+    assert!(
+        back < Duration::from_secs(2),
+        "{back:?}\n{}",
+        story(&running)
+    );
+    world.await_records(8 * 220, LONG, &running);
+    running.stop_cleanly();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 220), 0);
+}
+
+/// Row 12: the process is up, says what it waits for, and goes on by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_that_begins_before_the_start_is_waited_for() {
     let valve = Valve::start(Flow::Cut);
     let world = world(&valve.brokers, OPEN_FOR).await;
     let keys = keys(4);
     world.write(&keys, 0, 50).await;
-    let mut first = world.start(1);
-    assert_eq!(first.wait(LONG).code(), Some(1), "{}", first.text());
-    let text = first.text();
-    let told = format!(
-        "error: no Redpanda or Kafka broker answers at {}",
-        valve.brokers
-    );
-    assert!(text.contains(&told), "{text}");
+    let running = world.start(1);
+    running.await_line("waiting for what the pipeline needs stage=sink", LONG);
+    let told = format!("no Redpanda or Kafka broker answers at {}", valve.brokers);
+    assert!(running.text().contains(&told), "{}", running.text());
+    let (code, health) = running.penstock(&["health"]);
+    assert_eq!(code, Some(1), "{health}");
+    assert!(health.contains(&format!("waiting: {told}")), "{health}");
 
     valve.set(Flow::Open);
-    let second = world.start(2);
-    world.await_records(200, LONG, &second);
-    second.stop_cleanly();
+    let mended_at = Instant::now();
+    running.await_line("all supervised stages started", LONG);
+    println!(
+        "started {:.1?} after the broker answered",
+        mended_at.elapsed()
+    );
+    world.await_records(200, LONG, &running);
+    running.stop_cleanly();
     assert_eq!(complete_and_ordered(&world.seen(), &keys, 50), 0);
+}
+
+/// … takes another configuration meanwhile, and obeys a stop.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_waits_takes_other_brokers_and_obeys_a_stop() {
+    let (nobody, valve) = (Valve::start(Flow::Cut), Valve::start(Flow::Open));
+    let world = world(&nobody.brokers, OPEN_FOR).await;
+    let keys = keys(4);
+    world.write(&keys, 0, 10).await;
+    let first = world.start(1);
+    first.await_line("waiting for what the pipeline needs stage=sink", LONG);
+    let text = first.stop_cleanly();
+    assert!(!text.contains("panicked"), "{text}");
+
+    let second = world.start(2);
+    second.await_line("waiting for what the pipeline needs stage=sink", LONG);
+    let file = std::fs::read_to_string(world.config()).expect("the file");
+    world.save(&file.replace(&nobody.brokers, &valve.brokers));
+    second.await_line("all supervised stages started", LONG);
+    second.await_line("configuration applied", LONG);
+    second
+        .await_metrics("all is delivered", LONG, |m| {
+            m.sum("penstock_changes_done_total", &[]) >= 40.0
+        })
+        .await;
+    second.stop_cleanly();
+    let seen = broker::read_all(&valve.brokers, &world.topic());
+    assert_eq!(seen.len(), 40);
 }
 
 #[tokio::test(flavor = "multi_thread")]

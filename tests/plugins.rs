@@ -713,6 +713,72 @@ fn without_a_transform_every_change_is_rendered() {
     );
 }
 
+/// Row 53: by the partition key, compaction leaves one row of a partition, and a delete says something for ever.
+#[test]
+fn the_key_is_the_rows_where_that_is_asked_for_and_its_delete_a_tombstone() {
+    use penstock::config::settings::RecordKey;
+    let t = table(
+        9,
+        "t",
+        &["p int primary", "c int clustering", "s int static", "v int"],
+    );
+    let flat = table(10, "flat", &["p int primary", "v int"]);
+    let n = 5i32.to_be_bytes();
+    let is = || Cell::Set(&n);
+    let batch = || {
+        let mut b = BatchBuilder::new(&[&t, &flat]);
+        b.row(&t, Operation::Insert, &[is(), is(), Cell::Unchanged, is()]);
+        b.row(
+            &t,
+            Operation::Update,
+            &[is(), Cell::Null, is(), Cell::Unchanged],
+        );
+        b.row(
+            &t,
+            Operation::RowDelete,
+            &[is(), is(), Cell::Null, Cell::Null],
+        );
+        b.row(
+            &t,
+            Operation::PartitionDelete,
+            &[is(), Cell::Null, Cell::Null, Cell::Null],
+        );
+        let bounds = [
+            Operation::RangeDeleteStartInclusive,
+            Operation::RangeDeleteEndInclusive,
+        ];
+        let [from, to] = bounds.map(|op| b.row(&t, op, &[is(), is(), Cell::Null, Cell::Null]));
+        b.links().link_end(from, to);
+        b.row(&flat, Operation::PartitionDelete, &[is(), Cell::Null]);
+        b.finish()
+    };
+    let mut rig = rig(&[]);
+    let mut made = |key, tombstones| {
+        rig.live.send_modify(|settings| {
+            let settings = Arc::make_mut(settings);
+            (settings.sink.key, settings.sink.tombstones) = (key, tombstones);
+        });
+        let made = rig.chain.process(batch()).unwrap();
+        assert!(made.rejected.is_empty(), "{:?}", made.rejected);
+        let keys: Vec<String> = made.records.iter().map(|r| text(&made, r.key)).collect();
+        let gone: Vec<bool> = values(&made).iter().map(|v| v == "<null>").collect();
+        (keys, gone)
+    };
+    let (partition, row) = (r#"{"p":5}"#, r#"{"p":5,"c":5}"#);
+    let (keys, gone) = made(RecordKey::Partition, false);
+    assert_eq!(keys, [partition; 6]);
+    assert_eq!(gone, [false; 6]);
+    // Static columns, a partition and a range are no row's: with a bound as its key, a range would replace one.
+    let (keys, gone) = made(RecordKey::Primary, true);
+    assert_eq!(keys, [row, partition, row, partition, partition, partition]);
+    assert_eq!(gone, [false, false, true, true, false, true]);
+    // By the partition key, only a partition's end is the end of all that its key stands for.
+    assert_eq!(
+        made(RecordKey::Partition, true).1,
+        [false, false, false, true, false, true]
+    );
+}
+
 #[test]
 fn a_swap_takes_over_between_batches_and_a_bad_one_changes_nothing() {
     let (package, mut next) = faulty("faults");

@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use batches::{Maker, numbered, position};
-use broker::{Cluster, Faulty, read_all, unique};
+use broker::{Cluster, Faulty, Operator, read_all, unique};
 use penstock::change::{GroupKey, RecordBatch, Rejected, StreamId};
 use penstock::checkpoint::{Checkpoints, GroupCheckpoint, Settlement};
-use penstock::config::settings::{LiveSettings, Settings};
+use penstock::config::settings::{LiveSettings, RecordHeaders, RecordTime, Settings};
 use penstock::dead_letter::{DeadLetter, DeadLetters, Filter};
 use penstock::policy::Class;
 use penstock::policy::breaker::{self, State};
@@ -32,7 +32,7 @@ struct Bench {
     sink: Arc<RedpandaSink>,
     policies: StagePolicies,
     /// Kept: dropping it would end the retunes.
-    _retune: watch::Sender<Arc<Settings>>,
+    retune: watch::Sender<Arc<Settings>>,
 }
 
 async fn connect(settings: Settings) -> Result<Bench, SinkError> {
@@ -42,7 +42,7 @@ async fn connect(settings: Settings) -> Result<Bench, SinkError> {
     Ok(Bench {
         sink,
         policies,
-        _retune: retune,
+        retune,
     })
 }
 
@@ -62,7 +62,14 @@ async fn until(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
 #[tokio::test]
 async fn records_arrive_with_their_headers() {
     let cluster = Cluster::start();
-    let b = bench(settings::settings(&unique("p"), &cluster.brokers, 1)).await;
+    let mut settings = settings::settings(&unique("p"), &cluster.brokers, 1);
+    settings.sink.headers = RecordHeaders {
+        position: true,
+        table: true,
+        operation: true,
+        traceparent: true,
+    };
+    let b = bench(settings).await;
     let mut shard = b.sink.open_shard(0).unwrap();
     let topic = unique("headers");
     let batch = Maker::default()
@@ -107,6 +114,49 @@ async fn records_arrive_with_their_headers() {
     );
     assert_eq!((counts.queued, counts.oldest), (0, None));
     assert_eq!(counts.ack_latency.iter().sum::<u64>(), 1);
+}
+
+/// Row 56. The change is an hour old; both choices are live.
+#[tokio::test]
+async fn a_record_has_the_changes_time_and_the_position_alone_unless_told() {
+    let cluster = Cluster::start();
+    let mut settings = settings::settings(&unique("p"), &cluster.brokers, 1);
+    settings.sink.timestamp = RecordTime::Change;
+    let b = bench(settings).await;
+    let mut shard = b.sink.open_shard(0).unwrap();
+    let topic = unique("times");
+    let hour_ago = (now_ms() - position(1, 0).timestamp_us() / 1000) as u32 / 1000 - 3600;
+    let one = |n| {
+        let n = hour_ago + n;
+        Maker::default()
+            .record(position(1, n), &topic, "a", b"v", &[("own", "kept")])
+            .batch()
+    };
+    shard.submit(one(1)).await.unwrap().await.unwrap();
+    b.retune.send_modify(|settings| {
+        let sink = &mut Arc::make_mut(settings).sink;
+        sink.timestamp = RecordTime::Send;
+        sink.headers = RecordHeaders::default();
+    });
+    let before = now_ms();
+    shard.submit(one(2)).await.unwrap().await.unwrap();
+    let seen = read_all(&cluster.brokers, &topic);
+    let [change, send] = &seen[..] else {
+        panic!("{seen:?}")
+    };
+    let of_change = position(1, hour_ago + 1).timestamp_us() / 1000;
+    assert_eq!(change.timestamp, Some(of_change));
+    assert!(send.timestamp >= Some(before), "{send:?}");
+    let names = |s: &broker::Seen| s.headers.iter().map(|h| h.0.clone()).collect::<Vec<_>>();
+    assert_eq!(names(change), ["penstock-position", "own"]);
+    assert_eq!(names(send), ["own"]);
+}
+
+fn now_ms() -> i64 {
+    std::time::UNIX_EPOCH
+        .elapsed()
+        .expect("after 1970")
+        .as_millis() as i64
 }
 
 #[tokio::test]
@@ -254,11 +304,18 @@ async fn a_topic_that_takes_less_than_the_client_sends_costs_only_the_large_reco
 /// What a lane does: rewind and try again.
 async fn loop_until_delivered(shard: &mut ShardSink, batch: &Arc<RecordBatch>) -> (u32, Delivered) {
     for rewinds in 0..10 {
-        let error = match shard.submit(Arc::clone(batch)).await.unwrap().await {
-            Ok(delivered) => return (rewinds, delivered),
+        let error = match shard.submit(Arc::clone(batch)).await {
+            Ok(ticket) => match ticket.await {
+                Ok(delivered) => return (rewinds, delivered),
+                Err(error) => error,
+            },
             Err(error) => error,
         };
-        assert!(matches!(error, SinkError::Suspect { .. }), "{error:?}");
+        let answered = matches!(
+            error,
+            SinkError::Suspect { .. } | SinkError::Narrower { .. }
+        );
+        assert!(answered, "{error:?}");
         shard.reset().await.unwrap();
     }
     panic!("never delivered");
@@ -281,20 +338,29 @@ async fn a_delivery_error_fails_all_in_flight_once_and_a_reset_starts_over() {
     }
     for ticket in tickets {
         let error = ticket.await.expect_err("refused");
-        assert!(matches!(error, SinkError::Delivery { .. }), "{error:?}");
-        assert_eq!(error.class(), Class::Fatal);
+        assert!(matches!(error, SinkError::Refused { .. }), "{error:?}");
+        assert_eq!(
+            error.class(),
+            Class::Retryable,
+            "someone may give the right"
+        );
     }
     assert_eq!(
         b.policies.snapshot().failures,
-        1,
-        "one incident is one failure"
+        0,
+        "the broker answered: no other topic's records wait for it"
     );
     shard.reset().await.unwrap();
+    let complaint = b.sink.complaint().expect("health tells").to_string();
+    assert!(
+        complaint.starts_with("unhealthy(waiting for topic fails"),
+        "{complaint}"
+    );
     faulty.mock.clear_request_errors(RDKafkaApiKey::Produce);
     let ticket = shard.submit(numbered(&topic, 0, 3, 1)).await.unwrap();
     ticket.await.unwrap();
     assert_eq!(read_all(&faulty.brokers, &topic).len(), 3);
-    assert_eq!(b.policies.snapshot().failures, 0);
+    assert_eq!(b.sink.complaint(), None);
     assert_eq!(shard.snapshot().resets, 1);
 }
 
@@ -424,11 +490,11 @@ async fn an_outage_opens_the_breaker_loses_nothing_and_ends_by_itself() {
     let (opened, counts) = (down.elapsed(), b.policies.snapshot());
     assert_eq!(counts.failures, 5);
     assert!(
-        opened >= timeout * 5 && opened < timeout * 6,
-        "opened {opened:?} after the broker fell silent"
+        opened < timeout * 6,
+        "opened {opened:?} after the broker went away"
     );
     let age = sink.snapshot().oldest.expect("something is waiting");
-    assert!(age >= timeout * 5 && age <= down.elapsed(), "age {age:?}");
+    assert!(age <= down.elapsed(), "age {age:?}");
 
     let queued = sink.snapshot().queued;
     assert!(queued > 0 && queued <= 10_000, "{queued} queued");
@@ -614,19 +680,28 @@ async fn wrong_brokers_are_one_clear_line_in_bounded_time() {
 }
 
 #[tokio::test]
-async fn a_missing_topic_is_an_error_where_none_may_be_created() {
+async fn a_missing_topic_is_waited_for_where_none_may_be_created() {
     let cluster = Cluster::start();
     let mut settings = settings::settings(&unique("p"), &cluster.brokers, 1);
     settings.sink.topics.create = false;
     let b = bench(settings).await;
     let mut shard = b.sink.open_shard(0).unwrap();
     let topic = unique("missing");
-    let error = shard.submit(numbered(&topic, 0, 1, 1)).await.unwrap_err();
-    assert_eq!(error.class(), Class::Fatal);
-    assert!(
-        error.to_string().contains("sink.topics.create is false"),
-        "{error}"
-    );
+    let submitted = shard.submit(numbered(&topic, 0, 1, 1));
+    let operator = async {
+        until("health tells", 10, || b.sink.complaint().is_some()).await;
+        let said = b
+            .sink
+            .complaint()
+            .map(|c| c.to_string())
+            .unwrap_or_default();
+        assert!(said.contains("sink.topics.create is false"), "{said}");
+        Operator::new(&cluster.brokers).create(&topic, 1, &[]).await;
+    };
+    let (ticket, ()) = tokio::join!(submitted, operator);
+    ticket.unwrap().await.unwrap();
+    assert_eq!(b.sink.complaint(), None);
+    assert_eq!(b.policies.snapshot().counters.failures, 0);
 }
 
 fn rejected(source: u32, stage: &str, error: &str) -> Rejected {
@@ -639,7 +714,7 @@ fn rejected(source: u32, stage: &str, error: &str) -> Rejected {
 }
 
 fn dead_letters(b: &Bench) -> DeadLetters {
-    let policies = StagePolicies::new("dead_letter", b._retune.subscribe());
+    let policies = StagePolicies::new("dead_letter", b.retune.subscribe());
     DeadLetters::open(&b.sink, policies).unwrap()
 }
 
@@ -795,4 +870,48 @@ async fn a_dead_letter_waits_for_the_broker() {
     faulty.up();
     write.await.unwrap();
     assert_eq!(dead.list(&Filter::default()).await.unwrap().len(), 2);
+}
+
+/// Row 8: what is there already is not taken as it is.
+#[tokio::test]
+async fn a_checkpoint_topic_that_deletes_is_mended_or_refused() {
+    let cluster = Cluster::start();
+    let name = unique("p");
+    let topic = format!("penstock.{name}.checkpoints");
+    let operator = Operator::new(&cluster.brokers);
+    operator
+        .create(
+            &topic,
+            1,
+            &[("cleanup.policy", "delete"), ("retention.ms", "3600000")],
+        )
+        .await;
+    let mut settings = settings::settings(&name, &cluster.brokers, 3);
+    settings.sink.topics.create = false;
+    let b = bench(settings.clone()).await;
+    let error = b.sink.load(0).await.expect_err("it would lose checkpoints");
+    let said = error.to_string();
+    assert!(
+        said.contains("cleanup.policy is \"delete\"") && said.contains("set it to \"compact\""),
+        "{said}"
+    );
+    assert_eq!(error.class(), Class::Retryable, "someone may set it");
+    assert!(
+        b.sink
+            .complaint()
+            .is_some_and(|c| c.to_string().contains("cleanup.policy"))
+    );
+
+    settings.sink.topics.create = true;
+    let b = bench(settings).await;
+    b.sink.load(0).await.expect("mended");
+    assert_eq!(b.sink.complaint(), None);
+    let property = async |name: &str| operator.property(&topic, name).await;
+    assert_eq!(property("cleanup.policy").await.as_deref(), Some("compact"));
+    assert_eq!(
+        property("retention.ms").await.as_deref(),
+        Some("3600000"),
+        "what was set stays"
+    );
+    assert_eq!(operator.partitions(&topic), 3);
 }

@@ -393,6 +393,12 @@ fn sink(out: &mut Exposition, handle: &Handle) {
         s.poison as f64,
     );
     out.one(
+        "penstock_sink_refusals_total",
+        "counter",
+        "Refusals that the sink waited for: a topic that is missing, a right, a quota; and outages.",
+        pipeline.sink.troubles().refusals() as f64,
+    );
+    out.one(
         "penstock_sink_queue_waits_total",
         "counter",
         "Times that a full queue made a batch wait.",

@@ -27,6 +27,7 @@ impl Reading<'_> {
             }
         }
         self.topics(settings);
+        self.compaction(settings);
         self.orders();
         self.credentials(settings);
         self.properties(settings, checks);
@@ -79,6 +80,17 @@ impl Reading<'_> {
                 "give dead letters a topic of their own, such as \"{pipeline}.dead-letters\""
                     .to_owned();
             self.problem(Reason::DeadLetterTopic { topic, what }, place, [help]);
+        }
+    }
+
+    /// Compaction keeps one record a key: of a partition with many rows, one row. With transforms the keys are
+    /// theirs, and what they leave is warned of when the settings are put in force.
+    fn compaction(&mut self, settings: &Settings) {
+        if settings.sink.loses_rows() && settings.transforms.is_empty() && self.ok(&["sink.key"]) {
+            let path = ["sink", "topics", "properties", "cleanup.policy"].map(str::to_owned);
+            let place = self.property_place(&path);
+            let help = "write sink.key = \"primary-key\", or leave out cleanup.policy".to_owned();
+            self.problem(Reason::CompactedPartitions, place, [help]);
         }
     }
 

@@ -201,6 +201,11 @@ pub enum Reason {
         /// What it is besides.
         what: String,
     },
+    /// Compaction by the partition key would take rows away.
+    #[error(
+        "compacted topics keep one record a key, and `sink.key` is the partition key: of a partition's rows one would be left"
+    )]
+    CompactedPartitions,
     /// A topic's name, filled in, is not legal.
     #[error("`{key}` makes the topic `{topic}`, which is not legal")]
     IllegalTopic {
@@ -296,6 +301,7 @@ impl Reason {
             Self::PluginFile { .. } => "plugin-file",
             Self::PluginRejected { .. } => "plugin-rejected",
             Self::DeadLetterTopic { .. } => "dead-letter-topic",
+            Self::CompactedPartitions => "compacted-partitions",
             Self::IllegalTopic { .. } => "illegal-topic",
             Self::Order { .. } => "order",
             Self::ForbiddenProperty { .. } => "forbidden-property",
@@ -308,7 +314,7 @@ impl Reason {
     }
 
     /// Every [`code`](Self::code); a test holds it against the enum and the fixtures.
-    pub const CODES: [&'static str; 33] = [
+    pub const CODES: [&'static str; 34] = [
         "unreadable",
         "empty-folder",
         "too-large",
@@ -334,6 +340,7 @@ impl Reason {
         "plugin-file",
         "plugin-rejected",
         "dead-letter-topic",
+        "compacted-partitions",
         "illegal-topic",
         "order",
         "forbidden-property",

@@ -68,6 +68,8 @@ pub enum Kind {
     Nodes,
     /// A list of distinct strings that keep a rule.
     List(Rule),
+    /// A list of some of these words, or of none.
+    Words(&'static [&'static str]),
     /// Names with scalar values, handed on as strings.
     Properties,
     /// Any table, handed on as strings (JSON for what is not one).
@@ -198,6 +200,7 @@ impl Kind {
             Kind::Address => "an address such as \"127.0.0.1:9180\"".into(),
             Kind::Nodes => "a list such as [\"host:9042\"], or \"embedded\"".into(),
             Kind::List(_) => "a list of strings".into(),
+            Kind::Words(words) => format!("a list of {}", one_of(words)),
             Kind::Properties => "a table of strings, numbers and booleans".into(),
             Kind::Table => "a table".into(),
         }
@@ -213,6 +216,7 @@ impl Kind {
                 | Kind::Rate
                 | Kind::Nodes
                 | Kind::List(_)
+                | Kind::Words(_)
                 | Kind::Properties
                 | Kind::Table
         )
@@ -298,9 +302,22 @@ impl Kind {
             Kind::Nodes => match value.as_str() {
                 Some("embedded") => Ok(Leaf::Nodes(Nodes::Embedded)),
                 Some(_) => Err(Fault::Malformed),
-                None => list(value, node).map(|l| Leaf::Nodes(Nodes::At(l))),
+                None => list(value, &|text| node(text).map_err(Fault::Rule))
+                    .map(|l| Leaf::Nodes(Nodes::At(l))),
             },
-            Kind::List(rule) => list(value, rule).map(Leaf::List),
+            Kind::List(rule) => {
+                list(value, &|text| rule(text).map_err(Fault::Rule)).map(Leaf::List)
+            }
+            Kind::Words(words) => {
+                let known = |text: &str| match words.contains(&text) {
+                    true => Ok(()),
+                    false => Err(Fault::Choice),
+                };
+                match list(value, &known) {
+                    Err(Fault::Empty) => Ok(Leaf::List(Vec::new())),
+                    words => words.map(Leaf::List),
+                }
+            }
             Kind::Properties => {
                 let mut out = BTreeMap::new();
                 for (key, value) in value.as_dict().ok_or(Fault::Type)? {
@@ -405,7 +422,7 @@ fn decode_rate(value: &Value) -> Result<Option<rate::Settings>, Fault> {
     }))
 }
 
-fn list(value: &Value, rule: Rule) -> Result<Vec<String>, Fault> {
+fn list(value: &Value, legal: &dyn Fn(&str) -> Result<(), Fault>) -> Result<Vec<String>, Fault> {
     let array = value.as_array().ok_or(Fault::Type)?;
     if array.is_empty() {
         return Err(Fault::Empty);
@@ -414,7 +431,7 @@ fn list(value: &Value, rule: Rule) -> Result<Vec<String>, Fault> {
     for (i, element) in array.iter().enumerate() {
         let at = |fault| Fault::In(Step::Index(i), Box::new(fault));
         let text = element.as_str().ok_or_else(|| at(Fault::Type))?;
-        rule(text).map_err(|r| at(Fault::Rule(r)))?;
+        legal(text).map_err(at)?;
         if let Some(first) = out.iter().position(|o| o == text) {
             return Err(at(Fault::Twice(first)));
         }

@@ -437,7 +437,7 @@ impl Raw {
             // A secret may well begin and end with a quote.
             Some(Kind::Secret) => Value::from(value),
             Some(kind) => {
-                let list = matches!(kind, Kind::Nodes | Kind::List(_));
+                let list = matches!(kind, Kind::Nodes | Kind::List(_) | Kind::Words(_));
                 let toml = from_text(value, list);
                 // A name may look like a number, and a time is one of TOML's own.
                 if kind.is_text() && !matches!(toml, Value::String(..)) {

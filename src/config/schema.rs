@@ -114,6 +114,11 @@ fn leaf(key: &Key) -> Value {
             list(r":[0-9]+$"),
         ]}),
         Kind::List(_) => list("."),
+        Kind::Words(words) => json!({
+            "type": "array",
+            "items": { "enum": words },
+            "uniqueItems": true,
+        }),
         Kind::Properties => json!({
             "type": "object",
             "additionalProperties": { "type": ["string", "number", "boolean"] },

@@ -81,7 +81,7 @@ impl Reading<'_> {
                 )
             }
             Fault::Choice => {
-                let Kind::Choice(words) = kind else {
+                let (Kind::Choice(words) | Kind::Words(words)) = kind else {
                     return;
                 };
                 let nearest = nearest(value.as_str().unwrap_or_default(), words.iter().copied());

@@ -40,6 +40,8 @@ pub struct HealthWatch {
     live: LiveSettings,
     health: Health,
     failed: Vec<(Stage, Arc<str>)>,
+    /// What the start waits for.
+    waits: Option<(Stage, Arc<str>)>,
     checked: Option<Instant>,
     reported: Instant,
 }
@@ -55,6 +57,7 @@ impl HealthWatch {
             live,
             health: Health::new(now),
             failed: Vec::new(),
+            waits: None,
             checked: None,
             reported: now,
         }
@@ -78,6 +81,16 @@ impl HealthWatch {
         self.failed.push((stage.clone(), cause.into()));
     }
 
+    /// The start waits for what this stage needs.
+    pub fn waits(&mut self, stage: Stage, reason: &str) {
+        self.waits = Some((stage, reason.into()));
+    }
+
+    /// … no more.
+    pub fn begun(&mut self) {
+        self.waits = None;
+    }
+
     /// A stage that was given up on was started anew.
     pub fn mended(&mut self, stage: &Stage) {
         self.failed.retain(|(failed, _)| failed != stage);
@@ -93,7 +106,21 @@ impl HealthWatch {
         let now = Instant::now();
         let settings = self.live.borrow().clone();
         self.checked = Some(now);
-        let observations = observe(supervisor, shared, &self.failed, now);
+        let mut observations = observe(supervisor, shared, &self.failed, now);
+        if let Some((stage, reason)) = &self.waits {
+            let name: Arc<str> = stage.to_string().into();
+            let complaint = Some(Status::Unhealthy(format!("waiting: {reason}").into()));
+            match observations.iter_mut().find(|(n, _)| *n == name) {
+                Some((_, seen)) => seen.complaint = complaint,
+                None => {
+                    let seen = Observation {
+                        complaint,
+                        ..Observation::default()
+                    };
+                    observations.push((name, seen));
+                }
+            }
+        }
         let gone: Vec<Arc<str>> = self
             .health
             .components()
@@ -197,7 +224,10 @@ fn observe(
                         .and_then(|p| p.source.status().retention_headroom())
                 })
                 .flatten(),
-            complaint: None,
+            complaint: match &stage {
+                Stage::Sink => shared.pipeline().and_then(|p| p.sink.complaint()),
+                _ => None,
+            },
         };
         all.push((snapshot.stage, observation));
     }

@@ -173,6 +173,11 @@ impl Ledger {
         self.dirty.is_empty() && self.forgotten.is_empty()
     }
 
+    /// The checkpoint topic has lost what it said: all of it is to be said again.
+    pub fn say_again(&mut self) {
+        self.dirty.extend(self.delivered.keys().cloned());
+    }
+
     /// A settlement is committed. What was delivered while it was under way is for the next one.
     pub fn commit(&mut self, settled: &Settlement) {
         for (group, checkpoint) in &settled.progress {

@@ -34,6 +34,7 @@ pub mod serve;
 pub mod shard;
 pub mod sharing;
 pub mod shutdown;
+mod start;
 pub mod supervisor;
 pub mod transforms;
 
@@ -100,6 +101,8 @@ pub struct Coordinator {
     failed_for_good: bool,
     /// Another process has taken the pipeline over.
     fenced: bool,
+    /// What the start waits for, if it does.
+    put_off: Option<start::PutOff>,
 }
 
 #[derive(Default)]
@@ -139,7 +142,8 @@ enum Drained {
 }
 
 impl Coordinator {
-    /// Builds the pipeline and starts every child. Returns once all supervised stages have started.
+    /// Builds the pipeline and starts every child. Returns once all supervised stages have started, or when that has to
+    /// wait for something outside: [`Self::run`] goes on with it.
     ///
     /// # Errors
     /// What cannot be reached, found or compiled, in one line that says what would do.
@@ -174,46 +178,18 @@ impl Coordinator {
             started,
             failed_for_good: false,
             fenced: false,
+            put_off: None,
         };
         // The admin interface first: it says `starting` while the rest is not there yet.
         if settings.admin.enabled {
             let admin = this.bind_admin(&settings).await?;
             this.run_admin(Some(admin));
         }
-        let connected = Pipeline::connect(
-            this.pipeline_live.subscribe(),
-            this.policies.clone(),
-            this.plugins.clone(),
-            None,
-        );
-        let pipeline = connected.await?;
-        let member = match this.is_shared() {
-            true => Some(pipeline.sink.member().await?),
-            false => None,
-        };
-        pipeline.open(this.own_shards(&pipeline)).await?;
-        this.run_pipeline(Arc::new(pipeline));
-        if settings.orders.enabled {
-            let orders = crate::orders::Service::start(
-                &settings,
-                this.live.clone(),
-                this.policies.stage(&Stage::Orders),
-                None,
-            );
-            let orders = orders.await?;
-            this.run_orders(Some(orders));
+        match this.beginning().await {
+            Ok(begun) => this.begin(begun),
+            Err(error) => this.put_off(error)?,
         }
         this.reloads.watch();
-        this.shared.set_phase(Phase::Running);
-        if let Some(member) = member {
-            this.join(member);
-        }
-        this.publish();
-        tracing::info!(
-            children = this.supervisor.status().len(),
-            took = ?started.elapsed(),
-            "all supervised stages started"
-        );
         Ok(this)
     }
 
@@ -281,7 +257,13 @@ impl Coordinator {
 
     /// Runs until it is told to stop, then drains.
     pub async fn run(mut self, mut signals: Signals) -> Outcome {
+        let mut begun = self.begin_late(&mut signals).await;
         loop {
+            if let Err(stopping) = std::mem::replace(&mut begun, Ok(())) {
+                self.failed_for_good |= stopping == Stopping::Failed;
+                self.fenced |= stopping == Stopping::Fenced;
+                break;
+            }
             if let Err(stopping) = self.turn(&mut signals).await {
                 self.failed_for_good |= stopping == Stopping::Failed;
                 self.fenced |= stopping == Stopping::Fenced;

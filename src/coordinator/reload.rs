@@ -25,12 +25,22 @@ pub struct Reloads {
     loaded: Loaded,
     history: ReloadHistory,
     stand_ins: Rc<StandIns>,
-    sender: watch::Sender<Arc<Settings>>,
+    pub(super) sender: watch::Sender<Arc<Settings>>,
     watch: Option<Watch>,
 }
 
 /// A window that ends too close to now misses writes that a slower node has yet to apply.
 const LEAST_SAFETY: Duration = Duration::from_millis(500);
+
+/// Without transforms it is refused; with some it depends on what they leave.
+fn warn_of_compaction(settings: &Settings) {
+    if settings.sink.loses_rows() {
+        tracing::warn!(
+            "compacted topics keep one record a key: what no transform routes has the partition key, so of a \
+             partition's rows one is left; sink.key = \"primary-key\" keeps all"
+        );
+    }
+}
 
 fn warn_of_haste(settings: &Settings) {
     let safety_interval = settings.source.safety_interval;
@@ -78,6 +88,7 @@ impl Reloads {
     /// Starts the stand-ins that the settings ask for; from then on their addresses take the place of their name.
     pub async fn start_stand_ins(&mut self) -> anyhow::Result<Rc<StandIns>> {
         warn_of_haste(&self.loaded.settings);
+        warn_of_compaction(&self.loaded.settings);
         self.stand_ins = Rc::new(StandIns::start(&self.loaded.settings).await?);
         self.sender
             .send_replace(self.resolve(&self.loaded.settings));
@@ -230,6 +241,9 @@ impl Coordinator {
             );
             return Err(error.into());
         }
+        if !old.sink.loses_rows() {
+            warn_of_compaction(&new);
+        }
 
         let admin =
             if (old.admin.enabled, old.admin.listen) != (new.admin.enabled, new.admin.listen) {
@@ -240,7 +254,7 @@ impl Coordinator {
             } else {
                 None
             };
-        let orders = if orders_differ(&old, &new) {
+        let orders = if self.put_off.is_none() && orders_differ(&old, &new) {
             let (replaces, live) = (self.listeners.orders.clone(), self.live.clone());
             let policies = self.policies.stage(&Stage::Orders);
             let service = async {
@@ -255,6 +269,13 @@ impl Coordinator {
             None
         };
 
+        if self.put_off.is_some() {
+            self.take_up(&new)?;
+            if let Some(admin) = admin {
+                self.run_admin(admin);
+            }
+            return Ok(());
+        }
         let services = |key: &str| key.starts_with("orders.") || key.starts_with("admin.");
         if changed
             .iter()

@@ -159,6 +159,8 @@ pub struct Breaker {
     generation: u64,
     /// Half-open and the one token is out.
     probing: bool,
+    /// Open because a probe failed: `open_for` has passed once since it opened first.
+    reopened: bool,
     reason: Option<Arc<str>>,
     counters: Counters,
 }
@@ -175,6 +177,7 @@ impl Breaker {
             successes: 0,
             generation: 0,
             probing: false,
+            reopened: false,
             reason: None,
             counters: Counters::default(),
         }
@@ -194,6 +197,12 @@ impl Breaker {
             Some(until) if until <= now => Some(self.enter(State::HalfOpen, now)),
             _ => None,
         }
+    }
+
+    /// The other side was seen to be there again: one that a failed probe opened lets the next probe through at once.
+    /// One that has just opened waits its time, or a flapping side would be called all the time.
+    pub fn look_again(&mut self, now: Instant) -> Option<Transition> {
+        (self.state == State::Open && self.reopened).then(|| self.enter(State::HalfOpen, now))
     }
 
     /// Asks leave for one call. Call [`Breaker::poll`] with the same `now` before it.
@@ -350,6 +359,7 @@ impl Breaker {
         self.probing = false;
         match to {
             State::Open => {
+                self.reopened = from == State::HalfOpen;
                 self.opened_at = Some(now);
                 self.counters.opened += 1;
             }

@@ -327,6 +327,11 @@ impl StagePolicies {
         self.step(Breaker::reset);
     }
 
+    /// The other side was seen to be there again: see [`Breaker::look_again`].
+    pub fn look_again(&self) {
+        self.step(Breaker::look_again);
+    }
+
     /// What it looks like now.
     pub fn snapshot(&self) -> StageSnapshot {
         self.with(|machine, now| {

@@ -1,4 +1,4 @@
-//! The headers that every record carries beside the transform's own.
+//! The headers that a record carries beside the transform's own: those that `sink.headers` names.
 
 use penstock_plugin_encoding::Operation::{RangeDeleteStartExclusive, RangeDeleteStartInclusive};
 use penstock_plugin_encoding::{Mark, Row};

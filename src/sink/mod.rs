@@ -22,6 +22,8 @@ use crate::policy::stage::Permit;
 pub mod flight;
 pub mod headers;
 pub mod redpanda;
+pub mod rounds;
+pub mod trouble;
 pub mod watch;
 
 /// What goes wrong between a batch and its acknowledgement. Each message is one line.
@@ -65,6 +67,21 @@ pub enum SinkError {
         reason: String,
         /// From the error code.
         class: Class,
+    },
+    /// The brokers answered that they take no records of this topic now: a right, a quota, a policy. Nobody's content is
+    /// to blame, and no outage: the shard goes back, and waits until they do.
+    #[error("topic {topic}: records are refused: {reason}")]
+    Refused {
+        /// Its name.
+        topic: String,
+        /// What the broker said.
+        reason: String,
+    },
+    /// A topic takes smaller batches than the producer makes: the shard goes back, and on with another producer.
+    #[error("a topic takes batches of {bytes} bytes at most: the producer is made anew for it")]
+    Narrower {
+        /// The topic's `max.message.bytes`.
+        bytes: usize,
     },
     /// The broker refused a whole request for the content of one of its records, and did not say which. After
     /// the rewind each suspect is sent alone, so that the refusal names its record.
@@ -137,10 +154,35 @@ pub enum SinkError {
 }
 
 impl SinkError {
+    /// Whether it is outside of this process and its configuration: it heals by itself, or by someone's help there.
+    pub fn heals(&self) -> bool {
+        match self {
+            Self::Unreachable { .. }
+            | Self::Topic { .. }
+            | Self::Delivery { .. }
+            | Self::Refused { .. }
+            | Self::Narrower { .. }
+            | Self::Suspect { .. }
+            | Self::Reset
+            | Self::Read { .. }
+            | Self::Transaction { .. }
+            | Self::Group { .. } => true,
+            Self::Property { .. }
+            | Self::Client(_)
+            | Self::Corrupt { .. }
+            | Self::Flood(_)
+            | Self::Fenced { .. } => false,
+        }
+    }
+
     /// What the failure means for the work that met it.
     pub fn class(&self) -> Class {
         match self {
-            Self::Unreachable { .. } | Self::Suspect { .. } | Self::Reset => Class::Retryable,
+            Self::Unreachable { .. }
+            | Self::Refused { .. }
+            | Self::Narrower { .. }
+            | Self::Suspect { .. }
+            | Self::Reset => Class::Retryable,
             Self::Topic { class, .. }
             | Self::Delivery { class, .. }
             | Self::Read { class, .. }
@@ -226,11 +268,22 @@ pub trait Settle: Send {
     fn close(&mut self) -> BoxFuture<'_, ()>;
 }
 
+/// What a topic takes, as far as that is known before something is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// Everything, for all that is known.
+    Any,
+    /// A record that is this large or less, as a batch of its own: the topic's `max.message.bytes`.
+    Within(usize),
+    /// Nothing, for its name.
+    Never(Arc<str>),
+}
+
 /// Leave to hand one batch over.
 #[derive(Debug, Default)]
 pub struct Leave {
-    /// Per topic of the batch, whether Kafka would take its name.
-    pub named: Vec<bool>,
+    /// Per topic of the batch, what it takes.
+    pub fits: Vec<Fit>,
     /// Of the breaker.
     pub permit: Option<Permit>,
 }

@@ -41,8 +41,8 @@ pub enum Act {
     Strike(Oldest, Duration),
     /// Ask the breaker for a permit for what is out; report one with [`Watch::probing`].
     Probe,
-    /// A batch came through since the probe began.
-    ProbePassed,
+    /// So many batches came through since the probe began.
+    ProbePassed(u64),
     /// None came through in time.
     ProbeFailed,
 }
@@ -72,7 +72,7 @@ impl Watch {
         let Sight { now, timeout, .. } = sight;
         if let Some(probe) = self.probe {
             let act = if sight.acks > probe.acks {
-                Act::ProbePassed
+                Act::ProbePassed(sight.acks - probe.acks)
             } else if sight.oldest.is_none() {
                 // What was out was let go of: neither passed nor failed, so the permit goes back with the next.
                 Act::Rest
@@ -117,6 +117,11 @@ impl Watch {
     /// The breaker gave its permit for what is out.
     pub fn probing(&mut self, now: Instant, acks: u64) {
         self.probe = Some(Probe { began: now, acks });
+    }
+
+    /// The probe was decided otherwise.
+    pub fn decided(&mut self) {
+        self.probe = None;
     }
 
     /// Whether a permit is held.
@@ -226,7 +231,7 @@ mod tests {
         b.watch
             .probing(b.start + Duration::from_secs(12), b.window.acks());
         b.ack(oldest);
-        assert_eq!(b.look(13, false), Act::ProbePassed);
+        assert_eq!(b.look(13, false), Act::ProbePassed(1));
         assert_eq!(
             b.look(14, false),
             Act::Probe,

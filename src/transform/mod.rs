@@ -159,8 +159,8 @@ impl Chain {
             match item {
                 Item::Record(record) => records.push(record),
                 Item::Change(change) => {
-                    let (topic, pipeline) = (&settings.sink.topic, &settings.pipeline.name);
-                    match self.renderer.render(&mut draft, change, topic, pipeline) {
+                    let (sink, pipeline) = (&settings.sink, &settings.pipeline.name);
+                    match self.renderer.render(&mut draft, change, sink, pipeline) {
                         Ok(record) => records.push(record),
                         Err(error) => rejected.push(Rejected {
                             source: change,

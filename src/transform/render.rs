@@ -1,7 +1,10 @@
 //! What becomes of a change that no transform routed: a record with the change as JSON.
 //!
 //! Topic: `[sink] topic`. Key: the partition key's columns as a JSON object, so that the changes of a partition
-//! stay in order. Value:
+//! stay in order; with `sink.key = "primary-key"` the clustering key's as well, so that compaction keeps every row.
+//! A change that is not of one row (of a partition, a range, static columns) has the partition key then, too: with
+//! the bound of a range as its key it would take the place of the row that stands there. Value, which a delete of
+//! exactly what the key names does without where `sink.tombstones` is set:
 //!
 //! ```json
 //! {"operation": "update", "time": "2026-01-31T12:00:00.123456Z", "table": "ks.t", "ttl": 60,
@@ -24,7 +27,8 @@ use penstock_plugin_encoding::cql::write_json_string;
 use penstock_plugin_encoding::{ColumnKind, ColumnTag, CqlType, CqlValue, Mark, Operation, Row};
 
 use super::draft::Draft;
-use crate::change::{Batch, Record, TableSchema};
+use crate::change::{Batch, Record, Slice, TableSchema};
+use crate::config::settings::{RecordKey, Sink};
 use crate::sink::headers;
 
 /// Renders changes; keeps the parsed types of the tables that it saw.
@@ -43,7 +47,7 @@ struct ColumnType {
 }
 
 impl Renderer {
-    /// The record of a change.
+    /// The record of a change: `sink` says its topic, its key, and whether a delete has a value.
     ///
     /// # Errors
     /// A value that is not of its column's type, or a topic that no broker would take.
@@ -51,7 +55,7 @@ impl Renderer {
         &mut self,
         draft: &mut Draft,
         change: u32,
-        topic: &str,
+        sink: &Sink,
         pipeline: &str,
     ) -> Result<Record, String> {
         let batch = &draft.batch.source;
@@ -64,11 +68,18 @@ impl Renderer {
         self.key.clear();
         self.value.clear();
         let kind = |index: usize| table.columns[index].kind;
-        write_columns(&row, table, types, &mut self.key, &|i| {
-            kind(i) == ColumnKind::PartitionKey
+        let by_row = sink.key == RecordKey::Primary && is_of_one_row(&row, table);
+        write_columns(&row, table, types, &mut self.key, &|i| match kind(i) {
+            ColumnKind::PartitionKey => true,
+            ColumnKind::ClusteringKey => by_row,
+            ColumnKind::Static | ColumnKind::Regular => false,
         })?;
-        write_change(batch, &row, table, types, &mut self.value)?;
-        let name = topic
+        let tombstone = sink.tombstones && deletes_what_it_names(&row, table, by_row);
+        if !tombstone {
+            write_change(batch, &row, table, types, &mut self.value)?;
+        }
+        let name = sink
+            .topic
             .replace("{pipeline}", pipeline)
             .replace("{keyspace}", &table.keyspace)
             .replace("{table}", &table.name);
@@ -78,9 +89,38 @@ impl Renderer {
             source: change,
             topic,
             key: draft.keep(self.key.as_bytes()),
-            value: draft.keep(self.value.as_bytes()),
+            value: match tombstone {
+                true => Slice::Null,
+                false => draft.keep(self.value.as_bytes()),
+            },
             headers: headers..headers,
         })
+    }
+}
+
+/// Whether the change is of the one row that its clustering key names. A write of static columns names none.
+fn is_of_one_row(row: &Row<'_>, table: &TableSchema) -> bool {
+    let single = matches!(
+        row.operation(),
+        Operation::Insert | Operation::Update | Operation::RowDelete | Operation::TtlRowDelete
+    );
+    let named = |(index, column): (usize, &crate::change::Column)| {
+        column.kind != ColumnKind::ClusteringKey
+            || matches!(row.column(index), Some((ColumnTag::Value, _)))
+    };
+    single && table.columns.iter().enumerate().all(named)
+}
+
+/// Whether all that the record's key stands for is gone with this change: the row, or the partition.
+fn deletes_what_it_names(row: &Row<'_>, table: &TableSchema, by_row: bool) -> bool {
+    let clustered = || {
+        let mut kinds = table.columns.iter().map(|c| c.kind);
+        kinds.any(|kind| kind == ColumnKind::ClusteringKey)
+    };
+    match row.operation() {
+        Operation::RowDelete | Operation::TtlRowDelete => by_row || !clustered(),
+        Operation::PartitionDelete | Operation::TtlPartitionDelete => true,
+        _ => false,
     }
 }
 

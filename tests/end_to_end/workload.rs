@@ -730,7 +730,7 @@ async fn records_are_what_the_statements_imply() {
         "[pipeline]\nname = \"{name}\"\ndelivery = \"exactly-once\"\nshards = 2\n\
          [source]\ntype = \"scylla-cdc\"\nnodes = [\"{}\"]\nkeyspace = \"ks\"\ntables = [\"one\", \"two\"]\n\
          safety_interval = \"50ms\"\npoll_interval = \"20ms\"\n\
-         [sink]\ntype = \"redpanda\"\nbrokers = [\"{}\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n",
+         [sink]\ntype = \"redpanda\"\nbrokers = [\"{}\"]\nheaders = [\"operation\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n",
         node.addr(),
         cluster.brokers
     );
@@ -815,6 +815,7 @@ async fn records_are_what_the_statements_imply() {
                 .parse::<jiff::Timestamp>()
                 .expect("a time")
                 .as_microsecond();
+            assert_eq!(record.timestamp, Some(time / 1000), "the change's time");
             let time = format!("{time:020}");
             let before = last.insert(k, time.clone());
             assert!(

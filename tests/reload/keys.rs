@@ -78,6 +78,10 @@ const ROWS: &[(&str, &str, See)] = &[
     ("sink.password_file", r#""{dir}/secret2""#, Rebuilt),
     ("sink.attempt_timeout", r#""9s""#, InForce("the broker is never silent that long")),
     ("sink.topic", r#""{name}.alt.{table}""#, Effect),
+    ("sink.key", r#""primary-key""#, InForce("tests/sink.rs tells the two apart")),
+    ("sink.tombstones", "true", Effect),
+    ("sink.timestamp", r#""send""#, InForce("tests/sink.rs tells the two apart")),
+    ("sink.headers", r#"["operation"]"#, Effect),
     ("sink.topics.create", "false", InForce("a topic that is missing would fail the sink, which is no retune")),
     ("sink.topics.partitions", "3", Effect),
     ("sink.topics.replication_factor", "1", Effect),
@@ -765,6 +769,28 @@ impl Table {
                 let id = self.plain("ks.plain").await;
                 self.arrives(&format!("{name}.alt.plain"), &id).await;
                 "a change that nobody routed goes to the new topic".into()
+            }
+            "sink.tombstones" | "sink.headers" => {
+                let id = self.plain("ks.plain").await;
+                let delete = format!("DELETE FROM ks.plain WHERE id = {id}");
+                let session = &rig.world.session;
+                session.query_unpaged(delete, ()).await.expect("deleted");
+                let topic = format!("{name}.ks.plain");
+                let own = |r: &super::broker::Seen| r.key_text().contains(&id);
+                let deleted = rig
+                    .until("the delete", async || {
+                        let all = super::broker::read_all(&rig.world.cluster.brokers, &topic);
+                        all.into_iter().filter(own).nth(1)
+                    })
+                    .await;
+                if key == "sink.tombstones" {
+                    assert_eq!(deleted.value, None);
+                    "a delete is a record without a value".into()
+                } else {
+                    let names = deleted.headers.iter().map(|(name, _)| name.as_str());
+                    assert!(names.eq(["penstock-operation"]), "{deleted:?}");
+                    "records carry what was chosen".into()
+                }
             }
             "sink.topics.partitions"
             | "sink.topics.replication_factor"

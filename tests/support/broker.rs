@@ -14,6 +14,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Headers, Message};
@@ -40,6 +42,55 @@ impl Cluster {
         Self {
             brokers: address.to_string(),
         }
+    }
+}
+
+/// Topics as an operator would make, change and delete them.
+pub struct Operator(AdminClient<DefaultClientContext>);
+
+impl Operator {
+    pub fn new(brokers: &str) -> Self {
+        let admin = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set("allow.auto.create.topics", "false")
+            .create();
+        Self(admin.expect("an admin client"))
+    }
+
+    fn options() -> AdminOptions {
+        let within = Some(Duration::from_secs(10));
+        AdminOptions::new()
+            .request_timeout(within)
+            .operation_timeout(within)
+    }
+
+    pub async fn create(&self, topic: &str, partitions: i32, properties: &[(&str, &str)]) {
+        let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+        for (name, value) in properties {
+            new = new.set(name, value);
+        }
+        let made = self.0.create_topics([&new], &Self::options()).await;
+        made.expect("an answer")[0].as_ref().expect("created");
+    }
+
+    pub async fn delete(&self, topic: &str) {
+        let gone = self.0.delete_topics(&[topic], &Self::options()).await;
+        gone.expect("an answer")[0].as_ref().expect("deleted");
+    }
+
+    /// A property of a topic.
+    pub async fn property(&self, topic: &str, name: &str) -> Option<String> {
+        let asked = [ResourceSpecifier::Topic(topic)];
+        let found = self.0.describe_configs(&asked, &Self::options()).await;
+        let found = found.expect("an answer").remove(0).expect("described");
+        found.get(name)?.value.clone()
+    }
+
+    pub fn partitions(&self, topic: &str) -> usize {
+        let all = self.0.inner().fetch_metadata(None, Duration::from_secs(10));
+        let all = all.expect("metadata");
+        let found = all.topics().iter().find(|t| t.name() == topic);
+        found.map_or(0, |t| t.partitions().len())
     }
 }
 
@@ -241,6 +292,7 @@ impl ValveState {
 pub struct Seen {
     pub partition: i32,
     pub offset: i64,
+    pub timestamp: Option<i64>,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
     pub headers: Vec<(String, Option<Vec<u8>>)>,
@@ -297,6 +349,7 @@ pub fn read_all(brokers: &str, topic: &str) -> Vec<Seen> {
                 seen.push(Seen {
                     partition: m.partition(),
                     offset: m.offset(),
+                    timestamp: m.timestamp().to_millis(),
                     key: m.key().map(<[u8]>::to_vec),
                     value: m.payload().map(<[u8]>::to_vec),
                     headers: m.headers().map_or_else(Vec::new, |h| {

@@ -11,7 +11,7 @@ pub fn settings(name: &str, brokers: &str, shards: u32) -> Settings {
     let text = format!(
         "[pipeline]\nname = {name:?}\ndelivery = \"at-least-once\"\nshards = {shards}\nbatch_size = 256\n\
          [source]\nkeyspace = \"ks\"\ntables = [\"t\"]\nconcurrency = 4\nconsistency = \"local-quorum\"\n\
-         [sink]\nbrokers = {brokers:?}\ntopic = \"{{table}}\"\ntopics.partitions = 4\n\
+         [sink]\nbrokers = {brokers:?}\ntopic = \"{{table}}\"\ntopics.partitions = 4\ntimestamp = \"send\"\n\
          [dead_letter]\nmax = 100\n\
          [admin]\nenabled = false\nlisten = \"127.0.0.1:0\"\n\
          [orders]\nlisten = \"127.0.0.1:0\"\n\

@@ -9,7 +9,7 @@ use crate::config::key::Class::{Live, Rebuild};
 use crate::config::key::Fallback::{Absent, Value};
 use crate::config::key::Kind;
 use crate::config::rules;
-use crate::config::section::section;
+use crate::config::section::{FromKey, Values, section};
 use crate::config::value::{Nodes, Secret};
 use crate::policy::Policies;
 use crate::words::{Word, words};
@@ -19,6 +19,76 @@ words! {
     pub enum SinkType {
         /// Redpanda, and whatever speaks Kafka's protocol as it does.
         Redpanda = "redpanda",
+    }
+}
+
+words! {
+    /// `sink.key`
+    pub enum RecordKey {
+        /// The partition key: all changes of a partition keep their order.
+        Partition = "partition-key",
+        /// The primary key: each row is compacted by itself, and keeps its order by itself only.
+        Primary = "primary-key",
+    }
+}
+
+words! {
+    /// `sink.timestamp`
+    pub enum RecordTime {
+        /// When the change was written to ScyllaDB.
+        Change = "change",
+        /// When the record was handed to the producer.
+        Send = "send",
+    }
+}
+
+words! {
+    /// Headers of the sink's own that a record may carry, in the order in which it carries them.
+    pub enum RecordHeader {
+        /// Where the change stands in the log.
+        Position = "position",
+        /// `keyspace.table`
+        Table = "table",
+        /// What kind of change it is.
+        Operation = "operation",
+        /// A W3C trace context made of the position, where the transform set none.
+        Traceparent = "traceparent",
+    }
+}
+
+/// `sink.headers`: which of the sink's own headers a record carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecordHeaders {
+    /// See [`RecordHeader::Position`].
+    pub position: bool,
+    /// See [`RecordHeader::Table`].
+    pub table: bool,
+    /// See [`RecordHeader::Operation`].
+    pub operation: bool,
+    /// See [`RecordHeader::Traceparent`].
+    pub traceparent: bool,
+}
+
+impl FromKey for RecordHeaders {
+    fn from_key(from: &dyn Values, path: &str) -> Self {
+        let names: Vec<String> = FromKey::from_key(from, path);
+        let has = |header: RecordHeader| names.iter().any(|name| name == header.word());
+        Self {
+            position: has(RecordHeader::Position),
+            table: has(RecordHeader::Table),
+            operation: has(RecordHeader::Operation),
+            traceparent: has(RecordHeader::Traceparent),
+        }
+    }
+}
+
+impl Sink {
+    /// Whether topics are made compacted while changes that no transform routed have the partition key: of all
+    /// rows of a partition, compaction then keeps one.
+    pub fn loses_rows(&self) -> bool {
+        let policy = self.topics.properties.get("cleanup.policy");
+        self.key == RecordKey::Partition
+            && policy.is_some_and(|p| p.split(',').any(|p| p.trim() == "compact"))
     }
 }
 
@@ -41,6 +111,18 @@ section! {
         attempt_timeout: Duration = { Kind::Duration(10, 3_600_000), Value(r#""10s""#), Live, r#""10s""# },
         /// Topic of changes that no transform routed; {pipeline}, {keyspace} and {table} are filled in
         topic: String = { Kind::Text(rules::topic_template), Value(r#""{pipeline}.{keyspace}.{table}""#), Live, r#""cdc.{keyspace}.{table}""# },
+        /// Key of changes that no transform routed: by the partition key all changes of a partition keep their
+        /// order; by the primary key a compacted topic keeps every row, and order holds within a row only (changes of
+        /// a whole partition, of a range or of static columns have the partition key)
+        key: RecordKey = { Kind::Choice(RecordKey::WORDS), Value(r#""partition-key""#), Live, r#""primary-key""# },
+        /// A delete of exactly what the key names (a row by its primary key, a partition by its partition key) that no
+        /// transform routed is a record without a value, so that compaction forgets it
+        tombstones: bool = { Kind::Bool, Value("false"), Live, "true" },
+        /// What a record's timestamp says: when the change was written to ScyllaDB, which stream processors window by
+        /// and retention.ms counts from, or when it was sent
+        timestamp: RecordTime = { Kind::Choice(RecordTime::WORDS), Value(r#""change""#), Live, r#""send""# },
+        /// Headers of every record beside the transform's own; each costs space in every record
+        headers: RecordHeaders = { Kind::Words(RecordHeader::WORDS), Value(r#"["position"]"#), Live, r#"["position", "operation"]"# },
         /// `[sink.topics]`
         topics: Topics = table,
         /// Least time between two checkpoints of a shard: with at-least-once delivery, what a crash may repeat

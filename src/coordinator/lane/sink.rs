@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::super::child::Stage;
 use super::super::dead_letters::Keeper;
@@ -22,6 +22,7 @@ use crate::dead_letter::DeadLetter;
 use crate::dead_letter::flood::Flooded;
 use crate::policy::Class;
 use crate::policy::stage::StagePolicies;
+use crate::sink::trouble::Troubles;
 use crate::sink::{Delivered, Leave, Settle, SinkError, Ticket};
 use crate::source::Source;
 
@@ -41,6 +42,10 @@ pub struct SinkParts {
     pub pipeline: Arc<str>,
     /// Told of stages that are to fail, and why.
     pub failed: FailedStages,
+    /// What the sink waits for.
+    pub troubles: Troubles,
+    /// How often the checkpoint topic was made again.
+    pub remade: watch::Receiver<u64>,
 }
 
 /// Where a lane says that a stage is to fail, and why.
@@ -67,7 +72,7 @@ pub async fn run_sink(
     scope: ChildScope,
 ) -> anyhow::Result<()> {
     let mut records = lane.records.1.lock().await;
-    let (atomic, mut failures) = (parts.sink.is_atomic(), 0);
+    let (atomic, mut failures, mut anew) = (parts.sink.is_atomic(), 0, false);
     let opened = tokio::select! {
         opened = open(&lane, &mut parts, &mut failures) => opened?,
         // Nothing is in its hands yet, and the brokers may be away for long.
@@ -86,15 +91,23 @@ pub async fn run_sink(
             dead_letters: &parts.dead_letters,
             pipeline: &parts.pipeline,
             scope: &scope,
+            troubles: &parts.troubles,
             next: Next::Nothing,
+            topics: Vec::new(),
             in_flight: VecDeque::new(),
             changes: 0,
             letters: Vec::new(),
             settling: Open::default(),
             failures: &mut failures,
+            anew: &mut anew,
         };
         let ended = delivery
-            .run(&mut *parts.sink, &parts.live, &mut records)
+            .run(
+                &mut *parts.sink,
+                &parts.live,
+                &mut parts.remade,
+                &mut records,
+            )
             .await;
         let why = match ended {
             Ok(()) => {
@@ -114,7 +127,15 @@ pub async fn run_sink(
             Err(Ended::Delivery(error)) => {
                 failures += 1;
                 tracing::warn!(shard = lane.shard, %error, failures, "delivery failed, going back");
-                if !parts.policies.back_off(failures).await {
+                // An answer is not an outage: what follows from it is done at once, and a topic's records wait for their
+                // topic.
+                let answered = matches!(
+                    error,
+                    SinkError::Refused { .. }
+                        | SinkError::Suspect { .. }
+                        | SinkError::Narrower { .. }
+                );
+                if !answered && !parts.policies.back_off(failures).await {
                     return Err(error.into());
                 }
                 "delivery failed"
@@ -138,6 +159,8 @@ pub async fn run_sink(
             found = reset(&lane, &mut parts, &mut failures) => found?,
             () = scope.drain.cancelled() => return Ok(()),
         };
+        // A topic that was just made again says nothing of where the shard is.
+        let found = found.filter(|_| parts.remade.has_changed().is_ok_and(|changed| !changed));
         go_back(&lane, atomic, found, why);
     }
 }
@@ -294,7 +317,10 @@ struct Delivery<'a> {
     dead_letters: &'a Keeper,
     pipeline: &'a Arc<str>,
     scope: &'a ChildScope,
+    troubles: &'a Troubles,
     next: Next,
+    /// Its topics.
+    topics: Vec<Arc<str>>,
     /// What the producer has, oldest first; bounded by `max_in_flight`.
     in_flight: VecDeque<Submitted>,
     /// The changes in them.
@@ -304,6 +330,8 @@ struct Delivery<'a> {
     settling: Open,
     /// Failed deliveries since the last success.
     failures: &'a mut u32,
+    /// The checkpoint topic was made again, and what was in it is not written into it yet.
+    anew: &'a mut bool,
 }
 
 impl Delivery<'_> {
@@ -314,10 +342,15 @@ impl Delivery<'_> {
         &mut self,
         sink: &mut dyn Settle,
         live: &LiveSettings,
+        remade: &mut watch::Receiver<u64>,
         records: &mut mpsc::Receiver<Arc<RecordBatch>>,
     ) -> Result<(), Ended> {
         let mut live = live.clone();
         let mut settled_at = Instant::now();
+        let mut at_once = *self.anew;
+        if at_once {
+            self.lane.ledger.lock().say_again();
+        }
         loop {
             let (max, commit_interval, checkpoint_interval) = {
                 let settings = live.borrow_and_update();
@@ -336,11 +369,15 @@ impl Delivery<'_> {
                 || self.settling.bytes >= OPEN_BYTES;
             let due = match (sink.is_atomic(), close_at) {
                 (true, Some(_)) => self.in_flight.is_empty() && (closing || idle),
-                _ => !settled && settled_at + checkpoint_interval <= Instant::now(),
+                _ => !settled && (at_once || settled_at + checkpoint_interval <= Instant::now()),
             };
             if due {
                 self.settle(sink).await?;
                 settled_at = Instant::now();
+                at_once = false;
+                if std::mem::take(self.anew) {
+                    tracing::info!(shard = self.lane.shard, "the checkpoints are written anew");
+                }
                 continue;
             }
             let room = self.changes < max && self.in_flight.len() < IN_FLIGHT_BATCHES && !closing;
@@ -367,6 +404,17 @@ impl Delivery<'_> {
                 }
                 // Another interval or another bound: both are looked at anew. Without a sender nothing changes.
                 Ok(()) = live.changed() => {}
+                Ok(()) = remade.changed() => {
+                    self.lane.ledger.lock().say_again();
+                    *self.anew = true;
+                    at_once = true;
+                }
+                // What waits for somebody's help is let go of by a drain: the restart makes good.
+                () = helpless(self.scope, self.troubles, &self.topics),
+                    if self.in_flight.is_empty() && !none_next =>
+                {
+                    return Err(Ended::LetGo);
+                }
                 // Only once there is nothing left to do: the transforms are through before the sink drains.
                 () = self.scope.drain.cancelled(),
                     if self.in_flight.is_empty() && none_next && records.is_empty() =>
@@ -390,6 +438,7 @@ impl Delivery<'_> {
             true => dead_letters(self.pipeline, &batch, &[]),
             false => Vec::new(),
         };
+        self.topics.clone_from(&batch.topics);
         let (keeper, scope) = (self.dead_letters.clone(), self.scope.clone());
         let leave = sink.leave(batch.clone());
         let mut waiting = Box::pin(async move {
@@ -540,6 +589,17 @@ async fn keep(keeper: &Keeper, scope: &ChildScope, letters: Vec<DeadLetter>) -> 
     tokio::select! {
         kept = keeper.keep(letters) => kept.map_err(Ended::Flood),
         () = scope.stranded(&Stage::DeadLetter) => Err(Ended::LetGo),
+    }
+}
+
+/// Waits until the child is to drain and one of these topics needs somebody's help.
+async fn helpless(scope: &ChildScope, troubles: &Troubles, topics: &[Arc<str>]) {
+    scope.drain.cancelled().await;
+    let mut changed = troubles.watch();
+    while !troubles.needs_help(topics) {
+        if changed.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

@@ -24,6 +24,28 @@ pub(super) fn delivery(error: &KafkaError) -> Refusal {
 
 /// Classifies any error of the driver.
 pub(super) fn class(error: &KafkaError) -> Class {
+    if let Some(code) = code(error) {
+        return class_of(code);
+    }
+    match error {
+        KafkaError::Canceled | KafkaError::NoMessageReceived | KafkaError::PartitionEOF(_) => {
+            Class::Retryable
+        }
+        // A topic name or header with a zero byte: it came with the record.
+        KafkaError::Nul(_) => Class::Poison,
+        KafkaError::AdminOpCreation(_)
+        | KafkaError::ClientConfig(..)
+        | KafkaError::ClientCreation(_)
+        | KafkaError::PauseResume(_)
+        | KafkaError::Seek(_)
+        | KafkaError::Subscription(_) => Class::Fatal,
+        // The driver's enum is open: an error that this version does not know may pass.
+        _ => Class::Retryable,
+    }
+}
+
+/// The code that an error comes with.
+fn code(error: &KafkaError) -> Option<Code> {
     match error {
         KafkaError::AdminOp(code)
         | KafkaError::ConsumerCommit(code)
@@ -39,22 +61,78 @@ pub(super) fn class(error: &KafkaError) -> Class {
         | KafkaError::Rebalance(code)
         | KafkaError::SetPartitionOffset(code)
         | KafkaError::StoreOffset(code)
-        | KafkaError::MockCluster(code) => class_of(*code),
-        KafkaError::Transaction(error) => class_of(error.code()),
-        KafkaError::Canceled | KafkaError::NoMessageReceived | KafkaError::PartitionEOF(_) => {
-            Class::Retryable
-        }
-        // A topic name or header with a zero byte: it came with the record.
-        KafkaError::Nul(_) => Class::Poison,
-        KafkaError::AdminOpCreation(_)
-        | KafkaError::ClientConfig(..)
-        | KafkaError::ClientCreation(_)
-        | KafkaError::PauseResume(_)
-        | KafkaError::Seek(_)
-        | KafkaError::Subscription(_) => Class::Fatal,
-        // The driver's enum is open: an error that this version does not know may pass.
-        _ => Class::Retryable,
+        | KafkaError::MockCluster(code) => Some(*code),
+        KafkaError::Transaction(error) => Some(error.code()),
+        _ => None,
     }
+}
+
+/// Whether the brokers answered, and will answer so until someone helps: no outage, and nobody's content.
+pub(super) fn refused(error: &KafkaError) -> bool {
+    code(error).is_some_and(is_refused)
+}
+
+fn is_refused(code: Code) -> bool {
+    matches!(
+        code,
+        Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+            | Code::DelegationTokenAuthorizationFailed
+            | Code::SaslAuthenticationFailed
+            | Code::UnsupportedSASLMechanism
+            | Code::IllegalSASLState
+            | Code::SecurityDisabled
+            | Code::DelegationTokenAuthDisabled
+            | Code::DelegationTokenNotFound
+            | Code::DelegationTokenOwnerMismatch
+            | Code::DelegationTokenRequestNotAllowed
+            | Code::DelegationTokenExpired
+            | Code::InvalidPrincipalType
+            | Code::UnacceptableCredential
+            | Code::PrincipalDeserializationFailure
+            | Code::UnsupportedVersion
+            | Code::UnsupportedForMessageFormat
+            | Code::InvalidConfig
+            | Code::InvalidRequiredAcks
+            | Code::InvalidPartitions
+            | Code::InvalidReplicationFactor
+            | Code::InvalidReplicaAssignment
+            | Code::InvalidRequest
+            | Code::InvalidTransactionTimeout
+            | Code::InvalidSessionTimeout
+            | Code::InvalidGroupId
+            | Code::InvalidCommitOffsetSize
+            | Code::OffsetMetadataTooLarge
+            | Code::InconsistentGroupProtocol
+            | Code::UnsupportedAssignor
+            | Code::GroupMaxSizeReached
+            | Code::PolicyViolation
+            | Code::TopicDeletionDisabled
+            | Code::InconsistentVoterSet
+            | Code::InvalidUpdateVersion
+            | Code::FeatureUpdateFailed
+            | Code::TelemetryTooLarge
+            | Code::UnknownSubscriptionId
+            | Code::DuplicateResource
+            | Code::ResourceNotFound
+            | Code::ThrottlingQuotaExceeded
+    )
+}
+
+/// Whether the error is about a connection: a hint that the brokers may be away.
+pub(super) fn is_connection(error: &KafkaError) -> bool {
+    matches!(
+        code(error),
+        Some(
+            Code::BrokerTransportFailure
+                | Code::AllBrokersDown
+                | Code::Resolve
+                | Code::Authentication
+                | Code::SSL
+        )
+    )
 }
 
 /// Classifies a code of the protocol or of librdkafka. Meanings: `rdkafka.h` of librdkafka 2.12 and
@@ -74,48 +152,17 @@ pub(super) fn class_of(code: Code) -> Class {
         | Code::KeySerialization
         | Code::ValueSerialization => Class::Poison,
 
-        // Rights, credentials, settings, or a version that does not fit: someone has to help.
-        Code::TopicAuthorizationFailed
-        | Code::GroupAuthorizationFailed
-        | Code::ClusterAuthorizationFailed
-        | Code::TransactionalIdAuthorizationFailed
-        | Code::DelegationTokenAuthorizationFailed
-        | Code::SaslAuthenticationFailed
-        | Code::Authentication
-        | Code::UnsupportedSASLMechanism
-        | Code::IllegalSASLState
-        | Code::SecurityDisabled
-        | Code::DelegationTokenAuthDisabled
-        | Code::DelegationTokenNotFound
-        | Code::DelegationTokenOwnerMismatch
-        | Code::DelegationTokenRequestNotAllowed
-        | Code::DelegationTokenExpired
-        | Code::InvalidPrincipalType
-        | Code::UnacceptableCredential
-        | Code::PrincipalDeserializationFailure
+        // An answer of the brokers: rights, quotas, policies, settings of theirs. Someone has to help, and it heals
+        // when they do.
+        code if is_refused(code) => Class::Retryable,
+
+        // What is wrong in this process or its configuration.
+        Code::Authentication
         | Code::SSL
-        | Code::UnsupportedVersion
         | Code::UnsupportedFeature
-        | Code::UnsupportedForMessageFormat
         | Code::UnsupportedCompressionType
         | Code::BadCompression
         | Code::InvalidArgument
-        | Code::InvalidConfig
-        | Code::InvalidRequiredAcks
-        | Code::InvalidPartitions
-        | Code::InvalidReplicationFactor
-        | Code::InvalidReplicaAssignment
-        | Code::InvalidRequest
-        | Code::InvalidTransactionTimeout
-        | Code::InvalidSessionTimeout
-        | Code::InvalidGroupId
-        | Code::InvalidCommitOffsetSize
-        | Code::OffsetMetadataTooLarge
-        | Code::InconsistentGroupProtocol
-        | Code::UnsupportedAssignor
-        | Code::GroupMaxSizeReached
-        | Code::PolicyViolation
-        | Code::TopicDeletionDisabled
         | Code::NotImplemented
         | Code::NotConfigured
         | Code::UnknownProtocol
@@ -125,14 +172,7 @@ pub(super) fn class_of(code: Code) -> Class {
         | Code::ReadOnly
         | Code::Inconsistent
         | Code::Underflow
-        | Code::NoEnt
-        | Code::InconsistentVoterSet
-        | Code::InvalidUpdateVersion
-        | Code::FeatureUpdateFailed
-        | Code::TelemetryTooLarge
-        | Code::UnknownSubscriptionId
-        | Code::DuplicateResource
-        | Code::ResourceNotFound => Class::Fatal,
+        | Code::NoEnt => Class::Fatal,
 
         // The producer is finished, the shard is not: a new producer takes over from the checkpoint.
         Code::Fatal
@@ -232,7 +272,6 @@ pub(super) fn class_of(code: Code) -> Class {
         | Code::NoReassignmentInProgress
         | Code::GroupSubscribedToTopic
         | Code::UnstableOffsetCommit
-        | Code::ThrottlingQuotaExceeded
         | Code::UnknownTopicId
         | Code::FencedMemberEpoch
         | Code::UnreleasedInstanceId
@@ -273,7 +312,13 @@ mod tests {
         }
         assert_eq!(
             produce(Code::TopicAuthorizationFailed),
-            Refusal::Other(Class::Fatal)
+            Refusal::Other(Class::Retryable)
         );
+        assert!(refused(&KafkaError::MessageProduction(
+            Code::TopicAuthorizationFailed
+        )));
+        assert!(!refused(&KafkaError::MessageProduction(
+            Code::NotEnoughReplicas
+        )));
     }
 }

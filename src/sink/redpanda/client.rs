@@ -9,7 +9,9 @@ use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
+use tokio::sync::Notify;
 
+use super::classify;
 use crate::sink::SinkError;
 
 /// Messages a producer holds at most: enough for several full requests to each broker, little enough that an
@@ -60,6 +62,7 @@ const RESERVED: &[(&str, &str)] = &[
         "delivery.report.only.error",
         "always off: acknowledgements are what checkpoints follow",
     ),
+    ("allow.auto.create.topics", "set by sink.topics.create"),
     ("transactional.id", "set by pipeline.delivery"),
     ("group.id", "set by pipeline.name"),
     ("isolation.level", "always read_committed"),
@@ -105,8 +108,8 @@ pub(super) fn base(
     let mut config = ClientConfig::new();
     config
         .set("client.id", client_id)
-        // A broker that is back is noticed within a second of its return.
-        .set("reconnect.backoff.max.ms", "1000")
+        // A broker that is back is noticed within half a second of its return.
+        .set("reconnect.backoff.max.ms", "500")
         .set("socket.keepalive.enable", "true")
         .set_log_level(RDKafkaLogLevel::Info);
     for (name, value) in properties {
@@ -182,10 +185,13 @@ pub(super) fn creation(error: KafkaError) -> SinkError {
     }
 }
 
-/// Sends librdkafka's log to `tracing` at debug, and remembers the last error for messages. No policy listens.
+/// Sends librdkafka's log to `tracing` at debug, and remembers the last error for messages. What it says of connections
+/// is a hint for [`crate::sink::rounds`]; no policy listens.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Quiet {
     last: Arc<Mutex<Option<String>>>,
+    /// Rung when a connection is lost or refused.
+    hint: Option<Arc<Notify>>,
 }
 
 impl Quiet {
@@ -194,9 +200,22 @@ impl Quiet {
         self.last.lock().clone()
     }
 
+    /// One that rings this when it complains about a connection.
+    pub(super) fn hinting(hint: Arc<Notify>) -> Self {
+        Self {
+            hint: Some(hint),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn note(&self, error: &KafkaError, reason: &str) {
         tracing::debug!(target: "penstock::librdkafka", %error, reason, "client error");
         *self.last.lock() = Some(reason.to_owned());
+        if let Some(hint) = &self.hint
+            && classify::is_connection(error)
+        {
+            hint.notify_one();
+        }
     }
 }
 

@@ -36,7 +36,7 @@ pub struct DeadLetters {
 impl DeadLetters {
     /// Of the sink's pipeline; `policies` are those of the stage `dead_letter`.
     pub fn open(sink: &Arc<RedpandaSink>, policies: StagePolicies) -> Result<Self, SinkError> {
-        let lane = Arc::<Lane>::default();
+        let lane = Arc::new(Lane::new(sink.troubles.clone()));
         let mut config = sink.producer_config("dead-letters");
         config
             .set("message.max.bytes", LARGEST.to_string())
@@ -210,6 +210,7 @@ impl DeadLetters {
                 key: Some(key.as_bytes()),
                 value: value.as_deref(),
                 headers: letter.map(headers_of),
+                timestamp: None,
             };
             outlet.send(submission.id, index, out).await?;
         }
@@ -307,7 +308,8 @@ impl RedpandaSink {
             };
             (settings, live.sink.attempt_timeout)
         };
-        self.topics.ensure_within(topic, &settings, within).await
+        self.ensure_ours(topic, &settings, &[super::COMPACTED], within)
+            .await
     }
 }
 

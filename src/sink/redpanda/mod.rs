@@ -13,23 +13,28 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rdkafka::admin::AdminClient;
 use rdkafka::config::ClientConfig;
+use rdkafka::metadata::Metadata;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::config::settings::{self, Delivery, Instances, LiveSettings, Nodes};
 use crate::policy::Class;
 use crate::policy::breaker::State as Breaker;
+use crate::policy::health::Status;
 use crate::policy::stage::{Permit, StagePolicies};
 use crate::reach;
 use crate::sink::flight::{Oldest, Snapshot, Window};
-use crate::sink::watch::{Act, Sight, Watch};
+use crate::sink::trouble::{Cause, Help, Troubles};
 use crate::sink::{SinkError, join_brokers};
 
 mod classify;
 mod client;
 mod dead_letters;
 mod follow;
+mod guard;
 pub mod membership;
 mod outlet;
+mod parts;
 mod reader;
 mod shard;
 pub mod tail;
@@ -44,9 +49,17 @@ pub use shard::ShardSink;
 use client::Quiet;
 use outlet::Lane;
 
-/// How often the guard looks, as a share of `sink.attempt_timeout`, within these bounds.
-const LOOKS: u32 = 20;
-const LOOK_BOUNDS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+/// A question about the checkpoint topic takes no longer.
+const ASKING: Duration = Duration::from_secs(10);
+/// Brokers that a round asks: more would not make it more certain.
+const MOST_ADDRESSES: usize = 16;
+/// What a topic of ours has to be, and what comes of another setting: a later record of a key takes the place of the
+/// one before, and nothing goes by age.
+const COMPACTED: (&str, &str, &str) = (
+    "cleanup.policy",
+    "compact",
+    "by which records that are needed are deleted",
+);
 
 /// The brokers, as all shards share them.
 pub struct RedpandaSink {
@@ -54,6 +67,14 @@ pub struct RedpandaSink {
     policies: StagePolicies,
     base: ClientConfig,
     topics: topics::Topics,
+    /// What it waits for.
+    troubles: Troubles,
+    /// Rung when a connection is lost or refused.
+    hint: Arc<Notify>,
+    /// Where brokers are known to be, `host:port`.
+    addresses: Mutex<Vec<String>>,
+    /// Counts how often the checkpoint topic was made again.
+    remade: watch::Sender<u64>,
     /// Of the checkpoint topic; looked up once.
     partitions: tokio::sync::OnceCell<u32>,
     /// Who this process is, in the checkpoint topic.
@@ -86,6 +107,7 @@ impl RedpandaSink {
         live: LiveSettings,
         policies: StagePolicies,
     ) -> Result<Arc<Self>, SinkError> {
+        let hint = Arc::<Notify>::default();
         let (base, admin) = {
             let settings = live.borrow();
             let id = format!("penstock.{}", settings.pipeline.name);
@@ -96,31 +118,45 @@ impl RedpandaSink {
             if let Some(password) = &settings.sink.password {
                 base.set("sasl.password", password.expose());
             }
-            let quiet = Quiet::default();
-            let admin: AdminClient<Quiet> =
-                base.create_with_context(quiet).map_err(client::creation)?;
+            let quiet = Quiet::hinting(hint.clone());
+            let mut asking = base.clone();
+            // A broker would make a topic that it is asked for: by its own settings, and where none is to be made.
+            asking.set("allow.auto.create.topics", "false");
+            let admin: AdminClient<Quiet> = asking
+                .create_with_context(quiet)
+                .map_err(client::creation)?;
             // Made once to find properties that librdkafka refuses for a producer.
             client::producer(&base, 1)
                 .create_native_config()
                 .map_err(client::creation)?;
             (base, admin)
         };
-        let sink = Self {
+        let troubles = Troubles::default();
+        let mut sink = Self {
             live,
             policies,
             base,
-            topics: topics::Topics::new(admin),
+            topics: topics::Topics::new(admin, troubles.clone()),
+            troubles,
+            addresses: Mutex::new(split(brokers)),
+            remade: watch::Sender::new(0),
+            hint: hint.clone(),
             partitions: tokio::sync::OnceCell::new(),
             instance: uuid::Uuid::new_v4(),
             lanes: Mutex::default(),
         };
         sink.reach(brokers).await?;
+        if sink.topics.makes_by_asking() {
+            let quiet = Quiet::hinting(hint.clone());
+            let admin = sink.base.create_with_context(quiet);
+            sink.topics.ask_with(admin.map_err(client::creation)?);
+        }
         Ok(Arc::new(sink))
     }
 
     /// Whether anything there speaks Kafka's protocol.
     async fn reach(&self, brokers: &str) -> Result<(), SinkError> {
-        let addresses: Vec<String> = brokers.split(',').map(|b| b.trim().to_owned()).collect();
+        let addresses = split(brokers);
         let unreachable = |reason| SinkError::Unreachable {
             brokers: addresses.join(", "),
             reason,
@@ -132,6 +168,7 @@ impl RedpandaSink {
                 "connected, but got no metadata: {e} (is this a Kafka listener, and do TLS and SASL fit?)"
             ))
         })?;
+        self.note_addresses(&metadata);
         self.topics.look_at_cluster().await;
         tracing::info!(
             brokers,
@@ -142,6 +179,36 @@ impl RedpandaSink {
         Ok(())
     }
 
+    /// Brokers that the cluster names, beside those that were named here.
+    fn note_addresses(&self, found: &Metadata) {
+        let mut addresses = self.addresses.lock();
+        for broker in found.brokers() {
+            let host = broker.host();
+            let address = match host.contains(':') {
+                true => format!("[{host}]:{}", broker.port()),
+                false => format!("{host}:{}", broker.port()),
+            };
+            if !addresses.contains(&address) && addresses.len() < MOST_ADDRESSES {
+                addresses.push(address);
+            }
+        }
+    }
+
+    /// What the sink waits for, and why: for health.
+    pub fn complaint(&self) -> Option<Status> {
+        self.troubles.complaint()
+    }
+
+    /// What the sink waits for.
+    pub fn troubles(&self) -> &Troubles {
+        &self.troubles
+    }
+
+    /// Counts how often the checkpoint topic was made again: what was in it has to be written anew.
+    pub fn remade(&self) -> watch::Receiver<u64> {
+        self.remade.subscribe()
+    }
+
     /// Opens a shard's producer. A shard is open at most once at a time.
     pub fn open_shard(self: &Arc<Self>, shard: u32) -> Result<ShardSink, SinkError> {
         let delivery = self.live.borrow().pipeline.delivery;
@@ -149,7 +216,12 @@ impl RedpandaSink {
     }
 
     fn open_with(self: &Arc<Self>, shard: u32, delivery: Delivery) -> Result<ShardSink, SinkError> {
-        let lane = Arc::clone(self.lanes.lock().entry(shard).or_default());
+        let lane = Arc::clone(
+            self.lanes
+                .lock()
+                .entry(shard)
+                .or_insert_with(|| Arc::new(Lane::new(self.troubles.clone()))),
+        );
         ShardSink::open(Arc::clone(self), shard, lane, delivery)
     }
 
@@ -164,11 +236,6 @@ impl RedpandaSink {
 
     fn is_closed(&self) -> bool {
         matches!(self.policies.snapshot().breaker, Breaker::Closed)
-    }
-
-    fn look_every(&self) -> Duration {
-        let timeout = self.live.borrow().sink.attempt_timeout;
-        (timeout / LOOKS).clamp(LOOK_BOUNDS.0, LOOK_BOUNDS.1)
     }
 
     fn windows(&self) -> Vec<Arc<Window>> {
@@ -203,105 +270,8 @@ impl RedpandaSink {
         sum
     }
 
-    /// Turns the age of the oldest unacknowledged batch into the breaker's successes and failures; see
-    /// [`crate::sink::watch`]. Never returns: the coordinator drives it beside the shards. Without it an
-    /// outage opens no breaker.
-    pub async fn guard(&self) {
-        let mut watch = Watch::default();
-        let mut probe: Option<Permit> = None;
-        loop {
-            tokio::time::sleep(self.look_every()).await;
-            self.look(&mut watch, &mut probe);
-        }
-    }
-
-    fn look(&self, watch: &mut Watch, probe: &mut Option<Permit>) {
-        let windows = self.windows();
-        let oldest = windows
-            .iter()
-            .filter_map(|w| Some((w.oldest()?, w)))
-            .min_by_key(|(o, _)| o.submitted);
-        let breaker = self.policies.snapshot();
-        let sight = Sight {
-            now: Instant::now(),
-            oldest: oldest.map(|(o, _)| o),
-            acks: self
-                .lanes
-                .lock()
-                .values()
-                .map(|l| l.snapshot().batches)
-                .sum(),
-            timeout: self.live.borrow().sink.attempt_timeout,
-            half_open: (breaker.breaker == Breaker::HalfOpen).then_some(breaker.since),
-        };
-        let silence = |age: Duration| {
-            let oldest = humantime::format_duration(Duration::from_millis(age.as_millis() as u64));
-            format!("no acknowledgement: the oldest batch has been waiting for {oldest}")
-        };
-        match watch.look(sight) {
-            Act::Rest => {}
-            Act::Strike(batch, age) => {
-                // A half-open breaker counts its probe alone: the permit tells. A closed one counts every attempt,
-                // and the batch keeps its permit: acknowledged after all, it ends the run of failures.
-                let probe = (breaker.breaker != Breaker::Closed)
-                    .then(|| oldest.and_then(|(_, w)| w.take_permit(batch.batch)));
-                match probe.flatten() {
-                    Some(permit) => permit.failure(silence(age)),
-                    None => self.policies.record_failure(silence(age)),
-                }
-            }
-            Act::Probe => {
-                if let Ok(permit) = self.policies.try_admit() {
-                    *probe = Some(permit);
-                    watch.probing(sight.now, sight.acks);
-                }
-            }
-            Act::ProbePassed => {
-                if let Some(permit) = probe.take() {
-                    permit.success();
-                }
-            }
-            Act::ProbeFailed => {
-                if let Some(permit) = probe.take() {
-                    permit.failure(silence(sight.timeout));
-                }
-            }
-        }
-        if !watch.is_probing() {
-            // Nothing is out any more: the place in half-open goes to a new batch.
-            drop(probe.take());
-        }
-    }
-
     fn checkpoint_topic(&self) -> String {
         crate::checkpoint::topic::topic_name(&self.live.borrow().pipeline.name)
-    }
-
-    /// Makes sure that a topic is there, however long the brokers are away. A question about it is an attempt like
-    /// a batch: without an answer in `attempt_timeout` it failed. So an outage that meets a shard here opens the
-    /// breaker too, and the shard keeps what it has in flight.
-    async fn find_topic(&self, topic: &str) -> Result<(), SinkError> {
-        let mut attempt = 0_u32;
-        loop {
-            let permit = self.gate().await;
-            let (settings, within) = {
-                let live = self.live.borrow();
-                (live.sink.topics.clone(), live.sink.attempt_timeout)
-            };
-            let Err(error) = self.topics.ensure_within(topic, &settings, within).await else {
-                permit.success();
-                return Ok(());
-            };
-            if error.class() != Class::Retryable {
-                return Err(error);
-            }
-            permit.failure(&error);
-            attempt = attempt.saturating_add(1);
-            if !self.policies.back_off(attempt).await {
-                return Err(error);
-            }
-            tracing::debug!(%error, attempt, "asking about a topic again");
-        }
     }
 
     /// How many partitions the checkpoint topic has. Made where it is missing, when the pipeline starts; after
@@ -331,7 +301,8 @@ impl RedpandaSink {
             };
             (topics, shards.get())
         };
-        self.topics.ensure(&topic, &settings).await?;
+        self.ensure_ours(&topic, &settings, &[COMPACTED], ASKING)
+            .await?;
         let alone = self.live.borrow().pipeline.instances == Instances::One;
         // A topic that was just made, or is made by this very question, takes a moment to show.
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -360,6 +331,33 @@ impl RedpandaSink {
         }
     }
 
+    /// Makes sure that a topic of ours is there, and set as its records need it.
+    async fn ensure_ours(
+        &self,
+        topic: &str,
+        settings: &settings::Topics,
+        wanted: &[(&str, &str, &str)],
+        within: Duration,
+    ) -> Result<(), SinkError> {
+        let cause = Cause::Topic(topic.into());
+        let found = async {
+            self.topics.ensure_within(topic, settings, within).await?;
+            self.topics.check(topic, wanted, settings.create).await
+        };
+        match found.await {
+            Ok(()) => {
+                self.troubles.clear(&cause);
+                Ok(())
+            }
+            Err(refusal) => {
+                if let topics::Refusal::Help(reason) = &refusal {
+                    self.troubles.raise(cause, Help::Needed, reason.as_str());
+                }
+                Err(refusal.into_error(topic))
+            }
+        }
+    }
+
     fn producer_config(&self, who: &str) -> ClientConfig {
         let live = self.live.borrow();
         let mut config = client::producer(&self.base, live.pipeline.shards.get());
@@ -367,6 +365,9 @@ impl RedpandaSink {
             "client.id",
             format!("penstock.{}.{who}", live.pipeline.name),
         );
+        if !self.topics.makes_by_asking() {
+            config.set("allow.auto.create.topics", "false");
+        }
         config
     }
 
@@ -374,6 +375,10 @@ impl RedpandaSink {
         let group = format!("penstock.{}.reader", self.live.borrow().pipeline.name);
         client::reader(&self.base, &group)
     }
+}
+
+fn split(brokers: &str) -> Vec<String> {
+    brokers.split(',').map(|b| b.trim().to_owned()).collect()
 }
 
 /// Runs what blocks off the runtime's threads, and waits for it: nothing is detached. `None`: it panicked, or

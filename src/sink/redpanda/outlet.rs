@@ -16,11 +16,13 @@ use super::classify::{self, Refusal};
 use super::client::{self, Quiet};
 use crate::sink::SinkError;
 use crate::sink::flight::{BatchId, Counters, Report, Snapshot, Tag, Window};
+use crate::sink::trouble::Troubles;
 
 /// Delivery reports come in here, on librdkafka's polling thread.
 pub(super) struct Reports {
     window: Arc<Window>,
     quiet: Quiet,
+    troubles: Troubles,
 }
 
 impl ClientContext for Reports {
@@ -38,7 +40,10 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
         let report = match result {
-            Ok(message) if message.offset() >= 0 => Report::Acked,
+            Ok(message) if message.offset() >= 0 => {
+                self.troubles.accepted(message.topic());
+                Report::Acked
+            }
             // Only taken for delivered because something later of the same producer was. But a broker takes any
             // first sequence of a producer, so what was refused before it may be nowhere (KAFKA-15591): a place in
             // the partition is the proof. Where it was delivered after all, it is repeated.
@@ -47,6 +52,12 @@ impl ProducerContext for Reports {
                 reason: "what was sent after it was acknowledged, it was not".into(),
                 class: crate::policy::Class::Retryable,
             }),
+            Err((error, message)) if classify::refused(error) => {
+                Report::Failed(SinkError::Refused {
+                    topic: message.topic().to_owned(),
+                    reason: error.to_string(),
+                })
+            }
             Err((error, message)) => match classify::delivery(error) {
                 Refusal::Content => Report::Suspect(error.to_string()),
                 Refusal::Other(class) => Report::Failed(SinkError::Delivery {
@@ -68,17 +79,21 @@ impl ProducerContext for Reports {
 pub(super) struct Lane {
     counters: Arc<Counters>,
     window: Mutex<Arc<Window>>,
-}
-
-impl Default for Lane {
-    fn default() -> Self {
-        let counters = Arc::<Counters>::default();
-        let window = Mutex::new(Arc::new(Window::new(Arc::clone(&counters))));
-        Self { counters, window }
-    }
+    troubles: Troubles,
 }
 
 impl Lane {
+    /// Of a sink that waits for these.
+    pub(super) fn new(troubles: Troubles) -> Self {
+        let counters = Arc::<Counters>::default();
+        let window = Mutex::new(Arc::new(Window::new(Arc::clone(&counters))));
+        Self {
+            counters,
+            window,
+            troubles,
+        }
+    }
+
     pub(super) fn window(&self) -> Arc<Window> {
         Arc::clone(&self.window.lock())
     }
@@ -105,6 +120,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) key: Option<&'a [u8]>,
     pub(super) value: Option<&'a [u8]>,
     pub(super) headers: Option<OwnedHeaders>,
+    /// Milliseconds since the Unix epoch; `None`: now.
+    pub(super) timestamp: Option<i64>,
 }
 
 /// How librdkafka took a record.
@@ -127,7 +144,7 @@ pub(super) struct Outlet {
 impl Outlet {
     pub(super) fn new(config: ClientConfig, lane: Arc<Lane>) -> Result<Self, SinkError> {
         let window = lane.renew();
-        let producer = Some(create(&config, &window)?);
+        let producer = Some(create(&config, &window, &lane.troubles)?);
         Ok(Self {
             config,
             lane,
@@ -156,7 +173,7 @@ impl Outlet {
             partition: out.partition,
             payload: out.value,
             key: out.key,
-            timestamp: None,
+            timestamp: out.timestamp,
             headers: out.headers,
             delivery_opaque: tag.to_usize(),
         };
@@ -205,6 +222,7 @@ impl Outlet {
             key,
             value,
             mut headers,
+            timestamp,
         } = out;
         loop {
             self.window.expect(id, 1);
@@ -214,6 +232,7 @@ impl Outlet {
                 key,
                 value,
                 headers,
+                timestamp,
             };
             match self.hand(tag, out)? {
                 Handed::Taken | Handed::Reported => return Ok(()),
@@ -237,7 +256,7 @@ impl Outlet {
     pub(super) async fn replace_producer(&mut self) -> Result<(), SinkError> {
         self.close().await;
         self.lane.counters().reset();
-        self.producer = Some(create(&self.config, &self.window)?);
+        self.producer = Some(create(&self.config, &self.window, &self.lane.troubles)?);
         Ok(())
     }
 
@@ -251,6 +270,12 @@ impl Outlet {
     pub(super) async fn restart(&mut self) -> Result<(), SinkError> {
         self.window = self.lane.renew();
         self.replace_producer().await
+    }
+
+    /// … made otherwise.
+    pub(super) async fn restart_with(&mut self, config: ClientConfig) -> Result<(), SinkError> {
+        self.config = config;
+        self.restart().await
     }
 
     /// Ends the producer. librdkafka's threads take up to half a second to end, so not on a runtime thread.
@@ -274,8 +299,10 @@ impl Drop for Outlet {
 fn create(
     config: &ClientConfig,
     window: &Arc<Window>,
+    troubles: &Troubles,
 ) -> Result<ThreadedProducer<Reports>, SinkError> {
     let reports = Reports {
+        troubles: troubles.clone(),
         window: Arc::clone(window),
         quiet: Quiet::default(),
     };

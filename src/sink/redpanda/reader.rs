@@ -25,10 +25,10 @@ pub(super) fn read(
     topic: &str,
     each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
 ) -> Result<(), SinkError> {
-    read_within(config, topic, STALLED, |_| true, each)
+    read_within(config, topic, STALLED, None, each)
 }
 
-/// … every record of one partition.
+/// … every record of one partition, which has to be there: without it nobody knows what was in it.
 pub(super) fn read_partition(
     config: &ClientConfig,
     topic: &str,
@@ -36,14 +36,14 @@ pub(super) fn read_partition(
     stalled: Duration,
     each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
 ) -> Result<(), SinkError> {
-    read_within(config, topic, stalled, |p| p == partition, each)
+    read_within(config, topic, stalled, Some(partition), each)
 }
 
 fn read_within(
     config: &ClientConfig,
     topic: &str,
     stalled: Duration,
-    wanted: impl Fn(i32) -> bool,
+    wanted: Option<i32>,
     mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
 ) -> Result<(), SinkError> {
     let quiet = Quiet::default();
@@ -64,14 +64,18 @@ fn read_within(
     let mut partitions = loop {
         match partitions(&consumer, topic) {
             Ok(Some(partitions)) => break partitions,
-            Ok(None) => return Ok(()),
+            Ok(None) if wanted.is_none() => return Ok(()),
+            Ok(None) => return Err(failed(&KafkaError::MetadataFetch(Code::UnknownTopic))),
             Err(e) if classify::class(&e) == Class::Retryable && Instant::now() < deadline => {
                 std::thread::sleep(POLL);
             }
             Err(e) => return Err(failed(&e)),
         }
     };
-    partitions.retain(|&p| wanted(p));
+    partitions.retain(|&p| wanted.is_none_or(|wanted| p == wanted));
+    if wanted.is_some() && partitions.is_empty() {
+        return Err(failed(&KafkaError::MetadataFetch(Code::UnknownPartition)));
+    }
     let mut assignment = TopicPartitionList::with_capacity(partitions.len());
     for &partition in &partitions {
         assignment

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use penstock_plugin_encoding::Mark;
-use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
+use rdkafka::config::ClientConfig;
+use rdkafka::message::{BorrowedMessage, Message};
 use uuid::Uuid;
 
 use super::outlet::{Handed, Lane, Outgoing, Outlet};
+use super::parts::{self, Parts};
 use super::{RedpandaSink, client, dead_letters, reader};
 use crate::change::{Position, RecordBatch};
 use crate::checkpoint::{Checkpoints, Settlement, topic as checkpoint};
@@ -18,7 +19,8 @@ use crate::crash::Crash;
 use crate::dead_letter::DeadLetter;
 use crate::policy::Class;
 use crate::sink::flight::{BatchId, Report, Snapshot, Tag};
-use crate::sink::{Delivered, Leave, Settle, SinkError, Ticket, headers, is_topic_name};
+use crate::sink::trouble::{Cause, Help};
+use crate::sink::{Delivered, Fit, Leave, Settle, SinkError, Ticket, is_topic_name};
 
 /// The producer of replays has a number that no shard has.
 pub(crate) const REPLAY_SHARD: u32 = u32::MAX;
@@ -26,6 +28,8 @@ pub(crate) const REPLAY_SHARD: u32 = u32::MAX;
 const CLAIM_SHOWS: Duration = Duration::from_secs(1);
 /// A partition that was added is known to every broker by then.
 const PARTITION_SHOWS: Duration = Duration::from_secs(10);
+/// Bytes of the largest batch that librdkafka makes unless it is told otherwise (`batch.size`).
+const WIDEST: usize = 1_000_000;
 /// Waits for a full queue that holds nothing, before a record is taken to be larger than the queue.
 const FULL_AND_EMPTY: u32 = 1000;
 
@@ -43,6 +47,8 @@ pub struct ShardSink {
     /// … and those of which one was refused alone, with the reason: their transaction was aborted for it.
     condemned: HashMap<Position, String>,
     transaction: Transaction,
+    /// Bytes of the largest batch that the producer makes, if it is bounded for a topic's sake.
+    widest: Option<usize>,
 }
 
 /// Where a producer is with its transactions.
@@ -73,16 +79,14 @@ impl ShardSink {
         lane: Arc<Lane>,
         delivery: Delivery,
     ) -> Result<Self, SinkError> {
-        let config = sink.producer_config(&shard.to_string());
-        let (config, transaction) = match delivery {
-            Delivery::AtLeastOnce => (config, Transaction::Never),
-            Delivery::ExactlyOnce => {
-                let id = format!("{}-{}", sink.live.borrow().pipeline.name, name(shard));
-                (client::transactional(config, &id), Transaction::Unopened)
-            }
+        let (config, widest) = sink.shard_config(shard, delivery);
+        let transaction = match delivery {
+            Delivery::AtLeastOnce => Transaction::Never,
+            Delivery::ExactlyOnce => Transaction::Unopened,
         };
         Ok(Self {
             outlet: Outlet::new(config, lane)?,
+            widest,
             sink,
             shard,
             suspects: HashSet::new(),
@@ -156,13 +160,20 @@ impl ShardSink {
         self.outlet.window().fail(SinkError::Reset);
         let within = self.sink.live.borrow().sink.attempt_timeout;
         let aborted = tokio::time::timeout(within, self.outlet.abort(self.shard)).await;
-        if !matches!(aborted, Ok(Ok(()))) || self.outlet.is_finished() {
+        let good = matches!(aborted, Ok(Ok(()))) && !self.outlet.is_finished();
+        if !good || self.narrower().is_some() {
             return false;
         }
         self.learn();
         self.outlet.window().reopen();
         self.sink.topics.forget();
         true
+    }
+
+    /// What the topics in use take, if that is less than the batches that the producer makes.
+    fn narrower(&self) -> Option<usize> {
+        let narrowest = self.sink.topics.narrowest()?.min(WIDEST);
+        (narrowest < self.widest.unwrap_or(WIDEST)).then_some(narrowest)
     }
 
     fn begin(&mut self) -> Result<(), SinkError> {
@@ -212,6 +223,7 @@ impl ShardSink {
                 key: Some(key.as_bytes()),
                 value: value.as_deref(),
                 headers: letter.map(dead_letters::headers_of),
+                timestamp: None,
             };
             self.outlet.send(submission.id, index, out).await?;
         }
@@ -260,6 +272,7 @@ impl ShardSink {
                 key: Some(key.as_bytes()),
                 value: value.as_deref(),
                 headers: None,
+                timestamp: None,
             };
             self.outlet.send(id, index, out).await?;
         }
@@ -282,10 +295,10 @@ impl ShardSink {
         &mut self,
         id: BatchId,
         batch: &RecordBatch,
-        named: &[bool],
+        fits: &[Fit],
     ) -> Result<(), SinkError> {
         let window = Arc::clone(self.outlet.window());
-        let mut common = Common::new(batch);
+        let mut parts = Parts::new(batch, &self.sink.live.borrow().sink);
         let total = batch.records.len();
         let (mut index, mut bytes, mut empty) = (0, 0, 0);
         // The records from `index` on are announced to the window whenever it is not being waited for.
@@ -296,10 +309,9 @@ impl ShardSink {
             let tag = Tag::new(id, index as u32);
             let left = (total - index) as u32;
             let topic = record.topic as usize;
-            if !named.get(topic).copied().unwrap_or(false) {
-                let name = batch.topics.get(topic).map_or("", |t| t);
-                let reason = format!("{name:?} is not a name for a topic");
-                window.report(tag, Report::Poison(reason));
+            let fit = fits.get(topic).unwrap_or(&Fit::Any);
+            if let Fit::Never(reason) = fit {
+                window.report(tag, Report::Poison(reason.to_string()));
                 index += 1;
                 continue;
             }
@@ -310,12 +322,25 @@ impl ShardSink {
             }
             let key = batch.bytes(record.key);
             let value = batch.bytes(record.value);
+            let headers = back.take().unwrap_or_else(|| parts.headers(batch, index));
+            if let Fit::Within(most) = fit
+                && let size = parts::size(key, value, &headers)
+                && size > *most
+            {
+                let reason = format!(
+                    "it has {size} bytes, and the topic takes {most} (its max.message.bytes)"
+                );
+                window.report(tag, Report::Poison(reason));
+                index += 1;
+                continue;
+            }
             let out = Outgoing {
                 topic: &batch.topics[topic],
                 partition: None,
                 key,
                 value,
-                headers: Some(back.take().unwrap_or_else(|| common.headers(batch, index))),
+                headers: Some(headers),
+                timestamp: parts.timestamp(batch, index),
             };
             if self.is_suspect(batch, index) {
                 window.unexpect(id, left);
@@ -457,7 +482,13 @@ impl ShardSink {
         // Only now every report has come in.
         self.learn();
         self.sink.topics.forget();
-        self.outlet.restart().await
+        let delivery = match self.transaction {
+            Transaction::Never => Delivery::AtLeastOnce,
+            _ => Delivery::ExactlyOnce,
+        };
+        let (config, widest) = self.sink.shard_config(self.shard, delivery);
+        self.widest = widest;
+        self.outlet.restart_with(config).await
     }
 
     /// Learns from the reports that have come in which records are refused, or may be.
@@ -472,6 +503,10 @@ impl ShardSink {
             );
         }
         self.suspects.extend(suspects);
+        if let Some(SinkError::Refused { topic, reason }) = self.outlet.window().broken() {
+            let cause = Cause::Writing(topic.into());
+            self.sink.troubles.raise(cause, Help::Needed, reason);
+        }
     }
 }
 
@@ -496,16 +531,15 @@ impl Settle for ShardSink {
                 return Ok(Leave::default());
             }
             sink.policies.throttle(batch.records.len() as u32).await;
-            let mut named = Vec::with_capacity(batch.topics.len());
+            let mut fits = Vec::with_capacity(batch.topics.len());
             for topic in &batch.topics {
-                let good = is_topic_name(topic);
-                if good && !sink.topics.knows(topic) {
-                    sink.find_topic(topic).await?;
-                }
-                named.push(good);
+                fits.push(match is_topic_name(topic) {
+                    true => sink.find_topic(topic).await?,
+                    false => Fit::Never(format!("{topic:?} is not a name for a topic").into()),
+                });
             }
             let permit = Some(sink.gate().await);
-            Ok(Leave { named, permit })
+            Ok(Leave { fits, permit })
         })
     }
 
@@ -523,11 +557,16 @@ impl Settle for ShardSink {
                 done.send(Ok(Delivered::default())).ok();
                 return Ok(ticket);
             }
+            if let Some(bytes) = self.narrower() {
+                let error = SinkError::Narrower { bytes };
+                self.outlet.window().fail(error.clone());
+                return Err(error);
+            }
             self.begin()?;
             let window = Arc::clone(self.outlet.window());
             let (submission, ticket) = window.open(Some(Arc::clone(&batch)), leave.permit)?;
             Crash::AfterBegin.here();
-            self.hand_over(submission.id, &batch, &leave.named).await?;
+            self.hand_over(submission.id, &batch, &leave.fits).await?;
             submission.seal();
             Ok(ticket)
         })
@@ -606,6 +645,24 @@ fn name(shard: u32) -> String {
 }
 
 impl RedpandaSink {
+    /// What a shard's producer is made with, and the largest batch that it makes, if a topic in use takes less than
+    /// usual: a batch that is refused for its size would take the good records in it along.
+    fn shard_config(&self, shard: u32, delivery: Delivery) -> (ClientConfig, Option<usize>) {
+        let mut config = self.producer_config(&shard.to_string());
+        let widest = self.topics.narrowest().filter(|bytes| *bytes < WIDEST);
+        if let Some(bytes) = widest {
+            config.set("batch.size", bytes.to_string());
+        }
+        let config = match delivery {
+            Delivery::AtLeastOnce => config,
+            Delivery::ExactlyOnce => {
+                let id = format!("{}-{}", self.live.borrow().pipeline.name, name(shard));
+                client::transactional(config, &id)
+            }
+        };
+        (config, widest)
+    }
+
     /// Reads a shard's checkpoints, and moves those to its partition that an earlier number of shards left in
     /// others. Only for that it makes a producer, which takes up to half a second to end.
     pub async fn load(self: &Arc<Self>, shard: u32) -> Result<Checkpoints, SinkError> {
@@ -698,79 +755,4 @@ fn corrupt(
         what: "checkpoint",
         reason: reason.to_string(),
     }
-}
-
-/// What the records of a batch share, so that building headers costs no allocation of ours.
-struct Common {
-    /// `keyspace.table` by schema id.
-    tables: Vec<(u32, String)>,
-    change: Option<(u32, headers::PositionText, [u8; 55])>,
-}
-
-impl Common {
-    fn new(batch: &RecordBatch) -> Self {
-        let name =
-            |t: &Arc<crate::change::TableSchema>| (t.id, format!("{}.{}", t.keyspace, t.name));
-        Self {
-            tables: batch.source.tables.iter().map(name).collect(),
-            change: None,
-        }
-    }
-
-    fn headers(&mut self, batch: &RecordBatch, index: usize) -> OwnedHeaders {
-        let record = &batch.records[index];
-        let custom = batch
-            .headers
-            .get(record.headers.start as usize..record.headers.end as usize)
-            .unwrap_or_default();
-        let mut out = OwnedHeaders::new_with_capacity(4 + custom.len());
-        let source = record.source as usize;
-        let Some(position) = batch.source.positions.get(source) else {
-            debug_assert!(false, "a record without a change");
-            return out;
-        };
-        let (_, text, trace) = match self.change {
-            Some(change) if change.0 == record.source => change,
-            _ => *self.change.insert((
-                record.source,
-                headers::PositionText::new(position),
-                headers::traceparent(position),
-            )),
-        };
-        out = insert(out, headers::POSITION, Some(text.as_bytes()));
-        if let Some(row) = batch.source.rows.get(source) {
-            let table = row.table();
-            if let Some((_, name)) = self.tables.iter().find(|(id, _)| *id == table) {
-                out = insert(out, headers::TABLE, Some(name.as_bytes()));
-            }
-            let operation = row.operation().name();
-            out = insert(out, headers::OPERATION, Some(operation.as_bytes()));
-            if row.is_marked(Mark::Late) {
-                out = insert(out, headers::LATE, Some(b"true"));
-            }
-            if let Some(missing) = headers::missing(&row) {
-                out = insert(out, headers::MISSING, Some(missing.as_bytes()));
-            }
-        }
-        let mut traced = false;
-        for (name, value) in custom {
-            let Some(name) = batch.bytes(*name).and_then(|n| std::str::from_utf8(n).ok()) else {
-                continue;
-            };
-            if headers::is_reserved(name.as_bytes()) {
-                continue;
-            }
-            traced |= name == headers::TRACEPARENT;
-            out = insert(out, name, batch.bytes(*value));
-        }
-        if traced {
-            out
-        } else {
-            insert(out, headers::TRACEPARENT, Some(&trace))
-        }
-    }
-}
-
-fn insert(headers: OwnedHeaders, key: &str, value: Option<&[u8]>) -> OwnedHeaders {
-    headers.insert(Header { key, value })
 }

@@ -1,19 +1,24 @@
-//! Topics, looked up or made on first use.
+//! Topics: looked up or made on first use, looked at now and then, and made again when they are gone.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::RwLock;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, ConfigResource, ConfigSource, NewPartitions, NewTopic,
+    ResourceSpecifier, TopicReplication,
+};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::Metadata;
+use tokio::time::Instant;
 
-use super::{classify, client::Quiet};
+use super::{RedpandaSink, classify, client::Quiet};
 use crate::config::settings::Topics as Settings;
 use crate::policy::Class;
-use crate::sink::SinkError;
+use crate::sink::trouble::{Cause, Help, Troubles};
+use crate::sink::{Fit, SinkError};
 
 /// The cluster id that every `noida-db` says it has.
 const NOIDA: &str = "MkU3OEVBNTctOEUyRi00";
@@ -21,11 +26,51 @@ const NOIDA: &str = "MkU3OEVBNTctOEUyRi00";
 const REQUEST: Duration = Duration::from_secs(10);
 /// A new partition's leader is asked again after this long.
 const LEADER_POLL: Duration = Duration::from_millis(20);
+/// What a topic's settings are is good to know, and no more than that: asking takes no longer.
+const DESCRIBE: Duration = Duration::from_secs(2);
+
+/// Why a topic cannot be used.
+#[derive(Clone, Debug)]
+pub(super) enum Refusal {
+    /// The brokers did not answer, or answered that they cannot now.
+    Outage(SinkError),
+    /// They answered, and someone has to help.
+    Help(String),
+    /// No broker of theirs will ever take the name.
+    Never(String),
+}
+
+impl Refusal {
+    /// For whoever retries everything that heals.
+    pub(super) fn into_error(self, topic: &str) -> SinkError {
+        let (reason, class) = match self {
+            Self::Outage(error) => return error,
+            Self::Help(reason) => (reason, Class::Retryable),
+            Self::Never(reason) => (reason, Class::Poison),
+        };
+        SinkError::Topic {
+            topic: topic.to_owned(),
+            reason,
+            class,
+        }
+    }
+}
+
+/// A topic that is in use here.
+#[derive(Clone, Debug)]
+struct Used {
+    /// How it is made again.
+    make: Settings,
+    /// Bytes of a batch of records that it takes; `None`: the brokers do not say.
+    takes: Option<usize>,
+}
 
 /// Looks topics up, creates them, and remembers which exist.
 pub(super) struct Topics {
     admin: Arc<AdminClient<Quiet>>,
+    troubles: Troubles,
     known: RwLock<HashSet<Arc<str>>>,
+    used: RwLock<HashMap<Arc<str>, Used>>,
     /// The broker has no CreateTopics: producing creates topics there.
     auto: AtomicBool,
     /// The broker's groups are never ready again after an incremental rebalance.
@@ -33,10 +78,12 @@ pub(super) struct Topics {
 }
 
 impl Topics {
-    pub(super) fn new(admin: AdminClient<Quiet>) -> Self {
+    pub(super) fn new(admin: AdminClient<Quiet>, troubles: Troubles) -> Self {
         Self {
             admin: Arc::new(admin),
+            troubles,
             known: RwLock::default(),
+            used: RwLock::default(),
             auto: AtomicBool::new(false),
             eager: AtomicBool::new(false),
         }
@@ -58,9 +105,19 @@ impl Topics {
         !self.eager.load(Relaxed)
     }
 
-    /// Whether [`Self::ensure`] has nothing to do.
+    /// Whether clients have to make topics by asking for them.
+    pub(super) fn makes_by_asking(&self) -> bool {
+        self.auto.load(Relaxed)
+    }
+
+    /// Goes on with a client that may ask so.
+    pub(super) fn ask_with(&mut self, admin: AdminClient<Quiet>) {
+        self.admin = Arc::new(admin);
+    }
+
+    /// Whether [`Self::ensure_within`] has nothing to do.
     pub(super) fn knows(&self, topic: &str) -> bool {
-        self.known.read().contains(topic)
+        self.known.read().contains(topic) && self.used.read().contains_key(topic)
     }
 
     /// Forgets what exists: a topic may have been deleted.
@@ -68,45 +125,65 @@ impl Topics {
         self.known.write().clear();
     }
 
-    /// Makes sure that a topic exists.
-    pub(super) async fn ensure(&self, topic: &str, settings: &Settings) -> Result<(), SinkError> {
-        self.ensure_within(topic, settings, REQUEST).await
+    /// Bytes of a batch of records that a topic takes, as far as its brokers say.
+    pub(super) fn takes(&self, topic: &str) -> Option<usize> {
+        self.used.read().get(topic)?.takes
     }
 
-    /// … each question about it answered in this time.
+    /// … and the least of all topics in use.
+    pub(super) fn narrowest(&self) -> Option<usize> {
+        self.used.read().values().filter_map(|u| u.takes).min()
+    }
+
+    /// Makes sure that a topic exists, each question about it answered in this time.
     pub(super) async fn ensure_within(
         &self,
         topic: &str,
         settings: &Settings,
         within: Duration,
-    ) -> Result<(), SinkError> {
+    ) -> Result<(), Refusal> {
         if self.knows(topic) {
             return Ok(());
         }
         let within = within.min(REQUEST);
-        // Asking for all names creates none, and finds those that this client has no right to create.
-        let all = self
-            .metadata_within(None, within)
-            .await
-            .map_err(|e| failed(topic, &e))?;
-        self.known
-            .write()
-            .extend(all.topics().iter().map(|t| t.name().into()));
-        if self.knows(topic) {
+        if !self.known.read().contains(topic) {
+            // Asking for all names creates none, and finds those that this client has no right to create.
+            let all = self
+                .metadata_within(None, within)
+                .await
+                .map_err(|e| refusal(topic, &e))?;
+            self.known
+                .write()
+                .extend(all.topics().iter().map(|t| t.name().into()));
+            if !self.known.read().contains(topic) {
+                self.make(topic, settings, within, &all).await?;
+                self.known.write().insert(topic.into());
+            }
+        }
+        let found = self.describe(topic, within).await;
+        let used = Used {
+            make: settings.clone(),
+            takes: found.as_ref().and_then(|f| number(f, "max.message.bytes")),
+        };
+        self.used.write().insert(topic.into(), used);
+        Ok(())
+    }
+
+    async fn make(
+        &self,
+        topic: &str,
+        settings: &Settings,
+        within: Duration,
+        all: &Metadata,
+    ) -> Result<(), Refusal> {
+        if !settings.create {
+            let reason = "it does not exist, and sink.topics.create is false: create it";
+            return Err(Refusal::Help(reason.into()));
+        }
+        if self.makes_by_asking() {
             return Ok(());
         }
-        if !settings.create {
-            return Err(SinkError::Topic {
-                topic: topic.to_owned(),
-                reason: "it does not exist, and sink.topics.create is false: create it".into(),
-                class: Class::Fatal,
-            });
-        }
-        if !self.auto.load(Relaxed) {
-            self.create(topic, settings, within).await?;
-        }
-        self.known.write().insert(topic.into());
-        Ok(())
+        self.create(topic, settings, within, all).await
     }
 
     async fn create(
@@ -114,7 +191,8 @@ impl Topics {
         topic: &str,
         settings: &Settings,
         within: Duration,
-    ) -> Result<(), SinkError> {
+        all: &Metadata,
+    ) -> Result<(), Refusal> {
         let replicas = settings.replication_factor.map_or(-1, |n| n.get() as i32);
         let mut new = NewTopic::new(
             topic,
@@ -124,41 +202,198 @@ impl Topics {
         for (name, value) in &settings.properties {
             new = new.set(name, value);
         }
-        let options = AdminOptions::new()
-            .request_timeout(Some(within))
-            .operation_timeout(Some(within));
+        let options = options(within);
         let outcome = match self.admin.create_topics([&new], &options).await {
             Ok(results) => results.into_iter().next().map(|r| r.map_err(|(_, c)| c)),
             Err(KafkaError::AdminOp(code)) => Some(Err(code)),
-            Err(error) => return Err(failed(topic, &error)),
+            Err(error) => return Err(refusal(topic, &error)),
         };
         match outcome {
             Some(Ok(_)) => {
                 tracing::info!(topic, partitions = settings.partitions, "topic created");
                 self.await_leaders(topic, settings.partitions.get(), within)
                     .await
+                    .map_err(Refusal::Outage)
             }
             // Another instance made it, perhaps just now.
             Some(Err(Code::TopicAlreadyExists)) | None => {
-                self.await_leaders(topic, 1, within).await
+                let there = self.await_leaders(topic, 1, within).await;
+                there.map_err(Refusal::Outage)
             }
-            Some(Err(code)) => Err(failed(topic, &KafkaError::AdminOp(code))),
+            Some(Err(Code::InvalidTopic)) => {
+                let names = all
+                    .topics()
+                    .iter()
+                    .map(rdkafka::metadata::MetadataTopic::name);
+                Err(match colliding(topic, names) {
+                    Some(other) => Refusal::Help(format!(
+                        "it cannot be created beside the topic {other}: in the names of Kafka's metrics '.' and '_' \
+                         are one, so the two collide; have one of them another name"
+                    )),
+                    None => Refusal::Never("the brokers refuse the name of the topic".into()),
+                })
+            }
+            Some(Err(code)) => {
+                let error = KafkaError::AdminOp(code);
+                Err(match classify::refused(&error) {
+                    true => Refusal::Help(format!("it cannot be created: {error}")),
+                    false => refusal(topic, &error),
+                })
+            }
+        }
+    }
+
+    /// Looks whether the topics in use are among those that the brokers named, and makes those again that are gone and
+    /// may be made. Returns those that were.
+    pub(super) async fn review(&self, found: &Metadata, within: Duration) -> Vec<Arc<str>> {
+        let there: HashSet<&str> = found
+            .topics()
+            .iter()
+            .filter(|t| t.error().is_none())
+            .map(rdkafka::metadata::MetadataTopic::name)
+            .collect();
+        let asked: HashSet<&str> = found
+            .topics()
+            .iter()
+            .map(rdkafka::metadata::MetadataTopic::name)
+            .collect();
+        // Asked for one topic, the brokers name it even if it is not there; asked for all, only those that are.
+        let one = asked.len() == 1 && there.len() < 2;
+        let used: Vec<(Arc<str>, Used)> = self
+            .used
+            .read()
+            .iter()
+            .filter(|(topic, _)| !one || asked.contains(&***topic))
+            .map(|(topic, used)| (Arc::clone(topic), used.clone()))
+            .collect();
+        let mut made = Vec::new();
+        for (topic, used) in used {
+            let cause = Cause::Topic(Arc::clone(&topic));
+            if there.contains(&*topic) {
+                continue;
+            }
+            self.known.write().remove(&topic);
+            if self.makes_by_asking() {
+                continue;
+            }
+            let help = match used.make.create {
+                true => Help::None,
+                false => Help::Needed,
+            };
+            self.troubles.raise(cause.clone(), help, "it was deleted");
+            match self.make(&topic, &used.make, within, found).await {
+                Ok(()) => {
+                    self.known.write().insert(Arc::clone(&topic));
+                    self.troubles.clear(&cause);
+                    made.push(topic);
+                }
+                Err(Refusal::Outage(error)) => {
+                    tracing::debug!(%error, "a topic could not be made again")
+                }
+                Err(Refusal::Help(reason) | Refusal::Never(reason)) => {
+                    self.troubles.raise(cause, Help::Needed, reason);
+                }
+            }
+        }
+        made
+    }
+
+    /// The topic's settings; `None`: the brokers do not say.
+    async fn describe(&self, topic: &str, within: Duration) -> Option<ConfigResource> {
+        if self.makes_by_asking() {
+            return None;
+        }
+        let options = options(within.min(DESCRIBE));
+        let asked = [ResourceSpecifier::Topic(topic)];
+        match self.admin.describe_configs(asked.iter(), &options).await {
+            Ok(found) => match found.into_iter().next()? {
+                Ok(found) => Some(found),
+                Err(code) => {
+                    tracing::debug!(topic, %code, "the topic's settings cannot be looked at");
+                    None
+                }
+            },
+            Err(error) => {
+                tracing::debug!(topic, %error, "the topic's settings cannot be looked at");
+                None
+            }
+        }
+    }
+
+    /// Whether a topic of ours is set as its records need it: mends what may be mended.
+    ///
+    /// `wanted`: a property's name, the value that it has to have, and what comes of another.
+    pub(super) async fn check(
+        &self,
+        topic: &str,
+        wanted: &[(&str, &str, &str)],
+        may_mend: bool,
+    ) -> Result<(), Refusal> {
+        let Some(found) = self.describe(topic, DESCRIBE).await else {
+            return Ok(());
+        };
+        let is = |name: &str| found.get(name).and_then(|e| e.value.as_deref());
+        let wrong: Vec<_> = wanted
+            .iter()
+            .filter(|(name, value, _)| is(name).is_some_and(|is| is != *value))
+            .collect();
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        let told: Vec<String> = wrong
+            .iter()
+            .map(|(name, value, why)| {
+                format!(
+                    "{name} is {:?}, {why}: set it to {value:?}",
+                    is(name).unwrap_or_default()
+                )
+            })
+            .collect();
+        let told = told.join("; ");
+        if !may_mend {
+            return Err(Refusal::Help(told));
+        }
+        // The request replaces all that is set on the topic, so what was set stays part of it.
+        let mut alter = AlterConfig::new(ResourceSpecifier::Topic(topic));
+        for entry in &found.entries {
+            let ours = wrong.iter().any(|(name, ..)| *name == entry.name);
+            if entry.source == ConfigSource::DynamicTopic
+                && !ours
+                && let Some(value) = &entry.value
+            {
+                alter = alter.set(&entry.name, value);
+            }
+        }
+        for (name, value, _) in &wrong {
+            alter = alter.set(name, value);
+        }
+        let altered = self.admin.alter_configs([&alter], &options(REQUEST)).await;
+        let code = match altered {
+            Ok(results) => results
+                .into_iter()
+                .next()
+                .and_then(|r| r.err().map(|(_, code)| code)),
+            Err(error) => return Err(refusal(topic, &error)),
+        };
+        match code {
+            None => {
+                tracing::warn!(topic, was = told, "the topic's settings are mended");
+                Ok(())
+            }
+            Some(code) => Err(Refusal::Help(format!("{told} (setting it failed: {code})"))),
         }
     }
 
     /// Gives a topic at least this many partitions; returns how many it has.
     pub(super) async fn widen(&self, topic: &str, partitions: u32) -> Result<u32, SinkError> {
         let have = self.partitions(topic).await?;
-        if have == 0 || have >= partitions || self.auto.load(Relaxed) {
+        if have == 0 || have >= partitions || self.makes_by_asking() {
             return Ok(have);
         }
         let more = NewPartitions::new(topic, partitions as usize);
-        let options = AdminOptions::new()
-            .request_timeout(Some(REQUEST))
-            .operation_timeout(Some(REQUEST));
         let results = self
             .admin
-            .create_partitions([&more], &options)
+            .create_partitions([&more], &options(REQUEST))
             .await
             .map_err(|e| failed(topic, &e))?;
         if let Some(Err((_, code))) = results.into_iter().next() {
@@ -239,7 +474,7 @@ impl Topics {
         self.metadata_within(topic, REQUEST).await
     }
 
-    async fn metadata_within(
+    pub(super) async fn metadata_within(
         &self,
         topic: Option<String>,
         within: Duration,
@@ -251,10 +486,120 @@ impl Topics {
     }
 }
 
+impl RedpandaSink {
+    /// Makes sure that a topic takes records, however long that takes; says which.
+    ///
+    /// A question about it is an attempt like a batch: without an answer in `attempt_timeout` it failed. So an outage
+    /// that meets a shard here opens the breaker too, and the shard keeps what it has in flight. An answer that someone
+    /// has to help with is no failure of the brokers: the shard waits here, and the others go on.
+    pub(super) async fn find_topic(&self, topic: &str) -> Result<Fit, SinkError> {
+        let cause = Cause::Topic(topic.into());
+        let refused = Cause::Writing(topic.into());
+        let mut attempt = 0_u32;
+        loop {
+            if let Some(at) = self.troubles.again_at(&refused) {
+                tokio::time::sleep_until(at).await;
+            }
+            if self.topics.knows(topic) {
+                return Ok(self.fit(topic));
+            }
+            let permit = self.gate().await;
+            let (settings, within) = {
+                let live = self.live.borrow();
+                (live.sink.topics.clone(), live.sink.attempt_timeout)
+            };
+            let found = self.topics.ensure_within(topic, &settings, within).await;
+            let error = match found {
+                Ok(()) => {
+                    permit.success();
+                    self.troubles.clear(&cause);
+                    return Ok(self.fit(topic));
+                }
+                Err(Refusal::Never(reason)) => {
+                    permit.success();
+                    return Ok(Fit::Never(reason.into()));
+                }
+                Err(Refusal::Help(reason)) => {
+                    permit.success();
+                    self.troubles.raise(cause.clone(), Help::Needed, reason);
+                    let again = self.troubles.again_at(&cause);
+                    tokio::time::sleep_until(again.unwrap_or_else(Instant::now)).await;
+                    continue;
+                }
+                Err(Refusal::Outage(error)) => error,
+            };
+            if error.class() != Class::Retryable {
+                return Err(error);
+            }
+            permit.failure(&error);
+            attempt = attempt.saturating_add(1);
+            if !self.policies.back_off(attempt).await {
+                return Err(error);
+            }
+            tracing::debug!(%error, attempt, "asking about a topic again");
+        }
+    }
+}
+
+impl RedpandaSink {
+    /// What a topic takes. Compressed, a record is smaller than it is here, and nobody knows by how much.
+    fn fit(&self, topic: &str) -> Fit {
+        let compressed = {
+            let live = self.live.borrow();
+            let properties = &live.sink.properties;
+            let mut set = ["compression.type", "compression.codec"]
+                .into_iter()
+                .filter_map(|name| properties.get(name));
+            set.any(|codec| codec != "none")
+        };
+        match self.topics.takes(topic) {
+            Some(bytes) if !compressed => Fit::Within(bytes),
+            _ => Fit::Any,
+        }
+    }
+}
+
+fn options(within: Duration) -> AdminOptions {
+    AdminOptions::new()
+        .request_timeout(Some(within))
+        .operation_timeout(Some(within))
+}
+
+fn number(found: &ConfigResource, name: &str) -> Option<usize> {
+    found.get(name)?.value.as_deref()?.parse().ok()
+}
+
+/// The topic of another name that Kafka takes for the same in its metrics
+/// (`org.apache.kafka.common.internals.Topic.hasCollision`).
+fn colliding<'a>(topic: &str, mut names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let unified = |name: &str| name.replace('.', "_");
+    names.find(|name| *name != topic && unified(name) == unified(topic))
+}
+
+fn refusal(topic: &str, error: &KafkaError) -> Refusal {
+    match classify::refused(error) {
+        true => Refusal::Help(error.to_string()),
+        false => Refusal::Outage(failed(topic, error)),
+    }
+}
+
 fn failed(topic: &str, error: &KafkaError) -> SinkError {
     SinkError::Topic {
         topic: topic.to_owned(),
         reason: error.to_string(),
         class: classify::class(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_kafka_takes_for_one_collide() {
+        let names = ["a.b", "a-b", "ab"];
+        assert_eq!(colliding("a_b", names.into_iter()), Some("a.b"));
+        assert_eq!(colliding("a.b", names.into_iter()), None);
+        assert_eq!(colliding("a-b", names.into_iter()), None);
     }
 }

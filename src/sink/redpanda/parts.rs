@@ -1,0 +1,150 @@
+//! What a record has beside its key and its value.
+
+use penstock_plugin_encoding::Mark;
+use rdkafka::message::{Header, Headers, OwnedHeaders};
+
+use crate::change::RecordBatch;
+use crate::config::settings::{RecordHeaders, RecordTime, Sink};
+use crate::sink::headers;
+
+/// Makes the headers and timestamps of a batch's records. What they share is made once, so that a record's
+/// headers cost no allocation of ours.
+pub(super) struct Parts {
+    chosen: RecordHeaders,
+    time: RecordTime,
+    /// `keyspace.table` by schema id.
+    tables: Vec<(u32, String)>,
+    /// The change of the last record.
+    change: Option<(u32, headers::PositionText, [u8; 55])>,
+}
+
+impl Parts {
+    pub(super) fn new(batch: &RecordBatch, sink: &Sink) -> Self {
+        let tables = match sink.headers.table {
+            true => &batch.source.tables[..],
+            false => &[],
+        };
+        Self {
+            chosen: sink.headers,
+            time: sink.timestamp,
+            tables: tables
+                .iter()
+                .map(|t| (t.id, format!("{}.{}", t.keyspace, t.name)))
+                .collect(),
+            change: None,
+        }
+    }
+
+    /// Milliseconds since the Unix epoch; `None`: when it is sent. So is a change from before the epoch, for which
+    /// the protocol has no number.
+    pub(super) fn timestamp(&self, batch: &RecordBatch, index: usize) -> Option<i64> {
+        let source = batch.records.get(index)?.source as usize;
+        let time = batch.source.positions.get(source)?.timestamp_us() / 1000;
+        (self.time == RecordTime::Change && time > 0).then_some(time)
+    }
+
+    pub(super) fn headers(&mut self, batch: &RecordBatch, index: usize) -> OwnedHeaders {
+        let record = &batch.records[index];
+        let custom = batch
+            .headers
+            .get(record.headers.start as usize..record.headers.end as usize)
+            .unwrap_or_default();
+        let mut out = OwnedHeaders::new_with_capacity(4 + custom.len());
+        let source = record.source as usize;
+        let Some(position) = batch.source.positions.get(source) else {
+            debug_assert!(false, "a record without a change");
+            return out;
+        };
+        let (_, text, trace) = match self.change {
+            Some(change) if change.0 == record.source => change,
+            _ => *self.change.insert((
+                record.source,
+                headers::PositionText::new(position),
+                headers::traceparent(position),
+            )),
+        };
+        if self.chosen.position {
+            out = insert(out, headers::POSITION, Some(text.as_bytes()));
+        }
+        if let Some(row) = batch.source.rows.get(source) {
+            let table = row.table();
+            if let Some((_, name)) = self.tables.iter().find(|(id, _)| *id == table) {
+                out = insert(out, headers::TABLE, Some(name.as_bytes()));
+            }
+            if self.chosen.operation {
+                let operation = row.operation().name();
+                out = insert(out, headers::OPERATION, Some(operation.as_bytes()));
+            }
+            // What a reader has to know of this very record is no choice.
+            if row.is_marked(Mark::Late) {
+                out = insert(out, headers::LATE, Some(b"true"));
+            }
+            if let Some(missing) = headers::missing(&row) {
+                out = insert(out, headers::MISSING, Some(missing.as_bytes()));
+            }
+        }
+        let mut traced = !self.chosen.traceparent;
+        for (name, value) in custom {
+            let Some(name) = batch.bytes(*name).and_then(|n| std::str::from_utf8(n).ok()) else {
+                continue;
+            };
+            if headers::is_reserved(name.as_bytes()) {
+                continue;
+            }
+            traced |= name == headers::TRACEPARENT;
+            out = insert(out, name, batch.bytes(*value));
+        }
+        if traced {
+            out
+        } else {
+            insert(out, headers::TRACEPARENT, Some(&trace))
+        }
+    }
+}
+
+fn insert(headers: OwnedHeaders, key: &str, value: Option<&[u8]>) -> OwnedHeaders {
+    headers.insert(Header { key, value })
+}
+
+/// Bytes of a batch before its first record: Kafka's format 2
+/// (<https://kafka.apache.org/documentation/#recordbatch>).
+const BATCH_HEAD: usize = 61;
+
+/// Bytes of a record as a batch of its own, uncompressed: what a topic's `max.message.bytes` is held against.
+pub(super) fn size(key: Option<&[u8]>, value: Option<&[u8]>, headers: &OwnedHeaders) -> usize {
+    let part = |bytes: Option<&[u8]>| match bytes {
+        Some(bytes) => varint(bytes.len() as i64) + bytes.len(),
+        None => varint(-1),
+    };
+    let all = headers.as_borrowed();
+    let headers: usize = all
+        .iter()
+        .map(|h| part(Some(h.key.as_bytes())) + part(h.value))
+        .sum();
+    // Attributes, and the differences to the batch's time and offset, which are none.
+    let body = 3 + part(key) + part(value) + varint(all.count() as i64) + headers;
+    BATCH_HEAD + varint(body as i64) + body
+}
+
+/// Bytes of a number in the zigzag form of Protocol Buffers.
+fn varint(n: i64) -> usize {
+    let zigzag = ((n << 1) ^ (n >> 63)) as u64;
+    (64 - (zigzag | 1).leading_zeros() as usize).div_ceil(7)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_is_what_kafka_counts() {
+        // As `DefaultRecordBatch.sizeInBytes` has it for one record.
+        let none = OwnedHeaders::new();
+        assert_eq!(size(Some(b"k"), Some(b"v"), &none), 61 + 1 + 3 + 2 + 2 + 1);
+        assert_eq!(size(None, None, &none), 61 + 1 + 3 + 1 + 1 + 1);
+        let long = [0; 1000];
+        assert_eq!(size(None, Some(&long), &none), 61 + 2 + 3 + 1 + 1002 + 1);
+        let one = insert(OwnedHeaders::new(), "h", Some(b"vv"));
+        assert_eq!(size(None, None, &one), 61 + 1 + 3 + 1 + 1 + 1 + 2 + 3);
+    }
+}
