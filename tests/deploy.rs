@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use penstock::config::settings::Instances;
 use penstock::config::{self, Checks, Inputs, Loaded};
 
 fn read(path: &str) -> String {
@@ -139,6 +140,14 @@ fn the_configmap_is_valid_and_mounted_where_it_is_read() {
     ] {
         assert!(yaml.contains(hardened), "{hardened}");
     }
+    // More than one replica is for those that share.
+    assert_eq!(loaded.settings.pipeline.instances, Instances::Shared);
+    let replicas = yaml
+        .lines()
+        .find_map(|l| l.trim().strip_prefix("replicas: "));
+    let replicas: u32 = replicas.unwrap().parse().unwrap();
+    assert!(replicas > 1 && replicas <= loaded.settings.pipeline.shards.get());
+    assert!(yaml.contains("maxUnavailable: 0"));
     // The grace period covers the drain.
     let grace = yaml
         .lines()

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use process::{LONG, Running, World, asked, complete_and_ordered, keys};
+use process::{LONG, Running, Setup, World, asked, complete_and_ordered, keys};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -26,7 +26,11 @@ use serde_json::Value;
 const SHARDS: usize = 6;
 
 async fn world() -> World {
-    let mut world = World::new("").await;
+    shared(Setup::default()).await
+}
+
+async fn shared(setup: Setup) -> World {
+    let mut world = World::with(setup).await;
     world.set("pipeline.delivery", "exactly-once");
     world.set("pipeline.instances", "shared");
     world.set("pipeline.session_timeout", "6s");
@@ -419,11 +423,24 @@ async fn settled_but(running: &[Running], old: &Running) {
     settled(&all).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_generation_of_vnodes_is_opened_when_the_old_one_is_done_in_every_instance() {
+    generations(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_generation_of_tablets_is_opened_when_the_old_one_is_done_in_every_instance() {
+    generations(true).await;
+}
+
 /// A new stream generation spreads the keys anew over shards and instances; one instance is slow with what it has of
 /// the old one.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_new_generation_is_opened_when_the_old_one_is_done_in_every_instance() {
-    let world = world().await;
+async fn generations(tablets: bool) {
+    let setup = Setup {
+        tablets,
+        ..Setup::default()
+    };
+    let world = shared(setup).await;
     let keys = keys(24);
     let slow = world.start_faulty(1, "stage::sink=sleep(400)");
     slow.await_line("shards assigned to this instance", LONG);
@@ -433,10 +450,11 @@ async fn a_new_generation_is_opened_when_the_old_one_is_done_in_every_instance()
     for _ in 0..4 {
         world.write(&keys, written, 30).await;
         let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970");
-        let begins = world
-            .node
-            .engine()
-            .new_generation(Some(now.as_millis() as i64 + 100));
+        let (engine, at) = (world.node.engine(), Some(now.as_millis() as i64 + 100));
+        let begins = match tablets {
+            true => engine.split_tablets("ks", "outbox", at).expect("split"),
+            false => engine.new_generation(at),
+        };
         let left = begins - now.as_millis() as i64;
         tokio::time::sleep(Duration::from_millis(left.max(0) as u64 + 20)).await;
         world.write(&keys, written + 30, 10).await;

@@ -48,14 +48,20 @@ pub struct Share {
     pub owned: BTreeSet<u32>,
     /// What is in the way, if something is.
     pub trouble: Option<String>,
+    /// It waits for its share for longer than brokers on their own settings keep an empty group waiting.
+    #[serde(skip)]
+    waits_for_long: bool,
 }
+
+/// Twice what a group's first member waits for others by default (`group.initial.rebalance.delay.ms`).
+const LONG_WAIT: Duration = Duration::from_secs(6);
 
 impl Share {
     /// What health says of it.
     pub(super) fn complaint(&self) -> Option<Status> {
         let joining = || "has yet to join the group that shares the shards out".into();
         let trouble = self.trouble.as_deref().map(Into::into);
-        let complaint = trouble.or_else(|| (!self.joined).then(joining));
+        let complaint = trouble.or_else(|| self.waits_for_long.then(joining));
         complaint.map(Status::Degraded)
     }
 }
@@ -65,6 +71,7 @@ impl Membership {
     pub fn share(&self) -> Share {
         let Standing {
             joined,
+            since,
             owned,
             trouble,
         } = self.standing.borrow().clone();
@@ -75,6 +82,7 @@ impl Membership {
             joined,
             owned,
             trouble: trouble.or(waiting),
+            waits_for_long: !joined && since.elapsed() >= LONG_WAIT,
         }
     }
 }
@@ -257,6 +265,7 @@ impl Coordinator {
                     self.sharing.own(shard);
                 }
                 self.open_missing(Duration::ZERO);
+                self.check_health();
                 Ok(())
             }
             Change::Revoked {

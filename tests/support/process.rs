@@ -46,6 +46,8 @@ pub struct Setup {
     pub transforms: Option<String>,
     /// Appended to pipeline.toml.
     pub extra: String,
+    /// The keyspace lays its streams out by tablets.
+    pub tablets: bool,
 }
 
 /// How long anything may take that is no part of what a test is about.
@@ -80,12 +82,13 @@ impl World {
              WITH cdc = {{'enabled': true}}",
             setup.columns
         );
-        for cql in [
-            "CREATE KEYSPACE ks WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1} \
-         AND tablets = {'enabled': false}",
-            &outbox,
-        ] {
-            session.query_unpaged(cql, ()).await.expect(cql);
+        let keyspace = format!(
+            "CREATE KEYSPACE ks WITH replication = {{'class': 'NetworkTopologyStrategy', 'replication_factor': 1}} \
+             AND tablets = {{'enabled': {}}}",
+            setup.tablets
+        );
+        for cql in [&keyspace, &outbox] {
+            session.query_unpaged(cql.as_str(), ()).await.expect(cql);
         }
         let insert = "INSERT INTO ks.outbox (aggregate_id, event_id, aggregate_type, event_type, payload) \
                       VALUES (?, ?, 'order', 'order.created', ?)";

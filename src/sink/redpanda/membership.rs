@@ -64,14 +64,28 @@ pub enum Change {
 }
 
 /// How this instance stands with the group.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// It has its share, which may be none.
     pub joined: bool,
+    /// Since when that is so, or is not.
+    pub since: Instant,
     /// The shards that are its own.
     pub owned: BTreeSet<u32>,
     /// What is in the way, if something is.
     pub trouble: Option<String>,
+}
+
+impl Default for Standing {
+    /// From now on it waits for its share.
+    fn default() -> Self {
+        Self {
+            joined: false,
+            since: Instant::now(),
+            owned: BTreeSet::new(),
+            trouble: None,
+        }
+    }
 }
 
 /// Who takes part in the group.
@@ -361,7 +375,9 @@ fn assigned(
 ) -> Result<(), NobodyListens> {
     let mut owned = 0;
     standing.send_modify(|standing| {
-        standing.joined = true;
+        if !standing.joined {
+            (standing.joined, standing.since) = (true, Instant::now());
+        }
         standing.trouble = None;
         standing.owned.extend(&shards);
         owned = standing.owned.len();
@@ -392,7 +408,9 @@ fn lost(
         "shards were lost: the group did not hear of this instance in time"
     );
     disown(standing, &shards);
-    standing.send_modify(|standing| standing.joined = false);
+    standing.send_modify(|standing| {
+        (standing.joined, standing.since) = (false, Instant::now());
+    });
     tell(changes, Change::Lost(shards))
 }
 
