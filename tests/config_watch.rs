@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use penstock::config::watch::{Change, Watch};
+use penstock::config::watch::Watch;
 use penstock::config::{self, Checks, Inputs, Loaded, Settings};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -56,10 +56,9 @@ impl Rig {
 
     /// Waits for a change and loads, as the coordinator does; the window that is then read.
     async fn next(&mut self) -> Option<Duration> {
-        let change = timeout(SOON, self.watch.next())
+        timeout(SOON, self.watch.next())
             .await
             .expect("no change was seen");
-        assert_eq!(change, Change::Content);
         self.load()
     }
 
@@ -289,7 +288,7 @@ async fn what_changed_before_the_watch_is_seen() {
     write(&files[0], &text(2, ""));
     let (_sender, live) = watch::channel(loaded.settings.clone());
     let mut watch = Watch::new(live, &loaded.sources);
-    assert_eq!(timeout(SOON, watch.next()).await, Ok(Change::Content));
+    assert_eq!(timeout(SOON, watch.next()).await, Ok(()));
 }
 
 /// Without events the poll finds it, and `[reload]` is live: the first interval is an hour.
@@ -308,12 +307,12 @@ async fn the_poll_finds_it_and_its_interval_is_live() {
     rig.watch.set_sources(&sources);
     rig.sender.send_replace(settings);
     for _ in 0..3 {
-        assert_eq!(timeout(SOON, rig.watch.next()).await, Ok(Change::Content));
+        assert_eq!(timeout(SOON, rig.watch.next()).await, Ok(()));
     }
 }
 
 #[tokio::test]
-async fn forced_is_at_once_and_switched_off_is_off() {
+async fn switched_off_is_off() {
     let mut rig = plain();
     let off = text(1, "").replace("[reload]", "[reload]\nwatch = false");
     rig.sender.send_replace(
@@ -323,6 +322,4 @@ async fn forced_is_at_once_and_switched_off_is_off() {
     );
     write(&rig.file(), &text(2, ""));
     rig.quiet().await;
-    rig.watch.forcer().force();
-    assert_eq!(timeout(SOON, rig.watch.next()).await, Ok(Change::Forced));
 }

@@ -109,7 +109,7 @@ const RULES: &[Rule] = &[
 
 /// The floors of `src`, from the ground up: a module knows those of the floors below its own, and nobody else.
 const FLOORS: &[&[&str]] = &[
-    &["change", "cql", "reach", "topic", "words"],
+    &["change", "cql", "crash", "reach", "topic", "words"],
     &["checkpoint", "policy"],
     &["config"],
     &["dead_letter", "source"],
@@ -202,6 +202,99 @@ fn climbs(file: &str, text: &str, used: &mut [bool]) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// Public names that nothing but tests uses, and why they are there all the same.
+const FOR_TESTS: &[(&str, &str)] = &[
+    ("CODES", "a test holds every code against the fixtures"),
+    (
+        "is_retryable",
+        "what the classification of an error comes to, from outside",
+    ),
+];
+
+/// The public names that a source declares: `pub fn x`, `pub struct X` and so on.
+fn declared<'a>(lines: &[(usize, &'a str)]) -> Vec<(usize, &'a str)> {
+    const KINDS: [&str; 6] = ["fn", "struct", "enum", "const", "type", "trait"];
+    let mut found = Vec::new();
+    for (number, line) in lines {
+        let mut words = line.split_whitespace();
+        if !words
+            .next()
+            .is_some_and(|w| w == "pub" || w.starts_with("pub("))
+        {
+            continue;
+        }
+        let mut words = words.skip_while(|w| matches!(*w, "async" | "const" | "unsafe" | "super)"));
+        let kind = match words.next() {
+            Some(kind) if KINDS.contains(&kind) => words.next(),
+            // `const` was skipped with those that stand before `fn`.
+            other => other.filter(|w| w.ends_with(':')),
+        };
+        let name = kind.map(|k| {
+            let end = k.find(|c: char| !(c.is_alphanumeric() || c == '_'));
+            &k[..end.unwrap_or(k.len())]
+        });
+        found.extend(name.filter(|n| !n.is_empty()).map(|name| (*number, name)));
+    }
+    found
+}
+
+#[test]
+fn production_uses_what_it_declares() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    sources(&root.join("src"), &mut files);
+    let texts: Vec<(PathBuf, String)> = files
+        .into_iter()
+        .map(|path| {
+            let text = std::fs::read_to_string(&path).expect("a source is text");
+            (path, text)
+        })
+        .collect();
+    let lines: Vec<(&PathBuf, Vec<(usize, &str)>)> = texts
+        .iter()
+        .map(|(path, text)| (path, code(text)))
+        .collect();
+    let mut seen = std::collections::HashMap::<&str, usize>::new();
+    for (_, line) in lines.iter().flat_map(|(_, lines)| lines) {
+        for word in line.split(|c: char| !(c.is_alphanumeric() || c == '_')) {
+            *seen.entry(word).or_default() += 1;
+        }
+    }
+    let mut used = vec![false; FOR_TESTS.len()];
+    let mut wrong = Vec::new();
+    for (path, lines) in &lines {
+        for (number, name) in declared(lines) {
+            if seen[name] > 1 {
+                continue;
+            }
+            match FOR_TESTS.iter().position(|(known, _)| *known == name) {
+                Some(exception) => used[exception] = true,
+                None => wrong.push(format!(
+                    "{}:{number}: only tests use `{name}`: take it out, or let production use it",
+                    path.strip_prefix(root)
+                        .expect("it is below the root")
+                        .display()
+                )),
+            }
+        }
+    }
+    for ((name, _), used) in FOR_TESTS.iter().zip(used) {
+        if !used {
+            wrong.push(format!("nothing needs the exception for `{name}`"));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
+    assert_eq!(
+        declared(&[
+            (1, "    pub async fn ask(&self)"),
+            (2, "pub const MOST: u32 = 1;"),
+            (3, "pub(super) struct A {"),
+            (4, "fn b()")
+        ]),
+        [(1, "ask"), (2, "MOST"), (3, "A")]
+    );
 }
 
 /// Exceptions: file, a part of the line, and why it is right there. One that no line needs any more is an error.

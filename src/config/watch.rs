@@ -20,26 +20,6 @@ use super::settings::LiveSettings;
 /// While events keep coming, wait no longer than this many times the debounce.
 const PATIENCE: u32 = 10;
 
-/// Why to load now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// A source has other content.
-    Content,
-    /// Somebody asked, whatever the content.
-    Forced,
-}
-
-/// Asks for a load, as SIGHUP and `POST /-/reload` do.
-#[derive(Clone, Debug)]
-pub struct Forcer(Arc<Notify>);
-
-impl Forcer {
-    /// Asks; several times before the next load are once.
-    pub fn force(&self) {
-        self.0.notify_one();
-    }
-}
-
 /// Watches sources. Spawns nothing but what `notify` does for itself.
 pub struct Watch {
     live: LiveSettings,
@@ -48,7 +28,6 @@ pub struct Watch {
     /// `None`: the system gives no watcher (it is out of them), so the poll has to do.
     watcher: Option<RecommendedWatcher>,
     events: Arc<Notify>,
-    forced: Arc<Notify>,
     /// An event came: when the first and when the last did.
     pending: Option<(Instant, Instant)>,
     polled: Instant,
@@ -83,17 +62,11 @@ impl Watch {
             watched: BTreeSet::new(),
             watcher,
             events,
-            forced: Arc::new(Notify::new()),
             pending: None,
             polled: Instant::now(),
         };
         watch.set_sources(sources);
         watch
-    }
-
-    /// A handle that asks for a load.
-    pub fn forcer(&self) -> Forcer {
-        Forcer(self.forced.clone())
     }
 
     /// Watches what was read last, good or not, and compares with the content that was read then.
@@ -106,8 +79,8 @@ impl Watch {
         }
     }
 
-    /// Waits for the next reason to load. Cancel-safe.
-    pub async fn next(&mut self) -> Change {
+    /// Waits until a source has other content. Cancel-safe.
+    pub async fn next(&mut self) {
         loop {
             let (watching, poll, debounce) = {
                 let live = self.live.borrow();
@@ -125,7 +98,6 @@ impl Watch {
             };
             tokio::select! {
                 biased;
-                () = self.forced.notified() => return Change::Forced,
                 changed = self.live.changed() => {
                     // Another interval, perhaps. Without a sender nothing changes any more.
                     if changed.is_err() {
@@ -157,7 +129,7 @@ impl Watch {
                     // Reported once, should the caller not load.
                     self.sources.insert(path, now);
                 }
-                return Change::Content;
+                return;
             }
         }
     }

@@ -1,9 +1,9 @@
 //! Health: what the observations add up to. Pure in `now`; observed, never declared.
 //!
-//! A component starts as `starting` and becomes `healthy` only by what it was seen to do. [`Progress`] is how it
-//! is seen: a counter that the work itself moves, with a protected zone around each wait for someone else (a
-//! full channel downstream, an idle source), as in quickwit's actors (`quickwit-common/src/progress.rs`): a
-//! task that waits is not stuck. Outside of the zone, a counter that stands still is a stall.
+//! A component starts as `starting` and becomes `healthy` only by what it was seen to do. [`Seen`] is how: a count
+//! that the work itself moves, and whether it waits for someone else just then (a full channel downstream, an idle
+//! source), as in quickwit's actors (`quickwit-common/src/progress.rs`): a task that waits is not stuck. Otherwise,
+//! a count that stands still is a stall.
 //!
 //! Reasons hold no moving numbers (`since` has the time), so that a status changes, and is logged, only when
 //! something did.
@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::breaker::State;
@@ -104,52 +103,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// What one lane of work moves as it goes on. A cheap handle; give each task its own, or a task that waits
-/// hides one that hangs.
-#[derive(Clone, Debug, Default)]
-pub struct Progress(Arc<Counts>);
-
-#[derive(Debug, Default)]
-struct Counts {
-    done: AtomicU64,
-    waiting: AtomicU64,
-}
-
-impl Progress {
-    /// A step was done.
-    pub fn record(&self) {
-        // Relaxed here and below: the counts order no other memory, and a look that is late by one is no harm.
-        self.0.done.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Begins a wait for someone else, which ends when the guard is dropped; the end counts as a step.
-    #[must_use = "the wait ends when this is dropped"]
-    pub fn waiting(&self) -> Waiting {
-        self.0.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting(self.clone())
-    }
-
-    /// What there is to see of it now.
-    pub fn observe(&self) -> Seen {
-        Seen {
-            done: self.0.done.load(Ordering::Relaxed),
-            waiting: self.0.waiting.load(Ordering::Relaxed) > 0,
-        }
-    }
-}
-
-/// A wait for someone else, see [`Progress::waiting`].
-#[derive(Debug)]
-pub struct Waiting(Progress);
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.record();
-        self.0.0.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// One look at a [`Progress`].
+/// One look at a lane of work: one for each task, or a task that waits hides one that hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Steps done so far.
@@ -441,6 +395,7 @@ fn breaker(state: State, error: Option<&str>, settings: &Settings) -> Option<Sta
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::time::Duration;
 
     use super::*;
@@ -461,6 +416,26 @@ mod tests {
         Observation {
             answered: true,
             ..Observation::default()
+        }
+    }
+
+    /// A task's work.
+    #[derive(Default)]
+    struct Progress {
+        done: Cell<u64>,
+        waits: Cell<bool>,
+    }
+
+    impl Progress {
+        fn record(&self) {
+            self.done.set(self.done.get() + 1);
+        }
+
+        fn observe(&self) -> Seen {
+            Seen {
+                done: self.done.get(),
+                waiting: self.waits.get(),
+            }
         }
     }
 
@@ -523,11 +498,12 @@ mod tests {
             "degraded(shard 0 makes no progress)"
         );
 
-        let waiting = progress.waiting();
+        progress.waits.set(true);
         health.check("sink", &lane(&progress), &s, t + 70 * SECOND);
         health.check("sink", &lane(&progress), &s, t + 7000 * SECOND);
         assert_eq!(status(&health, "sink"), "healthy");
-        drop(waiting);
+        progress.waits.set(false);
+        progress.record();
         // The end of a wait is progress: the clock of the stall starts here.
         health.check("sink", &lane(&progress), &s, t + 7059 * SECOND);
         health.check("sink", &lane(&progress), &s, t + 7118 * SECOND);
@@ -545,7 +521,7 @@ mod tests {
         let mut health = Health::new(t);
         let (waits, stuck) = (Progress::default(), Progress::default());
         stuck.record();
-        let _waiting = waits.waiting();
+        waits.waits.set(true);
         let both = Observation {
             lanes: vec![
                 ("shard 0".into(), waits.observe()),

@@ -250,11 +250,6 @@ impl RedpandaSink {
             .min_by_key(|o| o.submitted)
     }
 
-    /// When the batch was submitted that has been waiting longest, of all shards.
-    pub fn oldest_unacked(&self) -> Option<Instant> {
-        self.oldest().map(|o| o.submitted)
-    }
-
     /// Counts, queue fill and age: of each shard that was ever open here.
     pub fn snapshots(&self) -> BTreeMap<u32, Snapshot> {
         let lanes = self.lanes.lock();
