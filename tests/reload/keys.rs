@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use penstock::config::Class;
-use penstock::config::keys::{self, Key};
+use penstock::config::keys::{self, Fallback, Key};
 use scylla_double::{Action, Fault};
 use serde_json::Value;
 use uuid::Uuid;
@@ -153,7 +153,7 @@ const BURST: usize = 60;
 /// Tried last: by then its breaker has been open through all the others.
 const LAST: &str = "orders.breaker.open_for";
 
-fn row(key: &str) -> Option<(&'static str, See)> {
+fn written(key: &str) -> Option<(&'static str, See)> {
     if let Some((_, new, see)) = ROWS.iter().find(|(k, ..)| *k == key) {
         return Some((new, *see));
     }
@@ -163,6 +163,16 @@ fn row(key: &str) -> Option<(&'static str, See)> {
         .next()?;
     let found = POLICIES.iter().find(|(k, ..)| *k == policy);
     found.map(|(_, new, see)| (*new, *see))
+}
+
+/// A live key needs no row: its example, where that is another than the default, is put in force.
+fn row(key: &str) -> Option<(&'static str, See)> {
+    let of_example = || {
+        let key = keys::get(key).filter(|k| k.class == Class::Live)?;
+        let other = key.fallback != Fallback::Value(key.example);
+        other.then_some((key.example, InForce("nothing more is looked for")))
+    };
+    written(key).or_else(of_example)
 }
 
 #[test]
