@@ -220,7 +220,7 @@ pub struct Memory {
     /// What the group's own checkpoint held until here is in a leaf now, or need not be remembered any more.
     pub moved: bool,
     /// [`fingerprint`]s of the writes that come after that.
-    pub writes: Vec<u64>,
+    pub writes: Arc<Vec<u64>>,
 }
 
 /// Stands for a write (one stream and time: its rows were written together) in what is remembered of it. The

@@ -484,7 +484,7 @@ fn each_key_differs_alone_and_by_its_class() {
             Kind::Int(..) => "7".into(),
             Kind::Float(..) if key.path.starts_with("health") => "0.3".into(),
             Kind::Float(..) => "3.5".into(),
-            Kind::Duration(..) => "\"7s\"".into(),
+            Kind::Duration(..) | Kind::DurationOrOff(..) => "\"7s\"".into(),
             Kind::Size(..) => "\"7MiB\"".into(),
             Kind::Rate => "{ per_second = 7, burst = 8 }".into(),
             Kind::StartFrom => "\"2026-01-31T08:00:00Z\"".into(),

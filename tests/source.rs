@@ -4,6 +4,8 @@
 mod blocked;
 #[path = "source/differential.rs"]
 mod differential;
+#[path = "source/late.rs"]
+mod late;
 #[path = "support/scylla.rs"]
 mod scylla_db;
 #[path = "support/settings.rs"]
@@ -16,7 +18,7 @@ use std::time::Duration;
 use penstock::checkpoint::Checkpoints;
 use penstock::config::settings::{Nodes, StartFrom};
 use penstock::source::{Source, SourceError};
-use penstock_plugin_encoding::{ColumnTag, Operation};
+use penstock_plugin_encoding::{ColumnTag, Mark, Operation};
 use scylla_db::{Change, Db, Key, Rig, apply, changes, key, now_ms, positions};
 use scylla_double::{Action, Fault};
 
@@ -183,13 +185,24 @@ async fn a_checkpoint_after_any_batch_resumes_without_loss_or_repeat() {
     }
 }
 
-#[tokio::test]
-async fn a_write_of_many_rows_or_bytes_is_handed_on_in_parts() {
-    let db = Db::start(false).await;
-    db.run(
-        "CREATE TABLE t (k int, c int, v blob, PRIMARY KEY (k, c)) WITH cdc = {'enabled': true}",
-    )
+async fn blobs(db: &Db, images: &str) {
+    db.run(&format!(
+        "CREATE TABLE t (k int, c int, v blob, PRIMARY KEY (k, c)) WITH cdc = {{'enabled': true{images}}}"
+    ))
     .await;
+}
+
+/// Sets `v` of row (1, c) to so many bytes.
+async fn put(db: &Db, c: i32, bytes: usize) {
+    let statement = "INSERT INTO t (k, c, v) VALUES (1, ?, ?)";
+    let written = db.session.query_unpaged(statement, (c, vec![7u8; bytes]));
+    written.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_write_of_many_rows_and_bytes_stays_together() {
+    let db = Db::start(false).await;
+    blobs(&db, "").await;
     let batch = |rows: std::ops::Range<i32>, blob: &str| {
         let inserts: Vec<_> = rows
             .map(|c| format!("INSERT INTO t (k, c, v) VALUES (1, {c}, 0x{blob})"))
@@ -205,25 +218,65 @@ async fn a_write_of_many_rows_or_bytes_is_handed_on_in_parts() {
     let rig = Rig::connect(settings).await.unwrap();
     let batches = rig.read(0, &Checkpoints::new(), log.len()).await;
     exactly(&positions(&batches), &log, "at once");
-    let sizes: Vec<_> = batches
-        .iter()
-        .map(|b| b.positions.len())
-        .filter(|n| *n > 0)
+    let sizes = batches.iter().map(|b| b.positions.len());
+    let sizes: Vec<_> = sizes.filter(|n| *n > 0).collect();
+    assert_eq!(sizes, [10_050, 6]);
+}
+
+#[tokio::test]
+async fn images_of_megabytes_stay_with_their_change() {
+    let db = Db::start(false).await;
+    blobs(&db, ", 'preimage': true, 'postimage': true").await;
+    put(&db, 0, 3_000_000).await;
+    put(&db, 0, 5_000_000).await;
+    let rig = Rig::connect(db.settings(&["t"], 1)).await.unwrap();
+    let changes = changes(&rig.read(0, &Checkpoints::new(), 5).await);
+    let of = |c: &Change| (c.operation, c.preimage, c.end);
+    let all: Vec<_> = changes.iter().map(of).collect();
+    let expected = [
+        (Operation::Insert, None, Some(1)),
+        (Operation::PostImage, None, None),
+        (Operation::PreImage, None, None),
+        (Operation::Insert, Some(0), Some(2)),
+        (Operation::PostImage, None, None),
+    ];
+    assert_eq!(all, expected);
+}
+
+#[tokio::test]
+async fn a_change_says_that_its_image_is_missing_where_a_write_is_too_large() {
+    let db = Db::start(false).await;
+    blobs(&db, ", 'preimage': true, 'postimage': true").await;
+    put(&db, 0, 17 << 20).await;
+    put(&db, 0, 17 << 20).await;
+    put(&db, 1, 10).await;
+    let rig = Rig::connect(db.settings(&["t"], 1)).await.unwrap();
+    let batches = rig.read(0, &Checkpoints::new(), 7).await;
+    let rows = batches.iter().flat_map(|b| b.rows.iter());
+    let changes = rows.filter(|row| row.is_change());
+    let seen: Vec<_> = changes
+        .map(|row| {
+            let missing = row.is_marked(Mark::EndMissing);
+            (row.preimage().is_some(), row.end().is_some(), missing)
+        })
         .collect();
-    assert_eq!(sizes[..2], [10_000, 50], "{sizes:?}");
-    let largest = batches.iter().map(|b| b.rows.as_bytes().len()).max();
-    assert!(largest.unwrap() < 6 << 20, "{largest:?}");
+    let expected = [
+        // What crosses the bound is still with the rest.
+        (false, true, false),
+        (true, false, true),
+        (false, true, false),
+    ];
+    assert_eq!(seen, expected);
     // Between two parts of one write, too, it goes on exactly.
-    let cut = 1 + batches
-        .iter()
-        .position(|b| !b.positions.is_empty())
-        .unwrap();
-    let mut checkpoints = Checkpoints::new();
-    apply(&mut checkpoints, &batches[..cut]);
-    let mut all = positions(&batches[..cut]);
-    let rest = rig.read(1, &checkpoints, log.len() - all.len()).await;
-    all.extend(positions(&rest));
-    exactly(&all, &log, "cut within a write");
+    let log = db.log("t").await;
+    for cut in 1..batches.len() {
+        let mut checkpoints = Checkpoints::new();
+        apply(&mut checkpoints, &batches[..cut]);
+        let mut all = positions(&batches[..cut]);
+        let rest = rig.read(1, &checkpoints, log.len() - all.len()).await;
+        all.extend(positions(&rest));
+        exactly(&all, &log, "cut within a write");
+    }
 }
 
 async fn generations(tablets: bool) {

@@ -330,6 +330,18 @@ fn source(out: &mut Exposition, handle: &Handle) {
         status.pages as f64,
     );
     out.one(
+        "penstock_source_looks_total",
+        "counter",
+        "Pages of keys read to see what came late.",
+        status.looks as f64,
+    );
+    out.one(
+        "penstock_source_late_changes_total",
+        "counter",
+        "Rows that appeared in the log behind what had been read.",
+        status.late as f64,
+    );
+    out.one(
         "penstock_source_windows_total",
         "counter",
         "Windows read to their end.",

@@ -4,6 +4,7 @@ pub mod log;
 pub mod topic;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -21,7 +22,7 @@ pub struct GroupCheckpoint {
     pub remembered_since_us: Option<i64>,
     /// [`fingerprint`](crate::change::fingerprint)s of writes that are done: of a group the newest, of a leaf
     /// all that it stands for.
-    pub writes: Vec<u64>,
+    pub writes: Arc<Vec<u64>>,
 }
 
 impl GroupCheckpoint {
@@ -43,9 +44,14 @@ impl GroupCheckpoint {
     pub fn apply(&mut self, progress: &Progress) {
         let memory = &progress.memory;
         if memory.moved {
-            self.writes.clear();
+            self.writes = Arc::default();
         }
-        self.writes.extend_from_slice(&memory.writes);
+        // Leaves are shared by whoever keeps them: they are most of what is remembered.
+        if self.writes.is_empty() {
+            self.writes = memory.writes.clone();
+        } else if !memory.writes.is_empty() {
+            Arc::make_mut(&mut self.writes).extend_from_slice(&memory.writes);
+        }
         self.remembered_since_us = self.remembered_since_us.max(memory.since_us);
         for p in &progress.streams {
             if !self.covers(p) {
@@ -59,6 +65,22 @@ impl GroupCheckpoint {
                 .retain(|_, (time, _)| crate::change::timeuuid_us(time) >= until);
         }
     }
+}
+
+/// The leaves of a group's memory, with their numbers.
+pub fn leaves<'a>(
+    checkpoints: &'a Checkpoints,
+    group: &GroupKey,
+) -> impl Iterator<Item = (u64, &'a GroupCheckpoint)> {
+    // They stand behind their group, with nothing between them but what begins alike.
+    let (group, name) = (group.clone(), group.clone());
+    checkpoints
+        .range(group.clone()..)
+        .take_while(move |(key, _)| key.0.starts_with(&*group.0))
+        .filter_map(move |(key, leaf)| {
+            let (of, number) = key.leaf_of()?;
+            (of == &*name.0).then_some((number, leaf))
+        })
 }
 
 /// The checkpoints of a shard.

@@ -23,6 +23,7 @@
 //! ([`Loaded::strays`]).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
@@ -138,7 +139,9 @@ pub fn decode(
         complete_until_us: wire.complete_until_us,
         streams,
         remembered_since_us: wire.remembered_since_us,
-        writes: decode_writes(&wire.writes).ok_or(InvalidCheckpoint::Writes)?,
+        writes: decode_writes(&wire.writes)
+            .ok_or(InvalidCheckpoint::Writes)?
+            .into(),
     };
     Ok((group, Some(checkpoint)))
 }
@@ -240,9 +243,10 @@ fn furthest(mut a: GroupCheckpoint, b: GroupCheckpoint) -> GroupCheckpoint {
         (Some(a), Some(b)) => Some(a.max(b)),
         _ => None,
     };
-    a.writes.extend(b.writes);
-    a.writes.sort_unstable();
-    a.writes.dedup();
+    let writes = Arc::make_mut(&mut a.writes);
+    writes.extend_from_slice(&b.writes);
+    writes.sort_unstable();
+    writes.dedup();
     a.complete_until_us = a.complete_until_us.max(b.complete_until_us);
     for (stream, at) in b.streams {
         let ahead = a
@@ -294,7 +298,7 @@ mod tests {
     fn a_checkpoint_survives_its_record() {
         let mut c = checkpoint(5_000, &[(1, at(6_000, 3)), (2, at(7_000, 0))]);
         c.remembered_since_us = Some(4_000_000);
-        c.writes = vec![u64::MAX, 0, 7];
+        c.writes = vec![u64::MAX, 0, 7].into();
         let key = group(1);
         let (k, back) = decode(Some(key.0.as_bytes()), Some(&encode(&c))).unwrap();
         assert_eq!((k, back), (key.clone(), Some(c)));
@@ -328,7 +332,10 @@ mod tests {
         let (_, read) = decode(Some(b"g"), Some(value)).unwrap();
         let read = read.unwrap();
         assert_eq!((read.complete_until_us, read.streams.len()), (5000, 1));
-        assert_eq!((read.remembered_since_us, read.writes), (None, vec![]));
+        assert_eq!(
+            (read.remembered_since_us, read.writes),
+            (None, Arc::default())
+        );
     }
 
     #[test]

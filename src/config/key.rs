@@ -48,6 +48,8 @@ pub enum Kind {
     Float(f64, f64),
     /// A duration such as `"30s"`, in an inclusive range of milliseconds.
     Duration(u64, u64),
+    /// As a duration, or `"off"`, which is none at all.
+    DurationOrOff(u64, u64),
     /// A size such as `"64MiB"`, in an inclusive range of bytes.
     Size(u64, u64),
     /// `"5000/s"`, `{ per_second, burst }` or `"off"`.
@@ -181,6 +183,9 @@ impl Kind {
                 humantime::format_duration(Duration::from_millis(min)),
                 humantime::format_duration(Duration::from_millis(max)),
             ),
+            Kind::DurationOrOff(min, max) => {
+                format!("{}, or \"off\"", Kind::Duration(min, max).expected())
+            }
             Kind::Size(min, max) => format!(
                 "a size from {} to {}, such as \"64MiB\"",
                 show_size(min),
@@ -249,6 +254,10 @@ impl Kind {
                 }
                 Ok(Leaf::Duration(d))
             }
+            Kind::DurationOrOff(min, max) => match text()?.trim() {
+                "off" => Ok(Leaf::Duration(Duration::ZERO)),
+                _ => Kind::Duration(min, max).decode(value),
+            },
             Kind::Size(min, max) => {
                 let n = match value.as_str() {
                     Some(text) => i128::from(parse_size(text).ok_or(Fault::Malformed)?),

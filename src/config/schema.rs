@@ -84,6 +84,10 @@ fn leaf(key: &Key) -> Value {
             "type": "string",
             "pattern": r"^\s*([0-9]+(\.[0-9]+)?\s*[a-zA-Zµ]+\s*)+$|^0$",
         }),
+        Kind::DurationOrOff(..) => json!({
+            "type": "string",
+            "pattern": r"^\s*([0-9]+(\.[0-9]+)?\s*[a-zA-Zµ]+\s*)+$|^off$",
+        }),
         Kind::Size(min, max) => json!({ "oneOf": [
             { "type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgG]i?)?[bB]?\s*$" },
             { "type": "integer", "minimum": min, "maximum": max },

@@ -136,6 +136,9 @@ fn show_leaf(kind: &Kind, leaf: &Leaf) -> String {
         Leaf::Int(n) if matches!(kind, Kind::Size(..)) => quoted(&key::show_size(*n)),
         Leaf::Int(n) => n.to_string(),
         Leaf::Float(n) => toml::Value::from(*n).to_string(),
+        Leaf::Duration(d) if matches!(kind, Kind::DurationOrOff(..)) && d.is_zero() => {
+            quoted("off")
+        }
         Leaf::Duration(d) => quoted(&humantime::format_duration(*d).to_string()),
         Leaf::Rate(None) => quoted("off"),
         Leaf::Rate(Some(rate::Settings { per_second, burst })) if per_second == burst => {

@@ -207,6 +207,9 @@ fn observe(
                 (id.to_string().into(), seen)
             })
             .collect();
+        let source = (stage == Stage::Source)
+            .then(|| shared.pipeline().map(|p| p.source.status()))
+            .flatten();
         let observation = Observation {
             // What has no child of its own (the dead letters, a transform behind the first) is known by its breaker.
             answered: lanes.is_empty(),
@@ -217,16 +220,10 @@ fn observe(
                 .iter()
                 .find(|(s, _)| *s == stage)
                 .map(|(_, cause)| cause.clone()),
-            headroom: (stage == Stage::Source)
-                .then(|| {
-                    shared
-                        .pipeline()
-                        .and_then(|p| p.source.status().retention_headroom())
-                })
-                .flatten(),
+            headroom: source.as_ref().and_then(|s| s.retention_headroom()),
             complaint: match &stage {
                 Stage::Sink => shared.pipeline().and_then(|p| p.sink.complaint()),
-                _ => None,
+                _ => source.and_then(|s| s.complaint),
             },
         };
         all.push((snapshot.stage, observation));

@@ -13,6 +13,7 @@ use futures::future::BoxFuture;
 
 use crate::change::{Batch, Progress};
 use crate::checkpoint::Checkpoints;
+use crate::policy::health::Status;
 
 pub use scylla::{ScyllaSource, SourceError};
 
@@ -75,6 +76,12 @@ pub struct SourceStatus {
     pub undecodable: u64,
     /// Pages read.
     pub pages: u64,
+    /// Pages of keys read to see what came late.
+    pub looks: u64,
+    /// Rows that appeared behind what had been read; they are among [`rows`](Self::rows).
+    pub late: u64,
+    /// What is not as it should be without anything having failed.
+    pub complaint: Option<Status>,
     /// Windows read to their end.
     pub windows: u64,
     /// Reads that failed, each attempt counted.

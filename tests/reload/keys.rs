@@ -57,6 +57,7 @@ const ROWS: &[(&str, &str, See)] = &[
     ("source.poll_interval", r#""1s""#, Effect),
     ("source.window", r#""9s""#, InForce("nothing lags far enough for it to matter")),
     ("source.safety_interval", r#""800ms""#, Effect),
+    ("source.late_horizon", r#""off""#, InForce("tests/source/late.rs reads with it and without")),
     ("source.read_timeout", r#""300ms""#, Effect),
     ("source.page_size", "1", Effect),
     ("source.concurrency", "3", InForce("the shards have fewer groups than that to read")),

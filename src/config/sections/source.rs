@@ -54,6 +54,8 @@ section! {
         window: Duration = { Kind::Duration(10, DAY), Value(r#""10s""#), Live, r#""10s""# },
         /// How far behind now a window may end: covers writes that arrive late and clocks that differ
         safety_interval: Duration = { Kind::Duration(0, 3_600_000), Value(r#""1s""#), Live, r#""1s""# },
+        /// How far behind now a write may appear in the log and still be delivered, marked late; "off": what appears behind the reading is lost
+        late_horizon: Duration = { Kind::DurationOrOff(1_000, 600_000), Value(r#""30s""#), Live, r#""30s""# },
         /// A CQL read that takes longer counts as failed
         read_timeout: Duration = { Kind::Duration(10, 3_600_000), Value(r#""10s""#), Live, r#""10s""# },
         /// Rows a page of a log read

@@ -2,9 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::decode::{Cells, LogRow};
-use super::segment::Segment;
-use crate::change::{Batch, GroupKey, Undecodable};
+use super::segment::{Part, Segment};
+use crate::change::{Batch, GroupKey, Progress, Undecodable};
 
 /// See the module.
 pub(super) struct Batches {
@@ -15,6 +14,7 @@ pub(super) struct Batches {
     filling: Segment,
     /// What is being filled is to go out although it has no rows.
     urgent: bool,
+    late: u64,
     full: VecDeque<Batch>,
 }
 
@@ -26,19 +26,38 @@ impl Batches {
             size: 1,
             filling: Segment::new(),
             urgent: false,
+            late: 0,
             full: VecDeque::new(),
         }
     }
 
     /// Adds the rows of one write; the batch before is full if they would make it too large.
-    pub(super) fn push(&mut self, group: &GroupKey, rows: &[LogRow<'_>], cells: &Cells<'_>) {
+    pub(super) fn push(&mut self, group: &GroupKey, part: Part<'_>) {
         let filling = &self.filling;
         if filling.has_changes()
-            && (filling.changes() + rows.len() > self.size || filling.is_full(self.size))
+            && (filling.changes() + part.rows.len() > self.size || filling.is_full(self.size))
         {
             self.seal();
         }
-        self.filling.push(group, rows, cells);
+        if part.late {
+            self.late += part.rows.len() as u64;
+        }
+        self.filling.push(group, part);
+    }
+
+    /// A write of the group, which was added last, is to be remembered.
+    pub(super) fn remember(&mut self, group: &GroupKey, write: u64) {
+        self.filling.remember(group, write);
+    }
+
+    /// Adds progress that goes with what was added last.
+    pub(super) fn add(&mut self, progress: Progress) {
+        self.filling.add(progress);
+    }
+
+    /// Rows that came late, since the last call.
+    pub(super) fn take_late(&mut self) -> u64 {
+        std::mem::take(&mut self.late)
     }
 
     /// Adds a row of which not even the position is known.

@@ -4,9 +4,10 @@
 //! delta is tied to its preimage and postimage by key (in a batch they stand apart), the start of a range
 //! delete to its end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
-use penstock_plugin_encoding::{ColumnTag, Operation, RowMeta, RowsBuilder};
+use penstock_plugin_encoding::{ColumnTag, Mark, Operation, RowMeta, RowsBuilder};
 use uuid::Uuid;
 
 use super::schema::{Role, Version};
@@ -196,10 +197,34 @@ type Images = (Option<u32>, Option<u32>);
 /// Up to this many rows a search from the front beats a hash table.
 const FEW: usize = 16;
 
-/// Appends the rows of one group and links them. Returns the positions of the rows appended.
+/// What is known of a write that is too large to be held whole, beside the part at hand.
+#[derive(Debug, Default)]
+pub(super) struct Torn {
+    /// The keys of preimages in the parts so far, hashed.
+    preimages: HashSet<u64>,
+    /// The table logs postimages.
+    postimages: bool,
+}
+
+impl Torn {
+    pub(super) fn new(postimages: bool) -> Self {
+        Self {
+            postimages,
+            ..Self::default()
+        }
+    }
+}
+
+/// What a row is, as far as it can be told.
+pub(super) fn operation(version: &Version, cells: &Cells<'_>) -> Option<Operation> {
+    exact::<1>(cells[version.operation]).and_then(|[op]| Operation::from_i8(op as i8))
+}
+
+/// Appends the rows of one group and links them, and says of a part of one what could not be linked.
 pub(super) fn group(
     rows: &[LogRow<'_>],
     cells: &Cells<'_>,
+    torn: Option<&mut Torn>,
     out: &mut RowsBuilder,
     positions: &mut Vec<Position>,
     undecodable: &mut Vec<Undecodable>,
@@ -212,7 +237,7 @@ pub(super) fn group(
             Ok(operation) => {
                 positions.push(log_row.head.position);
                 // A single row has nothing to be linked to: the usual case allocates nothing.
-                if rows.len() > 1 {
+                if rows.len() > 1 || torn.is_some() {
                     operations.push((i, operation));
                 }
             }
@@ -224,8 +249,8 @@ pub(super) fn group(
             )),
         }
     }
-    if rows.len() > 1 {
-        link(rows, cells, &operations, base as u32, out);
+    if !operations.is_empty() {
+        link(rows, cells, &operations, torn, base as u32, out);
     }
 }
 
@@ -233,11 +258,12 @@ fn link(
     rows: &[LogRow<'_>],
     cells: &Cells<'_>,
     operations: &[(usize, Operation)],
+    mut torn: Option<&mut Torn>,
     base: u32,
     out: &mut RowsBuilder,
 ) {
     use Operation::*;
-    let mut range_start = None;
+    let mut range_start: Option<u32> = None;
     let mut images = false;
     for (nth, &(_, operation)) in operations.iter().enumerate() {
         let at = base + nth as u32;
@@ -252,7 +278,7 @@ fn link(
             _ => {}
         }
     }
-    if !images {
+    if !images && torn.is_none() {
         return;
     }
     let key = |i: usize| {
@@ -300,13 +326,36 @@ fn link(
             continue;
         }
         let at = base + nth as u32;
-        if let Some(pre) = image(i, PreImage) {
+        let (pre, post) = (image(i, PreImage), image(i, PostImage));
+        if let Some(pre) = pre {
             out.link_preimage(at, pre);
         }
-        if let Some(post) = image(i, PostImage) {
+        if let Some(post) = post {
             out.link_end(at, post);
         }
+        let Some(torn) = &torn else { continue };
+        if pre.is_none() && torn.preimages.contains(&hash(key(i))) {
+            out.mark(at, Mark::PreimageMissing);
+        }
+        if post.is_none() && torn.postimages && matches!(operation, Insert | Update) {
+            out.mark(at, Mark::EndMissing);
+        }
     }
+    if let Some(torn) = &mut torn {
+        if let Some(start) = range_start {
+            out.mark(start, Mark::EndMissing);
+        }
+        let preimages = operations.iter().filter(|(_, op)| *op == PreImage);
+        torn.preimages.extend(preimages.map(|&(i, _)| hash(key(i))));
+    }
+}
+
+fn hash<'c>(key: impl Iterator<Item = Option<&'c [u8]>>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for cell in key {
+        cell.hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// What is known of a row that cannot be decoded.
@@ -409,6 +458,15 @@ mod tests {
 
     /// Decodes rows as one group.
     fn decode(version: &Version, rows: &[Owned]) -> (Rows, Vec<Undecodable>) {
+        decode_part(version, rows, None)
+    }
+
+    /// Decodes rows as a part of one group.
+    fn decode_part(
+        version: &Version,
+        rows: &[Owned],
+        torn: Option<&mut Torn>,
+    ) -> (Rows, Vec<Undecodable>) {
         let flat: Vec<Option<&[u8]>> = rows.iter().flatten().map(|c| c.as_deref()).collect();
         let ncells = version.wire.len();
         let rows: Vec<_> = (0..rows.len())
@@ -419,7 +477,7 @@ mod tests {
             })
             .collect();
         let (mut out, mut positions, mut bad) = (RowsBuilder::new(), Vec::new(), Vec::new());
-        group(&rows, &flat, &mut out, &mut positions, &mut bad);
+        group(&rows, &flat, torn, &mut out, &mut positions, &mut bad);
         let rows = Rows::parse(out.finish().as_bytes().to_vec()).unwrap();
         assert_eq!(rows.len(), positions.len());
         (rows, bad)
@@ -511,6 +569,37 @@ mod tests {
                 (None, None)
             );
         }
+    }
+
+    #[test]
+    fn a_part_says_which_images_are_in_another_one() {
+        let v = version(false);
+        let row = |op, key| cells(&v, 0, op, Some(key), &[]);
+        let mut torn = Torn::new(true);
+        let first = [row(0, 1), row(0, 2), row(1, 1)];
+        let (first, _) = decode_part(&v, &first, Some(&mut torn));
+        let second = [row(1, 2), row(2, 3), row(3, 2), row(9, 3), row(5, 7)];
+        let (second, _) = decode_part(&v, &second, Some(&mut torn));
+        let marks = |rows: &Rows, at| {
+            let row = rows.get(at).unwrap();
+            [Mark::PreimageMissing, Mark::EndMissing].map(|m| row.is_marked(m))
+        };
+        assert_eq!(first.get(2).unwrap().preimage(), Some(0));
+        assert_eq!(marks(&first, 2), [false, true], "its postimage is to come");
+        assert_eq!(marks(&second, 0), [true, true]);
+        assert_eq!(
+            marks(&second, 1),
+            [false, false],
+            "a new row has no preimage"
+        );
+        assert_eq!(
+            marks(&second, 2),
+            [true, false],
+            "a delete has no postimage"
+        );
+        assert_eq!(marks(&second, 4), [false, true], "a range without its end");
+        let (whole, _) = decode(&v, &[row(1, 2), row(2, 3)]);
+        assert_eq!(marks(&whole, 0), [false, false]);
     }
 
     #[test]

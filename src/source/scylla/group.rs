@@ -1,26 +1,36 @@
 //! A stream group: how far it is read, the window that is being read, and what of a write is in the next page.
 //! No I/O.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use penstock_plugin_encoding::Operation;
 use scylla::response::PagingState;
+use uuid::Uuid;
 
 use super::batches::Batches;
-use super::decode::{self, LogRow};
+use super::decode::{self, LogRow, Torn};
 use super::error::SourceError;
 use super::generations;
-use super::log::{Page, Read};
+use super::log::{Columns, Keys, Page, Read};
 use super::pace::Span;
+use super::past::{Known, Met, Past, Reading, spans};
+use super::requests::Got;
 use super::schema::Version;
-use super::segment::MAX_BYTES;
-use crate::change::{GroupKey, Position, StreamId, timeuuid_us};
+use super::segment::Part;
+use crate::change::{GroupKey, Memory, Position, Progress, StreamId, fingerprint, timeuuid_us};
 use crate::checkpoint::GroupCheckpoint;
 
-/// The rows of one stream and time stay together in a batch, so that their links hold, up to this many; a
-/// larger write (a huge unlogged batch into one partition) is handed on in parts, with links inside a part.
-const MAX_WRITE_ROWS: usize = 10_000;
+/// The rows of one stream and time stay together in a batch, so that their links hold, up to this size; a larger
+/// write is handed on in parts, which say what of their images is in another one. A write is one mutation, and
+/// ScyllaDB takes none larger than half a segment of its commit log, 32 MiB unless set otherwise.
+const MAX_WRITE: usize = 32 << 20;
+/// What a row takes beside its values: its head, and 5 bytes a column.
+const ROW: usize = 64;
+const COLUMN: usize = 5;
+/// A group is looked back at no more often than this, unless it has to be.
+const LOOK_REST: Duration = Duration::from_secs(1);
 
 pub(super) type GroupId = u64;
 
@@ -39,6 +49,19 @@ pub(super) struct Group {
     /// Where its generation ends for it; `None`: not yet known.
     stop_us: Option<i64>,
     window: Option<Window>,
+    /// What was handed on that late writes may appear among.
+    past: Past,
+    /// A look back that is read, but for what is late in it.
+    look: Option<Reading>,
+    /// Where late writes are.
+    late: VecDeque<(i64, i64)>,
+    looked_at: Option<Instant>,
+    /// It was looked back at from its generation's end.
+    last_look: bool,
+    /// The write of which some part is handed on, but not all.
+    torn: Option<(WriteId, Torn)>,
+    /// Of `carry`: the write, and the bytes of it.
+    held: Option<(WriteId, usize)>,
     /// Pages with the beginning of a write that goes on in the next page, and the row where it begins.
     carry: Vec<(Arc<Page>, usize)>,
     span: Span,
@@ -47,9 +70,40 @@ pub(super) struct Group {
     pub(super) done: bool,
 }
 
+/// A write is known by its stream and time.
+type WriteId = (StreamId, Uuid);
+
+/// What is done now, and how far it may go.
+pub(super) struct Turn {
+    pub(super) at: Instant,
+    /// The database's clock.
+    pub(super) now_us: i64,
+    /// Windows end before it.
+    pub(super) safe_us: i64,
+    /// There is no other generation before it.
+    pub(super) known_until_us: i64,
+    /// `source.window`
+    pub(super) window: Duration,
+    /// `source.late_horizon`, or what of it there is memory for; 0: off.
+    pub(super) horizon_us: i64,
+    /// There is room for a look back that is not urgent.
+    pub(super) may_look: bool,
+}
+
+/// What a window is for.
+enum Kind {
+    Forward,
+    /// To see what is late; with the times of the writes found.
+    Look(Vec<i64>),
+    /// To read what is late.
+    Late,
+}
+
 struct Window {
-    from_us: i64,
-    to_us: i64,
+    reading: Reading,
+    kind: Kind,
+    /// Where it was to end; it ends earlier if the database has too much to do.
+    wanted_us: i64,
     /// The span, not the present, set its end.
     limited: bool,
     paging: PagingState,
@@ -80,17 +134,21 @@ struct Write<'p> {
     rows: Vec<LogRow<'p>>,
     cells: Vec<Option<&'p [u8]>>,
     bytes: usize,
-    /// The page and the row in it with which it began.
+    late: bool,
+    postimages: bool,
+    /// The page and the row in it with which it began, and those of its last row.
     begun: (usize, usize),
+    last: (usize, usize),
 }
 
 impl Group {
-    /// Goes on from its checkpoint; without one it starts at `from_us`.
-    pub(super) fn new(
+    /// Goes on from its checkpoint and the leaves beside it; without one it starts at `from_us`.
+    pub(super) fn new<'a>(
         key: GroupKey,
         cursor: usize,
         streams: Arc<[StreamId]>,
         checkpoint: Option<&GroupCheckpoint>,
+        leaves: impl Iterator<Item = (u64, &'a GroupCheckpoint)>,
         generation: generations::Generation,
         from_us: i64,
     ) -> Self {
@@ -99,7 +157,18 @@ impl Group {
             Some(_) => at.complete_until_us.max(generations::start_us(generation)),
             None => from_us,
         };
+        let past = match checkpoint {
+            Some(_) => Past::restore(key.clone(), &at, leaves),
+            None => Past::new(key.clone(), from_us),
+        };
         Self {
+            past,
+            look: None,
+            late: VecDeque::new(),
+            looked_at: None,
+            last_look: false,
+            torn: None,
+            held: None,
             key,
             cursor,
             streams,
@@ -141,43 +210,108 @@ impl Group {
             self.reported_us = self.at.complete_until_us;
             out.complete(&self.key, self.reported_us);
         }
+        self.tell(out);
     }
 
-    /// What to do next; begins a window if none is being read, up to `safe_us` and to where the generations
-    /// are known.
-    pub(super) fn next(&mut self, safe_us: i64, known_until_us: i64, window: Duration) -> Next {
-        if self.window.is_none() {
-            let from_us = self.at.complete_until_us;
-            if self.stop_us.is_some_and(|stop| from_us >= stop) {
-                return Next::Finished;
-            }
-            let limit = self.stop_us.unwrap_or(known_until_us).min(safe_us);
-            if limit <= from_us {
-                return Next::CaughtUp;
-            }
-            if self.streams.is_empty() {
-                self.at.complete_until_us = limit;
-                return self.next(safe_us, known_until_us, window);
-            }
-            let to_us = from_us.saturating_add(self.span.us(window)).min(limit);
-            self.window = Some(Window {
-                from_us,
-                to_us,
-                limited: to_us < limit,
-                paging: PagingState::start(),
-                pages: 0,
-            });
+    /// Hands on what is new of its memory: before anything else is remembered.
+    fn tell(&mut self, out: &mut Batches) {
+        for progress in self.past.news() {
+            out.add(progress);
+        }
+    }
+
+    /// Writes that it remembers.
+    pub(super) fn remembered(&self) -> usize {
+        self.past.len()
+    }
+
+    /// Its keys in the checkpoints.
+    pub(super) fn into_keys(self) -> impl Iterator<Item = GroupKey> {
+        std::iter::once(self.key).chain(self.past.into_leaves())
+    }
+
+    /// What to do next; begins a window if none is being read.
+    pub(super) fn next(&mut self, turn: &Turn, out: &mut Batches) -> Next {
+        if self.window.is_none()
+            && let Some(nothing) = self.begin(turn, out)
+        {
+            return nothing;
         }
         match &self.window {
             Some(window) => Next::Read(Read {
                 streams: self.streams.clone(),
-                from_us: window.from_us,
-                to_us: window.to_us,
+                from_us: window.reading.from_us,
+                to_us: window.reading.to_us,
+                least_us: match window.kind {
+                    Kind::Forward => self.at.complete_until_us,
+                    Kind::Look(_) | Kind::Late => window.reading.from_us,
+                },
+                columns: match window.kind {
+                    Kind::Look(_) => Columns::Keys,
+                    Kind::Forward | Kind::Late => Columns::All,
+                },
                 paging: window.paging.clone(),
                 span: self.span,
             }),
             None => Next::CaughtUp,
         }
+    }
+
+    /// Begins a window: of what is late, to look back, or forward up to what is safe and known.
+    fn begin(&mut self, turn: &Turn, out: &mut Batches) -> Option<Next> {
+        let complete_us = self.at.complete_until_us;
+        if let Some((from_us, to_us)) = self.late.pop_front() {
+            let reading = Reading::of_late(from_us, to_us, turn.now_us);
+            self.window = Some(Window::new(reading, Kind::Late, false));
+            return None;
+        }
+        if let Some(look) = self.look.take() {
+            self.past.finished(&look);
+        }
+        if turn.horizon_us == 0 {
+            self.past.let_go(complete_us);
+        }
+        self.tell(out);
+        let stop = self.stop_us.is_some_and(|stop| complete_us >= stop);
+        let last = stop && !std::mem::replace(&mut self.last_look, true);
+        let rested = |at: Instant| turn.at.saturating_duration_since(at) >= LOOK_REST;
+        let free = last || (turn.may_look && self.looked_at.is_none_or(rested));
+        let look = self
+            .past
+            .plan(turn.now_us, turn.horizon_us, complete_us, free);
+        if let Some(reading) = look.filter(|_| last || !stop) {
+            self.looked_at = Some(turn.at);
+            self.window = Some(Window::new(reading, Kind::Look(Vec::new()), false));
+            return None;
+        }
+        if stop {
+            return Some(Next::Finished);
+        }
+        let limit = self
+            .stop_us
+            .unwrap_or(turn.known_until_us)
+            .min(turn.safe_us);
+        if limit <= complete_us {
+            return Some(Next::CaughtUp);
+        }
+        if self.streams.is_empty() {
+            self.at.complete_until_us = limit;
+            return self.begin(turn, out);
+        }
+        let to_us = complete_us
+            .saturating_add(self.span.us(turn.window))
+            .min(limit);
+        let reading = self
+            .past
+            .forward(complete_us, to_us, turn.now_us, turn.horizon_us);
+        self.window = Some(Window::new(reading, Kind::Forward, to_us < limit));
+        None
+    }
+
+    /// Whether what it reads next is a look back.
+    pub(super) fn is_looking(&self) -> bool {
+        let kind = self.window.as_ref().map(|w| &w.kind);
+        matches!(kind, Some(Kind::Look(_)))
     }
 
     /// The database had too much to do, so often; the window that was read in the end ended here.
@@ -186,42 +320,91 @@ impl Group {
             self.span.pressed();
         }
         if let Some(window) = &mut self.window
-            && to_us < window.to_us
+            && to_us < window.reading.to_us
         {
-            (window.to_us, window.limited) = (to_us, true);
+            (window.reading.to_us, window.limited) = (to_us, true);
         }
     }
 
     /// Reads the window again from its beginning; what was handed on of it is skipped.
     pub(super) fn rewind(&mut self) {
         self.carry.clear();
+        self.held = None;
         self.resumed = true;
         if let Some(window) = &mut self.window {
             window.paging = PagingState::start();
             window.pages = 0;
+            if let Kind::Look(found) = &mut window.kind {
+                found.clear();
+            }
         }
     }
 
+    /// Takes in what was read.
+    pub(super) fn absorb(&mut self, got: Got, out: &mut Batches) -> Result<Absorbed, SourceError> {
+        match got {
+            Got::Rows(page) => self.absorb_rows(page, out),
+            Got::Keys(keys) => Ok(self.absorb_keys(keys)),
+        }
+    }
+
+    /// Looks for writes that were not handed on.
+    fn absorb_keys(&mut self, keys: Keys) -> Absorbed {
+        let complete_us = self.at.complete_until_us;
+        let Some(window) = &mut self.window else {
+            return Absorbed::Page;
+        };
+        let Kind::Look(found) = &mut window.kind else {
+            return Absorbed::Page;
+        };
+        let known = self
+            .past
+            .known(window.reading.from_us, window.reading.to_us);
+        for (stream, time) in &keys.writes {
+            let (write, at_us) = (fingerprint(stream, time), timeuuid_us(time));
+            if self.past.meet(write, at_us, complete_us, &known) == Met::Late {
+                found.push(at_us);
+            }
+        }
+        match keys.next {
+            Some(paging) => window.paging = paging,
+            None => {
+                self.late = spans(std::mem::take(found));
+                self.look = Some(window.reading);
+                self.window = None;
+            }
+        }
+        Absorbed::Page
+    }
+
     /// Takes a page's rows into batches. On an error the rows before it are taken, and known to be.
-    pub(super) fn absorb(
-        &mut self,
-        page: Page,
-        out: &mut Batches,
-    ) -> Result<Absorbed, SourceError> {
+    fn absorb_rows(&mut self, page: Page, out: &mut Batches) -> Result<Absorbed, SourceError> {
         let next = page.next.clone();
+        if let (Some(paging), Some((write, bytes))) = (&next, &mut self.held)
+            && let Some(more) = goes_on(&page, *write)?
+            && *bytes + more < MAX_WRITE
+        {
+            *bytes += more;
+            self.carry.push((Arc::new(page), 0));
+            self.turn_page(paging.clone());
+            return Ok(Absorbed::Page);
+        }
+        self.held = None;
         let mut pages = std::mem::take(&mut self.carry);
         pages.push((Arc::new(page), 0));
         let mut last = self.take_writes(&pages, out)?;
         match next {
             Some(paging) => {
                 let begun = (!last.rows.is_empty()).then_some(last.begun);
+                self.held = last.id().map(|id| (id, last.bytes));
                 drop(last);
-                self.carry_on(pages, begun, paging);
+                self.carry_on(pages, begun);
+                self.turn_page(paging);
                 Ok(Absorbed::Page)
             }
             None => {
                 let all = last.cells.len();
-                self.hand_on(&mut last, all, out);
+                self.hand_on(&mut last, all, true, out);
                 Ok(self.finish_window(out))
             }
         }
@@ -234,6 +417,7 @@ impl Group {
         out: &mut Batches,
     ) -> Result<Write<'p>, SourceError> {
         let mut write = Write::default();
+        let known = self.known();
         for (p, (page, skip)) in pages.iter().enumerate() {
             let version = &*page.version;
             for (nth, columns) in page.rows_from(*skip)?.enumerate() {
@@ -247,41 +431,71 @@ impl Group {
                     Ok(head) => head,
                     Err((position, error)) => {
                         let cells = &write.cells[start..];
-                        out.unreadable(decode::unreadable(version, position, cells, error));
+                        // What has been passed was handed on then.
+                        if position.timestamp_us() >= self.at.complete_until_us {
+                            out.unreadable(decode::unreadable(version, position, cells, error));
+                        }
                         write.cells.truncate(start);
                         continue;
                     }
                 };
-                if self.resumed && self.at.covers(&head.position) {
+                let met = self.meet(&head.position, known.as_ref());
+                if met == Met::Done {
                     write.cells.truncate(start);
                     continue;
                 }
                 if write.is_another(&head.position) {
-                    self.hand_on(&mut write, start, out);
+                    self.hand_on(&mut write, start, true, out);
                 }
                 write.push(version, head, (p, skip + nth));
+                write.late = met == Met::Late;
+                write.postimages = page.postimages;
                 if head.end_of_batch || write.is_large() {
                     let all = write.cells.len();
-                    self.hand_on(&mut write, all, out);
+                    self.hand_on(&mut write, all, head.end_of_batch, out);
                 }
             }
         }
         Ok(write)
     }
 
-    /// The window goes on with the next page, and with it the write that began at `begun`.
-    fn carry_on(
-        &mut self,
-        mut pages: Vec<(Arc<Page>, usize)>,
-        begun: Option<(usize, usize)>,
-        paging: PagingState,
-    ) {
+    /// What was handed on of what the window reads again.
+    fn known(&self) -> Option<Known> {
+        let reading = &self.window.as_ref()?.reading;
+        let complete_us = self.at.complete_until_us;
+        (reading.from_us < complete_us).then(|| {
+            self.past
+                .known(reading.from_us, reading.to_us.min(complete_us))
+        })
+    }
+
+    fn meet(&self, position: &Position, known: Option<&Known>) -> Met {
+        if let Some(known) = known {
+            let write = fingerprint(&position.stream, &position.time);
+            let (at_us, complete_us) = (position.timestamp_us(), self.at.complete_until_us);
+            let met = self.past.meet(write, at_us, complete_us, known);
+            if met != Met::Ahead {
+                return met;
+            }
+        }
+        match self.resumed && self.at.covers(position) {
+            true => Met::Done,
+            false => Met::Ahead,
+        }
+    }
+
+    /// What of the pages is needed again with the next one: from the beginning of the write that goes on.
+    fn carry_on(&mut self, mut pages: Vec<(Arc<Page>, usize)>, begun: Option<(usize, usize)>) {
         if let Some((first, skip)) = begun {
             self.carry = pages.drain(first..).collect();
             if let Some((_, first_skip)) = self.carry.first_mut() {
                 *first_skip = skip;
             }
         }
+    }
+
+    /// The window goes on with the next page.
+    fn turn_page(&mut self, paging: PagingState) {
         if let Some(window) = &mut self.window {
             window.paging = paging;
             window.pages += 1;
@@ -292,36 +506,138 @@ impl Group {
         let Some(window) = self.window.take() else {
             return Absorbed::Page;
         };
+        let to_us = window.reading.to_us;
+        if let Kind::Late = window.kind {
+            if to_us < window.wanted_us {
+                self.late.push_front((to_us, window.wanted_us));
+            }
+            return Absorbed::Page;
+        }
+        self.past.finished(&window.reading);
+        self.tell(out);
         self.span.finished(window.pages + 1, window.limited);
-        self.at.complete_until_us = window.to_us;
+        self.at.complete_until_us = to_us;
         // Positions of a checkpoint may be past this window: the earlier one was longer.
         self.at
             .streams
-            .retain(|_, (time, _)| timeuuid_us(time) >= window.to_us);
+            .retain(|_, (time, _)| timeuuid_us(time) >= to_us);
         self.resumed = !self.at.streams.is_empty();
         if out.touches(&self.key) {
-            out.complete(&self.key, window.to_us);
-            self.reported_us = window.to_us;
+            out.complete(&self.key, to_us);
+            self.reported_us = to_us;
         }
         Absorbed::Window {
             behind: window.limited,
         }
     }
 
-    /// Puts a write into the batch, or into the next one if it would grow too large; `cells` are those of it.
-    fn hand_on(&mut self, write: &mut Write<'_>, cells: usize, out: &mut Batches) {
-        if let Some(last) = write.rows.last() {
-            let position = last.head.position;
-            out.push(&self.key, &write.rows, &write.cells[..cells]);
-            self.at
-                .streams
-                .insert(position.stream, (position.time, position.seq));
-            self.report(out);
+    /// Puts a write, or a part of it, into the batch, or into the next one if it would grow too large; `cells` are
+    /// those of it.
+    fn hand_on(&mut self, write: &mut Write<'_>, cells: usize, whole: bool, out: &mut Batches) {
+        let Some(id) = write.id() else { return };
+        // Not between a range's start and its end.
+        let kept = (!whole).then(|| write.open_range()).flatten();
+        let (rows, cells) = kept.unwrap_or((write.rows.len(), cells));
+        if self.torn.as_ref().is_some_and(|(torn, _)| *torn != id) {
+            self.torn = None;
         }
-        write.rows.clear();
+        if !whole && self.torn.is_none() {
+            tracing::warn!(
+                group = &*self.key.0,
+                "a write is larger than {} MiB and is handed on in parts",
+                MAX_WRITE >> 20
+            );
+            let torn = Torn::new(write.postimages);
+            self.torn = Some((id, torn));
+        }
+        let last = write.rows[rows - 1].head.position;
+        out.push(
+            &self.key,
+            Part {
+                rows: &write.rows[..rows],
+                cells: &write.cells[..cells],
+                torn: self.torn.as_mut().map(|(_, torn)| torn),
+                late: write.late,
+            },
+        );
+        if !write.late {
+            self.at.streams.insert(last.stream, (last.time, last.seq));
+        }
+        // A late one has no position that tells how much of it is done: it is done when all of it is.
+        if (!write.late || whole)
+            && let Some(window) = &self.window
+        {
+            let fingerprint = fingerprint(&id.0, &id.1);
+            let remembered = self
+                .past
+                .remember(fingerprint, last.timestamp_us(), &window.reading);
+            if remembered.noted {
+                out.remember(&self.key, fingerprint);
+            }
+            if let Some(leaf) = remembered.leaf {
+                out.add(leaf);
+                out.add(Progress {
+                    memory: Memory {
+                        moved: true,
+                        ..Memory::default()
+                    },
+                    ..Progress::new(self.key.clone())
+                });
+            }
+        }
+        if whole {
+            self.torn = None;
+        }
+        self.report(out);
+        write.rows.drain(..rows);
         write.cells.drain(..cells);
-        write.bytes = 0;
+        for row in &mut write.rows {
+            row.start -= cells;
+        }
+        (write.begun, write.bytes) = (write.last, 0);
     }
+}
+
+impl Window {
+    fn new(reading: Reading, kind: Kind, limited: bool) -> Self {
+        Self {
+            wanted_us: reading.to_us,
+            reading,
+            kind,
+            limited,
+            paging: PagingState::start(),
+            pages: 0,
+        }
+    }
+}
+
+/// The bytes of a page's rows if all are of this write, and its end is not among them.
+fn goes_on(page: &Page, write: WriteId) -> Result<Option<usize>, SourceError> {
+    let mut bytes = 0;
+    let mut cells = Vec::new();
+    for columns in page.rows_from(0)? {
+        cells.clear();
+        for column in columns? {
+            let column =
+                column.map_err(|e| SourceError::answer("cannot decode a row of the log", e))?;
+            cells.push(column.slice.map(|s| s.as_slice()));
+        }
+        match decode::head(&page.version, &cells) {
+            Ok(head)
+                if (head.position.stream, head.position.time) == write && !head.end_of_batch =>
+            {
+                bytes += size(&cells);
+            }
+            _ => return Ok(None),
+        }
+    }
+    Ok(Some(bytes))
+}
+
+/// What a row takes.
+fn size(cells: &[Option<&[u8]>]) -> usize {
+    let values = cells.iter().flatten().map(|c| c.len()).sum::<usize>();
+    ROW + cells.len() * COLUMN + values
 }
 
 impl<'p> Write<'p> {
@@ -338,9 +654,9 @@ impl<'p> Write<'p> {
         if self.rows.is_empty() {
             self.begun = place;
         }
+        self.last = place;
         let start = self.cells.len() - version.wire.len();
-        let cells = self.cells[start..].iter().flatten();
-        self.bytes += cells.map(|c| c.len()).sum::<usize>();
+        self.bytes += size(&self.cells[start..]);
         self.rows.push(LogRow {
             version,
             head,
@@ -350,7 +666,23 @@ impl<'p> Write<'p> {
 
     /// It is handed on in parts.
     fn is_large(&self) -> bool {
-        self.rows.len() >= MAX_WRITE_ROWS || self.bytes >= MAX_BYTES
+        self.bytes >= MAX_WRITE
+    }
+
+    fn id(&self) -> Option<WriteId> {
+        let position = self.rows.first()?.head.position;
+        Some((position.stream, position.time))
+    }
+
+    /// The rows and cells before its last row, if that begins a range.
+    fn open_range(&self) -> Option<(usize, usize)> {
+        let last = self.rows.last().filter(|_| self.rows.len() > 1)?;
+        let operation = decode::operation(last.version, &self.cells[last.start..]);
+        let begins = matches!(
+            operation,
+            Some(Operation::RangeDeleteStartInclusive | Operation::RangeDeleteStartExclusive)
+        );
+        begins.then_some((self.rows.len() - 1, last.start))
     }
 }
 
@@ -368,11 +700,25 @@ mod tests {
             ..GroupCheckpoint::default()
         });
         let key = GroupKey("ks.t/10/00".into());
-        Group::new(key, 0, streams.into(), checkpoint.as_ref(), 10, 10_500)
+        let (streams, at) = (streams.into(), checkpoint.as_ref());
+        Group::new(key, 0, streams, at, std::iter::empty(), 10, 10_500)
+    }
+
+    fn go_on(group: &mut Group, safe_us: i64, known_until_us: i64) -> Next {
+        let turn = Turn {
+            at: Instant::now(),
+            now_us: safe_us,
+            safe_us,
+            known_until_us,
+            window: WINDOW,
+            horizon_us: 0,
+            may_look: true,
+        };
+        group.next(&turn, &mut Batches::new(0, 0))
     }
 
     fn window(group: &mut Group, safe_us: i64, known_until_us: i64) -> Option<(i64, i64)> {
-        match group.next(safe_us, known_until_us, WINDOW) {
+        match go_on(group, safe_us, known_until_us) {
             Next::Read(read) => Some((read.from_us, read.to_us)),
             Next::CaughtUp => None,
             Next::Finished => panic!("finished"),
@@ -425,7 +771,7 @@ mod tests {
         for (next, drained_us) in [(stays, 20_000), (other, 20_300)] {
             let mut group = group(1, Some(20_000));
             group.ends(20_000, margin, &HashSet::from([&next]));
-            match group.next(99_000, i64::MIN, WINDOW) {
+            match go_on(&mut group, 99_000, i64::MIN) {
                 Next::Read(read) => assert_eq!(read.to_us, drained_us),
                 Next::Finished => assert_eq!(drained_us, 20_000),
                 Next::CaughtUp => panic!("it need not know more"),
@@ -436,11 +782,11 @@ mod tests {
     #[test]
     fn without_streams_it_passes_the_time_and_reads_nothing() {
         let mut group = group(0, None);
-        assert!(matches!(group.next(12_000, 99_000, WINDOW), Next::CaughtUp));
+        assert!(matches!(go_on(&mut group, 12_000, 99_000), Next::CaughtUp));
         assert_eq!(group.complete_until_us(), 12_000);
         group.ends(13_000, Duration::ZERO, &HashSet::new());
         assert!(matches!(
-            group.next(99_000, i64::MIN, WINDOW),
+            go_on(&mut group, 99_000, i64::MIN),
             Next::Finished
         ));
     }

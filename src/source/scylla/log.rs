@@ -1,6 +1,7 @@
 //! One table's change log: its statement, its versions, one page of it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -16,6 +17,7 @@ use uuid::Uuid;
 
 use super::error::SourceError;
 use super::pace::Span;
+use super::past::LOOK;
 use super::schema::{self, Version};
 use crate::change::StreamId;
 use crate::config::settings;
@@ -36,9 +38,28 @@ pub(super) struct LogTable {
     pub(super) tablets: bool,
     /// When it was read, and the log's TTL; `None` inside: changes do not expire.
     pub(super) ttl: Mutex<Option<(Instant, Option<Duration>)>>,
-    prepared: Mutex<Option<PreparedStatement>>,
+    /// Whether it logs postimages, as far as known.
+    pub(super) postimages: AtomicBool,
+    /// The reads of whole rows and of keys.
+    prepared: [Mutex<Option<PreparedStatement>>; 2],
     versions: Mutex<Vec<Arc<Version>>>,
     versions_seen: std::sync::atomic::AtomicUsize,
+}
+
+/// What of a row is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Columns {
+    /// All of it.
+    All,
+    /// To which write it belongs: stream and time.
+    Keys,
+}
+
+/// A page of keys: streams and times, the rows of a write once.
+pub(super) struct Keys {
+    pub(super) writes: Vec<(StreamId, Uuid)>,
+    /// `None`: the span is read to its end.
+    pub(super) next: Option<PagingState>,
 }
 
 /// A page that may be of a version that is not known yet.
@@ -54,6 +75,8 @@ pub(super) struct Fetched {
 pub(super) struct Page {
     pub(super) rows: QueryRowsResult,
     pub(super) version: Arc<Version>,
+    /// The table logs postimages.
+    pub(super) postimages: bool,
     /// `None`: the window is read to its end.
     pub(super) next: Option<PagingState>,
 }
@@ -66,6 +89,9 @@ pub(super) struct Read {
     pub(super) from_us: i64,
     /// Exclusive.
     pub(super) to_us: i64,
+    /// What is to be read again: a read that is cut short ends after this.
+    pub(super) least_us: i64,
+    pub(super) columns: Columns,
     pub(super) paging: PagingState,
     pub(super) span: Span,
 }
@@ -93,7 +119,8 @@ impl LogTable {
             full: format!("{keyspace}.{name}").into(),
             tablets,
             ttl: Mutex::default(),
-            prepared: Mutex::default(),
+            postimages: AtomicBool::new(false),
+            prepared: Default::default(),
             versions: Mutex::default(),
             versions_seen: Default::default(),
         }
@@ -116,20 +143,31 @@ impl LogTable {
 
     /// The next attempt prepares the statement anew.
     pub(super) fn forget_statement(&self) {
-        *self.prepared.lock() = None;
+        for statement in &self.prepared {
+            *statement.lock() = None;
+        }
     }
 
-    async fn statement(&self, session: &Session) -> Result<PreparedStatement, SourceError> {
-        if let Some(statement) = self.prepared.lock().clone() {
+    async fn statement(
+        &self,
+        session: &Session,
+        columns: Columns,
+    ) -> Result<PreparedStatement, SourceError> {
+        let prepared = &self.prepared[columns as usize];
+        if let Some(statement) = prepared.lock().clone() {
             return Ok(statement);
         }
+        let columns = match columns {
+            Columns::All => "*",
+            Columns::Keys => "\"cdc$stream_id\", \"cdc$time\"",
+        };
         let log = format!(
             "{}.{}",
             quoted(&self.keyspace),
             quoted(&format!("{}_scylla_cdc_log", self.name))
         );
         let text = format!(
-            "SELECT * FROM {log} WHERE \"cdc$stream_id\" IN ? \
+            "SELECT {columns} FROM {log} WHERE \"cdc$stream_id\" IN ? \
              AND \"cdc$time\" >= ? AND \"cdc$time\" < ? BYPASS CACHE"
         );
         let mut statement = session
@@ -140,21 +178,64 @@ impl LogTable {
                 source: Box::new(source),
             })?;
         statement.set_is_idempotent(true);
-        *self.prepared.lock() = Some(statement.clone());
+        *prepared.lock() = Some(statement.clone());
         Ok(statement)
     }
 
-    /// Reads one page: one attempt.
+    /// Reads one page of rows: one attempt.
     pub(super) async fn read(
         &self,
         session: &Session,
         source: &settings::Source,
         read: Read,
     ) -> Result<Fetched, SourceError> {
+        let page_size = read.span.page_size(source.page_size.get());
+        let (rows, next) = self.page(session, source, read, page_size).await?;
+        let version = self.version(session, &rows, false)?;
+        Ok(Fetched {
+            rows,
+            version,
+            next,
+        })
+    }
+
+    /// Reads one page of keys: one attempt.
+    pub(super) async fn read_keys(
+        &self,
+        session: &Session,
+        source: &settings::Source,
+        read: Read,
+    ) -> Result<Keys, SourceError> {
+        let page_size = read.span.page_size(LOOK as u32);
+        let (rows, next) = self.page(session, source, read, page_size).await?;
+        let keys = rows
+            .rows::<(&[u8], CqlTimeuuid)>()
+            .map_err(|e| SourceError::answer(WHAT, e))?;
+        let mut writes: Vec<(StreamId, Uuid)> = Vec::new();
+        for key in keys {
+            let (stream, time) = key.map_err(|e| SourceError::answer(WHAT, e))?;
+            let stream = stream.try_into().map_err(|_| {
+                SourceError::answer(WHAT, format!("a stream id of {} bytes", stream.len()))
+            })?;
+            let write = (StreamId(stream), *time.as_ref());
+            if writes.last() != Some(&write) {
+                writes.push(write);
+            }
+        }
+        Ok(Keys { writes, next })
+    }
+
+    async fn page(
+        &self,
+        session: &Session,
+        source: &settings::Source,
+        read: Read,
+        page_size: i32,
+    ) -> Result<(QueryRowsResult, Option<PagingState>), SourceError> {
         let attempt = async {
-            let mut statement = self.statement(session).await?;
+            let mut statement = self.statement(session, read.columns).await?;
             statement.set_request_timeout(Some(source.read_timeout));
-            statement.set_page_size(read.span.page_size(source.page_size.get()));
+            statement.set_page_size(page_size);
             statement.set_consistency(super::consistency(source.consistency));
             let streams: Vec<&[u8]> = read.streams.iter().map(|s| &s.0[..]).collect();
             let from = CqlTimeuuid::from(min_timeuuid(read.from_us));
@@ -166,16 +247,11 @@ impl LogTable {
             let rows = result
                 .into_rows_result()
                 .map_err(|e| SourceError::answer(WHAT, e))?;
-            let version = self.version(session, &rows, false)?;
             let next = match paging {
                 PagingStateResponse::HasMorePages { state } => Some(state),
                 PagingStateResponse::NoMorePages => None,
             };
-            Ok(Fetched {
-                rows,
-                version,
-                next,
-            })
+            Ok((rows, next))
         };
         // The statement's own timeout does not cover preparing it.
         match tokio::time::timeout(source.read_timeout.saturating_mul(2), attempt).await {

@@ -3,7 +3,8 @@
 //! A shard reads the stream groups that fall to it, each by itself: window after window of time, page after
 //! page, never past now − `safety_interval`. What a module holds:
 //!
-//! - [`clock`], [`pace`], [`schedule`], [`generations`], [`barrier`], [`cursor`]: decisions, without I/O;
+//! - [`clock`], [`pace`], [`schedule`], [`generations`], [`barrier`], [`cursor`], [`past`], [`room`]: decisions,
+//!   without I/O;
 //! - [`schema`], [`decode`], [`group`], [`segment`], [`batches`]: rows of the wire → batches;
 //! - [`log`], [`requests`], [`reader`]: the reading itself;
 //! - [`survey`]: what all shards have to know.
@@ -22,8 +23,10 @@ mod generations;
 mod group;
 mod log;
 mod pace;
+mod past;
 mod reader;
 mod requests;
+mod room;
 mod schedule;
 mod schema;
 mod segment;
@@ -47,28 +50,34 @@ use scylla::policies::retry::FallthroughRetryPolicy;
 use scylla::response::query_result::QueryRowsResult;
 use scylla::serialize::row::SerializeRow;
 use scylla::statement::{Consistency, Statement};
-use scylla::value::CqlTimestamp;
+use scylla::value::{CqlTimestamp, CqlTimeuuid};
+use uuid::Uuid;
 
 pub use error::SourceError;
 
 use self::barrier::Barrier;
+use self::clock::Clock;
 use self::cursor::Cursor;
 use self::elsewhere::Ending;
 use self::generations::Generation;
 use self::log::LogTable;
 use self::reader::Reader;
+use self::room::Room;
 use self::survey::{Streams, Survey};
 use super::{ShardReader, ShardStatus, Source, SourceStatus, TableStatus};
-use crate::change::{Progress, StreamId};
+use crate::change::{Progress, StreamId, timeuuid_us};
 use crate::checkpoint::Checkpoints;
 use crate::checkpoint::log::CheckpointLog;
 use crate::config::settings::{self, LiveSettings, Nodes};
+use crate::policy::health::Status;
 use crate::policy::stage::StagePolicies;
 use crate::reach;
 
 const LOG_SUFFIX: &str = "_scylla_cdc_log";
 /// A log's TTL can be altered; it is looked at again this often.
 const TTL_REFRESH: Duration = Duration::from_secs(60);
+/// Changes that came late are in health for so long after the last one.
+const LATE_NOTED: Duration = Duration::from_secs(60);
 
 /// A session with the cluster, and the tables to read.
 pub struct ScyllaSource {
@@ -80,6 +89,9 @@ pub struct ScyllaSource {
     /// Of all shards; asked where others may have some of them.
     others: OnceLock<Arc<CheckpointLog>>,
     survey: Survey,
+    /// Of the nodes, by host id.
+    clock: Mutex<Clock<Uuid>>,
+    room: Room,
     connected_us: i64,
     shards: Mutex<BTreeMap<u32, Arc<ShardStats>>>,
     stats: Stats,
@@ -92,6 +104,10 @@ struct Stats {
     undecodable: AtomicU64,
     pages: AtomicU64,
     windows: AtomicU64,
+    looks: AtomicU64,
+    late: AtomicU64,
+    /// When the last change came late, and how many have since it was told.
+    late_told: Mutex<Option<(Instant, u64)>>,
     failed_reads: AtomicU64,
     last_error: Mutex<Option<(SystemTime, String)>>,
 }
@@ -165,7 +181,7 @@ impl ScyllaSource {
             .await
             .map_err(|e| SourceError::connect(nodes, e))?;
         let tables = check_tables(&session, &source)?;
-        let this = Self {
+        let mut this = Self {
             session,
             live,
             policies,
@@ -173,10 +189,14 @@ impl ScyllaSource {
             tables,
             barrier: Barrier::new(),
             others: OnceLock::new(),
-            connected_us: clock::wall_us(),
+            clock: Mutex::new(Clock::new(Instant::now())),
+            room: Room::new(),
+            connected_us: i64::MIN,
             shards: Mutex::default(),
             stats: Stats::default(),
         };
+        this.ask_clock().await?;
+        this.connected_us = this.now_us();
         for table in &this.tables {
             let enabled = this.refresh_cdc_options(table).await?;
             if !enabled {
@@ -184,6 +204,77 @@ impl ScyllaSource {
             }
         }
         Ok(Arc::new(this))
+    }
+
+    /// The time that no node's clock is behind of, µs since the Unix epoch.
+    fn now_us(&self) -> i64 {
+        // Nothing is read before the first answer.
+        self.clock.lock().now_us(Instant::now()).unwrap_or(0)
+    }
+
+    /// Asks a node what time it is.
+    async fn ask_clock(&self) -> Result<(), SourceError> {
+        const WHAT: &str = "cannot ask what time it is";
+        let mut statement = Statement::new("SELECT now() FROM system.local");
+        statement.set_is_idempotent(true);
+        statement.set_consistency(Consistency::One);
+        statement.set_request_timeout(Some(self.live.borrow().source.read_timeout));
+        let sent = Instant::now();
+        let result = self
+            .session
+            .query_unpaged(statement, ())
+            .await
+            .map_err(SourceError::execute(WHAT))?;
+        let received = Instant::now();
+        let node = result.request_coordinator().node().host_id;
+        let rows = result
+            .into_rows_result()
+            .map_err(|e| SourceError::answer(WHAT, e))?;
+        let (time,) = rows
+            .single_row::<(CqlTimeuuid,)>()
+            .map_err(|e| SourceError::answer(WHAT, e))?;
+        let db_us = timeuuid_us(time.as_ref());
+        self.clock.lock().hear(node, db_us, sent, received);
+        Ok(())
+    }
+
+    /// So many changes came late.
+    fn came_late(&self, changes: u64) {
+        self.stats.late.fetch_add(changes, Relaxed);
+        let now = Instant::now();
+        let mut told = self.stats.late_told.lock();
+        match &mut *told {
+            Some((at, more)) if at.elapsed() < LATE_NOTED => {
+                *at = now;
+                *more += changes;
+            }
+            told => {
+                tracing::warn!(
+                    changes,
+                    "changes appeared in the log behind what had been read: delivered late, out of order"
+                );
+                *told = Some((now, changes));
+            }
+        }
+    }
+
+    /// What is not as it should be without anything having failed.
+    fn complaint(&self) -> Option<Status> {
+        let now = Instant::now();
+        if let Some(doubt) = self.clock.lock().doubt(now) {
+            return Some(Status::Unhealthy(doubt.into()));
+        }
+        if let Some(left) = self.room.shrunk() {
+            let left = left.as_secs_f64();
+            return Some(Status::Degraded(
+                format!("more changes than can be remembered: late ones are looked for {left:.0} s behind only").into(),
+            ));
+        }
+        let told = *self.stats.late_told.lock();
+        let (_, changes) = told.filter(|(at, _)| at.elapsed() < LATE_NOTED)?;
+        Some(Status::Degraded(
+            format!("{changes} changes came late and were delivered out of order").into(),
+        ))
     }
 
     fn failed(&self, error: &SourceError) {
@@ -216,7 +307,7 @@ impl ScyllaSource {
     /// The generations of a table, and the time (µs since the Unix epoch) up to which there are no others.
     async fn generations(&self, table: &LogTable) -> Result<(i64, Arc<[Generation]>), SourceError> {
         const WHAT: &str = "cannot read the stream generations";
-        let as_of_us = clock::wall_us();
+        let as_of_us = self.now_us();
         let rows = if table.tablets {
             self.query(
                 WHAT,
@@ -329,6 +420,10 @@ impl ScyllaSource {
             .unwrap_or(86_400);
         let ttl = (seconds > 0).then(|| Duration::from_secs(seconds));
         *table.ttl.lock() = Some((Instant::now(), ttl));
+        let postimages = options
+            .get("postimage")
+            .is_some_and(|p| !p.eq_ignore_ascii_case("false"));
+        table.postimages.store(postimages, Relaxed);
         Ok(options
             .get("enabled")
             .is_none_or(|e| !e.eq_ignore_ascii_case("false")))
@@ -391,7 +486,7 @@ impl Source for ScyllaSource {
     }
 
     fn status(&self) -> SourceStatus {
-        let now_us = clock::wall_us();
+        let now_us = self.now_us();
         let shards = self.shards.lock();
         SourceStatus {
             rows: self.stats.rows.load(Relaxed),
@@ -399,6 +494,9 @@ impl Source for ScyllaSource {
             undecodable: self.stats.undecodable.load(Relaxed),
             pages: self.stats.pages.load(Relaxed),
             windows: self.stats.windows.load(Relaxed),
+            looks: self.stats.looks.load(Relaxed),
+            late: self.stats.late.load(Relaxed),
+            complaint: self.complaint(),
             failed_reads: self.stats.failed_reads.load(Relaxed),
             last_error: self.stats.last_error.lock().clone(),
             shards: shards

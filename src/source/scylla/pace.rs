@@ -82,6 +82,35 @@ impl Concurrency {
     }
 }
 
+/// What looking back may cost: a share of the reads. What is due is looked at all the same, and owed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Looks {
+    /// In reads.
+    credit: i32,
+}
+
+/// One look for so many reads.
+const READS_A_LOOK: i32 = 10;
+/// Looks saved up, or owed, at most.
+const MAX_LOOKS: i32 = 8;
+
+impl Looks {
+    /// There is room for a look.
+    pub(crate) fn may(self) -> bool {
+        self.credit >= READS_A_LOOK
+    }
+
+    /// A page of rows was read.
+    pub(crate) fn read(&mut self) {
+        self.credit = (self.credit + 1).min(MAX_LOOKS * READS_A_LOOK);
+    }
+
+    /// A page of keys is read.
+    pub(crate) fn looked(&mut self) {
+        self.credit = (self.credit - READS_A_LOOK).max(-MAX_LOOKS * READS_A_LOOK);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +151,25 @@ mod tests {
         assert_eq!(c.allowed(4), 4, "a retune is felt at once");
         c.pressed();
         assert_eq!(c.allowed(16), 8);
+    }
+
+    #[test]
+    fn a_tenth_of_the_reads_may_be_looks() {
+        let mut looks = Looks::default();
+        let mut done = 0;
+        for _ in 0..1000 {
+            looks.read();
+            if looks.may() {
+                looks.looked();
+                done += 1;
+            }
+        }
+        assert_eq!(done, 100);
+        for _ in 0..3 {
+            looks.looked();
+        }
+        (0..30).for_each(|_| looks.read());
+        assert!(!looks.may(), "what was due is owed");
     }
 
     proptest! {

@@ -16,17 +16,17 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::batches::Batches;
-use super::clock::{self, Clock};
 use super::cursor::{self, Cursor, Phase, Place};
 use super::error::SourceError;
 use super::generations::{self, Generation, Start};
-use super::group::{Absorbed, Group, GroupId, Next};
-use super::requests::{PageRead, Requests};
+use super::group::{Absorbed, Group, GroupId, Next, Turn};
+use super::pace::Looks;
+use super::requests::{Got, PageRead, Requests};
 use super::schedule::Schedule;
 use super::survey::{Known, Streams};
 use super::{ScyllaSource, ShardStats};
 use crate::change::{Batch, GroupKey};
-use crate::checkpoint::Checkpoints;
+use crate::checkpoint::{self, Checkpoints};
 use crate::config::LiveSettings;
 use crate::config::settings::{Settings, StartFrom};
 use crate::source::ShardReader;
@@ -52,7 +52,9 @@ pub(super) struct Reader {
     schedule: Schedule,
     requests: Requests,
     batches: Batches,
-    clock: Clock,
+    looks: Looks,
+    /// Writes that its groups remember.
+    remembered: usize,
     reported_at: Instant,
     measured_at: Instant,
     known: watch::Receiver<Vec<Arc<Known>>>,
@@ -85,7 +87,8 @@ impl Reader {
             schedule: Schedule::new(),
             requests: Requests::default(),
             batches: Batches::new(shard, epoch),
-            clock: Clock::new(clock::wall_us(), now),
+            looks: Looks::default(),
+            remembered: 0,
             reported_at: now,
             measured_at: now,
         }
@@ -150,9 +153,17 @@ impl Reader {
         let settings = self.live.borrow_and_update().clone();
         let source = &settings.source;
         let now = Instant::now();
-        let hold = source.safety_interval + Duration::from_secs(1);
-        let safe_us = self.clock.now_us(clock::wall_us(), now, hold)
-            - i64::try_from(source.safety_interval.as_micros()).unwrap_or(i64::MAX);
+        let us = |d: Duration| i64::try_from(d.as_micros()).unwrap_or(i64::MAX);
+        let now_us = self.source.now_us();
+        let mut turn = Turn {
+            at: now,
+            now_us,
+            safe_us: now_us.saturating_sub(us(source.safety_interval)),
+            known_until_us: i64::MIN,
+            window: source.window,
+            horizon_us: us(self.source.room.horizon(source.late_horizon, now)),
+            may_look: false,
+        };
         self.batches.size = settings.batch_size().get() as usize;
         let mut wake = self.reported_at + PROGRESS_INTERVAL;
         if wake <= now {
@@ -179,7 +190,8 @@ impl Reader {
         while self.requests.len() < allowed
             && let Some(id) = self.schedule.pop()
         {
-            self.start_read(id, source.window, safe_us, now);
+            turn.may_look = self.looks.may();
+            self.start_read(id, &mut turn);
         }
         self.stats.concurrency.store(allowed as u32, Relaxed);
         self.measure(now);
@@ -212,7 +224,7 @@ impl Reader {
                 let kept = table.known_ttl().map_or(i64::MAX, |ttl| {
                     i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX)
                 });
-                let oldest = clock::wall_us().saturating_sub(kept);
+                let oldest = self.source.now_us().saturating_sub(kept);
                 (oldest, oldest)
             }
             StartFrom::Latest => (self.source.connected_us, i64::MIN),
@@ -304,7 +316,16 @@ impl Reader {
         self.source.barrier.enter(&table, self.shard, generation);
         for (key, streams) in own {
             let checkpoint = self.checkpoints.get(&key);
-            let group = Group::new(key, index, streams, checkpoint, generation, from_us);
+            let leaves = checkpoint::leaves(&self.checkpoints, &key);
+            let group = Group::new(
+                key.clone(),
+                index,
+                streams,
+                checkpoint,
+                leaves,
+                generation,
+                from_us,
+            );
             let id = self.next_id;
             self.next_id += 1;
             self.groups.insert(id, group);
@@ -330,8 +351,8 @@ impl Reader {
         let may_leave = self.source.may_leave(cursor, self.shard, self.shards);
         if may_leave && let Some((generation, streams)) = cursor.next.take() {
             let left = cursor.groups.drain(..);
-            let left = left.filter_map(|id| self.groups.remove(&id)).map(|g| g.key);
-            cursor.old.extend(left);
+            let left = left.filter_map(|id| self.groups.remove(&id));
+            cursor.old.extend(left.flat_map(Group::into_keys));
             self.stats.waiting.store(false, Relaxed);
             self.open(
                 index,
@@ -351,18 +372,22 @@ impl Reader {
     }
 
     /// Starts the group's next read, or puts it where it belongs.
-    fn start_read(&mut self, id: GroupId, window: Duration, safe_us: i64, now: Instant) {
+    fn start_read(&mut self, id: GroupId, turn: &mut Turn) {
         let Some(group) = self.groups.get_mut(&id) else {
             return;
         };
         let cursor = &self.cursors[group.cursor];
-        match group.next(safe_us, cursor.known_until_us, window) {
+        turn.known_until_us = cursor.known_until_us;
+        match group.next(turn, &mut self.batches) {
             Next::Read(read) => {
+                if group.is_looking() {
+                    self.looks.looked();
+                }
                 let (source, stats) = (self.source.clone(), self.stats.clone());
                 self.requests
                     .start(id, source, cursor.table.clone(), stats, read);
             }
-            Next::CaughtUp => self.schedule.rest(id, now),
+            Next::CaughtUp => self.schedule.rest(id, turn.at),
             Next::Finished => self.finish_group(id),
         }
     }
@@ -409,12 +434,22 @@ impl Reader {
         };
         let id = read.group;
         group.pressed(read.pressure, read.to_us);
+        let keys = matches!(read.result, Ok(Got::Keys(_)));
         let absorbed = read
             .result
-            .and_then(|page| group.absorb(page, &mut self.batches));
+            .and_then(|got| group.absorb(got, &mut self.batches));
+        let late = self.batches.take_late();
+        if late > 0 {
+            self.source.came_late(late);
+        }
         match absorbed {
             Ok(absorbed) => {
-                self.source.stats.pages.fetch_add(1, Relaxed);
+                if keys {
+                    self.source.stats.looks.fetch_add(1, Relaxed);
+                } else {
+                    self.source.stats.pages.fetch_add(1, Relaxed);
+                    self.looks.read();
+                }
                 let max = self.live.borrow().source.concurrency.get();
                 self.schedule.succeeded(max);
                 match absorbed {
@@ -446,9 +481,13 @@ impl Reader {
     /// Puts what is new of every group's progress into the batch.
     fn report(&mut self) {
         self.reported_at = Instant::now();
+        let mut remembered = 0;
         for group in self.groups.values_mut() {
             group.report(&mut self.batches);
+            remembered += group.remembered();
         }
+        self.source.room.count(self.remembered, remembered);
+        self.remembered = remembered;
     }
 
     /// Brings the lag that others see up to date.
@@ -461,6 +500,12 @@ impl Reader {
         if let Some(oldest) = complete.min() {
             self.stats.complete_us.store(oldest, Relaxed);
         }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.source.room.count(self.remembered, 0);
     }
 }
 

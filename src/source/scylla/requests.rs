@@ -15,13 +15,19 @@ use scylla::response::PagingState;
 
 use super::error::SourceError;
 use super::group::GroupId;
-use super::log::{Fetched, LogTable, Page, Read};
+use super::log::{Columns, Fetched, Keys, LogTable, Page, Read};
 use super::{ScyllaSource, ShardStats, classify};
+
+/// What was asked for.
+pub(super) enum Got {
+    Rows(Page),
+    Keys(Keys),
+}
 
 /// One page, whatever it took.
 pub(super) struct PageRead {
     pub(super) group: GroupId,
-    pub(super) result: Result<Page, SourceError>,
+    pub(super) result: Result<Got, SourceError>,
     /// The end of the window that was read in the end: a first page that met pressure asks for less.
     pub(super) to_us: i64,
     /// How often the database had too much to do.
@@ -83,6 +89,11 @@ impl Requests {
     }
 }
 
+enum Answer {
+    Rows(Fetched),
+    Keys(Keys),
+}
+
 /// Reads a page by the stage's policies.
 async fn read_page(
     group: GroupId,
@@ -101,14 +112,24 @@ async fn read_page(
         }
         if pressure.load(Relaxed) > 0 && read.paging == PagingState::start() {
             let least = read
-                .from_us
+                .least_us
                 .saturating_add(read.span.us(settings.source.window));
             read.to_us = read.to_us.min(least);
             to_us.store(read.to_us, Relaxed);
         }
         let pressure = &pressure;
         async move {
-            let result = table.read(&source.session, &settings.source, read).await;
+            let (session, settings) = (&source.session, &settings.source);
+            let result = match read.columns {
+                Columns::All => {
+                    let fetched = table.read(session, settings, read).await;
+                    fetched.map(Answer::Rows)
+                }
+                Columns::Keys => {
+                    let keys = table.read_keys(session, settings, read).await;
+                    keys.map(Answer::Keys)
+                }
+            };
             result.inspect_err(|error| {
                 source.failed(error);
                 tracing::debug!(table = %table.full, %error, "log read failed");
@@ -123,7 +144,8 @@ async fn read_page(
         }
     };
     let result = match source.policies.run(attempt, classify::classify).await {
-        Ok(fetched) => version(source, table, fetched).await,
+        Ok(Answer::Rows(fetched)) => version(source, table, fetched).await.map(Got::Rows),
+        Ok(Answer::Keys(keys)) => Ok(Got::Keys(keys)),
         Err(error) => Err(error),
     };
     PageRead {
@@ -150,6 +172,7 @@ async fn version(
     Ok(Page {
         rows: fetched.rows,
         version,
+        postimages: table.postimages.load(Relaxed),
         next: fetched.next,
     })
 }

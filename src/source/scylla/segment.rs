@@ -1,23 +1,34 @@
 //! The batch that is being filled.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
-use penstock_plugin_encoding::RowsBuilder;
+use penstock_plugin_encoding::{Mark, RowsBuilder};
 
-use super::decode::{self, Cells, LogRow};
-use crate::change::{Batch, GroupKey, Position, Progress, TableSchema, Undecodable};
+use super::decode::{self, Cells, LogRow, Torn};
+use crate::change::{Batch, GroupKey, Memory, Position, Progress, TableSchema, Undecodable};
 
 /// A batch is handed on when it has grown to this many bytes, however few its rows: it is held whole, in a
 /// guest's memory too (whose limit starts at 64 MiB).
 pub(super) const MAX_BYTES: usize = 4 << 20;
+
+/// The rows of one stream and time, or of them what is handed on together.
+pub(super) struct Part<'a> {
+    pub(super) rows: &'a [LogRow<'a>],
+    pub(super) cells: &'a Cells<'a>,
+    /// There is more of the write: what else is known of it.
+    pub(super) torn: Option<&'a mut Torn>,
+    /// It appeared behind what had been read.
+    pub(super) late: bool,
+}
 
 /// Rows and progress that will go together.
 #[derive(Debug, Default)]
 pub(super) struct Segment {
     rows: RowsBuilder,
     positions: Vec<Position>,
-    tables: Vec<std::sync::Arc<TableSchema>>,
+    tables: Vec<Arc<TableSchema>>,
     undecodable: Vec<Undecodable>,
     progress: Vec<Progress>,
     by_group: HashMap<GroupKey, usize>,
@@ -50,14 +61,27 @@ impl Segment {
     }
 
     /// Adds the rows of one stream and time.
-    pub(super) fn push(&mut self, group: &GroupKey, rows: &[LogRow<'_>], cells: &Cells<'_>) {
+    pub(super) fn push(&mut self, group: &GroupKey, part: Part<'_>) {
+        let Part {
+            rows,
+            cells,
+            torn,
+            late,
+        } = part;
+        let base = self.rows.len();
         decode::group(
             rows,
             cells,
+            torn,
             &mut self.rows,
             &mut self.positions,
             &mut self.undecodable,
         );
+        if late {
+            for row in base..self.rows.len() {
+                self.rows.mark(row as u32, Mark::Late);
+            }
+        }
         for row in rows {
             let table = &row.version.schema;
             if self.tables.last().is_none_or(|t| t.id != table.id)
@@ -66,7 +90,8 @@ impl Segment {
                 self.tables.push(table.clone());
             }
         }
-        if let Some(last) = rows.last() {
+        // A late write is behind what is complete: only what is remembered tells that it is done.
+        if let Some(last) = rows.last().filter(|_| !late) {
             let last = last.head.position;
             let streams = &mut self.progress_of(group).streams;
             match streams.iter_mut().find(|p| p.stream == last.stream) {
@@ -74,6 +99,30 @@ impl Segment {
                 None => streams.push(last),
             }
         }
+    }
+
+    /// A write of the group is to be remembered.
+    pub(super) fn remember(&mut self, group: &GroupKey, write: u64) {
+        Arc::make_mut(&mut self.progress_of(group).memory.writes).push(write);
+    }
+
+    /// Adds progress that goes with what is in here.
+    pub(super) fn add(&mut self, progress: Progress) {
+        let Memory {
+            since_us,
+            moved,
+            writes,
+        } = progress.memory;
+        let own = self.progress_of(&progress.group);
+        own.complete_until_us = own.complete_until_us.max(progress.complete_until_us);
+        own.finished |= progress.finished;
+        if moved {
+            own.memory.moved = true;
+            own.memory.writes = writes;
+        } else if !writes.is_empty() {
+            Arc::make_mut(&mut own.memory.writes).extend_from_slice(&writes);
+        }
+        own.memory.since_us = own.memory.since_us.max(since_us);
     }
 
     /// Adds a row of which not even the position is known.

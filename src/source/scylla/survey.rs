@@ -7,21 +7,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use super::classify;
 use super::error::SourceError;
 use super::generations::Generation;
 use super::log::LogTable;
 use super::{ScyllaSource, TTL_REFRESH};
+use super::{classify, clock};
 use crate::change::StreamId;
 
 /// Bounds of how often the generations are looked at; half the safety interval between them. Windows never
 /// pass the last look, so a new generation is never read over.
 const POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// How soon a step of this machine's clock is seen.
+const STEP_LOOK: Duration = Duration::from_millis(200);
 
 /// The streams of a generation, by group: a vnode's together, each tablet's alone.
 pub(super) type Streams = Arc<[Arc<[StreamId]>]>;
@@ -119,7 +122,26 @@ impl ScyllaSource {
     pub(super) async fn keep_surveying(&self) -> Result<Infallible, SourceError> {
         let tables = self.tables.iter().enumerate();
         let tables = futures::future::try_join_all(tables.map(|(i, t)| self.follow(i, t)));
-        tokio::try_join!(tables, self.follow_schema()).map(|(_, never)| never)
+        tokio::try_join!(tables, self.follow_schema(), self.follow_clock())
+            .map(|(_, never, _)| never)
+    }
+
+    /// Asks what time it is, now and then and whenever this machine's clock steps. Not by the stage's policies:
+    /// that this is answered says nothing of the log. While it is not, there is doubt, which health tells.
+    async fn follow_clock(&self) -> Result<Infallible, SourceError> {
+        loop {
+            let mut waited = Duration::ZERO;
+            while waited < clock::ASK {
+                tokio::time::sleep(STEP_LOOK).await;
+                waited += STEP_LOOK;
+                if self.clock.lock().look(clock::wall_us(), Instant::now()) {
+                    break;
+                }
+            }
+            if let Err(error) = self.ask_clock().await {
+                tracing::debug!(%error, "the database does not say what time it is");
+            }
+        }
     }
 
     /// Of one table: a slow answer about it delays no other one's.
