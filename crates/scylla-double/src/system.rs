@@ -53,6 +53,8 @@ fn ddl() -> Vec<String> {
             .into(),
         // By a name like this one clients and tests tell ScyllaDB from Cassandra.
         "CREATE TABLE system.scylla_local (key text PRIMARY KEY, value text)".into(),
+        // Two of ScyllaDB's settings that clients ask for; here they cannot be changed.
+        "CREATE TABLE system.config (name text PRIMARY KEY, source text, type text, value text)".into(),
         "CREATE TABLE system.versions (key text PRIMARY KEY, build_id text, build_mode text, version text)".into(),
         "CREATE TABLE system_schema.keyspaces (keyspace_name text PRIMARY KEY, durable_writes boolean,
             replication frozen<map<text, text>>)"
@@ -171,6 +173,18 @@ impl SystemTables {
                 ("build_mode", text("test double")),
             ],
         )?;
+        for (name, ty, value) in [
+            ("restrict_future_timestamp", "bool", "true"),
+            ("batch_size_fail_threshold_in_kb", "integer", "1024"),
+        ] {
+            let row = [
+                ("name", text(name)),
+                ("source", text("default")),
+                ("type", text(ty)),
+                ("value", text(value)),
+            ];
+            engine.put_internal("system", "config", &row)?;
+        }
         let tables = Self {
             identity,
             known: Mutex::default(),

@@ -482,7 +482,9 @@ impl Partition {
 
     /// About how much memory it takes, bytes, as ScyllaDB measures a batch by.
     pub(crate) fn size(&self) -> usize {
-        let rows: usize = self.rows.values().map(Row::size).sum();
+        /// What ScyllaDB's trees of rows and cells take for each row.
+        const ROW: usize = 256;
+        let rows: usize = self.rows.values().map(|row| ROW + row.size()).sum();
         let ranges = self.ranges.iter();
         self.static_row.size()
             + rows

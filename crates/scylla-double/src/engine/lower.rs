@@ -9,7 +9,7 @@ use super::{
     lwt,
     plan::{
         Aggregate, Change, Comparison, Condition, Expr, Filter, ModifyKind, ModifyPlan, Operand,
-        PartitionPart, SelectPlan, Selector, Values,
+        Part, PartitionPart, SelectPlan, Selector, Values,
     },
     restrict::{Purpose, Relation, restrictions, tuple_type},
     schema::{Column, ColumnKind, MultiKind, Schema, TableSchema},
@@ -682,6 +682,15 @@ impl Lowering<'_> {
             }
         };
         lwt::validate(&plan)?;
+        let computes = |c: &Change| matches!(c, Change::Plus(_) | Change::Minus(_));
+        if matches!(plan.condition, Condition::None)
+            && plan.changes.iter().any(|(_, c)| computes(c))
+        {
+            return Err(CqlError::invalid(
+                "SET with a column expression (e.g. col = col + 1) requires an LWT condition (e.g., IF col != NULL or IF \
+                 EXISTS) to ensure atomic read-before-write",
+            ));
+        }
         if plan.table.counter && plan.timestamp.is_some() {
             return Err(CqlError::invalid(
                 "Cannot provide custom timestamp for counter updates",
@@ -809,6 +818,16 @@ impl Lowering<'_> {
             }
             ast::AssignmentOperation::Subtract(term) if counter => {
                 Change::Remove(self.term(term, &CqlType::Bigint, name)?)
+            }
+            ast::AssignmentOperation::Add(term)
+                if column.multi.is_none() && types::is_numeric(&column.ty) =>
+            {
+                Change::Plus(self.term(term, &column.ty, name)?)
+            }
+            ast::AssignmentOperation::Subtract(term)
+                if column.multi.is_none() && types::is_numeric(&column.ty) =>
+            {
+                Change::Minus(self.term(term, &column.ty, name)?)
             }
             ast::AssignmentOperation::Add(term) => {
                 multi.ok_or_else(|| refused(&format!("{name} + ?")))?;
@@ -1110,29 +1129,77 @@ impl Lowering<'_> {
             ast::Selector::WriteTime(inner) | ast::Selector::Ttl(inner) => {
                 let is_ttl = matches!(selector, ast::Selector::Ttl(_));
                 let what = if is_ttl { "ttl" } else { "writetime" };
-                let ast::Selector::Column(name) = &**inner else {
-                    return Err(CqlError::invalid(format!(
-                        "{what} of an element or a field is not supported by this stand-in"
-                    )));
+                let of_column = |name: &str| {
+                    let at = table.index_of(name).ok_or_else(|| unrecognized(name))?;
+                    if table.columns[at].kind <= ColumnKind::Clustering {
+                        return Err(CqlError::invalid(format!(
+                            "Cannot use selection function {what} on PRIMARY KEY part {name}"
+                        )));
+                    }
+                    Ok(at)
                 };
-                let at = table.index_of(name).ok_or_else(|| unrecognized(name))?;
-                let column = &table.columns[at];
-                if column.kind <= ColumnKind::Clustering {
-                    return Err(CqlError::invalid(format!(
-                        "Cannot use selection function {what} on PRIMARY KEY part {name}"
-                    )));
-                }
-                if column.multi.is_some() {
-                    return Err(CqlError::invalid(format!(
-                        "Cannot use selection function {what} on collections"
-                    )));
-                }
+                let not_by_part = |name: &str| {
+                    CqlError::invalid(format!(
+                        "Cannot use selection function {what} on part of column {name} because it is not written part by \
+                         part"
+                    ))
+                };
+                let (at, part, shown) = match &**inner {
+                    ast::Selector::Field(of, field) => {
+                        let ast::Selector::Column(name) = &**of else {
+                            return Err(CqlError::invalid(format!(
+                                "{what} takes a column, or an element or field of one"
+                            )));
+                        };
+                        let at = of_column(name)?;
+                        let column = &table.columns[at];
+                        let (index, _) = field_of(column, field)?;
+                        if column.multi.is_none() {
+                            return Err(not_by_part(name));
+                        }
+                        (at, Some(Part::Field(index)), format!("{name}.{field}"))
+                    }
+                    ast::Selector::Element(of, key) => {
+                        let ast::Selector::Column(name) = &**of else {
+                            return Err(CqlError::invalid(format!(
+                                "{what} takes a column, or an element or field of one"
+                            )));
+                        };
+                        let at = of_column(name)?;
+                        let column = &table.columns[at];
+                        let key_type = match (column.multi, shape(&column.ty)) {
+                            (Some(MultiKind::Map), Shape::Map(key, _)) => key,
+                            (Some(MultiKind::Set), Shape::List(element)) => element,
+                            _ => {
+                                return Err(CqlError::invalid(format!(
+                                    "Column {name} is not a map/set, cannot use selection function {what} on an element"
+                                )));
+                            }
+                        };
+                        let key = self.term(key, key_type, &format!("key({name})"))?;
+                        (at, Some(Part::Key(key)), format!("{name}[]"))
+                    }
+                    ast::Selector::Column(name) => {
+                        let at = of_column(name)?;
+                        if table.columns[at].multi.is_some() {
+                            return Err(CqlError::invalid(format!(
+                                "Cannot use selection function {what} on collections"
+                            )));
+                        }
+                        (at, None, name.clone())
+                    }
+                    _ => {
+                        return Err(CqlError::invalid(format!(
+                            "{what} takes a column, or an element or field of one"
+                        )));
+                    }
+                };
                 let (selector, ty) = if is_ttl {
-                    (Selector::Ttl(at), CqlType::Int)
+                    (Selector::Ttl(at, part), CqlType::Int)
                 } else {
-                    (Selector::WriteTime(at), CqlType::Bigint)
+                    (Selector::WriteTime(at, part), CqlType::Bigint)
                 };
-                (selector, ty, format!("{what}({name})"))
+                (selector, ty, format!("{what}({shown})"))
             }
             ast::Selector::CountRows => (
                 Selector::Aggregate(Aggregate::CountRows, Vec::new(), CqlType::Bigint),

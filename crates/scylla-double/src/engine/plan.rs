@@ -319,11 +319,21 @@ pub(crate) enum Selector {
     Column(usize),
     Field(Box<Selector>, usize),
     Element(Box<Selector>, CqlType, Expr),
-    WriteTime(usize),
-    Ttl(usize),
+    /// Of a column, or of one of its elements.
+    WriteTime(usize, Option<Part>),
+    Ttl(usize, Option<Part>),
     Term(Expr),
     Call(Function, Vec<Selector>),
     Aggregate(Aggregate, Vec<Selector>, CqlType),
+}
+
+/// A part of a collection or a user-defined type that is written by itself.
+#[derive(Debug, Clone)]
+pub(crate) enum Part {
+    /// By the key of a map, or the element of a set.
+    Key(Expr),
+    /// By its place in the type.
+    Field(usize),
 }
 
 /// What gathers many rows into one value.
@@ -361,6 +371,10 @@ pub(crate) enum Change {
     Set(Expr),
     /// `c = c + x`.
     Add(Expr),
+    /// `c = c + x` of a number that is no counter, in a conditional statement.
+    Plus(Expr),
+    /// `c = c - x` likewise.
+    Minus(Expr),
     /// `c = x + c` of a list.
     Prepend(Expr),
     /// `c = c - x`.

@@ -170,6 +170,13 @@ fn partition(
                     column.name
                 )));
             }
+            if !named
+                && filters
+                    .iter()
+                    .any(|f| single(f).is_some_and(|c| c < table.partition_key_len))
+            {
+                return Err(CqlError::invalid(FILTERING));
+            }
             if !named {
                 return Err(CqlError::invalid(format!(
                     "Missing mandatory PRIMARY KEY part {}",

@@ -8,13 +8,13 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    cell::{CellData, Row},
+    cell::{AtomicCell, CellData, Row},
     error::CqlError,
     filter, order,
     paging::PagingState,
     plan::{
-        Aggregate, ClusteringPart, Context, Evaluated, PartitionPart, Restrictions, SelectPlan,
-        Selector, SliceBound, Values,
+        Aggregate, ClusteringPart, Context, Evaluated, Part, PartitionPart, Restrictions,
+        SelectPlan, Selector, SliceBound, Values,
     },
     schema::{ColumnKind, TableSchema},
     storage::{RingKey, RowView, Stored, TableData},
@@ -111,7 +111,7 @@ pub(crate) fn partitions(
                 sort_unique(&column.ty, &mut values);
                 if let Some(value) = values
                     .iter()
-                    .find(|v| v.is_empty() && table.partition_key_len == 1)
+                    .find(|v| v.is_empty() && table.partition_key_len == 1 && !restrictions.reading)
                 {
                     debug_assert!(value.is_empty());
                     return Err(CqlError::invalid("Key may not be empty"));
@@ -644,11 +644,13 @@ fn select_value(
             };
             types::element(ty, &value, &key)
         }
-        Selector::WriteTime(at) => atomic(view, *at).map(|(timestamp, _, _)| bigint(timestamp)),
-        Selector::Ttl(at) => atomic(view, *at)
-            .filter(|(_, seconds, _)| *seconds > 0)
-            .map(|(_, _, expires_at)| {
-                Bytes::copy_from_slice(&((expires_at - view.now) as i32).to_be_bytes())
+        Selector::WriteTime(at, part) => {
+            written(view, *at, part, context)?.map(|cell| bigint(cell.timestamp))
+        }
+        Selector::Ttl(at, part) => written(view, *at, part, context)?
+            .filter(|cell| cell.ttl.seconds > 0)
+            .map(|cell| {
+                Bytes::copy_from_slice(&((cell.ttl.expires_at - view.now) as i32).to_be_bytes())
             }),
         Selector::Term(expr) => expr.eval(context)?.bytes(),
         Selector::Call(function, args) => {
@@ -664,14 +666,31 @@ fn select_value(
     })
 }
 
-fn atomic(view: &RowView<'_>, at: usize) -> Option<(i64, i32, i64)> {
-    match view.cell(&view.table.columns[at])? {
-        CellData::Atomic(cell) => {
-            cell.get(view.now)?;
-            Some((cell.timestamp, cell.ttl.seconds, cell.ttl.expires_at))
+/// The live cell of a column, or of one of its parts.
+fn written<'v>(
+    view: &'v RowView<'_>,
+    at: usize,
+    part: &Option<Part>,
+    context: &Context<'_>,
+) -> Result<Option<&'v AtomicCell>, CqlError> {
+    let column = &view.table.columns[at];
+    let cell = match (view.cell(column), part) {
+        (Some(CellData::Atomic(cell)), None) => cell,
+        (Some(CellData::Multi(collection)), Some(part)) => {
+            let key = match part {
+                Part::Key(key) => key.eval(context)?.bytes(),
+                Part::Field(index) => Some(super::write::field_key(*index)),
+            };
+            let Some(key) = key else { return Ok(None) };
+            let position = super::write::element_position(column, &key);
+            match collection.cells.get(&position) {
+                Some(element) => &element.cell,
+                None => return Ok(None),
+            }
         }
-        CellData::Multi(_) => None,
-    }
+        _ => return Ok(None),
+    };
+    Ok(cell.get(view.now).map(|_| cell))
 }
 
 fn bigint(value: i64) -> Bytes {

@@ -4,6 +4,7 @@
 //! bound; the other functions give less rather than fail.
 
 use bytes::{BufMut, Bytes};
+use num_bigint::BigInt;
 
 use super::{
     error::CqlError,
@@ -491,6 +492,63 @@ pub(crate) fn cast(from: &CqlType, to: &CqlType, bytes: &Bytes) -> Result<Bytes,
         (CqlType::Double, n) => own(&n.float().to_be_bytes()),
         _ => Err(bad()),
     }
+}
+
+/// The sum or the difference of two numbers of one type; what does not fit it is an error.
+pub(crate) fn calculate(ty: &CqlType, a: &[u8], b: &[u8], minus: bool) -> Result<Bytes, CqlError> {
+    let read = |bytes: &[u8]| {
+        Value::decode(ty, bytes).map_err(|e| CqlError::invalid(format!("marshaling error: {e}")))
+    };
+    let overflow = || CqlError::invalid(format!("Arithmetic overflow of a {ty}"));
+    macro_rules! whole {
+        ($make:path, $a:expr, $b:expr) => {
+            $make(
+                if minus {
+                    $a.checked_sub($b)
+                } else {
+                    $a.checked_add($b)
+                }
+                .ok_or_else(overflow)?,
+            )
+        };
+    }
+    let value = match (read(a)?, read(b)?) {
+        (Value::Tinyint(a), Value::Tinyint(b)) => whole!(Value::Tinyint, a, b),
+        (Value::Smallint(a), Value::Smallint(b)) => whole!(Value::Smallint, a, b),
+        (Value::Int(a), Value::Int(b)) => whole!(Value::Int, a, b),
+        (Value::Bigint(a), Value::Bigint(b)) => whole!(Value::Bigint, a, b),
+        (Value::Float(a), Value::Float(b)) => Value::Float(if minus { a - b } else { a + b }),
+        (Value::Double(a), Value::Double(b)) => Value::Double(if minus { a - b } else { a + b }),
+        (Value::Varint(a), Value::Varint(b)) => Value::Varint(if minus { a - b } else { a + b }),
+        (
+            Value::Decimal { scale, unscaled },
+            Value::Decimal {
+                scale: other_scale,
+                unscaled: other,
+            },
+        ) => {
+            /// More digits than anybody writes; aligning more would take the memory for them.
+            const MAX_SHIFT: u32 = 10_000;
+            let common = scale.max(other_scale);
+            let aligned = |n: BigInt, scale: i32| {
+                let shift = common.abs_diff(scale);
+                (shift <= MAX_SHIFT).then(|| n * BigInt::from(10).pow(shift))
+            };
+            let (a, b) = (aligned(unscaled, scale), aligned(other, other_scale));
+            let (a, b) = a.zip(b).ok_or_else(overflow)?;
+            Value::Decimal {
+                scale: common,
+                unscaled: if minus { a - b } else { a + b },
+            }
+        }
+        // One of them is empty, which is no number.
+        _ => {
+            return Err(CqlError::invalid(format!(
+                "Cannot calculate with an empty {ty}"
+            )));
+        }
+    };
+    Ok(value.encode().into())
 }
 
 #[derive(Clone, Copy)]

@@ -23,6 +23,10 @@ use crate::types::CqlType;
 /// The longest TTL, seconds (20 years).
 const MAX_TTL: i32 = 630_720_000;
 
+/// How far ahead of the clock a timestamp may be that a statement gives itself, µs
+/// (`restrict_future_timestamp`).
+const MAX_AHEAD_US: i64 = 3 * 86_400_000_000;
+
 /// A change of one partition.
 #[derive(Debug)]
 pub(crate) struct Mutation {
@@ -112,7 +116,14 @@ pub(crate) fn timestamp_value(
             let at = types::bigint(&bytes)
                 .ok_or_else(|| CqlError::invalid("Invalid timestamp value"))?;
             if at == i64::MIN {
-                return Err(CqlError::invalid("Invalid timestamp value"));
+                return Err(CqlError::invalid("Out of bound timestamp value"));
+            }
+            if at.saturating_sub(context.now) > MAX_AHEAD_US {
+                return Err(CqlError::invalid(
+                    "Cannot provide a timestamp more than 3 days into the future. If this was not intended, make sure the \
+                     timestamp is in microseconds. You can also disable this check by setting the \
+                     restrict_future_timestamp configuration option to false.",
+                ));
             }
             Ok(Some(at))
         }
@@ -327,6 +338,24 @@ impl Writer<'_> {
                     Ttl::default(),
                 )
             }
+            Change::Plus(expr) | Change::Minus(expr) => {
+                let other = match expr.eval(self.context)? {
+                    Evaluated::Unset => return Ok(()),
+                    other => other.bytes(),
+                };
+                let before = match self.before(position, column) {
+                    Some(CellData::Atomic(cell)) => cell.get(self.context.seconds()),
+                    _ => None,
+                };
+                // With a null it is null.
+                match (before, other) {
+                    (Some(a), Some(b)) => {
+                        let minus = matches!(change, Change::Minus(_));
+                        self.cell(Some(types::calculate(&column.ty, a, &b, minus)?))
+                    }
+                    _ => self.cell(None),
+                }
+            }
             _ => {
                 return Err(CqlError::invalid(format!(
                     "Invalid operation on column {}: it is not a collection",
@@ -460,6 +489,12 @@ impl Writer<'_> {
             }
             Change::DeleteField(index) => self.put(row, column, field_key(*index), None),
             Change::Delete => row.collection_mut(column.id).tombstone = self.timestamp,
+            Change::Plus(_) | Change::Minus(_) => {
+                return Err(CqlError::invalid(format!(
+                    "Invalid operation on column {}: it is not a number",
+                    column.name
+                )));
+            }
         }
         Ok(())
     }
@@ -556,7 +591,7 @@ impl Writer<'_> {
     }
 }
 
-fn field_key(index: usize) -> Bytes {
+pub(crate) fn field_key(index: usize) -> Bytes {
     Bytes::copy_from_slice(&(index as i16).to_be_bytes())
 }
 

@@ -124,9 +124,15 @@ impl Value {
                 .parse()
                 .map(Value::Timestamp)
                 .map_err(|_| malformed(format!("unable to parse date '{s}'"))),
-            (Constant::Text(s) | Constant::Integer(s), CqlType::Date) => date(s)
-                .map(Value::Date)
-                .ok_or_else(|| malformed(format!("Unable to parse date from '{s}'"))),
+            (Constant::Text(s) | Constant::Integer(s), CqlType::Date) => {
+                date(s).map(Value::Date).ok_or_else(|| {
+                    malformed(if integer(s).is_some() {
+                        format!("Failed to parse integer '{s}' as unsigned int")
+                    } else {
+                        format!("Unable to parse date from '{s}'")
+                    })
+                })
+            }
             (Constant::Text(s), CqlType::Time) => time(s)
                 .map(Value::Time)
                 .ok_or_else(|| malformed(format!("Failed to parse time from '{s}'"))),
@@ -149,7 +155,7 @@ impl Value {
                 integer(s).map(Value::Varint).ok_or_else(|| number(s))
             }
             (Constant::Integer(s) | Constant::Float(s), CqlType::Decimal) => {
-                decimal(s).ok_or_else(|| number(s))
+                decimal(s).ok_or_else(|| malformed(format!("Invalid BigDecimal '{s}'")))
             }
             (Constant::Integer(s) | Constant::Float(s), CqlType::Float) => float!(s, Value::Float),
             (Constant::Integer(s) | Constant::Float(s), CqlType::Double) => {
@@ -281,11 +287,18 @@ fn timestamp(text: &str) -> Option<i64> {
     let (day, rest) = text.split_at_checked(10)?;
     let day = civil_date(day)?;
     let rest = rest.strip_prefix(['T', 't', ' ']).unwrap_or(rest);
-    let (clock, zone) = match rest.find(['Z', 'z', '+', '-']) {
+    let (clock, zone) = match rest.find(['Z', 'z', '+', '-', 'U', 'u', 'G', 'g']) {
         Some(at) => rest.split_at(at),
         None => (rest, ""),
     };
     let clock = clock.trim();
+    // Milliseconds, and no more.
+    if clock
+        .split_once('.')
+        .is_some_and(|(_, fraction)| fraction.len() > 3)
+    {
+        return None;
+    }
     let ns = if clock.is_empty() {
         0
     } else {
@@ -299,8 +312,15 @@ fn timestamp(text: &str) -> Option<i64> {
 }
 
 fn offset_seconds(zone: &str) -> Option<i64> {
+    let zone = zone.trim();
     let digits = match zone {
-        "" | "Z" | "z" => return Some(0),
+        "" => return Some(0),
+        name if ["Z", "UTC", "GMT"]
+            .iter()
+            .any(|z| z.eq_ignore_ascii_case(name)) =>
+        {
+            return Some(0);
+        }
         _ => zone.get(1..)?.replace(':', ""),
     };
     if !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -439,7 +459,9 @@ enum Notation {
 
 impl Parts {
     fn units(&mut self, text: &str, notation: Notation) -> Option<()> {
-        let mut rest = text;
+        // Each unit once, the greater before the lesser.
+        const ORDER: [&str; 11] = ["y", "mo", "w", "d", "h", "m", "s", "ms", "us", "µs", "ns"];
+        let (mut rest, mut from) = (text, 0);
         while !rest.is_empty() {
             let digits = rest.find(|c: char| !c.is_ascii_digit())?;
             let (number, tail) = rest.split_at(digits);
@@ -456,6 +478,8 @@ impl Parts {
                 }
                 _ => return None,
             };
+            let place = ORDER[from..].iter().position(|known| *known == unit)?;
+            from += place + if unit == "us" { 2 } else { 1 };
             self.add(number.parse().ok()?, unit)?;
             rest = tail;
         }

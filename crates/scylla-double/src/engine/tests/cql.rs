@@ -523,7 +523,7 @@ fn extreme_timestamps_are_taken() {
         &engine,
         "CREATE TABLE c (pk int PRIMARY KEY, l list<int>) WITH cdc = {'enabled': true}",
     );
-    for at in [i64::MIN + 1, -1, 0, i64::MAX] {
+    for at in [i64::MIN + 1, -1, 0, NOW + 3 * 86_400_000_000] {
         run(
             &engine,
             &format!("UPDATE t USING TIMESTAMP {at} SET v = 1, l = l + [1] WHERE pk = 1"),
@@ -1070,4 +1070,81 @@ fn a_page_ends_at_about_a_megabyte_also_when_all_of_it_is_filtered_out() {
         pages("SELECT ck FROM t WHERE pk = 0 LIMIT 12", Some(100_000)),
         [11, 1]
     );
+}
+
+#[test]
+fn a_timestamp_is_at_most_three_days_ahead_and_not_the_least_there_is() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TABLE t (pk int PRIMARY KEY, v int)");
+    let insert = |at: i64| format!("INSERT INTO t (pk, v) VALUES (1, 1) USING TIMESTAMP {at}");
+    let latest = NOW + 3 * 86_400_000_000;
+    run(&engine, &insert(latest));
+    assert!(refusal(&engine, &insert(latest + 1)).contains("more than 3 days into the future"));
+    assert!(refusal(&engine, &insert(i64::MIN)).contains("bound"));
+}
+
+#[test]
+fn parts_of_collections_and_types_have_their_time_and_ttl() {
+    let engine = with_keyspace();
+    run(&engine, "CREATE TYPE ut (a int, b int)");
+    run(
+        &engine,
+        "CREATE TABLE t (pk int PRIMARY KEY, u ut, m map<int, int>, st set<int>, f frozen<ut>, v int, l list<int>)",
+    );
+    run(
+        &engine,
+        "UPDATE t USING TIMESTAMP 5 SET u.a = 1, m[7] = 1 WHERE pk = 1",
+    );
+    run(
+        &engine,
+        "UPDATE t USING TIMESTAMP 6 AND TTL 100 SET u.b = 1, st = st + {3} WHERE pk = 1",
+    );
+    assert_eq!(
+        select(
+            &engine,
+            "SELECT writetime(u.a), writetime(u.b), writetime(m[7]), writetime(m[8]), writetime(st[3]), ttl(u.a), ttl(u.b) FROM t"
+        ),
+        ["5, 6, 5, null, 6, null, 100"]
+    );
+    for (what, expected) in [
+        ("writetime(v[3])", "Column v is not a map/set"),
+        ("ttl(l[0])", "Column l is not a map/set"),
+        ("writetime(v.a)", "user type"),
+        ("ttl(f.a)", "part of column f"),
+        ("writetime(m)", "on collections"),
+        ("ttl(pk)", "PRIMARY KEY part pk"),
+    ] {
+        let message = refusal(&engine, &format!("SELECT {what} FROM t"));
+        assert!(message.contains(expected), "{what}: {message}");
+    }
+}
+
+#[test]
+fn a_conditional_update_calculates() {
+    let engine = with_keyspace();
+    run(
+        &engine,
+        "CREATE TABLE t (pk int PRIMARY KEY, i tinyint, d decimal, f double, n varint)",
+    );
+    run(
+        &engine,
+        "INSERT INTO t (pk, i, d, f, n) VALUES (1, 126, 1.5, 0.25, 10)",
+    );
+    let update = |set: &str| format!("UPDATE t SET {set} WHERE pk = 1 IF EXISTS");
+    run(
+        &engine,
+        &update("i = i + 1, d = d - 0.25, f = f + 1, n = n - 20"),
+    );
+    assert_eq!(
+        select(&engine, "SELECT i, d, f, n FROM t"),
+        ["127, 125E-2, 1.25, -10"]
+    );
+    assert!(refusal(&engine, &update("i = i + 1")).contains("overflow"));
+    assert!(
+        refusal(&engine, "UPDATE t SET i = i + 1 WHERE pk = 1")
+            .contains("requires an LWT condition")
+    );
+    run(&engine, "UPDATE t SET n = null WHERE pk = 1");
+    run(&engine, &update("n = n + 1"));
+    assert_eq!(select(&engine, "SELECT n FROM t"), ["null"]);
 }
