@@ -4,9 +4,9 @@
 //!
 //! It is for tests, demonstrations and benchmarks. It is **not** a database:
 //! - nothing is kept: what was written is gone with the [`Node`];
-//! - one node, one shard, one replica: consistency levels are taken and change nothing, token ranges
-//!   and CDC streams are told as a node with [`Options::vnodes`] and [`Options::shards_per_vnode`]
-//!   would have them, but all data is in one place;
+//! - one node, one shard, one replica: a consistency that needs more is refused, token ranges and CDC
+//!   streams are told as a node with [`Options::vnodes`] and [`Options::shards_per_vnode`], or a table
+//!   of so many tablets, would have them, but all data is in one place;
 //! - no authentication, no TLS, no roles, no tracing (asked for, it is not done), no materialized
 //!   views, secondary indexes, functions or aggregates of users, no protocol version but 4;
 //! - what it does not know it refuses with a CQL error; it never pretends.

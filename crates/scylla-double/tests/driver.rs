@@ -522,3 +522,75 @@ async fn errors_are_told_as_the_protocol_has_them() {
         .0;
     assert_eq!(refused, DbError::Unauthorized);
 }
+
+/// Pages end at about a megabyte, also where nothing was found: the driver goes on. Vectors come by the
+/// name of their class.
+#[tokio::test]
+async fn short_and_empty_pages_vectors_and_descriptions() {
+    let node = node().await;
+    let session = session(&node).await;
+    keyspace(&session, "ks", true).await;
+    run(
+        &session,
+        "CREATE TABLE t (k int, c int, v blob, f vector<float, 2>, s vector<text, 2>, PRIMARY KEY (k, c))",
+    )
+    .await;
+    let insert = session
+        .prepare("INSERT INTO t (k, c, v, f, s) VALUES (1, ?, ?, ?, ?)")
+        .await
+        .unwrap();
+    let blob = vec![7_u8; 100_000];
+    for c in 0..30 {
+        let words = ["a".to_owned(), format!("word {c}")];
+        let values = (c, &blob, vec![0.5_f32, c as f32], words.to_vec());
+        session.execute_unpaged(&insert, values).await.unwrap();
+    }
+    let mut select = Statement::new("SELECT c, f, s FROM t WHERE f = [0.5, 29] ALLOW FILTERING");
+    select.set_page_size(1_000);
+    let (mut state, mut pages, mut seen) = (PagingState::start(), Vec::new(), Vec::new());
+    loop {
+        let (page, next) = session
+            .query_single_page(select.clone(), (), state)
+            .await
+            .unwrap();
+        let page = page.into_rows_result().unwrap();
+        pages.push(page.rows_num());
+        let rows = page.rows::<(i32, Vec<f32>, Vec<String>)>().unwrap();
+        seen.extend(rows.map(Result::unwrap));
+        match next {
+            PagingStateResponse::HasMorePages { state: next } => state = next,
+            PagingStateResponse::NoMorePages => break,
+        }
+    }
+    assert!(pages.len() > 1 && pages[0] == 0, "{pages:?}");
+    assert_eq!(
+        seen,
+        [(
+            29,
+            vec![0.5, 29.0],
+            vec!["a".to_owned(), "word 29".to_owned()]
+        )]
+    );
+    let mut rows = session
+        .query_iter(select, ())
+        .await
+        .unwrap()
+        .rows_stream::<(i32, Vec<f32>, Vec<String>)>()
+        .unwrap();
+    assert_eq!(rows.next().await.unwrap().unwrap().0, 29);
+    assert!(rows.next().await.is_none());
+
+    let made = session.query_unpaged("DESC TABLE ks.t", ()).await.unwrap();
+    let made = made.into_rows_result().unwrap();
+    let (keyspace, kind, name, statement) = made
+        .first_row::<(String, String, String, String)>()
+        .unwrap();
+    assert_eq!(
+        (keyspace.as_str(), kind.as_str(), name.as_str()),
+        ("ks", "table", "t")
+    );
+    assert!(
+        statement.contains("    f vector<float, 2>,\n"),
+        "{statement}"
+    );
+}

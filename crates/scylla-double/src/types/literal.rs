@@ -173,8 +173,9 @@ impl Value {
             (Constant::Blob(bytes), CqlType::Blob) => {
                 Ok(Value::Blob(Bytes::copy_from_slice(bytes)))
             }
-            (Constant::Duration(s), CqlType::Duration) => duration(s)
-                .ok_or_else(|| malformed(format!("Unable to convert '{s}' to a duration"))),
+            (Constant::Duration(s), CqlType::Duration) => {
+                duration(s).ok_or_else(|| malformed(duration_fault(s)))
+            }
             (constant, ty) => Err(ConstantError::Kind {
                 kind: constant.kind(),
                 text: constant.raw_text(),
@@ -443,6 +444,41 @@ fn duration(text: &str) -> Option<Value> {
     })
 }
 
+/// The units of a duration, the greatest first, and what messages call them.
+const UNITS: [(&[&str], &str); 10] = [
+    (&["y"], "years"),
+    (&["mo"], "months"),
+    (&["w"], "weeks"),
+    (&["d"], "days"),
+    (&["h"], "hours"),
+    (&["m"], "minutes"),
+    (&["s"], "seconds"),
+    (&["ms"], "milliseconds"),
+    (&["us", "µs"], "microseconds"),
+    (&["ns"], "nanoseconds"),
+];
+
+fn unit_place(unit: &str) -> Option<usize> {
+    UNITS.iter().position(|(names, _)| names.contains(&unit))
+}
+
+/// What is wrong with a duration in words, as ScyllaDB says it.
+fn duration_fault(text: &str) -> String {
+    let lower = text.to_lowercase();
+    let units = lower.split(|c: char| c.is_ascii_digit() || c == '-');
+    let places: Vec<usize> = units.filter_map(unit_place).collect();
+    for pair in places.windows(2) {
+        let [(_, first), (_, second)] = [UNITS[pair[0]], UNITS[pair[1]]];
+        if pair[0] == pair[1] {
+            return format!("Invalid duration. The {first} are specified multiple times");
+        }
+        if pair[0] > pair[1] {
+            return format!("Invalid duration. The {first} should be after {second}");
+        }
+    }
+    format!("Unable to convert '{text}' to a duration")
+}
+
 #[derive(Default)]
 struct Parts {
     months: u64,
@@ -459,9 +495,7 @@ enum Notation {
 
 impl Parts {
     fn units(&mut self, text: &str, notation: Notation) -> Option<()> {
-        // Each unit once, the greater before the lesser.
-        const ORDER: [&str; 11] = ["y", "mo", "w", "d", "h", "m", "s", "ms", "us", "µs", "ns"];
-        let (mut rest, mut from) = (text, 0);
+        let (mut rest, mut last) = (text, None);
         while !rest.is_empty() {
             let digits = rest.find(|c: char| !c.is_ascii_digit())?;
             let (number, tail) = rest.split_at(digits);
@@ -478,8 +512,11 @@ impl Parts {
                 }
                 _ => return None,
             };
-            let place = ORDER[from..].iter().position(|known| *known == unit)?;
-            from += place + if unit == "us" { 2 } else { 1 };
+            // Each unit once, the greater before the lesser.
+            let place = unit_place(unit)?;
+            if last.replace(place).is_some_and(|last| last >= place) {
+                return None;
+            }
             self.add(number.parse().ok()?, unit)?;
             rest = tail;
         }

@@ -663,3 +663,51 @@ fn elements_of_a_vector_have_a_length_unless_their_type_has_one() {
         "vector<frozen<set<int>>, 2>"
     );
 }
+
+#[test]
+fn dates_times_and_durations_that_scylladb_does_not_read_are_refused() {
+    let read = |constant: Constant, ty: CqlType| Value::from_constant(&constant, &ty, "x");
+    let time = |text: &str| {
+        read(Constant::Text(text.into()), CqlType::Timestamp)
+            .ok()
+            .flatten()
+    };
+    for zone in ["", "Z", "z", " UTC", "gmt", "  Z ", "+0000"] {
+        assert_eq!(
+            time(&format!("2011-02-03{zone}")),
+            Some(Value::Timestamp(1_296_691_200_000)),
+            "{zone}"
+        );
+    }
+    assert_eq!(
+        time("2011-02-03 04:05:12.3456+0000"),
+        None,
+        "no more than milliseconds"
+    );
+    for (text, message) in [
+        (
+            "2m3m",
+            "Invalid duration. The minutes are specified multiple times",
+        ),
+        (
+            "12s3m",
+            "Invalid duration. The seconds should be after minutes",
+        ),
+        (
+            "1y3m4d",
+            "Invalid duration. The minutes should be after days",
+        ),
+    ] {
+        let e = read(Constant::Duration(text.into()), CqlType::Duration).unwrap_err();
+        assert_eq!(e.to_string(), format!("marshaling error: {message}"));
+    }
+    assert!(
+        read(
+            Constant::Duration("1y2mo3w4d5h6m7s8ms9µs10ns".into()),
+            CqlType::Duration
+        )
+        .is_ok()
+    );
+    let e = read(Constant::Integer("-123".into()), CqlType::Date).unwrap_err();
+    assert!(e.to_string().contains("unsigned int"), "{e}");
+}
