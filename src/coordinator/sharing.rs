@@ -22,7 +22,6 @@ use super::shutdown::Signals;
 use super::supervisor::{ChildScope, ChildSpec};
 use super::{Coordinator, Drained, Stopping, names};
 use crate::config::settings::Instances;
-use crate::policy::Class;
 use crate::policy::health::Status;
 use crate::policy::stage::StagePolicies;
 use crate::sink::SinkError;
@@ -460,7 +459,7 @@ impl Opening {
             };
             let (reason, shard) = (error.to_string(), self.number);
             self.membership.waiting.lock().insert(shard, reason);
-            if error.class() != Class::Retryable {
+            if !error.heals() {
                 return Err(error);
             }
             attempt += 1;

@@ -127,6 +127,19 @@ pub enum SinkError {
         /// From the error code.
         class: Class,
     },
+    /// The checkpoint topic was made for another number of shards, on which instances that share would not agree.
+    #[error(
+        "topic {topic}: it has {partitions} partitions, and pipeline.shards is {shards}: instances that share must agree; \
+         set shards to {partitions}, or raise it by running one instance alone with pipeline.instances = \"one\""
+    )]
+    Shards {
+        /// Its name.
+        topic: String,
+        /// How many it has.
+        partitions: u32,
+        /// `pipeline.shards`
+        shards: u32,
+    },
     /// A stage made more dead letters than `[dead_letter]` allows: fail it. None of them was written.
     #[error(transparent)]
     Flood(#[from] crate::dead_letter::flood::Flooded),
@@ -170,6 +183,7 @@ impl SinkError {
             Self::Property { .. }
             | Self::Client(_)
             | Self::Corrupt { .. }
+            | Self::Shards { .. }
             | Self::Flood(_)
             | Self::Fenced { .. } => false,
         }
@@ -191,6 +205,7 @@ impl SinkError {
             Self::Property { .. }
             | Self::Client(_)
             | Self::Corrupt { .. }
+            | Self::Shards { .. }
             | Self::Flood(_)
             | Self::Fenced { .. } => Class::Fatal,
         }

@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use super::client::{self, Quiet};
 use super::{RedpandaSink, classify};
 use crate::checkpoint::log::CheckpointLog;
-use crate::policy::Class;
 use crate::sink::SinkError;
 
 /// How long one look for news takes at most; a stop waits for it.
@@ -19,10 +18,10 @@ const POLL: Duration = Duration::from_millis(100);
 
 impl RedpandaSink {
     /// Reads the checkpoint topic from its beginning, and on as it is written, until `stop`. Blocks: for a thread of its
-    /// own. Brokers that are away are waited for.
+    /// own. Brokers that are away, or refuse, are waited for.
     ///
     /// # Errors
-    /// What waiting does not mend.
+    /// A record is none of ours, or there is no client to be had.
     pub fn follow_checkpoints(
         &self,
         log: &CheckpointLog,
@@ -47,13 +46,14 @@ impl RedpandaSink {
                 .map_err(|e| failed(&e))?;
         }
         consumer.assign(&partitions).map_err(|e| failed(&e))?;
+        let mut trouble = None;
         while !stop.is_cancelled() {
             let mut next = consumer.poll(POLL);
             let mut news = false;
             while let Some(read) = next {
                 match read {
                     Ok(m) => {
-                        news = true;
+                        (news, trouble) = (true, None);
                         log.record(m.partition(), m.key(), m.payload())
                             .map_err(|reason| SinkError::Corrupt {
                                 topic: topic.clone(),
@@ -63,10 +63,17 @@ impl RedpandaSink {
                                 reason: reason.to_string(),
                             })?;
                     }
-                    Err(error) if classify::class(&error) == Class::Retryable => {
-                        tracing::debug!(%error, "following the checkpoints");
+                    // librdkafka tries again by itself, and a right may be given later.
+                    Err(error) => {
+                        let reason = error.to_string();
+                        if trouble.as_ref() != Some(&reason) {
+                            tracing::warn!(
+                                reason,
+                                "the checkpoints of other instances cannot be read"
+                            );
+                            trouble = Some(reason);
+                        }
                     }
-                    Err(error) => return Err(failed(&error)),
                 }
                 next = consumer.poll(Duration::ZERO);
             }

@@ -32,7 +32,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{self, Quiet};
 use super::{RedpandaSink, classify};
-use crate::policy::Class;
 use crate::sink::SinkError;
 
 /// How long one look for news takes at most; a stop waits for it.
@@ -121,13 +120,10 @@ impl RedpandaSink {
         };
         let topic = self.checkpoint_topic();
         if partitions != shards {
-            return Err(SinkError::Topic {
+            return Err(SinkError::Shards {
                 topic,
-                reason: format!(
-                    "it has {partitions} partitions, and pipeline.shards is {shards}: instances that share must agree; \
-                     set shards to {partitions}, or raise it by running one instance alone with pipeline.instances = \"one\""
-                ),
-                class: Class::Fatal,
+                partitions,
+                shards,
             });
         }
         let assignor = match self.topics.takes_incremental_rebalances() {
