@@ -205,13 +205,7 @@ fn climbs(file: &str, text: &str, used: &mut [bool]) -> Vec<String> {
 }
 
 /// Public names that nothing but tests uses, and why they are there all the same.
-const FOR_TESTS: &[(&str, &str)] = &[
-    ("CODES", "a test holds every code against the fixtures"),
-    (
-        "is_retryable",
-        "what the classification of an error comes to, from outside",
-    ),
-];
+const FOR_TESTS: &[(&str, &str)] = &[("CODES", "a test holds every code against the fixtures")];
 
 /// The public names that a source declares: `pub fn x`, `pub struct X` and so on.
 fn declared<'a>(lines: &[(usize, &'a str)]) -> Vec<(usize, &'a str)> {

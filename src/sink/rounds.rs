@@ -87,11 +87,6 @@ impl Rounds {
         self.hinted = true;
     }
 
-    /// Whether the last round failed.
-    pub fn is_failing(&self) -> bool {
-        self.failing
-    }
-
     /// Whether to ask now. Not while a round is under way.
     pub fn is_due(&self, sight: Sight) -> bool {
         let Some(ended) = self.ended else { return true };
