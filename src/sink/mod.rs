@@ -19,6 +19,7 @@ use crate::dead_letter::DeadLetter;
 use crate::policy::Class;
 use crate::policy::stage::Permit;
 
+mod counters;
 pub mod flight;
 pub mod headers;
 pub mod redpanda;

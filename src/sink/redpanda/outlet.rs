@@ -99,7 +99,9 @@ impl Lane {
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
-        self.counters.snapshot(&self.window())
+        let window = self.window();
+        let oldest = window.oldest().map(|o| o.submitted);
+        self.counters.snapshot(window.messages(), oldest)
     }
 
     pub(super) fn counters(&self) -> &Counters {
