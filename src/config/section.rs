@@ -230,3 +230,87 @@ impl<T: Word> FromKey for T {
             .unwrap_or_else(|| unreachable!("{path} is {word:?}, not one of {:?}", T::WORDS))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::key::Class::Live;
+    use crate::config::key::Fallback::Value;
+    use crate::config::key::Kind;
+    use crate::words::words;
+
+    words! {
+        /// For this test.
+        enum Size {
+            Small = "small",
+            Large = "large",
+        }
+    }
+
+    section! {
+        /// For this test.
+        struct Shop {
+            /// How long it stays open; a row is all that a key takes: this is
+            /// its documentation
+            open_for: Duration = { Kind::Duration(1, 1_000), Value(r#""30s""#), Live, r#""8h""# },
+            /// How large it is
+            kind as "type": Size = { Kind::Choice(Size::WORDS), Value(r#""small""#), Live, r#""large""# },
+            /// What is on it
+            shelf: Shelf = table,
+        }
+    }
+
+    section! {
+        /// For this test.
+        struct Shelf {
+            /// How many boards it has
+            boards: NonZeroU32 = { Kind::Int(1, 9), Value("3"), Live, "4" },
+        }
+    }
+
+    struct Given;
+
+    impl Values for Given {
+        fn leaf(&self, path: &str) -> Option<Leaf> {
+            match path {
+                "shop.open_for" => Some(Leaf::Duration(Duration::from_secs(5))),
+                "shop.type" => Some(Leaf::Text("large".to_owned())),
+                "shop.shelf.boards" => Some(Leaf::Int(7)),
+                other => panic!("no row asks for {other}"),
+            }
+        }
+
+        fn path(&self, _: &str) -> Option<PathBuf> {
+            None
+        }
+
+        fn secret(&self, _: &str) -> Option<Secret> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_row_is_all_that_a_key_takes() {
+        let mut keys = Vec::new();
+        Shop::keys("shop", &mut keys);
+        let paths: Vec<&str> = keys.iter().map(|key| key.path.as_str()).collect();
+        assert_eq!(paths, ["shop.open_for", "shop.type", "shop.shelf.boards"]);
+        let doc =
+            "How long it stays open; a row is all that a key takes: this is its documentation";
+        assert_eq!(keys[0].doc, doc);
+        assert_eq!(
+            (keys[1].class, keys[1].fallback),
+            (Live, Value(r#""small""#))
+        );
+        assert!(matches!(keys[1].kind, Kind::Choice(["small", "large"])));
+        let shop = Shop::read(&Given, "shop");
+        let expected = Shop {
+            open_for: Duration::from_secs(5),
+            kind: Size::Large,
+            shelf: Shelf {
+                boards: NonZeroU32::new(7).unwrap(),
+            },
+        };
+        assert_eq!(shop, expected);
+    }
+}
