@@ -2,27 +2,80 @@
 
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use futures::FutureExt;
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Connecting to one address takes no longer.
 const CONNECT: Duration = Duration::from_secs(3);
+/// The first answer takes no longer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// OPTIONS in version 4 of the native protocol, which every node answers to whoever asks.
+const OPTIONS: [u8; 9] = [4, 0, 0, 0, 5, 0, 0, 0, 0];
 
 /// Connects once to each `host:port`, all at a time.
 ///
 /// # Errors
 /// What each one met, in one line, when none of them took the connection.
 pub(crate) async fn any(addresses: &[String]) -> Result<(), String> {
-    let attempts = addresses.iter().map(|address| async move {
-        connect(address)
-            .await
-            .map_err(|reason| format!("{address}: {reason}"))
+    let met = addresses
+        .iter()
+        .map(|a| async { connect(a).await.map(drop) });
+    first_of(addresses, met).await.map(drop)
+}
+
+/// Asks each `host:port`, all at a time, whether it speaks CQL; gives those that do.
+///
+/// # Errors
+/// What each one met, in one line, when none of them answered.
+pub(crate) async fn cql(addresses: &[String]) -> Result<Vec<String>, String> {
+    let met = addresses.iter().map(|a| async {
+        let mut stream = connect(a).await?;
+        let mut answer = [0];
+        let asked = async {
+            stream.write_all(&OPTIONS).await?;
+            stream.read(&mut answer).await
+        };
+        match tokio::time::timeout(ANSWER, asked).await {
+            Ok(Ok(0)) => Err("closes the connection without an answer".to_owned()),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!(
+                "takes connections and does not answer within {}",
+                humantime::format_duration(ANSWER)
+            )),
+        }
     });
-    let met = futures::future::join_all(attempts).await;
-    if met.iter().any(Result::is_ok) {
-        return Ok(());
+    first_of(addresses, met).await
+}
+
+/// Those that did well, or why none did. One that hangs is not waited for where others have done well.
+async fn first_of(
+    addresses: &[String],
+    met: impl Iterator<Item = impl Future<Output = Result<(), String>>>,
+) -> Result<Vec<String>, String> {
+    let mut met: FuturesUnordered<_> = addresses
+        .iter()
+        .zip(met)
+        .map(|(address, met)| async move { (address, met.await) })
+        .collect();
+    let (mut good, mut reasons) = (Vec::new(), Vec::new());
+    while let Some((address, met)) = match good.is_empty() {
+        true => met.next().await,
+        // Whoever else has answered by now.
+        false => met.next().now_or_never().flatten(),
+    } {
+        match met {
+            Ok(()) => good.push(address.clone()),
+            Err(reason) => reasons.push((address, format!("{address}: {reason}"))),
+        }
     }
-    let reasons: Vec<String> = met.into_iter().filter_map(Result::err).collect();
+    if !good.is_empty() {
+        return Ok(good);
+    }
+    reasons.sort_by_key(|(address, _)| addresses.iter().position(|a| a == *address));
+    let reasons: Vec<String> = reasons.into_iter().map(|(_, reason)| reason).collect();
     Err(reasons.join("; "))
 }
 
@@ -93,10 +146,10 @@ async fn open(address: &str) -> Result<TcpStream, String> {
     TcpStream::connect(&*found).await.map_err(|e| e.to_string())
 }
 
-async fn connect(address: &str) -> Result<(), String> {
+async fn connect(address: &str) -> Result<TcpStream, String> {
     let attempt = open(address);
     match tokio::time::timeout(CONNECT, attempt).await {
-        Ok(connected) => connected.map(drop),
+        Ok(connected) => connected,
         Err(_) => Err(format!(
             "no connection within {}",
             humantime::format_duration(CONNECT)

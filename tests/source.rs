@@ -750,3 +750,22 @@ async fn unreachable_nodes_are_said_to_be() {
     let error = Rig::connect(settings).await.err().unwrap();
     assert!(matches!(error, SourceError::NoEmbeddedNode));
 }
+
+#[tokio::test]
+async fn a_vnode_with_more_streams_than_one_read_may_name_is_read() {
+    let options = scylla_double::Options {
+        vnodes: 1,
+        shards_per_vnode: 250,
+        ..scylla_double::Options::default()
+    };
+    let db = Db::with(false, options).await;
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    for k in 0..200 {
+        db.run(&format!("INSERT INTO t (k, c, v) VALUES ({k}, 0, 0)"))
+            .await;
+    }
+    let log = db.log("t").await;
+    let rig = Rig::connect(db.settings(&["t"], 2)).await.unwrap();
+    let batches = rig.read(0, &Checkpoints::new(), log.len()).await;
+    exactly(&positions(&batches), &log, "at once");
+}

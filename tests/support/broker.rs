@@ -152,10 +152,22 @@ struct ValveState {
 
 impl Valve {
     pub fn start(flow: Flow) -> Self {
-        let doors = match std::env::var("PENSTOCK_TEST_RELAYS") {
-            Ok(relays) => claim(&relays),
-            Err(_) => vec![embedded()],
-        };
+        Self::with(
+            flow,
+            match std::env::var("PENSTOCK_TEST_RELAYS") {
+                Ok(relays) => claim(&relays),
+                Err(_) => vec![embedded()],
+            },
+        )
+    }
+
+    /// In front of a server of any kind whose clients do not ask it for its address.
+    pub fn before(server: SocketAddr, flow: Flow) -> Self {
+        let front = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
+        Self::with(flow, vec![(front, server)])
+    }
+
+    fn with(flow: Flow, doors: Vec<(TcpListener, SocketAddr)>) -> Self {
         let state = Arc::new(ValveState {
             flow: Mutex::new((flow, Vec::new())),
             changed: Condvar::new(),

@@ -7,7 +7,8 @@
 //!   without I/O;
 //! - [`schema`], [`decode`], [`group`], [`segment`], [`batches`]: rows of the wire → batches;
 //! - [`log`], [`requests`], [`reader`]: the reading itself;
-//! - [`survey`]: what all shards have to know.
+//! - [`survey`]: what all shards have to know;
+//! - [`link`]: the connection.
 //!
 //! Nothing is spawned: a shard's reads are futures that it polls itself, so they end when it is dropped.
 
@@ -21,6 +22,7 @@ mod elsewhere;
 mod error;
 mod generations;
 mod group;
+mod link;
 mod log;
 mod pace;
 mod past;
@@ -42,11 +44,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::Session;
-use scylla::client::session_builder::SessionBuilder;
 use scylla::frame::response::result::{ColumnType, NativeType};
-use scylla::policies::retry::FallthroughRetryPolicy;
 use scylla::response::query_result::QueryRowsResult;
 use scylla::serialize::row::SerializeRow;
 use scylla::statement::{Consistency, Statement};
@@ -60,6 +59,7 @@ use self::clock::Clock;
 use self::cursor::Cursor;
 use self::elsewhere::Ending;
 use self::generations::Generation;
+use self::link::Link;
 use self::log::LogTable;
 use self::reader::Reader;
 use self::room::Room;
@@ -71,9 +71,13 @@ use crate::checkpoint::log::CheckpointLog;
 use crate::config::settings::{self, LiveSettings, Nodes};
 use crate::policy::health::Status;
 use crate::policy::stage::StagePolicies;
-use crate::reach;
 
 const LOG_SUFFIX: &str = "_scylla_cdc_log";
+/// A server refuses to look for more partitions at once (`max-partition-key-restrictions-per-query`): a vnode of
+/// a node with more cores makes several groups. <https://github.com/scylladb/scylladb/issues/15627>
+const MAX_STREAMS: usize = 100;
+/// Failures are logged no more often; those between two lines are counted.
+const TOLD_AGAIN: Duration = Duration::from_secs(10);
 /// A log's TTL can be altered; it is looked at again this often.
 const TTL_REFRESH: Duration = Duration::from_secs(60);
 /// Changes that came late are in health for so long after the last one.
@@ -81,7 +85,7 @@ const LATE_NOTED: Duration = Duration::from_secs(60);
 
 /// A session with the cluster, and the tables to read.
 pub struct ScyllaSource {
-    session: Session,
+    link: Link,
     live: LiveSettings,
     policies: StagePolicies,
     tables: Vec<Arc<LogTable>>,
@@ -110,6 +114,8 @@ struct Stats {
     late_told: Mutex<Option<(Instant, u64)>>,
     failed_reads: AtomicU64,
     last_error: Mutex<Option<(SystemTime, String)>>,
+    /// When a failure was last logged.
+    told: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -153,36 +159,10 @@ impl ScyllaSource {
         policies: StagePolicies,
     ) -> Result<Arc<Self>, SourceError> {
         let source = live.borrow().source.clone();
-        // The driver says the same in several lines of its log, and less plainly.
-        reach::any(nodes)
-            .await
-            .map_err(|reason| SourceError::Unreachable {
-                nodes: nodes.join(", "),
-                reason,
-            })?;
-        // Retries are the stage's business: it backs off, counts, and sees the first failure.
-        let profile = ExecutionProfile::builder()
-            .consistency(consistency(source.consistency))
-            .request_timeout(Some(source.read_timeout))
-            .retry_policy(Arc::new(FallthroughRetryPolicy::new()))
-            .build();
-        let mut builder = SessionBuilder::new()
-            .known_nodes(nodes)
-            .keyspaces_to_fetch([source.keyspace.as_str()])
-            .default_execution_profile_handle(
-                profile.into_handle_with_label("penstock-source".into()),
-            );
-        if let Some(user) = &source.username {
-            let password = source.password.as_ref().map_or("", |p| p.expose());
-            builder = builder.user(user, password);
-        }
-        let session = builder
-            .build()
-            .await
-            .map_err(|e| SourceError::connect(nodes, e))?;
-        let tables = check_tables(&session, &source)?;
+        let link = Link::connect(nodes, &source).await?;
+        let tables = check_tables(&link.session(), &source)?;
         let mut this = Self {
-            session,
+            link,
             live,
             policies,
             survey: Survey::new(tables.len()),
@@ -221,7 +201,7 @@ impl ScyllaSource {
         statement.set_request_timeout(Some(self.live.borrow().source.read_timeout));
         let sent = Instant::now();
         let result = self
-            .session
+            .session()
             .query_unpaged(statement, ())
             .await
             .map_err(SourceError::execute(WHAT))?;
@@ -260,6 +240,9 @@ impl ScyllaSource {
 
     /// What is not as it should be without anything having failed.
     fn complaint(&self) -> Option<Status> {
+        if let Some(lost) = self.link.complaint() {
+            return Some(Status::Unhealthy(lost.into()));
+        }
         let now = Instant::now();
         if let Some(doubt) = self.clock.lock().doubt(now) {
             return Some(Status::Unhealthy(doubt.into()));
@@ -277,9 +260,17 @@ impl ScyllaSource {
         ))
     }
 
+    /// Counts a failed attempt; says so at once, and then now and then.
     fn failed(&self, error: &SourceError) {
         self.stats.failed_reads.fetch_add(1, Relaxed);
         *self.stats.last_error.lock() = Some((SystemTime::now(), error.to_string()));
+        let mut told = self.stats.told.lock();
+        if told.is_none_or(|at| at.elapsed() >= TOLD_AGAIN) {
+            *told = Some(Instant::now());
+            tracing::warn!(%error, "a read failed, trying again");
+        } else {
+            tracing::debug!(%error, "a read failed, trying again");
+        }
     }
 
     /// Runs a statement on system tables and returns all of its rows, which are few.
@@ -295,7 +286,7 @@ impl ScyllaSource {
         statement.set_consistency(consistency);
         statement.set_request_timeout(Some(self.live.borrow().source.read_timeout));
         let result = self
-            .session
+            .session()
             .query_unpaged(statement, values)
             .await
             .map_err(SourceError::execute(what))?;
@@ -333,7 +324,8 @@ impl ScyllaSource {
         Ok((as_of_us, list.into_iter().collect()))
     }
 
-    /// The streams of a generation, by group: a vnode's together, each tablet's alone. Sorted.
+    /// The streams of a generation, by group: a vnode's together, as far as one read may name them, each
+    /// tablet's alone. Sorted.
     async fn streams(
         &self,
         table: &LogTable,
@@ -382,16 +374,14 @@ impl ScyllaSource {
             let (ids,) = row.map_err(|e| SourceError::answer(WHAT, e))?;
             let mut ids = ids.into_iter().map(stream).collect::<Result<Vec<_>, _>>()?;
             ids.sort_unstable();
-            if !ids.is_empty() {
-                groups.push(Arc::from(ids));
-            }
+            groups.extend(ids.chunks(MAX_STREAMS).map(Arc::from));
         }
         Ok(groups.into())
     }
 
     /// `system_distributed` is replicated threefold: a majority has heard of every generation.
     fn distributed(&self) -> Consistency {
-        match self.session.get_cluster_state().get_nodes_info().len() {
+        match self.session().get_cluster_state().get_nodes_info().len() {
             0 | 1 => Consistency::One,
             _ => Consistency::Quorum,
         }

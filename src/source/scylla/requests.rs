@@ -119,7 +119,8 @@ async fn read_page(
         }
         let pressure = &pressure;
         async move {
-            let (session, settings) = (&source.session, &settings.source);
+            source.probe_waits().await;
+            let (session, settings) = (&source.session(), &settings.source);
             let result = match read.columns {
                 Columns::All => {
                     let fetched = table.read(session, settings, read).await;
@@ -132,7 +133,6 @@ async fn read_page(
             };
             result.inspect_err(|error| {
                 source.failed(error);
-                tracing::debug!(table = %table.full, %error, "log read failed");
                 if classify::is_pressure(error) {
                     pressure.store(pressure.load(Relaxed).saturating_add(1), Relaxed);
                     stats.pressed.store(true, Relaxed);
@@ -166,7 +166,7 @@ async fn version(
         Some(version) => version,
         None => {
             source.survey.schema_anew().await;
-            table.version_at_last(&source.session, &fetched.rows)?
+            table.version_at_last(&source.session(), &fetched.rows)?
         }
     };
     Ok(Page {

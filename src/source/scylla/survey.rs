@@ -122,8 +122,13 @@ impl ScyllaSource {
     pub(super) async fn keep_surveying(&self) -> Result<Infallible, SourceError> {
         let tables = self.tables.iter().enumerate();
         let tables = futures::future::try_join_all(tables.map(|(i, t)| self.follow(i, t)));
-        tokio::try_join!(tables, self.follow_schema(), self.follow_clock())
-            .map(|(_, never, _)| never)
+        tokio::try_join!(
+            tables,
+            self.follow_schema(),
+            self.follow_clock(),
+            self.follow_link()
+        )
+        .map(|(_, never, ..)| never)
     }
 
     /// Asks what time it is, now and then and whenever this machine's clock steps. Not by the stage's policies:
@@ -197,7 +202,7 @@ impl ScyllaSource {
         loop {
             done = until(&mut asked, done + 1).await;
             let refresh = async || {
-                let refreshed = self.session.refresh_metadata().await;
+                let refreshed = self.session().refresh_metadata().await;
                 refreshed.map_err(|e| SourceError::Metadata(Box::new(e)))
             };
             self.ask(refresh).await?;
@@ -210,7 +215,10 @@ impl ScyllaSource {
     where
         F: Future<Output = Result<T, SourceError>>,
     {
-        let attempt = || async { question().await.inspect_err(|e| self.failed(e)) };
+        let attempt = || async {
+            self.probe_waits().await;
+            question().await.inspect_err(|e| self.failed(e))
+        };
         self.policies.run(attempt, classify::classify).await
     }
 }

@@ -25,7 +25,9 @@ use crate::types::CqlType;
 /// Rows of an answer.
 pub(crate) type Rows = Vec<Vec<Option<Bytes>>>;
 
-/// The most partitions one statement may name, so that a product of `IN` lists stays bounded.
+/// The most partitions one statement may name: `max-partition-key-restrictions-per-query`, as it is by default.
+const MAX_PARTITION_KEYS: usize = 100;
+/// The most rows one statement may name, so that a product of `IN` lists stays bounded.
 const MAX_KEYS: usize = 10_000;
 
 /// The longest key, bytes.
@@ -116,8 +118,11 @@ pub(crate) fn partitions(
                     debug_assert!(value.is_empty());
                     return Err(CqlError::invalid("Key may not be empty"));
                 }
-                if keys.len().saturating_mul(values.len()) > MAX_KEYS {
-                    return Err(CqlError::invalid("partition-key IN list is too large"));
+                let product = keys.len().saturating_mul(values.len());
+                if product > MAX_PARTITION_KEYS {
+                    return Err(CqlError::server(format!(
+                        "partition-key cartesian product size {product} is greater than maximum {MAX_PARTITION_KEYS}"
+                    )));
                 }
                 keys = keys
                     .into_iter()

@@ -1,0 +1,123 @@
+//! Outages of the database, end to end by the real program and at the defaults of every policy.
+
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/broker.rs"]
+mod broker;
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/plugins.rs"]
+mod plugins;
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/process.rs"]
+mod process;
+
+use std::time::{Duration, Instant};
+
+use broker::{Flow, Valve};
+use process::{LONG, Running, World, complete_and_ordered, keys};
+
+/// A world whose database can be cut off, all else as users get it.
+async fn world(flow: Flow) -> (World, Valve) {
+    let mut world = World::new("").await;
+    let valve = Valve::before(world.node.addr(), flow);
+    world.set("source.nodes", format!("[\"{}\"]", valve.brokers));
+    (world, valve)
+}
+
+async fn health(running: &Running) -> String {
+    let url = format!("http://{}/health", running.admin());
+    let answer = reqwest::get(url).await.expect("an answer");
+    answer.text().await.expect("text")
+}
+
+async fn await_health(running: &Running, what: &str, within: Duration) {
+    let deadline = Instant::now() + within;
+    loop {
+        let text = health(running).await;
+        if text.contains(what) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "no {what:?} in {text}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_away_for_longer_than_open_for_is_told_of_at_once_and_found_again() {
+    let (world, valve) = world(Flow::Open).await;
+    let keys = keys(8);
+    world.write(&keys, 0, 5).await;
+    let running = world.start(1);
+    world.await_records(8 * 5, LONG, &running);
+
+    valve.set(Flow::Cut);
+    let cut = Instant::now();
+    world.write(&keys, 5, 20).await;
+    running.await_line("no connection to ScyllaDB", Duration::from_secs(5));
+    running.await_line("breaker opened stage=source", Duration::from_secs(5));
+    let opened = cut.elapsed();
+    assert!(opened < Duration::from_secs(6), "open after {opened:?}");
+    // `health.check_interval` is 10 s.
+    await_health(
+        &running,
+        "no connection to ScyllaDB",
+        Duration::from_secs(12),
+    )
+    .await;
+    running.await_line("breaker half-open stage=source", LONG);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    valve.set(Flow::Open);
+    let mended = Instant::now();
+    world.await_records(8 * 25, LONG, &running);
+    let back = mended.elapsed();
+    assert!(back < Duration::from_secs(5), "back after {back:?}");
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 25), 0);
+    println!("open after {opened:?}, the flow back {back:?} after the database");
+    running.stop_cleanly();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_does_not_answer_at_the_start_is_waited_for() {
+    let (world, valve) = world(Flow::Silent).await;
+    let reason = format!(
+        "cannot reach ScyllaDB at {0}: {0}: takes connections and does not answer",
+        valve.brokers
+    );
+    let keys = keys(2);
+    world.write(&keys, 0, 3).await;
+    let began = Instant::now();
+    let running = world.start(1);
+    running.await_line(&reason, LONG);
+    let told = began.elapsed();
+    assert!(told < Duration::from_secs(10), "told after {told:?}");
+    await_health(&running, &reason, Duration::from_secs(2)).await;
+
+    let began = Instant::now();
+    let (code, text) = running.penstock(&["validate", "--connect"]);
+    let validated = began.elapsed();
+    assert!(
+        text.contains(&reason) && code != Some(0),
+        "{code:?}: {text}"
+    );
+    assert!(
+        validated < Duration::from_secs(10),
+        "told after {validated:?}"
+    );
+    println!("run says so after {told:?}, validate after {validated:?}");
+
+    valve.set(Flow::Open);
+    world.await_records(2 * 3, LONG, &running);
+    running.stop_cleanly();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_is_obeyed_while_the_start_waits() {
+    let (world, _valve) = world(Flow::Cut).await;
+    let mut running = world.start(1);
+    running.await_line(
+        "waiting for what the pipeline needs",
+        Duration::from_secs(30),
+    );
+    running.signal("-TERM");
+    assert_eq!(running.wait(Duration::from_secs(10)).code(), Some(0));
+}
