@@ -2,8 +2,7 @@
 //!
 //! The shapes follow ScyllaDB's grammar (`cql3/Cql.g`) and its CQL reference.
 
-use uuid::Uuid;
-
+pub use crate::types::Constant;
 use crate::types::CqlType;
 
 /// A statement with its bind markers.
@@ -556,28 +555,6 @@ pub enum Term {
     Call(QualifiedName, Vec<Term>),
     /// `(type) value`.
     Hint(TypeName, Box<Term>),
-}
-
-/// A constant, as written: what it means depends on the type it is for, see
-/// [`crate::types::Value::from_constant`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Constant {
-    /// `null`.
-    Null,
-    /// `true`, `false`.
-    Boolean(bool),
-    /// Digits with an optional sign.
-    Integer(String),
-    /// With a point or an exponent; also `NaN`, `Infinity`, `-NaN`, `-Infinity`.
-    Float(String),
-    /// Without its quotes.
-    Text(String),
-    /// A UUID of any version.
-    Uuid(Uuid),
-    /// `0x…`.
-    Blob(Vec<u8>),
-    /// A duration as written, e.g. `1h30m` or `P1DT2H`.
-    Duration(String),
 }
 
 /// A comparison of `WHERE` or `IF`.

@@ -1,11 +1,11 @@
 //! The CQL language: from text to [`ast::Parsed`], by ScyllaDB's grammar (`cql3/Cql.g`).
 
 pub mod ast;
-mod keywords;
 mod lexer;
 mod parser;
+mod type_name;
 
-pub use keywords::is_reserved;
+pub use crate::types::keywords::is_reserved;
 pub use parser::{parse, parse_type};
 
 /// A statement that does not parse.

@@ -17,11 +17,11 @@ use super::{
     cdc::{self, LOG_SUFFIX, log_name},
     cell::{ColumnId, Timestamp},
     error::CqlError,
-    lower::{is_system, no_keyspace},
+    names::{is_system, no_keyspace, resolve_type},
     schema::{ColumnKind, KeyspaceSchema, Schema, TableOptions, TableSchema},
 };
 use crate::{
-    cql::ast::{self, AlterTableAction, TypeName},
+    cql::ast::{self, AlterTableAction},
     types::CqlType,
 };
 
@@ -70,23 +70,6 @@ fn changed(change: ChangeKind, target: ChangeTarget, keyspace: &str, name: &str)
         name: name.into(),
         args: Vec::new(),
     }
-}
-
-/// A type by its name; the user-defined types of one keyspace know only each other.
-pub(crate) fn resolve_type(
-    schema: &Schema,
-    name: &TypeName,
-    keyspace: Option<&str>,
-) -> Result<CqlType, CqlError> {
-    let find = |keyspace: &str, name: &str| {
-        schema
-            .keyspaces
-            .get(keyspace)
-            .and_then(|k| k.types.get(name))
-            .map(|t| t.fields.clone())
-    };
-    name.resolve(keyspace, &find)
-        .map_err(|e| CqlError::invalid(e.to_string()))
 }
 
 /// The table that a `CREATE TABLE` describes.

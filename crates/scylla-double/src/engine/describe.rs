@@ -11,7 +11,7 @@ use super::{
     ColumnSpec, State,
     cdc::{self, log_name},
     error::CqlError,
-    lower::is_system,
+    names::is_system,
     schema::{Column, KeyspaceSchema, Schema, TableSchema, UserType},
     select::Rows,
     storage::RingKey,

@@ -7,6 +7,7 @@ use super::{
     error::CqlError,
     functions::Function,
     lwt,
+    names::{is_system, no_keyspace, resolve_type, table},
     plan::{
         Aggregate, Change, Comparison, Condition, Expr, Filter, ModifyKind, ModifyPlan, Operand,
         Part, PartitionPart, SelectPlan, Selector, Values,
@@ -75,11 +76,6 @@ pub(crate) struct Lowered {
     pub(crate) primary_key_indexes: Vec<u16>,
 }
 
-/// Whether a keyspace is the node's own.
-pub(crate) fn is_system(keyspace: &str) -> bool {
-    keyspace == "system" || keyspace.starts_with("system_")
-}
-
 fn parse(text: &str) -> Result<ast::Parsed, CqlError> {
     cql::parse(text).map_err(|e| CqlError::syntax(e.to_string()))
 }
@@ -94,32 +90,6 @@ pub(crate) fn created_table(ddl: &str) -> Result<(String, String), CqlError> {
             "an internal table is made by CREATE TABLE",
         )),
     }
-}
-
-pub(crate) fn no_keyspace() -> CqlError {
-    CqlError::invalid(
-        "No keyspace has been specified. USE a keyspace, or explicitly specify keyspace.tablename",
-    )
-}
-
-/// The table a name means.
-pub(crate) fn table<'s>(
-    schema: &'s Schema,
-    name: &ast::QualifiedName,
-    keyspace: Option<&str>,
-) -> Result<&'s Arc<TableSchema>, CqlError> {
-    let keyspace = name
-        .keyspace
-        .as_deref()
-        .or(keyspace)
-        .ok_or_else(no_keyspace)?;
-    let found = schema.keyspaces.get(keyspace);
-    let found =
-        found.ok_or_else(|| CqlError::invalid(format!("Keyspace {keyspace} does not exist")))?;
-    found
-        .tables
-        .get(&name.name)
-        .ok_or_else(|| CqlError::unconfigured_table(&name.name))
 }
 
 /// Parses and resolves a statement.
@@ -257,7 +227,7 @@ impl Lowering<'_> {
             .as_ref()
             .map(|t| t.keyspace.as_str())
             .or(self.keyspace);
-        super::ddl::resolve_type(self.schema, name, keyspace)
+        resolve_type(self.schema, name, keyspace)
     }
 
     fn marker(&mut self, at: usize, ty: &CqlType, name: &str) -> Expr {

@@ -13,8 +13,10 @@ mod error;
 mod filter;
 mod functions;
 mod generations;
+mod layout;
 mod lower;
 mod lwt;
+mod names;
 pub(crate) mod order;
 mod paging;
 mod plan;
@@ -837,7 +839,7 @@ fn is_current(schema: &Schema, prepared: &Prepared) -> bool {
 }
 
 fn refuse_internal(plan: &ModifyPlan) -> Result<(), CqlError> {
-    if lower::is_system(&plan.table.keyspace) && !generations::tells_of_generations(&plan.table) {
+    if names::is_system(&plan.table.keyspace) && !generations::tells_of_generations(&plan.table) {
         return Err(CqlError::unauthorized(format!(
             "{} keyspace is not user-modifiable.",
             plan.table.keyspace

@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use super::{
     cell::Bound,
+    layout::{Shape, elements, map_entries, shape, tuple_fields},
     schema::Column,
-    types::{Shape, elements, map_entries, shape, tuple_fields},
 };
 use crate::types::{CqlType, vector_elements};
 

@@ -1,11 +1,14 @@
 //! Keyspaces, tables, columns and user-defined types, as they are at one moment.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use indexmap::IndexMap;
 use uuid::Uuid;
 
-use super::{cdc::LogLayout, cell::ColumnId};
+use super::cell::ColumnId;
 use crate::types::CqlType;
 
 /// What a column is for.
@@ -47,6 +50,23 @@ pub enum MultiKind {
         /// How many fields the type has.
         fields: usize,
     },
+}
+
+/// What a column of this type is when its elements are written one by one.
+pub(crate) fn multi_kind(ty: &CqlType) -> Option<MultiKind> {
+    match ty {
+        CqlType::List { frozen: false, .. } => Some(MultiKind::List),
+        CqlType::Set { frozen: false, .. } => Some(MultiKind::Set),
+        CqlType::Map { frozen: false, .. } => Some(MultiKind::Map),
+        CqlType::Udt {
+            frozen: false,
+            fields,
+            ..
+        } => Some(MultiKind::Udt {
+            fields: fields.len(),
+        }),
+        _ => None,
+    }
 }
 
 /// A column of a table.
@@ -185,6 +205,27 @@ impl Default for TableOptions {
     }
 }
 
+/// The log's columns for one static or regular column of the base table.
+#[derive(Debug)]
+pub(crate) struct DataColumns {
+    pub(crate) value: ColumnId,
+    pub(crate) deleted: ColumnId,
+    /// Only of a multi-cell column.
+    pub(crate) deleted_elements: Option<ColumnId>,
+}
+
+/// Where in the log's rows things go.
+#[derive(Debug)]
+pub(crate) struct LogLayout {
+    pub(crate) operation: ColumnId,
+    pub(crate) ttl: ColumnId,
+    pub(crate) end_of_batch: ColumnId,
+    pub(crate) partition_key: Vec<ColumnId>,
+    pub(crate) clustering_key: Vec<ColumnId>,
+    /// By the base table's column.
+    pub(crate) data: HashMap<ColumnId, DataColumns>,
+}
+
 /// A column that was dropped.
 #[derive(Debug, Clone)]
 pub struct DroppedColumn {
@@ -291,7 +332,7 @@ impl TableSchema {
         self.next_column += 1;
         let multi = match kind {
             ColumnKind::PartitionKey | ColumnKind::Clustering => None,
-            ColumnKind::Static | ColumnKind::Regular => super::types::multi_kind(&ty),
+            ColumnKind::Static | ColumnKind::Regular => multi_kind(&ty),
         };
         self.columns.push(Column {
             name: name.into(),

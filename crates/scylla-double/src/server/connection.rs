@@ -11,7 +11,6 @@ use std::{
 };
 
 use bytes::BytesMut;
-use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, tcp::OwnedReadHalf},
@@ -25,6 +24,7 @@ use super::{
     frame::{self, COMPRESSED, Frame},
     request::Request,
     response::{self, Draft, EventType, PROTOCOL_ERROR},
+    session::Session,
 };
 use crate::{
     engine::SERVER_ERROR,
@@ -53,7 +53,7 @@ pub(super) struct Connection {
     shared: Arc<Shared>,
     compress: AtomicBool,
     started: AtomicBool,
-    pub(super) keyspace: Mutex<Option<String>>,
+    session: Session,
     out: mpsc::Sender<Outgoing>,
 }
 
@@ -130,7 +130,7 @@ pub(super) async fn serve(socket: TcpStream, shared: Arc<Shared>, end: Cancellat
     let connection = Arc::new(Connection {
         compress: AtomicBool::new(false),
         started: AtomicBool::new(false),
-        keyspace: Mutex::new(None),
+        session: Session::default(),
         out,
         shared: Arc::clone(&shared),
     });
@@ -417,7 +417,7 @@ impl Connection {
 
     async fn run(&self, stream: i16, request: Request) {
         let reply = reply(self, stream);
-        match self.shared.run(self, request).await {
+        match self.shared.run(&self.session, request).await {
             ControlFlow::Continue(draft) => reply.send(draft).await,
             ControlFlow::Break(Some(draft)) => reply.send_half(draft).await,
             ControlFlow::Break(None) => reply.forget(),

@@ -4,9 +4,9 @@ use std::{borrow::Cow, ops::ControlFlow};
 
 use super::{
     Shared,
-    connection::Connection,
     request::{BatchStatement, QueryParams, Request},
     response::{self, Draft, ReplicaError},
+    session::Session,
 };
 use crate::{
     engine::{BatchKind, BoundValue, CqlError, Outcome, Params, Prepared, SERVER_ERROR},
@@ -37,10 +37,10 @@ pub(super) fn failure(action: &Action, consistency: u16, table: &str) -> Draft {
 
 impl Shared {
     /// Runs a request and gives its answer.
-    pub(super) async fn run(&self, connection: &Connection, request: Request) -> Answer {
+    pub(super) async fn run(&self, session: &Session, request: Request) -> Answer {
         match request {
             Request::Prepare(text) => {
-                let keyspace = connection.keyspace.lock().clone();
+                let keyspace = session.keyspace.lock().clone();
                 let prepared = self
                     .prepared
                     .prepare(&self.engine, &text, keyspace.as_deref());
@@ -63,21 +63,21 @@ impl Shared {
                 .await
             }
             Request::Query { text, params } => {
-                let keyspace = connection.keyspace.lock().clone();
+                let keyspace = session.keyspace.lock().clone();
                 match self.engine.prepare(&text, keyspace.as_deref()) {
-                    Ok(prepared) => self.execute(connection, &prepared, params).await,
+                    Ok(prepared) => self.execute(session, &prepared, params).await,
                     Err(e) => Answer::Continue(response::cql_error(&e)),
                 }
             }
             Request::Execute { id, params } => match self.prepared.current(&self.engine, &id) {
-                Some(prepared) => self.execute(connection, &prepared, params).await,
+                Some(prepared) => self.execute(session, &prepared, params).await,
                 None => Answer::Continue(response::unprepared(&id)),
             },
             Request::Batch {
                 kind,
                 statements,
                 params,
-            } => self.batch(connection, kind, statements, params).await,
+            } => self.batch(session, kind, statements, params).await,
             other => Answer::Continue(response::error(
                 response::PROTOCOL_ERROR,
                 &format!(
@@ -88,21 +88,16 @@ impl Shared {
         }
     }
 
-    async fn execute(
-        &self,
-        connection: &Connection,
-        prepared: &Prepared,
-        params: QueryParams,
-    ) -> Answer {
+    async fn execute(&self, session: &Session, prepared: &Prepared, params: QueryParams) -> Answer {
         let target = Target {
             operation: operation(prepared),
             table: prepared.table(),
         };
         let (consistency, skip_metadata) = (params.consistency, params.skip_metadata);
-        let params = engine_params(connection, params);
+        let params = engine_params(session, params);
         self.faulty(&target, consistency, || {
             answer(
-                connection,
+                session,
                 self.engine.execute(prepared, &params),
                 skip_metadata.then_some(prepared),
             )
@@ -112,12 +107,12 @@ impl Shared {
 
     async fn batch(
         &self,
-        connection: &Connection,
+        session: &Session,
         kind: BatchKind,
         statements: Vec<(BatchStatement, Vec<BoundValue>)>,
         params: QueryParams,
     ) -> Answer {
-        let keyspace = connection.keyspace.lock().clone();
+        let keyspace = session.keyspace.lock().clone();
         let mut prepared = Vec::with_capacity(statements.len());
         for (statement, values) in statements {
             let statement = match &statement {
@@ -140,10 +135,10 @@ impl Shared {
             table,
         };
         let consistency = params.consistency;
-        let params = engine_params(connection, params);
+        let params = engine_params(session, params);
         self.faulty(&target, consistency, || {
             answer(
-                connection,
+                session,
                 self.engine.execute_batch(kind, &prepared, &params),
                 None,
             )
@@ -184,11 +179,11 @@ impl Shared {
     }
 }
 
-fn engine_params(connection: &Connection, params: QueryParams) -> Params {
+fn engine_params(session: &Session, params: QueryParams) -> Params {
     Params {
         values: params.values,
         names: params.names,
-        keyspace: connection.keyspace.lock().clone(),
+        keyspace: session.keyspace.lock().clone(),
         default_timestamp: params.timestamp,
         consistency: params.consistency,
         serial_consistency: params.serial_consistency,
@@ -201,7 +196,7 @@ fn engine_params(connection: &Connection, params: QueryParams) -> Params {
 /// The engine's outcome as a response; without the columns of rows when `known` says the client has
 /// them, and has them right.
 fn answer(
-    connection: &Connection,
+    session: &Session,
     outcome: Result<Outcome, CqlError>,
     known: Option<&Prepared>,
 ) -> Draft {
@@ -218,7 +213,7 @@ fn answer(
         }
         Ok(Outcome::SetKeyspace(keyspace)) => {
             let draft = response::set_keyspace(&keyspace);
-            *connection.keyspace.lock() = Some(keyspace);
+            *session.keyspace.lock() = Some(keyspace);
             draft
         }
         Ok(Outcome::SchemaChange(change)) => response::schema_change(&change),

@@ -7,6 +7,7 @@ mod frame;
 mod prepared;
 mod request;
 mod response;
+mod session;
 mod wire;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

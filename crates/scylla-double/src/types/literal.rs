@@ -11,9 +11,9 @@ use jiff::{
     tz::Offset,
 };
 use num_bigint::BigInt;
+use uuid::Uuid;
 
 use super::{CqlType, Value};
-use crate::cql::ast::Constant;
 
 /// The longest integer that is read, digits: reading one takes time with the square of its length.
 const MAX_DIGITS: usize = 1 << 16;
@@ -22,6 +22,28 @@ const SECOND_NS: i128 = 1_000_000_000;
 const DAY_NS: i64 = 86_400_000_000_000;
 /// 1970-01-01 as a `date`.
 const EPOCH_DAY: i64 = 1 << 31;
+
+/// A constant, as written: what it means depends on the type it is for, see
+/// [`Value::from_constant`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Constant {
+    /// `null`.
+    Null,
+    /// `true`, `false`.
+    Boolean(bool),
+    /// Digits with an optional sign.
+    Integer(String),
+    /// With a point or an exponent; also `NaN`, `Infinity`, `-NaN`, `-Infinity`.
+    Float(String),
+    /// Without its quotes.
+    Text(String),
+    /// A UUID of any version.
+    Uuid(Uuid),
+    /// `0x…`.
+    Blob(Vec<u8>),
+    /// A duration as written, e.g. `1h30m` or `P1DT2H`.
+    Duration(String),
+}
 
 /// A constant that cannot be a value of a type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -7,17 +7,18 @@ pub(crate) mod images;
 mod split;
 pub(crate) mod streams;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use indexmap::IndexMap;
 use uuid::Uuid;
 
 use super::{
-    cell::{ColumnId, NEVER, Timestamp},
+    cell::{NEVER, Timestamp},
     error::CqlError,
     schema::{
-        CdcOptions, Column, ColumnKind, DroppedColumn, Images, Schema, TableOptions, TableSchema,
+        CdcOptions, Column, ColumnKind, DataColumns, DroppedColumn, Images, LogLayout, Schema,
+        TableOptions, TableSchema,
     },
     types,
 };
@@ -59,27 +60,6 @@ impl Operation {
         let at = self as usize;
         Bytes::from_static(&CODES[at..=at])
     }
-}
-
-/// The log's columns for one static or regular column of the base table.
-#[derive(Debug)]
-pub(crate) struct DataColumns {
-    pub(crate) value: ColumnId,
-    pub(crate) deleted: ColumnId,
-    /// Only of a multi-cell column.
-    pub(crate) deleted_elements: Option<ColumnId>,
-}
-
-/// Where in the log's rows things go.
-#[derive(Debug)]
-pub(crate) struct LogLayout {
-    pub(crate) operation: ColumnId,
-    pub(crate) ttl: ColumnId,
-    pub(crate) end_of_batch: ColumnId,
-    pub(crate) partition_key: Vec<ColumnId>,
-    pub(crate) clustering_key: Vec<ColumnId>,
-    /// By the base table's column.
-    pub(crate) data: HashMap<ColumnId, DataColumns>,
 }
 
 /// The name of a table's log.

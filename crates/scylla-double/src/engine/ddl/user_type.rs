@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{Done, keyspace_of, resolve_type};
+use super::{Done, keyspace_of};
 use crate::{
     cql::ast::{self, AlterTypeAction, TypeName},
     engine::{
         ChangeKind, ChangeTarget, State,
         error::CqlError,
-        schema::{Schema, UserType},
-        types::multi_kind,
+        names::resolve_type,
+        schema::{Schema, UserType, multi_kind},
     },
     types::CqlType,
 };

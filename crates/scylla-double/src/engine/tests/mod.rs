@@ -1,5 +1,6 @@
 //! The engine by its behaviour: statements in, rows out.
 
+mod arrows;
 mod cdc;
 mod cql;
 mod replay;

@@ -1,0 +1,10 @@
+//! What a connection keeps from one statement to the next.
+
+use parking_lot::Mutex;
+
+/// The state that statements see and change.
+#[derive(Default)]
+pub(super) struct Session {
+    /// Of the last `USE`.
+    pub(super) keyspace: Mutex<Option<String>>,
+}
