@@ -44,6 +44,13 @@ pub struct Position {
 const UUID_EPOCH_TICKS: u64 = 0x01b2_1dd2_1381_4000;
 
 impl Position {
+    /// Where no change stands.
+    pub const NOWHERE: Self = Self {
+        stream: StreamId([0; 16]),
+        time: Uuid::from_u128(0x1000_8000_0000_0000_0000),
+        seq: 0,
+    };
+
     /// The write timestamp: microseconds since the Unix epoch.
     pub fn timestamp_us(&self) -> i64 {
         timeuuid_us(&self.time)

@@ -377,3 +377,171 @@ async fn a_stage_that_crashes_restarts_alone_and_given_up_on_takes_no_orders() {
     world.await_records(2, LONG, &running);
     running.stop_cleanly();
 }
+
+/// Row 6: a write that timed out and was applied is not written again under another event id, by whoever tries again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_timed_out_and_was_applied_is_one_event() {
+    let world = world("request_timeout = \"1s\"\n").await;
+    let running = world.start(1);
+    let url = format!("http://{}/orders", running.orders());
+    let client = connection();
+    let batch = |action| {
+        let fault = Fault::new(action).on(Operation::Batch).times(1);
+        world.node.faults().inject(fault)
+    };
+    // Tried again by the service itself.
+    batch(Action::WriteTimeout);
+    let made = send(&client, Method::POST, &url, Some(&order(1))).await;
+    assert_eq!(made.status(), 201);
+    let first = body(made).await["id"].as_str().expect("an id").to_owned();
+    let one = format!("{url}/{first}");
+    batch(Action::WriteTimeout);
+    let confirm = json!({"status": "confirmed"});
+    let changed = send(&client, Method::PATCH, &one, Some(&confirm)).await;
+    assert_eq!(changed.status(), 200);
+    batch(Action::BreakConnection);
+    assert_eq!(
+        send(&client, Method::DELETE, &one, None).await.status(),
+        200
+    );
+    // Tried again by the client, which was told nothing.
+    let keyed = async || {
+        let request = client.post(&url).header("idempotency-key", "key");
+        request.json(&order(2)).send().await.expect("an answer")
+    };
+    batch(Action::Silence);
+    assert_eq!(keyed().await.status(), 504);
+    let made = keyed().await;
+    assert_eq!(made.status(), 201);
+    let second = body(made).await["id"].as_str().expect("an id").to_owned();
+    world.await_records(4, LONG, &running);
+    running.stop_cleanly();
+    let expected = |kinds: &[(&str, i64)]| {
+        let kinds = kinds
+            .iter()
+            .map(|(kind, version)| (kind.to_string(), *version));
+        kinds.collect::<Vec<_>>()
+    };
+    let all = [
+        ("order.created", 1),
+        ("order.updated", 2),
+        ("order.cancelled", 3),
+    ];
+    let expected = BTreeMap::from([(first, expected(&all)), (second, expected(&all[..1]))]);
+    assert_eq!(events(&world), expected);
+    println!("four writes that were applied and not acknowledged: four events");
+}
+
+/// Row 11: an idempotency key is kept beside the order, for as long as is set.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idempotency_key_outlives_a_restart_and_ends_when_it_is_told_to() {
+    let world = world("idempotency_ttl = \"1h\"\n").await;
+    // As a version made it that kept no event beside the key.
+    for cql in [
+        "DROP TABLE ks.order_requests",
+        "CREATE TABLE ks.order_requests (idempotency_key text PRIMARY KEY, order_id uuid, request_hash blob, \
+         created_at timestamp) WITH default_time_to_live = 86400",
+    ] {
+        world.session.query_unpaged(cql, ()).await.expect(cql);
+    }
+    let mut refused = world.start(0);
+    assert_eq!(refused.wait(LONG).code(), Some(1));
+    let told = refused.text();
+    assert!(
+        told.contains("event_id") && told.contains("`penstock init-schema`"),
+        "{told}"
+    );
+    for _ in 0..2 {
+        let made = Command::new(env!("CARGO_BIN_EXE_penstock"))
+            .args(["init-schema", "--config"])
+            .arg(world.config())
+            .output()
+            .expect("penstock starts");
+        assert!(made.status.success(), "{made:?}");
+    }
+
+    let client = connection();
+    let keyed = async |running: &process::Running, n: u32| {
+        let url = format!("http://{}/orders", running.orders());
+        let request = client.post(url).header("idempotency-key", "key");
+        let answer = request.json(&order(n)).send().await.expect("an answer");
+        (answer.status().as_u16(), body(answer).await["id"].clone())
+    };
+    let running = world.start(1);
+    let first = keyed(&running, 1).await;
+    assert_eq!(first.0, 201);
+    let cql = "SELECT TTL(order_id) FROM ks.order_requests WHERE idempotency_key = 'key'";
+    let rows = world.session.query_unpaged(cql, ()).await.expect(cql);
+    let rows = rows.into_rows_result().expect("rows");
+    let (ttl,) = rows.single_row::<(i32,)>().expect("a row");
+    assert!((3_500..=3_600).contains(&ttl), "{ttl}");
+    running.stop_cleanly();
+    let running = world.start(2);
+    assert_eq!(keyed(&running, 1).await, first, "forgotten by the restart");
+    assert_eq!(keyed(&running, 2).await.0, 422);
+
+    // From now on it is kept for a second.
+    let text = std::fs::read_to_string(world.config()).expect("pipeline.toml");
+    world.save(&text.replace("idempotency_ttl = \"1h\"", "idempotency_ttl = \"1s\""));
+    running.await_line("configuration applied", LONG);
+    world
+        .session
+        .query_unpaged("TRUNCATE ks.order_requests", ())
+        .await
+        .expect("truncated");
+    let second = keyed(&running, 1).await;
+    assert_eq!(second.0, 201);
+    assert_ne!(second.1, first.1);
+    let deadline = Instant::now() + LONG;
+    let third = loop {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let again = keyed(&running, 1).await;
+        if again.1 != second.1 {
+            break again;
+        }
+        assert!(Instant::now() < deadline, "kept for ever");
+    };
+    assert_eq!(third.0, 201);
+    world.await_records(3, LONG, &running);
+    running.stop_cleanly();
+    assert_eq!(events(&world).len(), 3);
+}
+
+/// Row 14: nobody orders anything, and yet it is found out that ScyllaDB is well again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_breaker_closes_without_traffic() {
+    let world = world(
+        "request_timeout = \"5s\"\n[orders.breaker]\nopen_for = \"300ms\"\n[orders.retry]\nmax_attempts = 1\n\
+         [health]\ncheck_interval = \"100ms\"\n",
+    )
+    .await;
+    let running = world.start(1);
+    let url = format!("http://{}/orders", running.orders());
+    let client = connection();
+    let fault = Fault::new(Action::Overloaded).on(Operation::Batch);
+    let fault = world.node.faults().inject(fault);
+    for _ in 0..5 {
+        let failed = send(&client, Method::POST, &url, Some(&order(1))).await;
+        assert_eq!(failed.status(), 503);
+    }
+    let state = |m: &process::Metrics| m.stage("penstock_breaker_state", "orders");
+    // Asked while it is not well, it opens again.
+    running
+        .await_metrics("a probe that fails", LONG, |m| {
+            m.stage("penstock_breaker_opened_total", "orders") > 1.0
+        })
+        .await;
+    world.node.faults().clear(fault);
+    running
+        .await_metrics("closed by probes of its own", LONG, |m| state(m) == 0.0)
+        .await;
+    running.await_line(
+        "health changed component=\"orders\" from=degraded(breaker half-open) to=healthy",
+        LONG,
+    );
+    let made = send(&client, Method::POST, &url, Some(&order(1))).await;
+    assert_eq!(made.status(), 201);
+    world.await_records(1, LONG, &running);
+    running.stop_cleanly();
+    assert_eq!(world.records().len(), 1, "a probe is no order");
+}

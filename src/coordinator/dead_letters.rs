@@ -79,6 +79,7 @@ pub async fn run(
             biased;
             request = requests.recv() => request,
             () = scope.drain.cancelled() => return Ok(()),
+            () = dead_letters.keep_closed() => continue,
         };
         let Some(Request { letters, done }) = request else {
             return Ok(());

@@ -23,7 +23,8 @@ use uuid::Uuid;
 
 use super::Counters;
 use super::model::{CreateOrder, EventType, FieldError, Order, Status, UpdateOrder};
-use super::store::{Claim, Store, StoreError};
+use super::store::{Change, Claim, Store, StoreError};
+use crate::change::timeuuid_us;
 use crate::config::LiveSettings;
 use crate::coordinator::guard;
 use crate::coordinator::supervisor::panic_message;
@@ -34,6 +35,8 @@ use crate::policy::stage::{Refused, StagePolicies};
 pub(super) const MAX_BODY: usize = 1 << 20;
 /// Locks that keep the changes of one order apart; orders share them by hash.
 const STRIPES: usize = 256;
+/// How long a half-open breaker waits for a request before it is closed without one.
+const QUIET: Duration = Duration::from_secs(1);
 /// Longest accepted Idempotency-Key.
 const MAX_KEY: usize = 255;
 
@@ -115,6 +118,35 @@ impl State {
 
     fn outbox_ttl(&self) -> Duration {
         self.0.live.borrow().orders.outbox_ttl
+    }
+
+    /// Writes a change, once: whether an attempt that failed was applied all the same is looked up before another.
+    async fn write(&self, deadline: Instant, change: &Change<'_>) -> Result<(), Problem> {
+        let store = &self.0.store;
+        let mut again = false;
+        self.call(deadline, || {
+            let look = std::mem::replace(&mut again, true);
+            async move {
+                match look && store.is_written(change).await? {
+                    true => Ok(()),
+                    false => store.write(change).await,
+                }
+            }
+        })
+        .await
+    }
+
+    /// Closes the stage's breaker where no request comes that would, for as long as it is awaited.
+    pub(super) async fn keep_closed(&self) -> std::convert::Infallible {
+        loop {
+            let permit = self.0.policies.idle_probe(QUIET).await;
+            let timeout = self.0.live.borrow().orders.request_timeout;
+            match tokio::time::timeout(timeout, self.0.store.probe()).await {
+                Ok(Ok(())) => permit.success(),
+                Ok(Err(error)) => permit.failure(error),
+                Err(_) => permit.failure("no answer within the request timeout"),
+            }
+        }
     }
 }
 
@@ -339,6 +371,8 @@ async fn create(
     let deadline = state.deadline();
     let store = &state.0.store;
     let mut id = Uuid::new_v4();
+    // Made before the first attempt of anything, so that however often it is tried, it is one event.
+    let mut event_id = store.next_event();
     let mut keyed = false;
     if let Some(key) = headers.get("idempotency-key") {
         let key = key
@@ -361,9 +395,14 @@ async fn create(
             Problem::new(StatusCode::BAD_REQUEST, "Malformed request", e.to_string())
         })?;
         let hash = <sha2::Sha256 as sha2::Digest>::digest(&canonical);
-        match state.call(deadline, || store.claim(key, id, &hash)).await? {
+        let ttl = state.0.live.borrow().orders.idempotency_ttl;
+        let claim = || store.claim(key, (id, event_id), &hash, ttl);
+        match state.call(deadline, claim).await? {
             Claim::New => {}
-            Claim::Seen(order) => id = order,
+            Claim::Seen { order, event } => {
+                id = order;
+                event_id = event.unwrap_or(event_id);
+            }
             Claim::Conflict => {
                 let detail = format!("{key:?} was used for a different request; use a new key");
                 return Err(Problem::new(
@@ -381,22 +420,17 @@ async fn create(
     if keyed && let Some(order) = state.call(deadline, || store.get(id)).await? {
         return Ok(created(&order));
     }
-    let at_us = store.next_timestamp();
     let order = request
-        .into_order(id, at_us / 1_000)
+        .into_order(id, timeuuid_us(&event_id) / 1_000)
         .map_err(Problem::unprocessable)?;
-    let traceparent = traceparent(&headers);
-    state
-        .call(deadline, || {
-            store.write(
-                &order,
-                EventType::Created,
-                at_us,
-                state.outbox_ttl(),
-                &traceparent,
-            )
-        })
-        .await?;
+    let change = Change {
+        order: &order,
+        event: EventType::Created,
+        event_id,
+        ttl: state.outbox_ttl(),
+        traceparent: &traceparent(&headers),
+    };
+    state.write(deadline, &change).await?;
     state.0.counters.created.fetch_add(1, Relaxed);
     Ok(created(&order))
 }
@@ -475,13 +509,15 @@ async fn write_change(
             )),
         };
     }
-    let at_us = store.next_timestamp();
-    change(&mut order, at_us / 1_000)?;
-    let traceparent = traceparent(headers);
-    state
-        .call(deadline, || {
-            store.write(&order, event, at_us, state.outbox_ttl(), &traceparent)
-        })
-        .await?;
+    let event_id = store.next_event();
+    change(&mut order, timeuuid_us(&event_id) / 1_000)?;
+    let written = Change {
+        order: &order,
+        event,
+        event_id,
+        ttl: state.outbox_ttl(),
+        traceparent: &traceparent(headers),
+    };
+    state.write(deadline, &written).await?;
     Ok(order)
 }

@@ -115,6 +115,7 @@ impl Service {
     /// The child that serves; a restart keeps the socket and its backlog.
     pub fn into_child(self) -> ChildSpec {
         let listening = self.bound.in_force();
+        let state = self.state.clone();
         let serving = Serving {
             stage: Stage::Orders,
             app: http::router(self.state, listening.address().ip().is_loopback()),
@@ -125,7 +126,16 @@ impl Service {
             },
         };
         ChildSpec::new(Stage::Orders, move |scope: ChildScope| {
-            serve(serving.clone(), listening.clone(), scope)
+            let (served, state) = (
+                serve(serving.clone(), listening.clone(), scope),
+                state.clone(),
+            );
+            async move {
+                tokio::select! {
+                    served = served => served,
+                    never = state.keep_closed() => match never {},
+                }
+            }
         })
     }
 }

@@ -1,11 +1,13 @@
 //! Orders in ScyllaDB. With `source/scylla`, the only module that knows the driver.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use scylla::errors::{DbError, MaybeFirstRowError, RequestAttemptError};
 use scylla::errors::{ExecutionError, IntoRowsResultError, NewSessionError, PrepareError};
+use scylla::policies::retry::FallthroughRetryPolicy;
 use scylla::statement::Consistency;
 use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
@@ -14,6 +16,7 @@ use uuid::Uuid;
 
 use super::clock::Clock;
 use super::model::{Event, EventType, Order, Status};
+use crate::change::timeuuid_us;
 use crate::config::Settings;
 use crate::config::settings::Nodes;
 use crate::cql::quoted;
@@ -40,7 +43,8 @@ pub enum StoreError {
     },
     /// The orders' tables are not there, or differ from what this version needs.
     #[error(
-        "the order tables in keyspace {keyspace} cannot be used: {error}; `penstock init-schema` creates them"
+        "the order tables in keyspace {keyspace} cannot be used: {error}; `penstock init-schema` creates them, and adds what \
+         those of an older version lack"
     )]
     Schema {
         /// `orders.keyspace`
@@ -99,6 +103,10 @@ pub fn schema_statements(settings: &Settings, replication_factor: u32) -> Vec<St
         .replace(
             "{outbox_ttl}",
             &settings.orders.outbox_ttl.as_secs().to_string(),
+        )
+        .replace(
+            "{idempotency_ttl}",
+            &settings.orders.idempotency_ttl.as_secs().to_string(),
         );
     let uncommented = text
         .lines()
@@ -130,11 +138,32 @@ async fn connect(settings: &Settings) -> Result<Session, StoreError> {
     })
 }
 
-/// Creates what is missing of the schema; every statement is `IF NOT EXISTS`.
+/// Columns that tables of an older version lack: table, column, type. With them `init-schema` mends such tables.
+pub const ADDED_COLUMNS: [(&str, &str, &str); 1] = [("order_requests", "event_id", "timeuuid")];
+
+/// Creates what is missing of the schema; running it again changes nothing.
 pub async fn init_schema(settings: &Settings, replication_factor: u32) -> Result<(), StoreError> {
     let session = connect(settings).await?;
     for statement in schema_statements(settings, replication_factor) {
         session.query_unpaged(statement, ()).await?;
+    }
+    let keyspace = &settings.orders.keyspace;
+    for (table, column, kind) in ADDED_COLUMNS {
+        let there = session
+            .query_unpaged(
+                "SELECT column_name FROM system_schema.columns WHERE keyspace_name = ? AND table_name = ? AND column_name = ?",
+                (keyspace, table, column),
+            )
+            .await?
+            .into_rows_result()
+            .is_ok_and(|rows| rows.rows_num() > 0);
+        if !there {
+            let ks = quoted(keyspace);
+            session
+                .query_unpaged(format!("ALTER TABLE {ks}.{table} ADD {column} {kind}"), ())
+                .await?;
+            tracing::info!(table, column, "column added to a table of an older version");
+        }
     }
     session
         .await_schema_agreement()
@@ -148,8 +177,13 @@ pub async fn init_schema(settings: &Settings, replication_factor: u32) -> Result
 pub enum Claim {
     /// The key is new and now stands for this order.
     New,
-    /// The same request was seen before and stands for that order.
-    Seen(Uuid),
+    /// The same request was seen before.
+    Seen {
+        /// It stands for this order …
+        order: Uuid,
+        /// … made by this event; `None`: claimed by a version that did not keep it.
+        event: Option<Uuid>,
+    },
     /// The key was used for another request.
     Conflict,
 }
@@ -171,7 +205,25 @@ pub struct Store {
     clock: Clock,
     select: PreparedStatement,
     claim: PreparedStatement,
+    written: PreparedStatement,
+    /// Writes for no longer than a second, to find out whether it could.
+    probe: PreparedStatement,
     write: Batch,
+}
+
+/// A change of an order. Its event id is made once, and says when it happened: written twice, it is one event.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// As it is after it.
+    pub order: &'a Order,
+    /// What happened.
+    pub event: EventType,
+    /// Of [`Store::next_event`].
+    pub event_id: Uuid,
+    /// How long the event is kept, in whole seconds, whatever the table's own default is.
+    pub ttl: Duration,
+    /// W3C trace context.
+    pub traceparent: &'a str,
 }
 
 impl Store {
@@ -198,7 +250,16 @@ impl Store {
         ))
         .await?;
         let claim = prepare(format!(
-            "INSERT INTO {ks}.order_requests (idempotency_key, order_id, request_hash, created_at) VALUES (?, ?, ?, ?) IF NOT EXISTS"
+            "INSERT INTO {ks}.order_requests (idempotency_key, order_id, event_id, request_hash, created_at) VALUES (?, ?, ?, ?, ?) IF NOT EXISTS USING TTL ?"
+        ))
+        .await?;
+        let written = prepare(format!(
+            "SELECT event_id FROM {ks}.outbox_messages WHERE aggregate_id = ? AND event_id = ?"
+        ))
+        .await?;
+        // No request has an empty key.
+        let probe = prepare(format!(
+            "INSERT INTO {ks}.order_requests (idempotency_key, created_at) VALUES ('', ?) USING TTL 1"
         ))
         .await?;
         let order = prepare(format!(
@@ -214,26 +275,37 @@ impl Store {
         write.append_statement(event);
         write.set_consistency(Consistency::LocalQuorum);
         write.set_is_idempotent(true);
+        // Whether one that timed out was applied is looked up before it is sent again, which the driver would not do.
+        write.set_retry_policy(Some(Arc::new(FallthroughRetryPolicy::new())));
         Ok(Self {
             session,
             clock: Clock::new(),
             select,
             claim,
+            written,
+            probe,
             write,
         })
     }
 
-    /// The write timestamp of the next change: µs since the Unix epoch, later than any before.
-    pub fn next_timestamp(&self) -> i64 {
-        self.clock.next_us()
+    /// The id of the next change's event, of a later time than any before.
+    pub fn next_event(&self) -> Uuid {
+        self.clock.event_id(self.clock.next_us())
     }
 
-    /// Claims an idempotency key for an order.
-    pub async fn claim(&self, key: &str, order: Uuid, hash: &[u8]) -> Result<Claim, StoreError> {
-        let now = CqlTimestamp(self.clock.next_us() / 1_000);
+    /// Claims an idempotency key for an order and its event, for this long (whole seconds).
+    pub async fn claim(
+        &self,
+        key: &str,
+        (order, event): (Uuid, Uuid),
+        hash: &[u8],
+        ttl: Duration,
+    ) -> Result<Claim, StoreError> {
+        let at = CqlTimestamp(timeuuid_us(&event) / 1_000);
+        let event = CqlTimeuuid::from(event);
         let result = self
             .session
-            .execute_unpaged(&self.claim, (key, order, hash, now))
+            .execute_unpaged(&self.claim, (key, order, event, hash, at, seconds(ttl)))
             .await?;
         let rows = result
             .into_rows_result()
@@ -242,6 +314,7 @@ impl Store {
         let specs = rows.column_specs();
         let index = |name: &str| specs.iter().position(|c| c.name() == name);
         let (order_at, hash_at) = (index("order_id"), index("request_hash"));
+        let event_at = index("event_id");
         let row = rows
             .maybe_first_row::<scylla::value::Row>()
             .map_err(|e: MaybeFirstRowError| row_error("order_requests", &e))?
@@ -256,7 +329,12 @@ impl Store {
             .and_then(|v| v.as_blob())
             .is_some_and(|h| h.as_slice() == hash);
         match seen {
-            Some(seen) if same => Ok(Claim::Seen(seen)),
+            Some(order) if same => Ok(Claim::Seen {
+                order,
+                event: column(event_at)
+                    .and_then(|v| v.as_timeuuid())
+                    .map(Uuid::from),
+            }),
             Some(_) => Ok(Claim::Conflict),
             None => Err(row_error(
                 "order_requests",
@@ -277,18 +355,39 @@ impl Store {
         row.map(|row| order(id, row)).transpose()
     }
 
-    /// Writes an order and the event of its change in one logged batch, at this timestamp; the event is kept
-    /// for `ttl` (whole seconds), whatever the table's own default is.
-    pub async fn write(
-        &self,
-        order: &Order,
-        event: EventType,
-        at_us: i64,
-        ttl: Duration,
-        traceparent: &str,
-    ) -> Result<Uuid, StoreError> {
-        let event_id = self.clock.event_id(at_us);
-        let occurred_at_ms = at_us / 1_000;
+    /// Whether an event was written: what a write that timed out does not say.
+    pub async fn is_written(&self, change: &Change<'_>) -> Result<bool, StoreError> {
+        let values = (change.order.id, CqlTimeuuid::from(change.event_id));
+        let result = self.session.execute_unpaged(&self.written, values).await?;
+        let rows = result
+            .into_rows_result()
+            .map_err(|e| row_error("outbox_messages", &e))?;
+        Ok(rows.rows_num() > 0)
+    }
+
+    /// Writes what nobody reads, as an order is written.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        let mut batch = self.write.clone();
+        batch.statements.clear();
+        batch.append_statement(self.probe.clone());
+        let at_us = self.clock.next_us();
+        batch.set_timestamp(Some(at_us));
+        let row = (CqlTimestamp(at_us / 1_000),);
+        self.session.batch(&batch, (row,)).await?;
+        Ok(())
+    }
+
+    /// Writes an order and the event of its change in one logged batch. The write's time is now, not the event's: one
+    /// that is tried again much later would otherwise appear in the change log behind who reads it.
+    pub async fn write(&self, change: &Change<'_>) -> Result<(), StoreError> {
+        let Change {
+            order,
+            event,
+            event_id,
+            ttl,
+            traceparent,
+        } = *change;
+        let occurred_at_ms = timeuuid_us(&event_id) / 1_000;
         let json = |value: serde_json::Result<String>| value.map_err(|e| row_error("orders", &e));
         let items = json(serde_json::to_string(&order.items))?;
         let payload = json(serde_json::to_string(&Event {
@@ -315,13 +414,18 @@ impl Store {
             payload,
             CqlTimestamp(occurred_at_ms),
             traceparent,
-            i32::try_from(ttl.as_secs()).unwrap_or(i32::MAX),
+            seconds(ttl),
         );
         let mut batch = self.write.clone();
-        batch.set_timestamp(Some(at_us));
+        batch.set_timestamp(Some(self.clock.next_us()));
         self.session.batch(&batch, (row, outbox)).await?;
-        Ok(event_id)
+        Ok(())
     }
+}
+
+/// As CQL has a TTL.
+fn seconds(ttl: Duration) -> i32 {
+    i32::try_from(ttl.as_secs()).unwrap_or(i32::MAX)
 }
 
 fn status_name(status: Status) -> &'static str {

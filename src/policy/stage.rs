@@ -216,6 +216,36 @@ impl StagePolicies {
             .map_err(|refusal| self.refused(refusal))
     }
 
+    /// Waits until the breaker is half-open and nobody has asked it for anything for this long: then leave for a
+    /// probe, so that it closes (or opens again) without traffic, too.
+    ///
+    /// Cancel-safe: the leave is taken last.
+    pub async fn idle_probe(&self, quiet: Duration) -> Permit {
+        let mut state = self.0.state.subscribe();
+        let mut live = self.0.live.follow();
+        loop {
+            state.borrow_and_update();
+            live.mark_seen();
+            let before = self.snapshot();
+            match before.breaker {
+                State::HalfOpen => {
+                    tokio::time::sleep(quiet).await;
+                    if self.snapshot().counters == before.counters
+                        && let Ok(permit) = self.try_admit()
+                    {
+                        return permit;
+                    }
+                }
+                // An open one has a time; a closed one waits for a change.
+                State::Open | State::Closed => tokio::select! {
+                    () = sleep_until(before.until) => {}
+                    () = changed(&mut state) => {}
+                    () = live.changed() => {}
+                },
+            }
+        }
+    }
+
     /// A success that no permit belongs to. It counts while the breaker is closed; otherwise only a probe's
     /// permit says how the other side is.
     pub fn record_success(&self) {

@@ -21,6 +21,8 @@ section! {
         keyspace: String = { Kind::Text(rules::cql_name), Absent, Rebuild, r#""orders_ks""# },
         /// How long an outbox row is kept (whole seconds)
         outbox_ttl: Duration = { Kind::Duration(1_000, 630_720_000_000), Value(r#""1day""#), Live, r#""1day""# },
+        /// How long a repeated Idempotency-Key is answered with the order that it stands for (whole seconds)
+        idempotency_ttl: Duration = { Kind::Duration(1_000, 630_720_000_000), Value(r#""1day""#), Live, r#""1day""# },
         /// One request takes no longer
         request_timeout: Duration = { Kind::Duration(10, 3_600_000), Value(r#""5s""#), Live, r#""5s""# },
         /// Policies of stage `orders`

@@ -71,6 +71,56 @@ async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
     (value, started.elapsed())
 }
 
+/// Row 14: without traffic nobody else would ever ask.
+#[tokio::test(start_paused = true)]
+async fn a_half_open_breaker_that_nobody_calls_is_probed() {
+    let (stage, sender) = sink(breaker(2, 30 * SECOND, 3));
+    let closed = timeout(3_600 * SECOND, stage.idle_probe(SECOND)).await;
+    assert!(closed.is_err(), "nothing to find out");
+    open(&stage).await;
+    let (permit, took) = timed(stage.idle_probe(SECOND)).await;
+    assert_eq!(took, 31 * SECOND);
+    permit.failure("still down");
+    for _ in 0..3 {
+        let (permit, _) = timed(stage.idle_probe(SECOND)).await;
+        permit.success();
+    }
+    assert_eq!(stage.snapshot().breaker, State::Closed);
+
+    // Where somebody calls, that call is the probe.
+    open(&stage).await;
+    advance(30 * SECOND).await;
+    let busy = async {
+        loop {
+            tokio::time::sleep(SECOND / 2).await;
+            drop(stage.try_admit());
+            stage.try_admit().unwrap().failure("still down");
+            tokio::time::sleep(30 * SECOND).await;
+        }
+    };
+    tokio::select! {
+        _ = stage.idle_probe(SECOND) => panic!("it was called all the while"),
+        () = busy => {}
+        () = tokio::time::sleep(600 * SECOND) => {}
+    }
+    // Open for less from now on: the probe comes at once.
+    stage.reset_breaker();
+    open(&stage).await;
+    let tuned = async {
+        tokio::time::sleep(2 * SECOND).await;
+        retune(&sender, breaker(2, SECOND, 3));
+        std::future::pending::<()>().await;
+    };
+    let (_, took) = timed(async {
+        tokio::select! {
+            permit = stage.idle_probe(SECOND) => drop(permit),
+            () = tuned => {}
+        }
+    })
+    .await;
+    assert_eq!(took, 3 * SECOND);
+}
+
 #[tokio::test(start_paused = true)]
 async fn opens_after_five_failures_probes_after_30_s_and_closes_after_three() {
     let log = Log::default();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex as SyncMutex;
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
@@ -15,13 +15,16 @@ use crate::config::settings;
 use crate::dead_letter::flood::Flood;
 use crate::dead_letter::{Change, DeadLetter, Filter, headers as names};
 use crate::policy::Class;
-use crate::policy::stage::StagePolicies;
+use crate::policy::stage::{Permit, StagePolicies};
 use crate::sink::flight::Snapshot;
 use crate::sink::{SinkError, Ticket, headers};
 
 /// Bytes that a dead letter may have: twice the largest mutation that ScyllaDB takes (16 MiB, half a commit log
 /// segment), because its bytes are written as hex.
 pub(super) const LARGEST: usize = 32 << 20;
+
+/// How long a half-open breaker waits for a letter before it is closed without one.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Writes, lists and purges the dead letters of a pipeline.
 pub struct DeadLetters {
@@ -80,6 +83,19 @@ impl DeadLetters {
         Ok(())
     }
 
+    /// Closes the stage's breaker where no letter comes that would: for as long as this is awaited, half-open and idle,
+    /// it is asked by a tombstone of a letter that there never was, which is what the topic is for, and leaves nothing
+    /// in it. May be dropped at any point.
+    pub async fn keep_closed(&self) {
+        loop {
+            let permit = self.policies.idle_probe(QUIET).await;
+            let nothing = [(Position::NOWHERE, None)];
+            if let Err(error) = self.attempt(permit, &self.topic(), &nothing).await {
+                tracing::debug!(%error, "dead letters cannot be written yet");
+            }
+        }
+    }
+
     fn hold_back(&self, letters: &[DeadLetter]) -> Result<(), SinkError> {
         let (max, within) = {
             let live = self.sink.live.borrow();
@@ -113,7 +129,8 @@ impl DeadLetters {
         self.policies.throttle(records.len() as u32).await;
         let topic = self.topic();
         for attempt in 1.. {
-            let error = match self.attempt(&topic, records).await {
+            let permit = self.policies.admit().await;
+            let error = match self.attempt(permit, &topic, records).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
@@ -130,10 +147,10 @@ impl DeadLetters {
 
     async fn attempt(
         &self,
+        permit: Permit,
         topic: &str,
         records: &[(Position, Option<&DeadLetter>)],
     ) -> Result<(), SinkError> {
-        let permit = self.policies.admit().await;
         let mut ticket = match self.submit(topic, records).await {
             Ok(ticket) => ticket,
             Err(error) => {
