@@ -225,3 +225,158 @@ async fn who_idles_keeps_no_probe_and_no_order_out() {
         "beside {SILENT} silent connections and as many more, the slowest answer took {slowest:?}"
     );
 }
+
+/// What a probe was answered, as the page writes it.
+async fn code(to: &str, path: &str) -> String {
+    let client = Client::builder().timeout(Duration::from_secs(2)).build();
+    let answer = client.expect("a client").get(format!("http://{to}{path}"));
+    match answer.send().await {
+        Ok(answer) => answer.status().as_u16().to_string(),
+        Err(_) => "-".to_owned(),
+    }
+}
+
+/// Rows of docs/probes.md that have been seen.
+#[derive(Default)]
+struct Seen(Vec<String>);
+
+impl Seen {
+    /// Waits until the probes answer as the page says of this row.
+    async fn row(&mut self, what: &str, running: &Running) {
+        let rows = table("what is so");
+        let row = rows.iter().find(|row| row[0].starts_with(what));
+        let row = row.unwrap_or_else(|| panic!("no row {what:?}"));
+        let deadline = Instant::now() + LONG;
+        let admin = running.admin();
+        loop {
+            let mut seen = Vec::new();
+            for path in ["/healthz", "/readyz", "/health"] {
+                seen.push(code(&admin, path).await);
+            }
+            if seen == row[1..] {
+                break;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{row:?}, but {seen:?}\n{}",
+                running.text()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.0.push(row[0].clone());
+    }
+}
+
+const QUICK: &str = "[health]\ncheck_interval = \"100ms\"\n";
+
+/// Row 13: each row of the page's table, made so and looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_fail_as_the_page_says() {
+    let mut seen = Seen::default();
+
+    // A node that takes connections and says nothing.
+    let mut waiting = world(QUICK).await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("an address");
+    waiting.set("source.nodes", format!("[\"{address}\"]"));
+    let running = waiting.start(0);
+    seen.row("a side does not answer", &running).await;
+    drop(running);
+
+    let well = world(QUICK).await;
+    let running = well.start(0);
+    started(&running);
+    seen.row("all is well", &running).await;
+    let text = std::fs::read_to_string(well.config()).expect("pipeline.toml");
+    well.save(&format!("{text}\nnonsense = 1\n"));
+    running.await_line("configuration rejected", LONG);
+    seen.row("the newest configuration is rejected", &running)
+        .await;
+    well.save(&text);
+
+    // Reads fail until the breaker is open; it stays so for longer than this takes.
+    let failing = scylla_double::Fault::new(scylla_double::Action::ServerError("asked to".into()))
+        .on(scylla_double::Operation::Select);
+    let fault = well.node.faults().inject(failing);
+    running
+        .await_metrics("an open breaker", LONG, |m| {
+            m.stage("penstock_breaker_state", "source") == 2.0
+        })
+        .await;
+    seen.row("a critical stage's breaker is open", &running)
+        .await;
+    let worse = text.replace("[health]\n", "[health]\nopen_breaker = \"unhealthy\"\n");
+    well.save(&worse);
+    seen.row("a critical stage's breaker is open, health", &running)
+        .await;
+    well.node.faults().clear(fault);
+    drop(running);
+
+    let failed = |stage: &str| format!("stage::{stage}=return(a full disk)");
+    let at_once = "[policies.supervision]\nmax_restarts = 0\n";
+    let critical = world(&format!("{QUICK}useless_after = \"0s\"\n{at_once}")).await;
+    let running = critical.start_faulty(0, &failed("source"));
+    started(&running);
+    critical.write(&process::keys(4), 0, 1).await;
+    seen.row("a critical stage has failed", &running).await;
+    let text = std::fs::read_to_string(critical.config()).expect("pipeline.toml");
+    critical.save(&text.replace("useless_after = \"0s\"", "useless_after = \"1s\""));
+    seen.row("not ready for longer", &running).await;
+    drop(running);
+
+    let other = world(&format!("{QUICK}critical = [\"sink\"]\n{at_once}")).await;
+    let running = other.start_faulty(0, &failed("source"));
+    started(&running);
+    other.write(&process::keys(4), 0, 1).await;
+    running.await_line("stage failed", LONG);
+    seen.row("a stage that is not critical has failed", &running)
+        .await;
+    drop(running);
+
+    let hung = world(&format!("{QUICK}stalled_after = \"2s\"\n")).await;
+    let running = hung.start_faulty(0, "coordinator=return(hang)");
+    started(&running);
+    seen.row("the coordinator has not answered", &running).await;
+    running.await_line(
+        "the process hangs, liveness fails who=\"the coordinator",
+        LONG,
+    );
+    drop(running);
+
+    // The one worker is taken for good, a minute at a time.
+    let stuck = world(&format!("{QUICK}stalled_after = \"2s\"\n")).await;
+    let blocked = [
+        ("FAILPOINTS", "stage::sink=sleep(60000)"),
+        ("TOKIO_WORKER_THREADS", "1"),
+    ];
+    let running = stuck.start_with(0, &blocked);
+    started(&running);
+    stuck.write(&process::keys(4), 0, 1).await;
+    seen.row("the runtime hangs", &running).await;
+    running.await_line("the process hangs, liveness fails who=\"the runtime", LONG);
+    drop(running);
+
+    // What hangs in the sink holds the drain.
+    let draining = world(&format!("{QUICK}stalled_after = \"60s\"\n")).await;
+    let running = draining.start_faulty(0, "stage::sink=return(hang)");
+    started(&running);
+    draining.write(&process::keys(4), 0, 1).await;
+    running
+        .await_metrics("read", LONG, |m| {
+            m.sum("penstock_changes_read_total", &[]) >= 4.0
+        })
+        .await;
+    running.signal("-TERM");
+    running.await_line("stopping", LONG);
+    seen.row("the process drains", &running).await;
+    drop(running);
+
+    let mut all: Vec<String> = table("what is so")
+        .into_iter()
+        .map(|row| row[0].clone())
+        .collect();
+    all.sort();
+    seen.0.sort();
+    assert_eq!(seen.0, all, "a row that nobody has looked at");
+    println!("{} rows of docs/probes.md, each seen", all.len());
+}

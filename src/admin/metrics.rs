@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::coordinator::handle::{Handle, Phase};
 use crate::coordinator::lane::Lane;
 use crate::policy::breaker::State;
+use crate::policy::health::Level;
 use crate::sink::flight::LATENCY_BUCKETS;
 
 /// Writes families in the exposition format, version 0.0.4.
@@ -92,10 +93,10 @@ fn process(out: &mut Exposition, handle: &Handle) {
     );
     for entry in health.system.iter().chain(&health.components) {
         let value = match entry.status {
-            "healthy" => 0.0,
-            "degraded" => 1.0,
-            "unhealthy" => 2.0,
-            _ => 3.0,
+            Level::Healthy => 0.0,
+            Level::Degraded => 1.0,
+            Level::Unhealthy => 2.0,
+            Level::Starting => 3.0,
         };
         out.sample("penstock_health", &[("component", &entry.name)], value);
     }

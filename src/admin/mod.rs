@@ -25,12 +25,13 @@ use crate::config::settings::Secret;
 use crate::coordinator::child::Stage;
 use crate::coordinator::connection::{Limits, problem};
 use crate::coordinator::guard;
-use crate::coordinator::handle::{Handle, Phase};
+use crate::coordinator::handle::Handle;
 use crate::coordinator::listen::{Bound, Listening, listen};
 use crate::coordinator::pipeline::Pipeline;
 use crate::coordinator::serve::{Serving, serve};
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
 use crate::dead_letter::{DeadLetter, Filter};
+use crate::policy::health::Level;
 
 /// The interface, bound, not yet serving.
 pub struct Server {
@@ -129,7 +130,7 @@ fn router(handle: Handle, live: LiveSettings, here_only: bool) -> Router {
         .route("/-/reload", post(reload))
         .route_layer(middleware::from_fn_with_state(access, authorize));
     Router::new()
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .merge(guarded)
         .fallback(async || {
@@ -194,17 +195,24 @@ async fn authorize(State(access): State<Access>, request: Request, next: Next) -
     refused
 }
 
+async fn alive(State(handle): State<Handle>) -> Response {
+    match handle.alive() {
+        Ok(()) => "ok\n".into_response(),
+        Err(why) => problem(StatusCode::SERVICE_UNAVAILABLE, why),
+    }
+}
+
 async fn ready(State(handle): State<Handle>) -> Response {
-    let (phase, share) = (handle.phase(), handle.share());
-    // One without shards is a standby, and ready to take some. One that has yet to hear from the group is not.
-    let joined = share.as_ref().is_none_or(|share| share.joined);
-    let code = if matches!(phase, Phase::Running | Phase::Rebuilding) && joined {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
+    let ready = handle.ready();
+    let code = match ready {
+        Ok(()) => StatusCode::OK,
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE,
     };
-    let mut body = json!({ "phase": phase });
-    if let Some(share) = share {
+    let mut body = json!({ "phase": handle.phase() });
+    if let Err(why) = ready {
+        body["reason"] = why.into();
+    }
+    if let Some(share) = handle.share() {
         body["membership"] = json!(share);
     }
     (code, Json(body)).into_response()
@@ -215,11 +223,11 @@ async fn health(State(handle): State<Handle>) -> Response {
     let unhealthy = report
         .system
         .as_ref()
-        .is_none_or(|s| s.status == "unhealthy");
-    let code = if unhealthy {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::OK
+        .is_none_or(|s| s.status == Level::Unhealthy);
+    // Who hangs looks at nothing: what it last reported is no news.
+    let code = match unhealthy || handle.hung().is_some() {
+        true => StatusCode::SERVICE_UNAVAILABLE,
+        false => StatusCode::OK,
     };
     (code, Json(report)).into_response()
 }

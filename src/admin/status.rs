@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::config::reload::UnderWay;
 use crate::config::settings::Nodes;
 use crate::coordinator::handle::{Handle, Phase};
 use crate::coordinator::health::Report;
@@ -196,6 +197,8 @@ pub struct Status {
     pub retention_headroom: Option<f64>,
     /// What runs.
     pub children: Vec<ChildStatus>,
+    /// The change of the configuration that is being taken to what runs, if one is.
+    pub reload: Option<UnderWay>,
 }
 
 fn addresses(nodes: &Nodes) -> Vec<String> {
@@ -247,6 +250,7 @@ impl Status {
             membership: handle.share(),
             retention_headroom: source.retention_headroom(),
             children: handle.children(),
+            reload: handle.reloads().under_way(),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::coordinator::reload::Reloads;
 pub enum AdminCommand {
     /// Show the health of every component, its breaker and its shards
     Status(Output),
-    /// Exit 0 if the running pipeline is healthy (with --ready: if it has started)
+    /// Exit 0 if the running pipeline is healthy (with --ready: if it is ready)
     Health {
         /// Ask whether it is ready instead
         #[arg(long)]
@@ -27,7 +27,7 @@ pub enum AdminCommand {
     Breaker(Breaker),
     /// Read the configuration's sources again now
     Reload,
-    /// Show what became of changes of the configuration
+    /// Show what became of changes of the configuration, and how far the one under way is
     Reloads(Output),
     /// Look after dead letters
     #[command(subcommand)]
@@ -258,7 +258,7 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
             (Method::DELETE, "/dead-letters".to_owned(), f.query(), false)
         }
     };
-    let (code, answer) = client.call(method, &path, &query).await?;
+    let (code, mut answer) = client.call(method, &path, &query).await?;
     let good = (200..300).contains(&code);
     // An unhealthy pipeline answers 503 with the same report, which is what was asked for.
     if !good && !matches!(command, AdminCommand::Health { .. }) {
@@ -269,13 +269,23 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
                 .map_or_else(|| format!("{code}: {answer}"), str::to_owned)
         );
     }
+    if let (AdminCommand::Reloads(_), Value::Array(list)) = (&command, &mut answer) {
+        let (_, status) = client.call(Method::GET, "/status", &[]).await?;
+        if let Value::Object(mut under_way) = status["reload"].clone() {
+            under_way.insert("outcome".to_owned(), "under-way".into());
+            list.push(Value::Object(under_way));
+        }
+    }
     if json {
         say!("{}", serde_json::to_string_pretty(&answer)?);
         return Ok(good);
     }
     match command {
         AdminCommand::Status(_) => print_status(&answer),
-        AdminCommand::Health { ready: true } => say!("{}", text(&answer["phase"])),
+        AdminCommand::Health { ready: true } => match answer["reason"].as_str() {
+            Some(reason) => say!("{}: {reason}", text(&answer["phase"])),
+            None => say!("{}", text(&answer["phase"])),
+        },
         AdminCommand::Health { ready: false } => print_health(&answer),
         AdminCommand::Breaker(Breaker::List) => print_stages(&answer),
         AdminCommand::Breaker(Breaker::Reset { .. }) => {
@@ -436,12 +446,33 @@ fn describe_share(share: &Value) -> String {
 }
 
 fn print_revision(revision: &Value) {
-    say!(
-        "{} {} {}",
-        text(&revision["at"]),
-        text(&revision["outcome"]),
-        revision["error"].as_str().unwrap_or("")
-    );
+    if let Some(step) = revision["step"].as_str() {
+        let seconds = |key: &str| revision[key].as_f64().unwrap_or_default();
+        let waits_for: Vec<&str> = revision["waits_for"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        say!(
+            "under way for {:.1} s: {step} for {:.1} s{}{}",
+            seconds("for_seconds"),
+            seconds("step_seconds"),
+            if waits_for.is_empty() {
+                ""
+            } else {
+                ", waits for "
+            },
+            waits_for.join(", ")
+        );
+    } else {
+        say!(
+            "{} {} {}",
+            text(&revision["at"]),
+            text(&revision["outcome"]),
+            revision["error"].as_str().unwrap_or("")
+        );
+    }
     each(&revision["changed"], |c| {
         say!(
             "    {:<8} {} = {} → {}",

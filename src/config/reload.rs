@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -109,8 +109,33 @@ impl Revision {
     }
 }
 
+/// A change that is being taken to what runs.
+#[derive(Clone, Debug, Serialize)]
+pub struct UnderWay {
+    /// How long it has been under way, in seconds.
+    pub for_seconds: f64,
+    /// What is being done.
+    pub step: &'static str,
+    /// … and for how long, in seconds.
+    pub step_seconds: f64,
+    /// Who has to finish first, by the names of children.
+    pub waits_for: Vec<String>,
+    /// The most that a changed key takes.
+    pub class: Option<Class>,
+    /// Key by key.
+    pub changed: Vec<Changed>,
+}
+
+struct Work {
+    began: Instant,
+    step: (&'static str, Instant),
+    waits_for: Vec<String>,
+    changed: Vec<Changed>,
+}
+
 #[derive(Default)]
 struct Inner {
+    under_way: Option<Work>,
     revisions: VecDeque<Revision>,
     counts: BTreeMap<Verdict, u64>,
     complaint: Option<String>,
@@ -135,6 +160,47 @@ impl ReloadHistory {
         let this = Self::default();
         this.0.lock().in_force(first);
         this
+    }
+
+    /// A change is about to be taken to what runs.
+    pub fn begin(&self, changed: &[Changed]) {
+        let now = Instant::now();
+        self.0.lock().under_way = Some(Work {
+            began: now,
+            step: ("making what is new", now),
+            waits_for: Vec::new(),
+            changed: changed.to_vec(),
+        });
+    }
+
+    /// The change that is under way has come this far.
+    pub fn step(&self, what: &'static str) {
+        if let Some(work) = &mut self.0.lock().under_way {
+            work.step = (what, Instant::now());
+            work.waits_for.clear();
+        }
+    }
+
+    /// … and waits for these.
+    pub fn waits_for(&self, whom: impl Iterator<Item = String>) {
+        if let Some(work) = &mut self.0.lock().under_way {
+            work.waits_for = whom.collect();
+        }
+    }
+
+    /// The change that is under way, if one is.
+    pub fn under_way(&self) -> Option<UnderWay> {
+        let inner = self.0.lock();
+        let work = inner.under_way.as_ref()?;
+        let seconds = |since: Instant| (since.elapsed().as_secs_f64() * 1e3).round() / 1e3;
+        Some(UnderWay {
+            for_seconds: seconds(work.began),
+            step: work.step.0,
+            step_seconds: seconds(work.step.1),
+            waits_for: work.waits_for.clone(),
+            class: work.changed.iter().map(|c| c.class).max(),
+            changed: work.changed.clone(),
+        })
     }
 
     /// The newest last.
@@ -188,6 +254,7 @@ impl ReloadHistory {
     /// Notes what became of a difference. `now_in_force`: what was loaded, if it was applied.
     pub fn note(&self, revision: Revision, now_in_force: Option<&Loaded>) {
         let mut inner = self.0.lock();
+        inner.under_way = None;
         *inner.counts.entry(revision.outcome).or_default() += 1;
         inner.complaint = revision.error.clone();
         if let Some(loaded) = now_in_force {

@@ -38,6 +38,17 @@ pub(super) async fn point(stage: &Stage) -> anyhow::Result<()> {
     }
 }
 
+/// Hangs if the fault point `coordinator` is set to.
+pub(super) async fn coordinator() {
+    let asked = || -> Option<String> {
+        fault_point!("coordinator");
+        None
+    };
+    if asked().is_some() {
+        std::future::pending().await
+    }
+}
+
 fn action(stage: &Stage) -> Option<String> {
     match stage {
         Stage::Source => fault_point!("stage::source"),

@@ -1,6 +1,7 @@
 //! What the rest of the process may know of, and ask of, the coordinator.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -9,9 +10,11 @@ use super::health::Report;
 use super::pipeline::{Pipeline, PolicyRegistry};
 use super::sharing::{Membership, Share};
 use super::supervisor::ChildStatus;
+use super::watchdog::Vitals;
 use crate::config::LiveSettings;
 use crate::config::reload::{ReloadHistory, Revision};
 use crate::orders;
+use crate::policy::health::Level;
 use crate::policy::stage::StagePolicies;
 
 /// Where the process is in its life.
@@ -28,6 +31,19 @@ pub enum Phase {
     Draining,
     /// Nothing runs any more.
     Stopped,
+}
+
+/// `running`
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Rebuilding => "rebuilding",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        })
+    }
 }
 
 /// What can be asked of the coordinator.
@@ -58,6 +74,9 @@ pub(crate) struct Shared {
     orders: RwLock<Option<orders::Handle>>,
     children: Mutex<Vec<ChildStatus>>,
     health: watch::Sender<Report>,
+    vitals: Vitals,
+    /// Since when the pipeline has not been ready; `None`: it is.
+    unready: Mutex<Option<Instant>>,
 }
 
 impl Shared {
@@ -68,6 +87,8 @@ impl Shared {
         reloads: ReloadHistory,
     ) -> Self {
         Self {
+            vitals: Vitals::new(live.clone()),
+            unready: Mutex::new(Some(Instant::now())),
             live,
             policies,
             commands,
@@ -83,6 +104,39 @@ impl Shared {
 
     pub(crate) fn set_phase(&self, phase: Phase) {
         self.phase.send_replace(phase);
+        self.look_whether_ready();
+    }
+
+    pub(crate) fn vitals(&self) -> &Vitals {
+        &self.vitals
+    }
+
+    /// Why it does not do what it is there for.
+    fn unready(&self) -> Option<String> {
+        let phase = self.phase();
+        if !matches!(phase, Phase::Running | Phase::Rebuilding) {
+            return Some(phase.to_string());
+        }
+        // One without shards is a standby, and ready to take some. One that has yet to hear from the group is not.
+        if self.membership().is_some_and(|m| !m.share().joined) {
+            return Some("the group has not given it its share of the shards".to_owned());
+        }
+        match &self.health.borrow().system {
+            None => Some("no component has been looked at yet".to_owned()),
+            Some(system) if system.status == Level::Unhealthy => {
+                Some(system.reason.as_deref().unwrap_or("unhealthy").to_owned())
+            }
+            Some(_) => None,
+        }
+    }
+
+    fn look_whether_ready(&self) {
+        let ready = self.unready().is_none();
+        let mut since = self.unready.lock();
+        *since = match ready {
+            true => None,
+            false => Some(since.unwrap_or_else(Instant::now)),
+        };
     }
 
     pub(crate) fn set_pipeline(&self, pipeline: Option<Arc<Pipeline>>) {
@@ -115,6 +169,7 @@ impl Shared {
 
     pub(crate) fn set_health(&self, report: Report) {
         self.health.send_replace(report);
+        self.look_whether_ready();
     }
 
     pub(crate) fn policies(&self) -> &PolicyRegistry {
@@ -148,6 +203,44 @@ impl Handle {
     /// The last health report, and changes of it.
     pub fn health(&self) -> watch::Receiver<Report> {
         self.0.health.subscribe()
+    }
+
+    /// Whether the pipeline runs and no critical stage has stopped working; else why not.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    pub fn ready(&self) -> Result<(), String> {
+        match self.0.vitals.hung().or_else(|| self.0.unready()) {
+            Some(why) => Err(why),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a restart of the process would be no help: it answers itself, and has been ready within
+    /// `health.useless_after`. One that is told to stop has a deadline of its own.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    pub fn alive(&self) -> Result<(), String> {
+        if let Some(who) = self.0.vitals.hung() {
+            return Err(who);
+        }
+        let limit = self.0.live.borrow().health.useless_after;
+        let stops = matches!(self.phase(), Phase::Draining | Phase::Stopped);
+        let since = self.0.unready.lock().map(|since| since.elapsed());
+        match since.filter(|since| !limit.is_zero() && !stops && *since > limit) {
+            Some(since) => Err(format!(
+                "not ready for {} s: {}",
+                since.as_secs(),
+                self.0.unready().unwrap_or_default()
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether anything of the process hangs.
+    pub fn hung(&self) -> Option<String> {
+        self.0.vitals.hung()
     }
 
     /// Every child, in the order of a start.

@@ -7,7 +7,7 @@ use super::child::Stage;
 use super::handle::Shared;
 use super::supervisor::Supervisor;
 use crate::config::LiveSettings;
-use crate::policy::health::{Health, Observation, Seen, Standing, Status};
+use crate::policy::health::{Health, Level, Observation, Seen, Standing, Status};
 
 /// The standing of the system and of each component.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -23,8 +23,8 @@ pub struct Report {
 pub struct Entry {
     /// `system`, or a stage's name.
     pub name: Arc<str>,
-    /// `starting`, `healthy`, `degraded` or `unhealthy`.
-    pub status: &'static str,
+    /// How it is.
+    pub status: Level,
     /// Why, unless it is well.
     pub reason: Option<Arc<str>>,
     /// Since when, as seconds since the Unix epoch.
@@ -164,7 +164,7 @@ impl HealthWatch {
         }
         let entry = |name: &Arc<str>, standing: &Standing| Entry {
             name: name.clone(),
-            status: standing.status.as_str(),
+            status: standing.status.level(),
             reason: standing.status.reason().cloned(),
             since: epoch_seconds(standing.since, now),
             first_fault: standing.first_fault.as_ref().map(|f| f.status.to_string()),

@@ -13,6 +13,7 @@
 //! - [`health`]: what is observed of every component.
 //! - [`dead_letters`]: the child that keeps what is poison.
 //! - [`serve`]: HTTP as a child; [`connection`]: one connection of it; [`guard`]: whom it does not answer.
+//! - [`watchdog`]: whether any of it hangs.
 //! - [`shutdown`]: the order of a drain, and signals.
 
 pub mod activity;
@@ -37,6 +38,7 @@ pub mod shutdown;
 mod start;
 pub mod supervisor;
 pub mod transforms;
+pub mod watchdog;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,6 +57,7 @@ use self::shard::Shard;
 use self::sharing::Sharing;
 use self::shutdown::{Asked, Signals, Step};
 use self::supervisor::{ChildSpec, Event, Standing, Supervisor};
+use self::watchdog::Watchdog;
 use crate::config::reload::Revision;
 use crate::config::{LiveSettings, Settings};
 use crate::policy::restart::OnFailed;
@@ -94,6 +97,7 @@ pub struct Coordinator {
     waiting: Vec<oneshot::Sender<()>>,
     health: HealthWatch,
     sharing: Sharing,
+    watchdog: Watchdog,
     /// Sockets of the services, to be taken over by those that replace them.
     listeners: Listeners,
     started: Instant,
@@ -164,6 +168,7 @@ impl Coordinator {
             supervisor: Supervisor::new(live.clone()),
             health: HealthWatch::new(live.clone()),
             sharing: Sharing::new(),
+            watchdog: Watchdog::start(shared.vitals().clone())?,
             live,
             pipeline_live: watch::Sender::new(settings.clone()),
             reloads,
@@ -301,6 +306,7 @@ impl Coordinator {
     /// Waits for the next thing that happens, and sees to it. Who asks for a reload is noted, since one may be
     /// under way. Says, if `watching`, whether a source of the configuration has other content. Cancel-safe.
     async fn attend(&mut self, signals: &mut Signals, watching: bool) -> Result<bool, Stopping> {
+        self.watchdog.answer();
         let check = self.health.next_check();
         tokio::select! {
             event = self.supervisor.next_event() => {
@@ -320,6 +326,7 @@ impl Coordinator {
             Some(failed) = self.failed.1.recv() => self.fail(failed),
             news = self.sharing.next() => self.hear(news),
             () = tokio::time::sleep_until(check.into()) => self.check_health(),
+            () = self.watchdog.asked() => faults::coordinator().await,
         }
         Ok(false)
     }
@@ -469,7 +476,11 @@ impl Coordinator {
         deadline: Instant,
         signals: &mut Signals,
     ) -> Drained {
+        let history = self.shared.reloads().clone();
         let drained = |supervisor: &Supervisor| {
+            let ours = |id: &ChildId| shards.iter().any(|s| s.owns(id));
+            let unfinished = supervisor.unfinished(ours).into_iter();
+            history.waits_for(unfinished.map(|id| id.to_string()));
             let waiting = shards.iter().filter(|s| !s.drain(supervisor)).count();
             waiting == 0
         };

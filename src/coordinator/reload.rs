@@ -173,6 +173,7 @@ impl Coordinator {
             self.check_health();
             return Ok(None);
         }
+        self.reloads.history.begin(&changed);
         let applied = self.apply(&loaded, &changed, signals).await;
         let took = began.elapsed();
         for c in &changed {
@@ -324,6 +325,7 @@ impl Coordinator {
             true => self.plugins.clone(),
             false => PluginHost::new(new)?,
         };
+        self.reloads.history.step("connecting to both sides");
         let connected = Pipeline::connect(
             settings.subscribe(),
             self.policies.clone(),
@@ -343,6 +345,7 @@ impl Coordinator {
 
         self.shared.set_phase(Phase::Rebuilding);
         self.forget_openings();
+        self.reloads.history.step("draining what runs");
         let deadline = Instant::now() + old.shutdown.timeout;
         let replaces = self.shared.pipeline();
         let shards = replaces.as_ref().map(|p| p.shards()).unwrap_or_default();
@@ -368,6 +371,7 @@ impl Coordinator {
         }
         self.supervisor.remove(|id| id.stage.is_of_pipeline()).await;
         self.health.rebuilt();
+        self.reloads.history.step("reading the checkpoints");
         // One that has to join anew is given its shards anew.
         let joins = member.filter(|member| self.joins_anew(member));
         let own = match joins {
@@ -397,6 +401,7 @@ impl Coordinator {
             }
             Err(error) => {
                 tracing::error!(error = %error, "rebuild failed, going back to what ran");
+                self.reloads.history.step("going back to what ran");
                 if let Some(pipeline) = replaces {
                     self.release_others(&pipeline);
                     self.run_pipeline(pipeline);

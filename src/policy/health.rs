@@ -25,6 +25,8 @@ pub struct Settings {
     pub report_interval: Duration,
     /// No progress for this long while there is work: degraded.
     pub stalled_after: Duration,
+    /// Not ready for this long: liveness fails; zero: never.
+    pub useless_after: Duration,
     /// Components whose being unhealthy makes the system unhealthy.
     pub critical: Vec<String>,
     /// Headroom (share of the CDC TTL left) below which health is degraded.
@@ -58,15 +60,52 @@ pub enum Status {
     Unhealthy(Arc<str>),
 }
 
+/// A [`Status`] without its reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Nothing seen of it yet.
+    Starting,
+    /// Seen at work, and nothing wrong.
+    Healthy,
+    /// It works, but something needs a look.
+    Degraded,
+    /// It does not work.
+    Unhealthy,
+}
+
+impl Level {
+    /// `starting`, `healthy`, `degraded`, `unhealthy`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Starting => "starting",
+            Level::Healthy => "healthy",
+            Level::Degraded => "degraded",
+            Level::Unhealthy => "unhealthy",
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 impl Status {
+    /// Without its reason.
+    pub fn level(&self) -> Level {
+        match self {
+            Status::Starting => Level::Starting,
+            Status::Healthy => Level::Healthy,
+            Status::Degraded(_) => Level::Degraded,
+            Status::Unhealthy(_) => Level::Unhealthy,
+        }
+    }
+
     /// `starting`, `healthy`, `degraded`, `unhealthy`.
     pub fn as_str(&self) -> &'static str {
-        match self {
-            Status::Starting => "starting",
-            Status::Healthy => "healthy",
-            Status::Degraded(_) => "degraded",
-            Status::Unhealthy(_) => "unhealthy",
-        }
+        self.level().as_str()
     }
 
     /// Why it is degraded or unhealthy.
@@ -405,6 +444,7 @@ mod tests {
             check_interval: Duration::from_secs(10),
             report_interval: Duration::from_secs(30),
             stalled_after: Duration::from_secs(60),
+            useless_after: Duration::ZERO,
             critical: vec!["source".into(), "sink".into(), "transform".into()],
             headroom_degraded: 0.5,
             headroom_unhealthy: 0.2,

@@ -36,6 +36,7 @@ use See::{Effect, InForce, Never, Rebuilt, Refused, Stage};
 const ROWS: &[(&str, &str, See)] = &[
     // The order service first, while its breaker is closed.
     ("orders.outbox_ttl", r#""2h""#, Effect),
+    ("orders.idempotency_ttl", r#""2h""#, InForce("tests/orders.rs waits for the end of a shorter one")),
     ("orders.request_timeout", r#""300ms""#, Effect),
     ("orders.listen", r#""127.0.0.1:{free}""#, Effect),
     ("orders.keyspace", r#""shop2""#, Effect),
@@ -100,6 +101,7 @@ const ROWS: &[(&str, &str, See)] = &[
     ("health.check_interval", r#""20ms""#, Effect),
     ("health.report_interval", r#""50ms""#, Effect),
     ("health.stalled_after", r#""29s""#, InForce("nothing stalls")),
+    ("health.useless_after", r#""14min""#, InForce("it is of use all the while; tests/admin.rs looks at it")),
     ("health.critical", r#"["sink"]"#, Effect),
     ("health.headroom_degraded", "1.0", Effect),
     ("health.headroom_unhealthy", "0.99999999", Effect),

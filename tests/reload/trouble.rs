@@ -168,6 +168,49 @@ async fn a_rebuild_that_fails_half_way_goes_back_to_what_ran() {
     println!("went back twice, then 2 → 9 shards; {total} events, none lost or repeated");
 }
 
+/// While what runs is drained for a reload, `penstock reloads` says so, for how long, and who has to finish.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_for_a_reload_shows_what_is_going_on() {
+    let extra = "[health]\nstalled_after = \"60s\"\n[shutdown]\ntimeout = \"5s\"\n";
+    let world = World::new(extra).await;
+    let text = std::fs::read_to_string(world.config()).expect("pipeline.toml");
+    let mut base: toml::Table = toml::from_str(&text).expect("TOML");
+    // The first batch hangs in the sink, which holds the drain until its deadline.
+    let running = world.start_faulty(0, "stage::sink=1*return(hang)");
+    let rig = Rig::around(world, running, PAUSE).await;
+    let (_, none) = rig.running.penstock(&["reloads"]);
+    assert!(!none.contains("under way"), "{none}");
+    set(&mut base, "pipeline.shards", value("3"));
+    rig.world.save(&base.to_string());
+    let said = rig
+        .until("a drain under way", async || {
+            let (code, said) = rig.running.penstock(&["reloads"]);
+            assert_eq!(code, Some(0), "{said}");
+            said.contains("draining what runs").then_some(said)
+        })
+        .await;
+    for part in [
+        "under way for ",
+        ", waits for ",
+        "sink/",
+        "pipeline.shards = 2 → 3",
+    ] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    let (_, json) = rig.running.penstock(&["reloads", "--json"]);
+    assert!(json.contains("\"under-way\""), "{json}");
+    let applied = rig
+        .until("it is applied", async || {
+            let (_, said) = rig.running.penstock(&["reloads"]);
+            said.contains(" applied").then_some(said)
+        })
+        .await;
+    assert!(!applied.contains("under way"), "{applied}");
+    let topic = rig.world.topic();
+    rig.finish(&[topic]).await;
+    println!("{said}");
+}
+
 /// A node that takes connections and says nothing keeps a rebuild waiting: all else goes on, and a stop is obeyed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_is_obeyed_in_a_rebuild() {

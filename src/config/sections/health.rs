@@ -18,6 +18,8 @@ section! {
         report_interval: Duration = { Kind::Duration(10, DAY), Value(r#""30s""#), Live, r#""30s""# },
         /// A component with work that makes no progress for this long is degraded
         stalled_after: Duration = { Kind::Duration(100, DAY), Value(r#""30s""#), Live, r#""30s""# },
+        /// Liveness fails once the pipeline has not been ready for this long, so that it is restarted; 0s: never
+        useless_after: Duration = { Kind::Duration(0, 7 * DAY), Value(r#""15min""#), Live, r#""15min""# },
         /// Stages whose being unhealthy makes the system unhealthy; a transform is transform.<name>
         critical: Vec<String> = { Kind::List(rules::stage_name), Value(r#"["source", "sink"]"#), Live, r#"["source", "sink"]"# },
         /// Share of the CDC log's TTL left below which health is degraded
