@@ -25,6 +25,9 @@ use crate::policy::Class;
 /// The schema as it is created, with `{keyspace}`, `{replication_factor}` and `{outbox_ttl}` to fill in.
 const SCHEMA: &str = include_str!("../../deploy/schema/orders.cql");
 
+/// The key of what a probe writes. No request has it: a header holds no control character.
+const PROBE_KEY: &str = "\nprobe";
+
 /// How long a first connection may take before the nodes count as unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -257,9 +260,8 @@ impl Store {
             "SELECT event_id FROM {ks}.outbox_messages WHERE aggregate_id = ? AND event_id = ?"
         ))
         .await?;
-        // No request has an empty key.
         let probe = prepare(format!(
-            "INSERT INTO {ks}.order_requests (idempotency_key, created_at) VALUES ('', ?) USING TTL 1"
+            "INSERT INTO {ks}.order_requests (idempotency_key, created_at) VALUES (?, ?) USING TTL 1"
         ))
         .await?;
         let order = prepare(format!(
@@ -372,7 +374,7 @@ impl Store {
         batch.append_statement(self.probe.clone());
         let at_us = self.clock.next_us();
         batch.set_timestamp(Some(at_us));
-        let row = (CqlTimestamp(at_us / 1_000),);
+        let row = (PROBE_KEY, CqlTimestamp(at_us / 1_000));
         self.session.batch(&batch, (row,)).await?;
         Ok(())
     }
