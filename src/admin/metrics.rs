@@ -61,6 +61,7 @@ pub fn render(handle: &Handle) -> String {
     };
     process(&mut out, handle);
     policies(&mut out, handle);
+    share(&mut out, handle);
     lanes(&mut out, handle);
     source(&mut out, handle);
     sink(&mut out, handle);
@@ -124,6 +125,24 @@ fn process(out: &mut Exposition, handle: &Handle) {
             count as f64,
         );
     }
+}
+
+fn share(out: &mut Exposition, handle: &Handle) {
+    let Some(share) = handle.share() else {
+        return;
+    };
+    out.one(
+        "penstock_group_joined",
+        "gauge",
+        "1 while the group that shares the shards out has given this instance its share.",
+        f64::from(u8::from(share.joined)),
+    );
+    out.one(
+        "penstock_shards_owned",
+        "gauge",
+        "Shards that are this instance's.",
+        share.owned.len() as f64,
+    );
 }
 
 fn policies(out: &mut Exposition, handle: &Handle) {

@@ -21,7 +21,7 @@ use super::shard::Shard;
 use super::shutdown::Signals;
 use super::supervisor::{ChildScope, ChildSpec};
 use super::{Coordinator, Drained, Stopping, names};
-use crate::config::settings::Instances;
+use crate::config::settings::{Delivery, Instances};
 use crate::policy::health::Status;
 use crate::policy::stage::StagePolicies;
 use crate::sink::SinkError;
@@ -183,6 +183,12 @@ impl Coordinator {
 
     /// Takes part in the group from here on. One that took part before leaves; what it owned is to be drained by then.
     pub(super) fn join(&mut self, member: Member) {
+        if self.live.borrow().pipeline.delivery == Delivery::AtLeastOnce {
+            tracing::warn!(
+                "with delivery = \"at-least-once\" nothing keeps an instance that was held up from writing after its shards \
+                 went to another, so keys may see older records again; \"exactly-once\" would do"
+            );
+        }
         self.supervisor.retire(|id| id.stage == Stage::Membership);
         let (changes, news) = mpsc::channel(NEWS);
         let membership = Arc::new(Membership::default());
