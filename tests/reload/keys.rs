@@ -89,6 +89,7 @@ const ROWS: &[(&str, &str, See)] = &[
     ("sink.topics.replication_factor", "1", Effect),
     ("sink.topics.properties", r#"{ "retention.ms" = 86400000 }"#, Effect),
     ("sink.checkpoint_interval", r#""50ms""#, Effect),
+    ("sink.commit_interval", r#""50ms""#, InForce("the quiet between the rows commits at once")),
     ("dead_letter.topic", r#""{name}.other-letters""#, Effect),
     ("dead_letter.max", "999", InForce("a flood fails the stage, which is no retune")),
     ("dead_letter.within", r#""59s""#, InForce("a flood fails the stage, which is no retune")),
