@@ -343,7 +343,7 @@ impl Group {
     /// Takes in what was read.
     pub(super) fn absorb(&mut self, got: Got, out: &mut Batches) -> Result<Absorbed, SourceError> {
         match got {
-            Got::Rows(page) => self.absorb_rows(page, out),
+            Got::Rows(page) => self.absorb_rows(*page, out),
             Got::Keys(keys) => Ok(self.absorb_keys(keys)),
         }
     }

@@ -55,7 +55,7 @@ use uuid::Uuid;
 pub use error::SourceError;
 
 use self::barrier::Barrier;
-use self::clock::Clock;
+use self::clock::{Clock, Doubt};
 use self::cursor::Cursor;
 use self::elsewhere::Ending;
 use self::generations::Generation;
@@ -244,8 +244,10 @@ impl ScyllaSource {
             return Some(Status::Unhealthy(lost.into()));
         }
         let now = Instant::now();
-        if let Some(doubt) = self.clock.lock().doubt(now) {
-            return Some(Status::Unhealthy(doubt.into()));
+        match self.clock.lock().doubt(now) {
+            Some(Doubt::Stepped(why)) => return Some(Status::Unhealthy(why.into())),
+            Some(Doubt::Unheard(why)) => return Some(Status::Degraded(why.into())),
+            None => {}
         }
         if let Some(left) = self.room.shrunk() {
             let left = left.as_secs_f64();

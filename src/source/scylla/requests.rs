@@ -20,7 +20,7 @@ use super::{ScyllaSource, ShardStats, classify};
 
 /// What was asked for.
 pub(super) enum Got {
-    Rows(Page),
+    Rows(Box<Page>),
     Keys(Keys),
 }
 
@@ -90,7 +90,7 @@ impl Requests {
 }
 
 enum Answer {
-    Rows(Fetched),
+    Rows(Box<Fetched>),
     Keys(Keys),
 }
 
@@ -124,7 +124,7 @@ async fn read_page(
             let result = match read.columns {
                 Columns::All => {
                     let fetched = table.read(session, settings, read).await;
-                    fetched.map(Answer::Rows)
+                    fetched.map(Box::new).map(Answer::Rows)
                 }
                 Columns::Keys => {
                     let keys = table.read_keys(session, settings, read).await;
@@ -144,7 +144,10 @@ async fn read_page(
         }
     };
     let result = match source.policies.run(attempt, classify::classify).await {
-        Ok(Answer::Rows(fetched)) => version(source, table, fetched).await.map(Got::Rows),
+        Ok(Answer::Rows(fetched)) => {
+            let page = version(source, table, *fetched).await;
+            page.map(Box::new).map(Got::Rows)
+        }
         Ok(Answer::Keys(keys)) => Ok(Got::Keys(keys)),
         Err(error) => Err(error),
     };
