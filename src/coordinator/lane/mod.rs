@@ -5,6 +5,8 @@
 //! down or losing a change: the channels, and the [`Ledger`], which knows how far everything is and what is in whose
 //! hands.
 
+#[cfg(test)]
+mod simulator;
 mod sink;
 mod source;
 mod transforms;

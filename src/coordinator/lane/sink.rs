@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -605,7 +605,7 @@ async fn helpless(scope: &ChildScope, troubles: &Troubles, topics: &[Arc<str>]) 
 
 async fn at(when: Option<Instant>) {
     match when {
-        Some(when) => tokio::time::sleep_until(when.into()).await,
+        Some(when) => tokio::time::sleep_until(when).await,
         None => std::future::pending().await,
     }
 }
