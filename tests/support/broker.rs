@@ -387,11 +387,24 @@ pub struct Follower {
 
 impl Follower {
     pub fn start(brokers: &str, topic: &str) -> Self {
+        Self::with(brokers, topic, &[])
+    }
+
+    /// … as a client with these properties.
+    pub fn with(brokers: &str, topic: &str, properties: &[(String, String)]) -> Self {
         let numbers = Arc::<Mutex<BTreeMap<String, Vec<u32>>>>::default();
         let ended = Arc::<AtomicBool>::default();
-        let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
-        let (into, end) = (numbers.clone(), ended.clone());
-        std::thread::spawn(move || follow(&brokers, &topic, &into, &end));
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", brokers)
+            .set("group.id", "test-reader")
+            .set("isolation.level", "read_committed")
+            .set("fetch.wait.max.ms", "20");
+        for (key, value) in properties {
+            config.set(key, value);
+        }
+        let (topic, into, end) = (topic.to_owned(), numbers.clone(), ended.clone());
+        std::thread::spawn(move || follow(&config, &topic, &into, &end));
         Self { numbers, ended }
     }
 
@@ -408,18 +421,12 @@ impl Drop for Follower {
 }
 
 fn follow(
-    brokers: &str,
+    config: &ClientConfig,
     topic: &str,
     into: &Mutex<BTreeMap<String, Vec<u32>>>,
     ended: &AtomicBool,
 ) {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("group.id", "test-reader")
-        .set("isolation.level", "read_committed")
-        .set("fetch.wait.max.ms", "20")
-        .create()
-        .expect("a consumer");
+    let consumer: BaseConsumer = config.create().expect("a consumer");
     let partitions = loop {
         if ended.load(Ordering::Relaxed) {
             return;

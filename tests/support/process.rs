@@ -159,7 +159,7 @@ listen = "127.0.0.1:0"
             name = self.name,
             node = self.node.addr(),
             transforms = transforms.replace("{name}", &self.name),
-            brokers = self.cluster.brokers,
+            brokers = self.cluster.brokers.replace(',', "\", \""),
             extra = setup.extra,
         )
     }
@@ -199,14 +199,29 @@ listen = "127.0.0.1:0"
 
     /// Writes one event of this type.
     pub async fn write_one(&self, key: Uuid, aggregate_type: &str, payload: &str) {
+        self.try_write_one(key, aggregate_type, payload)
+            .await
+            .expect("written");
+    }
+
+    /// … if the database takes it.
+    pub async fn try_write_one(
+        &self,
+        key: Uuid,
+        aggregate_type: &str,
+        payload: &str,
+    ) -> Result<(), scylla::errors::ExecutionError> {
         let cql = "INSERT INTO ks.outbox (aggregate_id, event_id, aggregate_type, event_type, payload) \
                    VALUES (?, ?, ?, 'order.created', ?)";
         let id = scylla::value::CqlTimeuuid::from(event_id());
         let values = (key, id, aggregate_type, payload);
-        self.session
-            .query_unpaged(cql, values)
-            .await
-            .expect("written");
+        self.session.query_unpaged(cql, values).await?;
+        Ok(())
+    }
+
+    /// What is set for whatever is started.
+    pub fn flags(&self) -> &[String] {
+        &self.flags
     }
 
     pub fn start(&self, round: u32) -> Running {
@@ -299,7 +314,7 @@ impl Running {
     }
 
     /// Runs a command that becomes penstock; what it says goes to `log`.
-    fn spawn(config: &Path, log: &Path, flags: &[String], mut command: Command) -> Self {
+    pub fn spawn(config: &Path, log: &Path, flags: &[String], mut command: Command) -> Self {
         let file = std::fs::File::create(log).expect("a log file");
         let child = command
             .stdin(Stdio::null())

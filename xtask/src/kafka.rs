@@ -25,6 +25,7 @@ const SUITES: &[&str] = &[
     "sink",
     "end_to_end",
     "crashes",
+    "matrix",
     "dead_letters",
     "faults",
     "orders",

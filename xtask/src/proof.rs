@@ -67,6 +67,20 @@ const PROOFS: &[Proof] = &[
         kafka: true,
     },
     Proof {
+        name: "matrix",
+        about: "seconds of every fault that comes from outside, at every moment: a table",
+        test: "matrix",
+        filter: "every_fault",
+        variable: "PENSTOCK_TEST_FAULT_SECONDS",
+        n: "5",
+        flags: &[
+            ("--faults", "PENSTOCK_TEST_FAULTS"),
+            ("--moments", "PENSTOCK_TEST_MOMENTS"),
+            ("--delivery", "PENSTOCK_TEST_DELIVERY"),
+        ],
+        kafka: true,
+    },
+    Proof {
         name: "outage",
         about: "seconds that the broker is cut off, silent, or answers errors",
         test: "faults",

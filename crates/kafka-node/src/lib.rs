@@ -207,7 +207,7 @@ impl Cluster {
             .zip(&controllers)
             .map(|(id, port)| format!("{id}@127.0.0.1:{port}"))
             .collect();
-        let id = run_tool(&spec.jars, &["random-uuid"])?;
+        let id = storage_tool(&spec.jars, &["random-uuid"])?;
         let id = id.trim();
         let mut relays: Vec<Vec<String>> = vec![Vec::new(); usize::from(spec.relays)];
         let mut made = Vec::new();
@@ -235,7 +235,7 @@ impl Cluster {
             fs::write(dir.join("server.properties"), text)?;
             let config = dir.join("server.properties");
             let config = config.to_str().context("a path that is UTF-8")?;
-            run_tool(&spec.jars, &["format", "-t", id, "-c", config])?;
+            storage_tool(&spec.jars, &["format", "-t", id, "-c", config])?;
             made.push(Node {
                 dir,
                 port: plain[n],
@@ -309,6 +309,14 @@ impl Cluster {
     /// When the folder is gone.
     pub fn relays(&self) -> Result<String> {
         Ok(fs::read_to_string(self.dir.join("relays"))?)
+    }
+
+    /// Runs one of Kafka's tools by its class, see [`tool`].
+    ///
+    /// # Errors
+    /// When it fails: with what it said.
+    pub fn tool(&self, class: &str, args: &[&str]) -> Result<String> {
+        tool(&self.jars, class, args)
     }
 
     /// How many nodes there are.
@@ -594,24 +602,31 @@ fn properties(
         .collect()
 }
 
-/// Runs Kafka's storage tool; what it prints.
-fn run_tool(jars: &Path, args: &[&str]) -> Result<String> {
+/// Runs one of Kafka's tools by its class; what it prints.
+///
+/// # Errors
+/// When it fails: with what it said.
+pub fn tool(jars: &Path, class: &str, args: &[&str]) -> Result<String> {
     let output = Command::new("java")
         .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
         .arg("-cp")
         .arg(jars.join("*"))
-        .arg("kafka.tools.StorageTool")
+        .arg(class)
         .args(args)
         .stdin(Stdio::null())
         .output()
         .context("java could not be started")?;
     if !output.status.success() {
         bail!(
-            "Kafka's storage tool ended with {}:\n{}{}",
+            "Kafka's {class} ended with {}:\n{}{}",
             output.status,
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)
         );
     }
     Ok(String::from_utf8(output.stdout)?)
+}
+
+fn storage_tool(jars: &Path, args: &[&str]) -> Result<String> {
+    tool(jars, "kafka.tools.StorageTool", args)
 }
