@@ -93,9 +93,20 @@ impl Fault {
         }
     }
 
-    /// Part of the short form: no three nodes, which two cores take long to start.
+    /// Part of the short form: what needs no three nodes, which two cores take long to start, is back within seconds,
+    /// and holds. The long form shows the rest.
     pub(crate) fn is_quick(self) -> bool {
-        self.host() != Host::Three
+        matches!(
+            self,
+            Self::MissingTopic
+                | Self::Authorization
+                | Self::BrokerAway
+                | Self::BrokerRestarted
+                | Self::Quota
+                | Self::ScyllaAway
+                | Self::ScyllaOverloaded
+                | Self::DiskFull
+        )
     }
 
     /// What is written while it lasts is gone by definition.
