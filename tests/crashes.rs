@@ -405,12 +405,25 @@ fn what_a_tale_differs_in_is_found() {
     assert_eq!(Found::new(&Numbers::new(), &[key], 2).lost.len(), 2);
 }
 
+/// The real broker is the judge; the embedded one shows that the suite is well.
+fn kills(on_a_real_one: u32) -> u32 {
+    match std::env::var_os("PENSTOCK_TEST_BROKERS") {
+        Some(_) => on_a_real_one,
+        None => 3,
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn kills_lose_nothing() {
-    // The real broker is the judge; the embedded one shows that the suite is well.
-    let kills = match std::env::var_os("PENSTOCK_TEST_BROKERS") {
-        Some(_) => 20,
-        None => 5,
-    };
-    crashes(Plan::asked(kills, "at-least-once", 1)).await;
+async fn kills_lose_nothing_and_repeat_nothing() {
+    crashes(Plan::asked(kills(20), "exactly-once", 1)).await;
+}
+
+/// What is repeated is bounded.
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_lose_nothing_at_least_once() {
+    crashes(Plan {
+        delivery: "at-least-once".into(),
+        ..Plan::asked(kills(8), "", 1)
+    })
+    .await;
 }

@@ -55,7 +55,7 @@ const PROOFS: &[Proof] = &[
         name: "crashes",
         about: "kills -9 at random moments and at the worst ones, read back as committed",
         test: "crashes",
-        filter: "kills_lose_nothing",
+        filter: "kills_lose_nothing_and_repeat",
         variable: "PENSTOCK_TEST_KILLS",
         n: "300",
         flags: &[
