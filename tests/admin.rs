@@ -47,6 +47,23 @@ async fn world(extra: &str) -> World {
     .await
 }
 
+/// With the order service on, and its tables made.
+async fn with_orders() -> World {
+    let world = World::with(Setup {
+        tables: "outbox_messages",
+        extra: "[orders]\nenabled = true\nlisten = \"127.0.0.1:0\"\n".to_owned(),
+        ..Setup::default()
+    })
+    .await;
+    let made = std::process::Command::new(env!("CARGO_BIN_EXE_penstock"))
+        .args(["init-schema", "--config"])
+        .arg(world.config())
+        .output()
+        .expect("penstock starts");
+    assert!(made.status.success(), "{made:?}");
+    world
+}
+
 fn started(running: &Running) {
     running.await_line("all supervised stages started", LONG);
 }
@@ -108,18 +125,7 @@ const FOREIGN: [(&str, &str, u16); 5] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_page_of_a_stranger_asks_anything() {
-    let world = World::with(Setup {
-        tables: "outbox_messages",
-        extra: "[orders]\nenabled = true\nlisten = \"127.0.0.1:0\"\n".to_owned(),
-        ..Setup::default()
-    })
-    .await;
-    let made = std::process::Command::new(env!("CARGO_BIN_EXE_penstock"))
-        .args(["init-schema", "--config"])
-        .arg(world.config())
-        .output()
-        .expect("penstock starts");
-    assert!(made.status.success(), "{made:?}");
+    let world = with_orders().await;
     let running = world.start(0);
     started(&running);
     let client = client();
@@ -169,18 +175,7 @@ async fn no_page_of_a_stranger_asks_anything() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_idles_keeps_no_probe_and_no_order_out() {
     const SILENT: usize = 640;
-    let world = World::with(Setup {
-        tables: "outbox_messages",
-        extra: "[orders]\nenabled = true\nlisten = \"127.0.0.1:0\"\n".to_owned(),
-        ..Setup::default()
-    })
-    .await;
-    let made = std::process::Command::new(env!("CARGO_BIN_EXE_penstock"))
-        .args(["init-schema", "--config"])
-        .arg(world.config())
-        .output()
-        .expect("penstock starts");
-    assert!(made.status.success(), "{made:?}");
+    let world = with_orders().await;
     let running = world.start(0);
     started(&running);
     let (admin, orders) = (running.admin(), running.orders());
@@ -379,4 +374,91 @@ async fn probes_fail_as_the_page_says() {
     seen.0.sort();
     assert_eq!(seen.0, all, "a row that nobody has looked at");
     println!("{} rows of docs/probes.md, each seen", all.len());
+}
+
+/// The families of a scrape, as docs/metrics.md has them: name, kind, unit, labels, help.
+fn families(scrape: &str) -> Vec<String> {
+    let mut families: Vec<(&str, &str, &str, std::collections::BTreeSet<&str>)> = Vec::new();
+    for line in scrape.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').expect("a help");
+            families.push((name, "", help, Default::default()));
+            continue;
+        }
+        let family = families.last_mut().expect("a family");
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').expect("a kind");
+            assert_eq!(name, family.0);
+            family.1 = kind;
+        } else if let Some((name, labels)) = line.split_once('{') {
+            assert!(name.starts_with(family.0), "{line} below {}", family.0);
+            // What stands before `="` and after the last separator is a label's name.
+            let names = labels
+                .split("=\"")
+                .filter_map(|part| part.rsplit([',', '"', '{']).next());
+            let named = |name: &&str| {
+                *name != "le"
+                    && !name.is_empty()
+                    && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+            };
+            family.3.extend(names.filter(named));
+        }
+    }
+    families
+        .into_iter()
+        .map(|(name, kind, help, labels)| {
+            let base = name.strip_suffix("_total").unwrap_or(name);
+            let units = ["seconds", "bytes", "ratio"];
+            let unit = units
+                .into_iter()
+                .find(|unit| base.ends_with(&format!("_{unit}")));
+            let labels: Vec<&str> = labels.into_iter().collect();
+            let (unit, labels) = (unit.unwrap_or_default(), labels.join(", "));
+            format!("| `{name}` | {kind} | {unit} | {labels} | {help} |")
+        })
+        .collect()
+}
+
+/// What is served stands in docs/metrics.md as it is served; and what stands there is made by the program, though some
+/// of it only at times (with shared shards, for one).
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_those_of_the_page() {
+    const PAGE: &str = "docs/metrics.md";
+    let world = with_orders().await;
+    let running = world.start(0);
+    started(&running);
+    running.await_line("component=\"system\" from=starting", LONG);
+    let url = format!("http://{}/metrics", running.admin());
+    let answer = client().get(&url).send().await.expect("an answer");
+    let served = families(&answer.text().await.expect("text"));
+    let mut page = std::fs::read_to_string(PAGE).expect("the page");
+    let name = |row: &str| row.split('`').nth(1).unwrap_or_default().to_owned();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        for family in &served {
+            let old = page.lines().find(|line| name(line) == name(family));
+            match old.map(str::to_owned) {
+                Some(old) => page = page.replace(&old, family),
+                None => page = format!("{page}{family}\n"),
+            }
+        }
+        std::fs::write(PAGE, &page).expect("written");
+    }
+    let rows: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .collect();
+    let missing: Vec<&String> = served
+        .iter()
+        .filter(|family| !rows.contains(&family.as_str()))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "UPDATE_GOLDEN=1 renews the page: {missing:#?}"
+    );
+    let made = std::fs::read_to_string("src/admin/metrics.rs").expect("the source");
+    for row in rows {
+        let quoted = format!("\"{}\"", name(row));
+        assert!(made.contains(&quoted), "nothing makes {quoted}");
+    }
+    running.stop_cleanly();
 }
