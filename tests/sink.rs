@@ -610,7 +610,7 @@ async fn checkpoints_survive_restarts_and_other_numbers_of_shards() {
 }
 
 #[tokio::test]
-async fn an_unreadable_checkpoint_is_named_by_its_offset() {
+async fn a_foreign_checkpoint_is_skipped_and_one_of_a_later_version_named_by_its_offset() {
     let cluster = Cluster::start();
     let name = unique("corrupt");
     load(&name, &cluster.brokers, 1).await;
@@ -619,19 +619,26 @@ async fn an_unreadable_checkpoint_is_named_by_its_offset() {
         .set("bootstrap.servers", &cluster.brokers)
         .create()
         .unwrap();
-    for value in [r#"{"v":1,"complete_until_us":5}"#, "garbage"] {
-        producer
-            .send(BaseRecord::to(&topic).key("g").payload(value).partition(0))
-            .unwrap();
-    }
-    producer.flush(Duration::from_secs(10)).unwrap();
+    let write = |key: &str, value: &str| {
+        let record = BaseRecord::to(&topic).key(key).payload(value);
+        producer.send(record.partition(0)).unwrap();
+        producer.flush(Duration::from_secs(10)).unwrap();
+    };
+    let group = "ks.t/1764000000000/00";
+    write(group, r#"{"v":1,"complete_until_us":5}"#);
+    // What somebody else writes there is skipped.
+    write("x", "x");
     let b = bench(settings::settings(&name, &cluster.brokers, 1)).await;
+    let found = b.sink.load(0).await.unwrap();
+    assert_eq!(found[&GroupKey(group.into())].complete_until_us, 5);
+    // What a later version writes is not: its place would be lost.
+    write(group, r#"{"v":99,"complete_until_us":7}"#);
     let error = b.sink.load(0).await.unwrap_err();
     assert_eq!(error.class(), Class::Fatal);
     let text = error.to_string();
     assert!(
         text.starts_with(&format!(
-            "topic {topic}, partition 0, offset 1: not a checkpoint:"
+            "topic {topic}, partition 0, offset 2: not a checkpoint:"
         )),
         "{text}"
     );
@@ -786,9 +793,9 @@ async fn dead_letters_are_kept_listed_rebuilt_and_purged() {
     assert_eq!((read.attempts, &*read.error), (2, "still odd"));
     assert_eq!(dead.list(&Filter::default()).await.unwrap().len(), 3);
 
-    assert_eq!(dead.purge(&of_sink).await.unwrap(), 1);
+    assert_eq!(dead.purge(&of_sink).await.unwrap(), (1, 0));
     assert_eq!(dead.list(&of_sink).await.unwrap(), []);
-    assert_eq!(dead.purge(&Filter::default()).await.unwrap(), 2);
+    assert_eq!(dead.purge(&Filter::default()).await.unwrap(), (2, 0));
     assert_eq!(dead.list(&Filter::default()).await.unwrap(), []);
 }
 

@@ -180,3 +180,217 @@ async fn a_missing_topic_is_waited_for_and_the_other_shard_goes_on() {
     assert_eq!(complete_and_ordered(&world.seen(), &keys, 20), 0);
     assert_eq!(broker::read_all(&world.cluster.brokers, &topic).len(), 1);
 }
+
+/// Row 7: the file names another cluster, which knows nothing of the pipeline.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_cluster_is_refused_unless_the_checkpoints_come_along() {
+    if std::env::var_os("PENSTOCK_TEST_BROKERS").is_some() {
+        eprintln!("skipped: it takes two clusters, and PENSTOCK_TEST_BROKERS is one");
+        return;
+    }
+    let world = World::new(HASTY).await;
+    let other = broker::Cluster::start();
+    let keys = keys(8);
+    let running = world.start(1);
+    world.write(&keys, 0, 20).await;
+    world.await_records(8 * 20, LONG, &running);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let file = std::fs::read_to_string(world.config()).expect("the file");
+    let moved = file.replace(&world.cluster.brokers, &other.brokers);
+    world.save(&moved);
+    running.await_line("these brokers have no checkpoints of this pipeline", LONG);
+    world.write(&keys, 20, 10).await;
+    world.await_records(8 * 30, LONG, &running);
+
+    world.save(&moved.replace("[sink]\n", "[sink]\nnew_cluster = \"carry\"\n"));
+    running.await_line("checkpoints carried to the new brokers", LONG);
+    running.await_line("configuration applied", LONG);
+    world.write(&keys, 30, 10).await;
+    let deadline = Instant::now() + LONG;
+    while !broker::has_topic(&other.brokers, &world.topic())
+        || broker::read_all(&other.brokers, &world.topic()).len() < 8 * 10
+    {
+        assert!(Instant::now() < deadline, "{}", running.text());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    running.stop_cleanly();
+    // Nothing of it was there before, and nothing is repeated.
+    let there = broker::read_all(&other.brokers, &world.topic());
+    assert_eq!(there.len(), 8 * 10);
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 30), 0);
+}
+
+/// Row 3: one 9 MiB blob, all defaults.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_too_large_for_anything_is_an_abridged_letter_and_replay_reads_it_again() {
+    let world = World::with(Setup {
+        tables: "large",
+        transforms: Some(String::new()),
+        extra: HASTY.to_owned(),
+        ..Setup::default()
+    });
+    let mut world = world.await;
+    // As brokers have it that take no larger messages, whatever a topic asks for.
+    let letters = format!("{}.dead-letters", world.name);
+    let small = [
+        ("cleanup.policy", "compact"),
+        ("max.message.bytes", "1000000"),
+    ];
+    Operator::new(&world.cluster.brokers)
+        .create(&letters, 1, &small)
+        .await;
+    world.set("pipeline.delivery", "exactly-once");
+    let table = "CREATE TABLE ks.large (id int PRIMARY KEY, b blob) WITH cdc = {'enabled': true}";
+    world.session.query_unpaged(table, ()).await.expect(table);
+    let insert = "INSERT INTO ks.large (id, b) VALUES (?, ?)";
+    let insert = world.session.prepare(insert).await.expect("prepared");
+    for (id, size) in [(1, 9 << 20), (2, 10)] {
+        let row = (id, vec![7_u8; size]);
+        world
+            .session
+            .execute_unpaged(&insert, row)
+            .await
+            .expect("written");
+    }
+    let running = world.start(1);
+    running
+        .await_metrics("both are done", LONG, |m| {
+            m.sum("penstock_changes_done_total", &[]) >= 2.0
+        })
+        .await;
+    // It is done before its transaction is committed.
+    let deadline = Instant::now() + LONG;
+    let list = loop {
+        let (code, list) = running.penstock(&["dead-letters", "list"]);
+        assert_eq!(code, Some(0), "{list}");
+        if list.lines().count() == 1 {
+            break list;
+        }
+        assert!(Instant::now() < deadline, "{list}");
+    };
+    let id = list.split_whitespace().next().expect("an id").to_owned();
+    let (_, shown) = running.penstock(&["dead-letters", "show", &id]);
+    assert!(
+        shown.contains("abridged") && shown.len() < 100_000,
+        "{}",
+        shown.len()
+    );
+    // It is as large as before, but there is room now.
+    let file = std::fs::read_to_string(world.config()).expect("the file");
+    let roomy = "[sink]\nproperties = { \"message.max.bytes\" = 50000000 }\n\
+                 topics.properties = { \"max.message.bytes\" = 50000000 }\ntopic = \"{pipeline}.roomy\"\n";
+    world.save(&file.replace("[sink]\n", roomy));
+    running.await_line("configuration applied", LONG);
+    let (code, said) = running.penstock(&["dead-letters", "replay"]);
+    assert_eq!(
+        (code, said.trim()),
+        (Some(0), &*format!("{id}  delivered")),
+        "{}",
+        running.text()
+    );
+    let records = broker::read_all(&world.cluster.brokers, &format!("{}.roomy", world.name));
+    assert_eq!(records.len(), 1);
+    assert!(records[0].text().len() > 18 << 20);
+    running.stop_cleanly();
+}
+
+/// Row 15: anybody may write into the topic of the dead letters.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_record_among_the_dead_letters_is_skipped_and_told() {
+    let world = World::new(HASTY).await;
+    let running = world.start(1);
+    world.write_one(Uuid::new_v4(), "no such topic!", "0").await;
+    running
+        .await_metrics("it is a dead letter", LONG, |m| {
+            m.sum("penstock_dead_letters_total", &[]) == 1.0
+        })
+        .await;
+    let topic = format!("{}.dead-letters", world.name);
+    broker::write(&world.cluster.brokers, &topic, "x", "x");
+    let (code, list) = running.penstock(&["dead-letters", "list"]);
+    assert_eq!((code, list.lines().count()), (Some(0), 2), "{list}");
+    assert!(list.contains("skipped, for it is no dead letter"), "{list}");
+    let (code, said) = running.penstock(&["dead-letters", "replay"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("failed: ") && said.contains("skipped, for it is"),
+        "{said}"
+    );
+    let (code, said) = running.penstock(&["dead-letters", "purge"]);
+    assert_eq!(
+        (code, said.trim()),
+        (Some(0), "1 purged\n1 skipped: no dead letters")
+    );
+    running.stop_cleanly();
+}
+
+/// Row 50: every row is larger than its topic takes; beside it a table that is not. One letter a change, at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_too_large_for_their_topic_are_letters_at_once_and_hold_up_no_other() {
+    let world = World::new(HASTY).await;
+    let operator = Operator::new(&world.cluster.brokers);
+    let small = format!("{}.small", world.name);
+    operator
+        .create(&small, 1, &[("max.message.bytes", "1000")])
+        .await;
+    let keys = keys(8);
+    let running = world.start(1);
+    running.await_line("all supervised stages started", LONG);
+    let began = Instant::now();
+    let large = "x".repeat(1200);
+    for n in 0..100 {
+        world.write_one(keys[n % 8], "small", &large).await;
+        world.write_one(keys[n % 8], "small", "fits").await;
+    }
+    world.write(&keys, 0, 25).await;
+    world.await_records(8 * 25, LONG, &running);
+    running
+        .await_metrics("all are done", LONG, |m| {
+            m.sum("penstock_changes_done_total", &[]) >= 400.0
+        })
+        .await;
+    let took = began.elapsed();
+    let metrics = running.metrics().await;
+    let letters = metrics.sum("penstock_dead_letters_total", &[]);
+    let rewinds = metrics.sum("penstock_rewinds_total", &[]);
+    println!("400 changes, {letters} letters in {took:.1?}, {rewinds} rewinds");
+    assert_eq!(letters, 100.0);
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(broker::read_all(&world.cluster.brokers, &small).len(), 100);
+    let topic = format!("{}.dead-letters", world.name);
+    assert_eq!(
+        broker::read_all(&world.cluster.brokers, &topic).len(),
+        100,
+        "one a change"
+    );
+    running.stop_cleanly();
+}
+
+/// Row 49: Kafka refuses a name that collides with another topic's. A shard with such a row waits, and says for what.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_collide_are_told_and_go_on_once_they_do_not() {
+    if std::env::var_os("PENSTOCK_TEST_BROKERS").is_none() {
+        eprintln!("skipped: the broker in this process refuses no name; set PENSTOCK_TEST_BROKERS");
+        return;
+    }
+    let world = World::new(HASTY).await;
+    let operator = Operator::new(&world.cluster.brokers);
+    let (other, name) = (format!("{}.a.b", world.name), format!("{}.a_b", world.name));
+    operator.create(&other, 1, &[]).await;
+    let keys = keys(32);
+    let running = world.start(1);
+    world.write(&keys, 0, 10).await;
+    world.await_records(320, LONG, &running);
+    world.write_one(keys[0], "a_b", "0").await;
+    running.await_line(&format!("beside the topic {other}"), LONG);
+    await_reason(&running, &format!("waiting for topic {name}")).await;
+    let metrics = running.metrics().await;
+    assert!(metrics.sum("penstock_sink_refusals_total", &[]) > 0.0);
+    assert_eq!(metrics.sum("penstock_rewinds_total", &[]), 0.0);
+    operator.delete(&other).await;
+    world.write(&keys, 10, 10).await;
+    world.await_records(640, LONG, &running);
+    running.stop_cleanly();
+    assert_eq!(broker::read_all(&world.cluster.brokers, &name).len(), 1);
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 20), 0);
+}

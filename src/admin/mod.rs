@@ -30,7 +30,7 @@ use crate::coordinator::listen::{Bound, Listening, listen};
 use crate::coordinator::pipeline::Pipeline;
 use crate::coordinator::serve::{Serving, serve};
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
-use crate::dead_letter::{DeadLetter, Filter};
+use crate::dead_letter::{DeadLetter, Filter, Foreign};
 use crate::policy::health::Level;
 
 /// The interface, bound, not yet serving.
@@ -356,8 +356,15 @@ async fn with_letters<T: serde::Serialize>(
 
 async fn dead_letters(State(handle): State<Handle>, Query(query): Query<LetterQuery>) -> Response {
     with_letters(&handle, query, async |pipeline, filter| {
-        let letters = pipeline.dead_letters.list(&filter).await?;
-        Ok(letters.iter().map(letter_json).collect::<Vec<_>>())
+        let listed = pipeline.dead_letters.read(&filter).await?;
+        let foreign = |f: &Foreign| {
+            let error = format!("skipped, for it is no dead letter: {}", f.reason);
+            json!({ "id": f.place, "error": error })
+        };
+        let letters = listed.letters.iter().map(letter_json);
+        Ok(letters
+            .chain(listed.foreign.iter().map(foreign))
+            .collect::<Vec<_>>())
     })
     .await
 }
@@ -382,7 +389,8 @@ async fn purge_dead_letters(
     Query(query): Query<LetterQuery>,
 ) -> Response {
     with_letters(&handle, query, async |pipeline, filter| {
-        Ok(json!({ "purged": pipeline.dead_letters.purge(&filter).await? }))
+        let (purged, skipped) = pipeline.dead_letters.purge(&filter).await?;
+        Ok(json!({ "purged": purged, "skipped": skipped }))
     })
     .await
 }

@@ -169,6 +169,21 @@ pub struct Fold {
     shards: u32,
     found: BTreeMap<GroupKey, BTreeMap<i32, GroupCheckpoint>>,
     owners: BTreeMap<i32, Uuid>,
+    /// Records that are no checkpoints: how many, and what is wrong with the first.
+    foreign: (u64, Option<String>),
+}
+
+impl InvalidCheckpoint {
+    /// Whether somebody else wrote the record, under this key: it is skipped. A checkpoint of a later version is a place
+    /// that would be lost, so whoever wrote it has to read it.
+    pub fn is_foreign(&self, key: Option<&[u8]>) -> bool {
+        !(matches!(self, Self::Version(_)) && names_a_group(key))
+    }
+}
+
+/// Whether a key has the form of a group's: `keyspace.table/generation/first-stream`.
+fn names_a_group(key: Option<&[u8]>) -> bool {
+    key.is_some_and(|key| key.iter().filter(|b| **b == b'/').count() == 2)
 }
 
 impl Fold {
@@ -179,7 +194,14 @@ impl Fold {
             shards,
             found: BTreeMap::new(),
             owners: BTreeMap::new(),
+            foreign: (0, None),
         }
+    }
+
+    /// Records that were skipped because they are no checkpoints: how many, and what is wrong with the first.
+    pub fn foreign(&self) -> Option<(u64, &str)> {
+        let (count, first) = &self.foreign;
+        first.as_deref().map(|first| (*count, first))
     }
 
     /// The next record of a partition, in the partition's order.
@@ -197,7 +219,15 @@ impl Fold {
             };
             return Ok(());
         }
-        let (group, checkpoint) = decode(key, value)?;
+        let (group, checkpoint) = match decode(key, value) {
+            Ok(found) => found,
+            Err(error) if !error.is_foreign(key) => return Err(error),
+            Err(error) => {
+                self.foreign.0 += 1;
+                self.foreign.1.get_or_insert_with(|| error.to_string());
+                return Ok(());
+            }
+        };
         if group.shard(self.shards) != self.shard {
             return Ok(());
         }
@@ -388,6 +418,31 @@ mod tests {
             checkpoint(2_000, &[(1, at(9_000, 0)), (3, at(2_500, 1))])
         );
         assert_eq!(loaded.strays, [(5, key)]);
+    }
+
+    /// Row 15: anybody may write into a topic. What is no checkpoint is skipped; what a later version wrote is not.
+    #[test]
+    fn what_is_none_of_ours_is_skipped_and_told() {
+        let key = group(1);
+        let k = Some(key.0.as_bytes());
+        let good = checkpoint(1_000, &[]);
+        let mut fold = Fold::new(0, 1);
+        fold.record(0, k, Some(&encode(&good))).unwrap();
+        assert_eq!(fold.foreign(), None);
+        let other: [(Option<&[u8]>, &[u8]); 4] = [
+            (None, b"x"),
+            (Some(b"x"), b"x"),
+            (Some(b"x"), br#"{"v":9}"#),
+            (k, b"not JSON"),
+        ];
+        for (key, value) in other {
+            fold.record(0, key, Some(value)).unwrap();
+        }
+        let told = fold.foreign().map(|(n, first)| (n, first.to_owned()));
+        assert_eq!(told, Some((4, "its key is not a stream group".to_owned())));
+        let later = fold.record(0, k, Some(br#"{"v":9}"#)).unwrap_err();
+        assert!(later.to_string().contains("upgrade"), "{later}");
+        assert_eq!(fold.finish(0).checkpoints[&key], good);
     }
 
     #[test]

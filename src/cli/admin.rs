@@ -315,7 +315,10 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
             });
         }
         AdminCommand::DeadLetters(DeadLetters::Purge(_)) => {
-            say!("{} purged", text(&answer["purged"]))
+            say!("{} purged", text(&answer["purged"]));
+            if answer["skipped"].as_u64().is_some_and(|n| n > 0) {
+                say!("{} skipped: no dead letters", text(&answer["skipped"]));
+            }
         }
     }
     Ok(good)

@@ -12,8 +12,9 @@ use super::pipeline::Pipeline;
 use super::plugins::PluginHost;
 use super::shutdown::Signals;
 use super::{Coordinator, Drained, Stopping, names};
+use crate::checkpoint::Checkpoints;
 use crate::config::reload::{Changed, ReloadHistory, Revision, Verdict, diff, revision};
-use crate::config::settings::Nodes;
+use crate::config::settings::{NewCluster, Nodes};
 use crate::config::watch::Watch;
 use crate::config::{Checks, Class, Inputs, Invalid, LiveSettings, Loaded, Settings, Sources};
 use crate::embedded::StandIns;
@@ -343,6 +344,35 @@ impl Coordinator {
         };
         let (connected, member) = self.meanwhile(signals, made).await??;
 
+        let committed = |pipeline: Option<Arc<Pipeline>>| -> Checkpoints {
+            let lanes = pipeline.iter().flat_map(|p| p.lanes());
+            lanes.flat_map(|lane| lane.committed()).collect()
+        };
+        let mut carries = false;
+        if old.sink.brokers != new.sink.brokers {
+            let known = committed(self.shared.pipeline());
+            let lacks = connected.sink.lacks(&known);
+            if self
+                .meanwhile(signals, lacks)
+                .await?
+                .map_err(anyhow::Error::from)?
+            {
+                match new.sink.new_cluster {
+                    NewCluster::Carry => carries = true,
+                    NewCluster::StartOver => tracing::warn!(
+                        "the new brokers have no checkpoints of this pipeline: it starts over there"
+                    ),
+                    NewCluster::Refuse => {
+                        let error = anyhow::anyhow!(
+                            "sink.brokers: these brokers have no checkpoints of this pipeline, so it would start over \
+                             there by source.start_from. Set sink.new_cluster = \"carry\" to take its checkpoints \
+                             along, or \"start-over\" if that is meant"
+                        );
+                        return Err(error.into());
+                    }
+                }
+            }
+        }
         self.shared.set_phase(Phase::Rebuilding);
         self.forget_openings();
         self.reloads.history.step("draining what runs");
@@ -378,7 +408,13 @@ impl Coordinator {
             Some(_) => Vec::new(),
             None => self.own_shards(&connected),
         };
-        let opened = connected.open(own);
+        let carried = carries.then(|| committed(replaces.clone()));
+        let opened = async {
+            if let Some(checkpoints) = &carried {
+                connected.sink.carry(checkpoints).await?;
+            }
+            connected.open(own).await
+        };
         match self.meanwhile(signals, opened).await? {
             Ok(_) => {
                 self.release_others(&connected);

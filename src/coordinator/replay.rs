@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::pipeline::Pipeline;
 use super::transforms::Handover;
-use crate::dead_letter::{DeadLetter, Filter};
+use crate::dead_letter::{DeadLetter, Filter, Listed};
 use crate::sink::Settle;
 use crate::sink::redpanda::{REPLAY_SHARD, ShardSink};
 use crate::transform::Chain;
@@ -45,12 +45,20 @@ impl Pipeline {
             .replaying
             .try_lock()
             .map_err(|_| anyhow::anyhow!("a replay is under way; try again when it is done"))?;
-        let letters = self.dead_letters.list(filter).await?;
+        let Listed { letters, foreign } = self.dead_letters.read(filter).await?;
+        let letters = self.restored(letters).await;
         let mut chain =
             tokio::task::block_in_place(|| self.transforms.chain(&Handover::default()))?;
         let mut sink = self.sink.open_shard(REPLAY_SHARD)?;
         sink.open().await?;
         let mut outcomes = Vec::with_capacity(letters.len());
+        for foreign in foreign {
+            outcomes.push(Replayed {
+                id: foreign.place,
+                outcome: format!("skipped, for it is no dead letter: {}", foreign.reason),
+                done: false,
+            });
+        }
         // A letter of each table version. The chain is the replay's own, so their ids count from 1 as those of a
         // source do; an id each letter would have the plugins open a table for each.
         let mut tables: Vec<&DeadLetter> = Vec::new();
@@ -93,6 +101,30 @@ impl Pipeline {
         }
         Settle::close(&mut sink).await;
         Ok(outcomes)
+    }
+}
+
+impl Pipeline {
+    /// The letters with what was abridged of them read from the log again, as far as that has it. The others are as
+    /// they were, and cannot be replayed.
+    async fn restored(&self, letters: Vec<DeadLetter>) -> Vec<DeadLetter> {
+        let mut restored = Vec::with_capacity(letters.len());
+        for letter in letters {
+            if !letter.is_abridged() {
+                restored.push(letter);
+                continue;
+            }
+            let read = self.source.read_again(&letter.table, letter.position).await;
+            let again = match read {
+                Ok(write) => write.and_then(|write| letter.restored(&write)),
+                Err(error) => {
+                    tracing::warn!(position = %letter.position, %error, "a change could not be read again");
+                    None
+                }
+            };
+            restored.push(again.unwrap_or(letter));
+        }
+        restored
     }
 }
 

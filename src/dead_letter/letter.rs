@@ -18,7 +18,9 @@
 //! `rows[row]` is the change; the others are there because it links to them (its preimage, its postimage, the
 //! end of its range). `tag` and `hex` are the column as the plugins' encoding has it
 //! ([`penstock_plugin_encoding::rows`]), byte for byte; `value` is the same for people, where it can be
-//! decoded. A row that the source could not decode has `"undecodable"` in place of `table`, `row` and `rows`:
+//! decoded. A change that does not fit into its topic is *abridged*: `"abridged"` in place of `table`, `row` and `rows`
+//! holds its keys, the size of each column, and a digest by which it is known again when a replay reads it from the
+//! log once more. A row that the source could not decode has `"undecodable"` in place of `table`, `row` and `rows`:
 //! the raw row as the source gave it.
 
 use std::sync::Arc;
@@ -28,11 +30,18 @@ use penstock_plugin_encoding::{
     ColumnKind, ColumnTag, CqlType, CqlValue, Mark, Operation, Row, RowMeta, RowsBuilder,
 };
 use serde::{Deserialize, Serialize};
+use sha2::Digest;
 
 use crate::change::{Batch, Column, Position, RecordBatch, Rejected, TableSchema, Undecodable};
 
-/// The version that this build writes, and the highest that it reads.
-pub const VERSION: u32 = 1;
+/// The highest version that this build reads.
+pub const VERSION: u32 = 2;
+/// That of an abridged change: builds that read up to 1 know no such.
+const ABRIDGED_VERSION: u32 = 2;
+/// … and of all others.
+const FULL_VERSION: u32 = 1;
+/// Bytes of an error that a letter carries.
+const LONGEST_ERROR: usize = 4 << 10;
 
 /// A change that was given up on.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,9 +84,32 @@ enum Content {
         row: u32,
         rows: Vec<RowJson>,
     },
+    Abridged {
+        abridged: Abridged,
+    },
     Raw {
         undecodable: serde_json::Value,
     },
+}
+
+/// What is kept of a change that is too large to be kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Abridged {
+    keyspace: String,
+    table: String,
+    /// The columns of its keys; without their values where even those are too large.
+    keys: Vec<CellJson>,
+    /// The bytes of each of its columns, and of those of its images.
+    sizes: Vec<Size>,
+    /// SHA-256 of what the columns of all its rows hold.
+    digest: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Size {
+    row: String,
+    column: String,
+    bytes: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -238,6 +270,9 @@ pub enum RebuildError {
     /// The source could not decode the row, so there is no change to go through the pipeline again.
     #[error("the row could not be decoded: there is no change to replay")]
     Undecodable,
+    /// Only an abridgement was kept.
+    #[error("only its keys were kept: it has to be read from the log again")]
+    Abridged,
     /// The value is not what [`Change`] writes.
     #[error("the dead letter is damaged: {0}")]
     Damaged(String),
@@ -303,7 +338,7 @@ impl DeadLetter {
             last_at: now,
             pipeline: pipeline.to_owned(),
             change: Change {
-                v: VERSION,
+                v: FULL_VERSION,
                 content: Content::Raw { undecodable },
             },
         }
@@ -320,6 +355,31 @@ impl DeadLetter {
         }
     }
 
+    /// Whether only an abridgement of the change was kept.
+    pub fn is_abridged(&self) -> bool {
+        matches!(self.change.content, Content::Abridged { .. })
+    }
+
+    /// The letter with its change in full, out of the write that was read from the log again; `None`: that is not the
+    /// change that was abridged.
+    pub fn restored(&self, write: &Batch) -> Option<Self> {
+        let Content::Abridged { abridged } = &self.change.content else {
+            return None;
+        };
+        let index = write.positions.iter().position(|p| *p == self.position)?;
+        let schema = write.table(write.rows.get(index)?.table())?;
+        let change = Change::of(write, index, schema);
+        (change.digest()? == abridged.digest).then(|| Self {
+            change,
+            ..self.clone()
+        })
+    }
+
+    /// The error, cut to what a header may well hold.
+    pub fn short_error(&self) -> &str {
+        &self.error[..self.error.floor_char_boundary(LONGEST_ERROR)]
+    }
+
     /// Whether both are changes of one version of one table, and so may share its id.
     pub fn has_table_of(&self, other: &Self) -> bool {
         match (&self.change.content, &other.change.content) {
@@ -331,8 +391,10 @@ impl DeadLetter {
     /// The change as a batch of its own, with the very bytes that the source read. `schema` becomes the id of
     /// its table version.
     pub fn rebuild(&self, shard: u32, epoch: u64, schema: u32) -> Result<Batch, RebuildError> {
-        let Content::Decoded { table, rows, .. } = &self.change.content else {
-            return Err(RebuildError::Undecodable);
+        let (table, rows) = match &self.change.content {
+            Content::Decoded { table, rows, .. } => (table, rows),
+            Content::Abridged { .. } => return Err(RebuildError::Abridged),
+            Content::Raw { .. } => return Err(RebuildError::Undecodable),
         };
         let damaged = |what: String| RebuildError::Damaged(what);
         let columns = table.columns.iter().map(|c| Column {
@@ -444,7 +506,7 @@ impl Change {
             })
         });
         Self {
-            v: VERSION,
+            v: FULL_VERSION,
             content: Content::Decoded {
                 row: place(index as u32).unwrap_or(0),
                 rows: rows.collect(),
@@ -463,6 +525,96 @@ impl Change {
                 },
             },
         }
+    }
+
+    /// As the topic has it if it takes no more bytes than these: in full; without what is there for people alone; or
+    /// abridged.
+    pub fn to_json_within(&self, most: usize) -> Vec<u8> {
+        let full = self.to_json();
+        if full.len() <= most {
+            return full;
+        }
+        let (plain, Some(digest)) = (self.without_values(), self.digest()) else {
+            return full;
+        };
+        let bare = plain.to_json();
+        if bare.len() <= most {
+            return bare;
+        }
+        let abridged = plain.abridged(digest, true).map(|c| c.to_json());
+        match abridged {
+            Some(json) if json.len() > most => {
+                let digest = self.digest().unwrap_or_default();
+                plain.abridged(digest, false).map_or(json, |c| c.to_json())
+            }
+            Some(json) => json,
+            None => bare,
+        }
+    }
+
+    fn without_values(&self) -> Self {
+        let mut plain = self.clone();
+        if let Content::Decoded { rows, .. } = &mut plain.content {
+            for cell in rows.iter_mut().flat_map(|row| &mut row.columns) {
+                cell.value = None;
+            }
+        }
+        plain
+    }
+
+    /// Of what was set or taken away, whatever else the table has by now.
+    fn digest(&self) -> Option<String> {
+        let Content::Decoded { rows, .. } = &self.content else {
+            return None;
+        };
+        let mut digest = sha2::Sha256::new();
+        for row in rows {
+            digest.update(row.position.as_bytes());
+            let cells = row.columns.iter();
+            for cell in cells.filter(|c| !matches!(c.tag, Tag::Unsent | Tag::Unchanged)) {
+                for part in [&*cell.name, &*format!("{:?}", cell.tag), &*cell.hex] {
+                    digest.update((part.len() as u64).to_be_bytes());
+                    digest.update(part.as_bytes());
+                }
+            }
+        }
+        Some(hex::encode(digest.finalize()))
+    }
+
+    fn abridged(&self, digest: String, with_keys: bool) -> Option<Self> {
+        let Content::Decoded { table, row, rows } = &self.content else {
+            return None;
+        };
+        let is_key = |name: &str| {
+            let column = table.columns.iter().find(|c| c.name == name);
+            column.is_some_and(|c| matches!(c.kind, Kind::PartitionKey | Kind::ClusteringKey))
+        };
+        let own = rows.get(*row as usize)?;
+        let keys = own.columns.iter().filter(|c| is_key(&c.name));
+        let set = |c: &&CellJson| !matches!(c.tag, Tag::Unsent | Tag::Unchanged);
+        let size = |row: &RowJson, cell: &CellJson| Size {
+            row: row.operation.clone(),
+            column: cell.name.clone(),
+            bytes: cell.hex.len() / 2,
+        };
+        Some(Self {
+            v: ABRIDGED_VERSION,
+            content: Content::Abridged {
+                abridged: Abridged {
+                    keyspace: table.keyspace.clone(),
+                    table: table.name.clone(),
+                    keys: match with_keys {
+                        true => keys.cloned().collect(),
+                        false => Vec::new(),
+                    },
+                    sizes: rows
+                        .iter()
+                        .flat_map(|row| row.columns.iter().filter(set).map(move |c| size(row, c)))
+                        .collect(),
+                    digest,
+                },
+            },
+        })
     }
 
     /// As the topic has it.
@@ -701,6 +853,54 @@ mod tests {
         ));
     }
 
+    /// Row 3: a letter always fits.
+    #[test]
+    fn what_does_not_fit_is_abridged_and_known_again() {
+        let before = batch();
+        let full = letter(&before, 2);
+        let whole = full.change.to_json();
+        assert_eq!(full.change.to_json_within(whole.len()), whole);
+        // Without what is there for people alone it is still all there.
+        let bare = full.change.to_json_within(whole.len() - 1);
+        let kept = DeadLetter {
+            change: Change::from_json(&bare).unwrap(),
+            ..full.clone()
+        };
+        assert!(!kept.is_abridged() && kept.rebuild(0, 0, 3).is_ok());
+
+        let json = full.change.to_json_within(bare.len() - 1);
+        assert!(json.len() < bare.len(), "{} and {}", json.len(), bare.len());
+        let abridged = DeadLetter {
+            change: Change::from_json(&json).unwrap(),
+            ..full.clone()
+        };
+        assert!(matches!(
+            abridged.rebuild(0, 0, 0),
+            Err(RebuildError::Abridged)
+        ));
+        let shown: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!(shown["abridged"]["keys"][0]["hex"], "00000005");
+        let sizes = shown["abridged"]["sizes"].as_array().unwrap();
+        assert!(
+            sizes
+                .iter()
+                .any(|s| s["column"] == "name" && s["bytes"] == 6),
+            "{shown}"
+        );
+        let again = abridged.restored(&before).expect("it is the same change");
+        assert_eq!(again.change, full.change);
+        // The log has something else at this position: not that.
+        let mut other = DeadLetter {
+            position: position(0),
+            ..abridged
+        };
+        assert_eq!(other.restored(&before), None);
+        other.position = position(9);
+        assert_eq!(other.restored(&before), None);
+        // And however little there is room for, something is kept.
+        assert!(full.change.to_json_within(10).len() < json.len());
+    }
+
     #[test]
     fn damage_is_an_error_and_not_another_change() {
         let letter = letter(&batch(), 2);
@@ -720,7 +920,7 @@ mod tests {
             assert!(matches!(rebuilt, Err(RebuildError::Damaged(_))), "{to}");
         }
         assert!(
-            Change::from_json(json.replace(r#""v":1"#, r#""v":2"#).as_bytes())
+            Change::from_json(json.replace(r#""v":1"#, r#""v":3"#).as_bytes())
                 .unwrap_err()
                 .contains("upgrade")
         );

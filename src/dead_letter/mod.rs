@@ -16,6 +16,24 @@ pub mod letter;
 pub use crate::sink::redpanda::DeadLetters;
 pub use letter::{Change, DeadLetter, Filter, RebuildError};
 
+/// What is in the topic.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Listed {
+    /// The letters that are meant, the oldest first.
+    pub letters: Vec<DeadLetter>,
+    /// What is no letter, or one of a later version.
+    pub foreign: Vec<Foreign>,
+}
+
+/// A record that is no dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// `topic[partition]@offset`
+    pub place: String,
+    /// What is wrong with it as a letter.
+    pub reason: String,
+}
+
 /// Names of a dead letter's headers, beside those of every record ([`crate::sink::headers`]).
 pub mod headers {
     /// The stage that gave up: `source`, `transform.<name>`, `sink`.

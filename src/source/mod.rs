@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 
-use crate::change::{Batch, Progress};
+use crate::change::{Batch, Position, Progress};
 use crate::checkpoint::Checkpoints;
 use crate::policy::health::Status;
 
@@ -45,6 +45,13 @@ pub trait Source: Send + Sync {
 
     /// This process no longer owns the shard; nobody waits for it any more.
     fn release_shard(&self, shard: u32);
+
+    /// Reads the write again that a change is of, with what it links to; `None`: its log has it no more.
+    fn read_again<'a>(
+        &'a self,
+        table: &'a str,
+        position: Position,
+    ) -> BoxFuture<'a, Result<Option<Batch>, SourceError>>;
 
     /// What health, metrics and the admin interface show.
     fn status(&self) -> SourceStatus;

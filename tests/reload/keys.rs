@@ -74,6 +74,7 @@ const ROWS: &[(&str, &str, See)] = &[
     ("transform.*.settings", r#"{ topic_prefix = "{name}.b.", tables = "outbox" }"#, Effect),
     ("sink.type", r#""other""#, Never("it has one value", "unknown-choice")),
     ("sink.brokers", r#"["localhost:{broker_port}"]"#, Rebuilt),
+    ("sink.new_cluster", r#""carry""#, InForce("tests/topics.rs takes a pipeline to other brokers")),
     ("sink.properties", r#"{ "linger.ms" = 7 }"#, Rebuilt),
     ("sink.username", r#""penstock""#, Rebuilt),
     ("sink.password", r#""hunter2""#, Never("a process's environment does not change", "open-secret")),

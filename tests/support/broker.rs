@@ -94,6 +94,23 @@ impl Operator {
     }
 }
 
+/// Writes a record as anybody may.
+pub fn write(brokers: &str, topic: &str, key: &str, value: &str) {
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .create()
+        .expect("a producer");
+    let record = BaseRecord::to(topic).key(key).payload(value);
+    producer.send(record).expect("taken");
+    producer.flush(Duration::from_secs(10)).expect("written");
+}
+
+/// Whether there is such a topic; makes none.
+pub fn has_topic(brokers: &str, topic: &str) -> bool {
+    Operator::new(brokers).partitions(topic) > 0
+}
+
 /// A name that no other test, nor an earlier run against the same brokers, uses.
 pub fn unique(name: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);

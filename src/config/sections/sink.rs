@@ -23,6 +23,18 @@ words! {
 }
 
 words! {
+    /// `sink.new_cluster`
+    pub enum NewCluster {
+        /// The change of brokers is refused.
+        Refuse = "refuse",
+        /// The checkpoints are written to the new cluster.
+        Carry = "carry",
+        /// The pipeline starts there as if it were new.
+        StartOver = "start-over",
+    }
+}
+
+words! {
     /// `sink.key`
     pub enum RecordKey {
         /// The partition key: all changes of a partition keep their order.
@@ -99,6 +111,9 @@ section! {
         kind as "type": SinkType = { Kind::Choice(SinkType::WORDS), Value(r#""redpanda""#), Rebuild, r#""redpanda""# },
         /// Bootstrap servers, or "embedded" for the in-process stand-in
         brokers: Nodes = { Kind::Nodes, Value(r#""embedded""#), Rebuild, r#"["redpanda:9092"]"# },
+        /// What becomes of a change of brokers, while running, to a cluster that has none of this pipeline's checkpoints:
+        /// refuse it, carry the checkpoints there (what was read is not read again), or start over by source.start_from
+        new_cluster: NewCluster = { Kind::Choice(NewCluster::WORDS), Value(r#""refuse""#), Live, r#""carry""# },
         /// librdkafka properties, except those that would break a guarantee
         properties: BTreeMap<String, String> = { Kind::Properties, Value("{}"), Rebuild, r#"{ "compression.type" = "lz4" }"# },
         /// Logs in to Redpanda by SASL; the mechanism and the protocol are properties

@@ -13,7 +13,7 @@ use super::{RedpandaSink, reader};
 use crate::change::Position;
 use crate::config::settings;
 use crate::dead_letter::flood::Flood;
-use crate::dead_letter::{Change, DeadLetter, Filter, headers as names};
+use crate::dead_letter::{Change, DeadLetter, Filter, Foreign, Listed, headers as names};
 use crate::policy::Class;
 use crate::policy::stage::{Permit, StagePolicies};
 use crate::sink::flight::Snapshot;
@@ -25,6 +25,10 @@ pub(super) const LARGEST: usize = 32 << 20;
 
 /// How long a half-open breaker waits for a letter before it is closed without one.
 const QUIET: Duration = Duration::from_secs(1);
+/// Records that are no letters, of which more than these are not told.
+const MOST_FOREIGN: usize = 100;
+/// librdkafka's `message.max.bytes` where nobody sets it.
+const LARGEST_MESSAGE: usize = 1_000_000;
 
 /// Writes, lists and purges the dead letters of a pipeline.
 pub struct DeadLetters {
@@ -218,9 +222,10 @@ impl DeadLetters {
         }
         let window = Arc::clone(outlet.window());
         let (submission, ticket) = window.open(None, None)?;
+        let room = self.sink.letter_room(topic, LARGEST);
         for (index, (position, letter)) in (0u32..).zip(records) {
             let key = position.to_string();
-            let value = letter.map(|l| l.change.to_json());
+            let value = letter.map(|l| l.change.to_json_within(room));
             let out = Outgoing {
                 topic,
                 partition: None,
@@ -241,25 +246,35 @@ impl DeadLetters {
 
     /// The dead letters that a filter means, the oldest first.
     pub async fn list(&self, filter: &Filter) -> Result<Vec<DeadLetter>, SinkError> {
+        Ok(self.read(filter).await?.letters)
+    }
+
+    /// … and what else is in the topic: records of somebody else, or of a later version, which are left as they are.
+    pub async fn read(&self, filter: &Filter) -> Result<Listed, SinkError> {
         let topic = self.topic();
         let config = self.sink.reader_config();
         let filter = filter.clone();
         super::blocking(move || {
             // By position: the last record of a key is the letter, or the tombstone that took it away.
             let mut letters: BTreeMap<Vec<u8>, DeadLetter> = BTreeMap::new();
+            let mut foreign: BTreeMap<Vec<u8>, Foreign> = BTreeMap::new();
             reader::read(&config, &topic, |m| {
                 let key = m.key().unwrap_or_default().to_vec();
                 if m.payload().is_none() {
                     letters.remove(&key);
+                    foreign.remove(&key);
                     return Ok(());
                 }
-                let letter = read(m).map_err(|reason| SinkError::Corrupt {
-                    topic: topic.clone(),
-                    partition: m.partition(),
-                    offset: m.offset(),
-                    what: "dead letter",
-                    reason,
-                })?;
+                let letter = match read(m) {
+                    Ok(letter) => letter,
+                    Err(reason) => {
+                        if foreign.len() < MOST_FOREIGN {
+                            let place = format!("{topic}[{}]@{}", m.partition(), m.offset());
+                            foreign.insert(key, Foreign { place, reason });
+                        }
+                        return Ok(());
+                    }
+                };
                 if filter.matches(&letter) {
                     letters.insert(key, letter);
                 } else {
@@ -270,7 +285,21 @@ impl DeadLetters {
             let mut letters: Vec<_> = letters.into_values().collect();
             letters.sort_by_key(|l| (l.last_at, l.position.timestamp_us(), l.position.seq));
             letters.truncate(filter.limit.unwrap_or(usize::MAX));
-            Ok(letters)
+            let foreign: Vec<_> = match filter.positions.is_empty() {
+                true => foreign.into_values().collect(),
+                false => Vec::new(),
+            };
+            if let Some(first) = foreign.first() {
+                let (first, reason) = (&first.place, &first.reason);
+                tracing::warn!(
+                    topic,
+                    records = foreign.len(),
+                    first,
+                    reason,
+                    "records that are no dead letters are skipped"
+                );
+            }
+            Ok(Listed { letters, foreign })
         })
         .await
         .unwrap_or(Err(SinkError::Reset))
@@ -285,12 +314,12 @@ impl DeadLetters {
         Ok(self.list(&filter).await?.pop())
     }
 
-    /// Takes dead letters away; returns how many.
-    pub async fn purge(&self, filter: &Filter) -> Result<usize, SinkError> {
-        let letters = self.list(filter).await?;
+    /// Takes dead letters away; returns how many, and how many records were skipped that are none.
+    pub async fn purge(&self, filter: &Filter) -> Result<(usize, usize), SinkError> {
+        let Listed { letters, foreign } = self.read(filter).await?;
         let positions: Vec<_> = letters.iter().map(|l| l.position).collect();
         self.take_away(&positions).await?;
-        Ok(letters.len())
+        Ok((letters.len(), foreign.len()))
     }
 
     /// Takes the dead letters of these changes away.
@@ -305,7 +334,24 @@ impl DeadLetters {
     }
 }
 
+/// Bytes of a letter beside its value: its key, its headers with the longest error, and what a batch adds.
+const BESIDE: usize = 8 << 10;
+
 impl RedpandaSink {
+    /// Bytes that the value of a letter may have: what its topic takes, and its producer makes. Where the error alone
+    /// takes all of that, an abridgement is as small as a letter can be.
+    pub(super) fn letter_room(&self, topic: &str, largest: usize) -> usize {
+        let takes = self.topics.takes(topic).unwrap_or(largest);
+        takes.min(largest).saturating_sub(BESIDE)
+    }
+
+    /// The largest message that a shard's producer makes.
+    pub(super) fn largest_message(&self) -> usize {
+        let live = self.live.borrow();
+        let set = live.sink.properties.get("message.max.bytes");
+        set.and_then(|n| n.parse().ok()).unwrap_or(LARGEST_MESSAGE)
+    }
+
     /// Makes sure that the topic is there, with room for any letter.
     pub(super) async fn find_dead_letter_topic(&self, topic: &str) -> Result<(), SinkError> {
         if self.topics.knows(topic) {
@@ -345,7 +391,7 @@ pub(super) fn headers_of(letter: &DeadLetter) -> OwnedHeaders {
         (headers::OPERATION, letter.operation.as_bytes()),
         (headers::TRACEPARENT, &trace[..]),
         (names::STAGE, letter.stage.as_bytes()),
-        (names::ERROR, letter.error.as_bytes()),
+        (names::ERROR, letter.short_error().as_bytes()),
         (names::ATTEMPTS, attempts.as_bytes()),
         (names::FIRST_AT, first.as_bytes()),
         (names::LAST_AT, last.as_bytes()),

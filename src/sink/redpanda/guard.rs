@@ -206,7 +206,7 @@ impl RedpandaSink {
         match self.topics.metadata_within(wanted, within).await {
             Ok(found) => {
                 self.note_addresses(&found);
-                let made = self.topics.review(&found, within).await;
+                let made = self.topics.review(&found, all, within).await;
                 if made.iter().any(|made| **made == *topic) {
                     self.remade.send_modify(|n| *n += 1);
                 }

@@ -27,6 +27,7 @@ use crate::sink::flight::{Oldest, Snapshot, Window};
 use crate::sink::trouble::{Cause, Help, Troubles};
 use crate::sink::{SinkError, join_brokers};
 
+mod carry;
 mod classify;
 mod client;
 mod dead_letters;
@@ -290,6 +291,8 @@ impl RedpandaSink {
                 replication_factor: live.sink.topics.replication_factor,
                 properties: BTreeMap::from([
                     ("cleanup.policy".to_owned(), "compact".to_owned()),
+                    // Redpanda removes the marker that each commit leaves only where this is set.
+                    ("delete.retention.ms".to_owned(), "86400000".to_owned()),
                     // Compaction spares the newest segment, which is read whole on every start: keep it small.
                     ("segment.bytes".to_owned(), (16 << 20).to_string()),
                 ]),

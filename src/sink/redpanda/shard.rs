@@ -203,6 +203,7 @@ impl ShardSink {
         if !letters.is_empty() {
             self.sink.find_dead_letter_topic(&topic).await?;
         }
+        let room = self.sink.letter_room(&topic, self.sink.largest_message());
         let partition = self.sink.own_partition(self.shard).await?;
         let mut records = checkpoint_records(partition, settlement);
         if !claimed {
@@ -216,7 +217,7 @@ impl ShardSink {
         let (submission, ticket) = window.open(None, permit)?;
         for (index, (position, letter)) in (0_u32..).zip(letters) {
             let key = position.to_string();
-            let value = letter.map(|l| l.change.to_json());
+            let value = letter.map(|l| l.change.to_json_within(room));
             let out = Outgoing {
                 topic: &topic,
                 partition: None,
@@ -450,7 +451,7 @@ impl ShardSink {
 
     /// Writes checkpoints into partitions that may have been added a moment ago: not every broker knows them yet,
     /// and a producer that has been told "unknown" has to be made anew to ask again.
-    async fn move_checkpoints(
+    pub(super) async fn move_checkpoints(
         &mut self,
         records: &[(i32, String, Option<Vec<u8>>)],
     ) -> Result<(), SinkError> {
@@ -676,6 +677,15 @@ impl RedpandaSink {
                 fold.record(m.partition(), m.key(), m.payload())
                     .map_err(|reason| corrupt(&topic, m, &reason))
             })?;
+            // Every shard reads all: one tells.
+            if let Some((records, first)) = fold.foreign().filter(|_| shard == 0) {
+                tracing::warn!(
+                    topic,
+                    records,
+                    first,
+                    "records that are no checkpoints are skipped"
+                );
+            }
             Ok(fold.finish(own))
         })
         .await

@@ -11,7 +11,7 @@ use rdkafka::admin::{
     ResourceSpecifier, TopicReplication,
 };
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::metadata::Metadata;
+use rdkafka::metadata::{Metadata, MetadataTopic};
 use tokio::time::Instant;
 
 use super::{RedpandaSink, classify, client::Quiet};
@@ -71,6 +71,8 @@ pub(super) struct Topics {
     troubles: Troubles,
     known: RwLock<HashSet<Arc<str>>>,
     used: RwLock<HashMap<Arc<str>, Used>>,
+    /// Those of them that were seen to be gone.
+    gone: RwLock<HashSet<Arc<str>>>,
     /// The broker has no CreateTopics: producing creates topics there.
     auto: AtomicBool,
     /// The broker's groups are never ready again after an incremental rebalance.
@@ -84,6 +86,7 @@ impl Topics {
             troubles,
             known: RwLock::default(),
             used: RwLock::default(),
+            gone: RwLock::default(),
             auto: AtomicBool::new(false),
             eager: AtomicBool::new(false),
         }
@@ -221,10 +224,7 @@ impl Topics {
                 there.map_err(Refusal::Outage)
             }
             Some(Err(Code::InvalidTopic)) => {
-                let names = all
-                    .topics()
-                    .iter()
-                    .map(rdkafka::metadata::MetadataTopic::name);
+                let names = all.topics().iter().map(MetadataTopic::name);
                 Err(match colliding(topic, names) {
                     Some(other) => Refusal::Help(format!(
                         "it cannot be created beside the topic {other}: in the names of Kafka's metrics '.' and '_' \
@@ -243,35 +243,44 @@ impl Topics {
         }
     }
 
-    /// Looks whether the topics in use are among those that the brokers named, and makes those again that are gone and
-    /// may be made. Returns those that were.
-    pub(super) async fn review(&self, found: &Metadata, within: Duration) -> Vec<Arc<str>> {
+    /// Looks whether the topics in use are among those that the brokers named (`all`, or the one that was asked for),
+    /// and makes those again that are gone and may be made. Returns those that were.
+    pub(super) async fn review(
+        &self,
+        found: &Metadata,
+        all: bool,
+        within: Duration,
+    ) -> Vec<Arc<str>> {
+        // One that is there and has trouble of its own, such as a leader to be elected, is there.
+        let gone = |t: &MetadataTopic| {
+            t.error().is_some_and(|e| {
+                matches!(e.into(), Code::UnknownTopicOrPartition | Code::UnknownTopic)
+            })
+        };
+        let asked: HashSet<&str> = found.topics().iter().map(MetadataTopic::name).collect();
         let there: HashSet<&str> = found
             .topics()
             .iter()
-            .filter(|t| t.error().is_none())
-            .map(rdkafka::metadata::MetadataTopic::name)
+            .filter(|t| !gone(t))
+            .map(MetadataTopic::name)
             .collect();
-        let asked: HashSet<&str> = found
-            .topics()
-            .iter()
-            .map(rdkafka::metadata::MetadataTopic::name)
-            .collect();
-        // Asked for one topic, the brokers name it even if it is not there; asked for all, only those that are.
-        let one = asked.len() == 1 && there.len() < 2;
         let used: Vec<(Arc<str>, Used)> = self
             .used
             .read()
             .iter()
-            .filter(|(topic, _)| !one || asked.contains(&***topic))
+            .filter(|(topic, _)| all || asked.contains(&***topic))
             .map(|(topic, used)| (Arc::clone(topic), used.clone()))
             .collect();
         let mut made = Vec::new();
         for (topic, used) in used {
             let cause = Cause::Topic(Arc::clone(&topic));
             if there.contains(&*topic) {
+                if self.gone.write().remove(&topic) {
+                    self.troubles.clear(&cause);
+                }
                 continue;
             }
+            self.gone.write().insert(Arc::clone(&topic));
             self.known.write().remove(&topic);
             if self.makes_by_asking() {
                 continue;
@@ -284,6 +293,7 @@ impl Topics {
             match self.make(&topic, &used.make, within, found).await {
                 Ok(()) => {
                     self.known.write().insert(Arc::clone(&topic));
+                    self.gone.write().remove(&topic);
                     self.troubles.clear(&cause);
                     made.push(topic);
                 }

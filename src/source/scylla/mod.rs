@@ -12,6 +12,7 @@
 //!
 //! Nothing is spawned: a shard's reads are futures that it polls itself, so they end when it is dropped.
 
+mod again;
 mod barrier;
 mod batches;
 mod classify;
@@ -65,7 +66,7 @@ use self::reader::Reader;
 use self::room::Room;
 use self::survey::{Streams, Survey};
 use super::{ShardReader, ShardStatus, Source, SourceStatus, TableStatus};
-use crate::change::{Progress, StreamId, timeuuid_us};
+use crate::change::{Batch, Position, Progress, StreamId, timeuuid_us};
 use crate::checkpoint::Checkpoints;
 use crate::checkpoint::log::CheckpointLog;
 use crate::config::settings::{self, LiveSettings, Nodes};
@@ -475,6 +476,14 @@ impl Source for ScyllaSource {
     fn release_shard(&self, shard: u32) {
         self.barrier.release(shard);
         self.shards.lock().remove(&shard);
+    }
+
+    fn read_again<'a>(
+        &'a self,
+        table: &'a str,
+        position: Position,
+    ) -> BoxFuture<'a, Result<Option<Batch>, SourceError>> {
+        Box::pin(self.read_write(table, position))
     }
 
     fn status(&self) -> SourceStatus {
