@@ -4,6 +4,8 @@
 mod blocked;
 #[path = "source/differential.rs"]
 mod differential;
+#[path = "source/gaps.rs"]
+mod gaps;
 #[path = "source/late.rs"]
 mod late;
 #[path = "support/scylla.rs"]

@@ -379,6 +379,30 @@ fn source(out: &mut Exposition, handle: &Handle) {
         "Rows that could not be decoded.",
         status.undecodable as f64,
     );
+    out.family(
+        "penstock_source_unreadable_gaps_total",
+        "counter",
+        "How often changes of a table could not be read: its log was dropped, or nothing was logged.",
+    );
+    for table in &status.tables {
+        out.sample(
+            "penstock_source_unreadable_gaps_total",
+            &[("table", &table.table)],
+            table.gaps as f64,
+        );
+    }
+    out.family(
+        "penstock_source_unreadable_seconds_total",
+        "counter",
+        "How long these times were.",
+    );
+    for table in &status.tables {
+        out.sample(
+            "penstock_source_unreadable_seconds_total",
+            &[("table", &table.table)],
+            table.gaps_for.as_secs_f64(),
+        );
+    }
     if let Some(headroom) = status.retention_headroom() {
         out.one(
             "penstock_retention_headroom_ratio",

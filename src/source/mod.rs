@@ -149,4 +149,8 @@ pub struct TableStatus {
     pub generations: usize,
     /// Versions of its schema seen since the start.
     pub schema_versions: usize,
+    /// How often changes of it could not be read: its log was dropped, or nothing was logged.
+    pub gaps: u64,
+    /// How long these times were in all.
+    pub gaps_for: Duration,
 }

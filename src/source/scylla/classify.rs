@@ -61,6 +61,29 @@ pub(super) fn is_stale_statement(error: &SourceError) -> bool {
     )
 }
 
+/// Whether the table that was asked is not there. ScyllaDB has no code of its own for it, only these words.
+pub(super) fn is_gone(error: &SourceError) -> bool {
+    let attempt = match error {
+        SourceError::Execute { source, .. } => match &**source {
+            ExecutionError::LastAttemptError(attempt) => attempt,
+            ExecutionError::PrepareError(PrepareError::AllAttemptsFailed { first_attempt }) => {
+                first_attempt
+            }
+            _ => return false,
+        },
+        SourceError::Prepare { source, .. } => match &**source {
+            PrepareError::AllAttemptsFailed { first_attempt } => first_attempt,
+            _ => return false,
+        },
+        _ => return false,
+    };
+    let gone = |text: &str| {
+        let text = text.to_lowercase();
+        text.contains("unconfigured table") || text.contains("does not exist")
+    };
+    matches!(attempt, RequestAttemptError::DbError(DbError::Invalid, text) if gone(text))
+}
+
 fn execution(error: &ExecutionError) -> Class {
     match error {
         ExecutionError::EmptyPlan

@@ -42,6 +42,8 @@ pub(super) struct Cursor {
     pub(super) known_until_us: i64,
     /// Of finished generations; forgotten when this one's are reported.
     pub(super) old: Vec<GroupKey>,
+    /// There is no log to read now.
+    pub(super) paused: bool,
     /// What was known at the last look, and whether that was taken into account.
     known: (Arc<Known>, bool),
 }
@@ -58,6 +60,7 @@ impl Cursor {
             next: None,
             known_until_us: i64::MIN,
             old: Vec::new(),
+            paused: false,
             known: (Arc::new(Known::nothing()), false),
         }
     }
@@ -175,6 +178,7 @@ mod tests {
         Known {
             generations: generations.into(),
             as_of_us: 100_000,
+            has_log: true,
             streams: filled
                 .iter()
                 .map(|&(g, groups)| (g, (0..groups).map(group).collect()))

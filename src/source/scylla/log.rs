@@ -16,6 +16,7 @@ use scylla::value::CqlTimeuuid;
 use uuid::Uuid;
 
 use super::error::SourceError;
+use super::gaps::Gaps;
 use super::pace::Span;
 use super::past::LOOK;
 use super::schema::{self, Version};
@@ -38,6 +39,8 @@ pub(super) struct LogTable {
     pub(super) tablets: bool,
     /// When it was read, and the log's TTL; `None` inside: changes do not expire.
     pub(super) ttl: Mutex<Option<(Instant, Option<Duration>)>>,
+    /// What of its changes cannot be read.
+    pub(super) gaps: Mutex<Gaps>,
     /// Whether it logs postimages, as far as known.
     pub(super) postimages: AtomicBool,
     /// The reads of whole rows and of keys.
@@ -119,6 +122,7 @@ impl LogTable {
             full: format!("{keyspace}.{name}").into(),
             tablets,
             ttl: Mutex::default(),
+            gaps: Mutex::default(),
             postimages: AtomicBool::new(false),
             prepared: Default::default(),
             versions: Mutex::default(),
@@ -131,9 +135,10 @@ impl LogTable {
         self.ttl.lock().and_then(|(_, ttl)| ttl)
     }
 
-    /// How long ago its options were read.
-    pub(super) fn options_age(&self) -> Option<Duration> {
-        self.ttl.lock().map(|(at, _)| at.elapsed())
+    /// How often changes of it could not be read, and for how many µs in all.
+    pub(super) fn gaps(&self) -> (u64, u64) {
+        let gaps = self.gaps.lock();
+        (gaps.count, gaps.us)
     }
 
     pub(super) fn versions_seen(&self) -> usize {

@@ -3,8 +3,8 @@
 //! A shard reads the stream groups that fall to it, each by itself: window after window of time, page after
 //! page, never past now − `safety_interval`. What a module holds:
 //!
-//! - [`clock`], [`pace`], [`schedule`], [`generations`], [`barrier`], [`cursor`], [`past`], [`room`]: decisions,
-//!   without I/O;
+//! - [`clock`], [`pace`], [`schedule`], [`generations`], [`barrier`], [`cursor`], [`past`], [`room`], [`gaps`]:
+//!   decisions, without I/O;
 //! - [`schema`], [`decode`], [`group`], [`segment`], [`batches`]: rows of the wire → batches;
 //! - [`log`], [`requests`], [`reader`]: the reading itself;
 //! - [`survey`]: what all shards have to know;
@@ -21,6 +21,7 @@ mod cursor;
 mod decode;
 mod elsewhere;
 mod error;
+mod gaps;
 mod generations;
 mod group;
 mod link;
@@ -79,8 +80,6 @@ const LOG_SUFFIX: &str = "_scylla_cdc_log";
 const MAX_STREAMS: usize = 100;
 /// Failures are logged no more often; those between two lines are counted.
 const TOLD_AGAIN: Duration = Duration::from_secs(10);
-/// A log's TTL can be altered; it is looked at again this often.
-const TTL_REFRESH: Duration = Duration::from_secs(60);
 /// Changes that came late are in health for so long after the last one.
 const LATE_NOTED: Duration = Duration::from_secs(60);
 
@@ -244,6 +243,19 @@ impl ScyllaSource {
         if let Some(lost) = self.link.complaint() {
             return Some(Status::Unhealthy(lost.into()));
         }
+        let troubles: Vec<String> = self
+            .tables
+            .iter()
+            .filter_map(|t| Some(format!("{}: {}", t.full, t.gaps.lock().trouble()?)))
+            .collect();
+        if !troubles.is_empty() {
+            let all = troubles.len() == self.tables.len();
+            let reason = troubles.join("; ").into();
+            return Some(match all {
+                true => Status::Unhealthy(reason),
+                false => Status::Degraded(reason),
+            });
+        }
         let now = Instant::now();
         match self.clock.lock().doubt(now) {
             Some(Doubt::Stepped(why)) => return Some(Status::Unhealthy(why.into())),
@@ -261,6 +273,30 @@ impl ScyllaSource {
         Some(Status::Degraded(
             format!("{changes} changes came late and were delivered out of order").into(),
         ))
+    }
+
+    /// Everything before this time (µs since the Unix epoch) is read; `None`: not known.
+    fn read_until_us(&self) -> Option<i64> {
+        let shards = self.shards.lock();
+        let read = shards.values().map(|s| s.complete_us.load(Relaxed));
+        read.filter(|us| *us > 0).min()
+    }
+
+    /// Which log a table has.
+    async fn log_id(&self, table: &LogTable) -> Result<Option<Uuid>, SourceError> {
+        const WHAT: &str = "cannot look for the change log";
+        let rows = self
+            .query(
+                WHAT,
+                "SELECT id FROM system_schema.tables WHERE keyspace_name = ? AND table_name = ?",
+                (&table.keyspace, format!("{}{LOG_SUFFIX}", table.name)),
+                Consistency::One,
+            )
+            .await?;
+        let id = rows
+            .maybe_first_row::<(Uuid,)>()
+            .map_err(|e| SourceError::answer(WHAT, e))?;
+        Ok(id.map(|(id,)| id))
     }
 
     /// Counts a failed attempt; says so at once, and then now and then.
@@ -522,13 +558,18 @@ impl Source for ScyllaSource {
                 .tables
                 .iter()
                 .enumerate()
-                .map(|(index, t)| TableStatus {
-                    table: t.full.to_string(),
-                    cdc_ttl: t.known_ttl(),
-                    tablets: t.tablets,
-                    generation_ms: self.barrier.oldest(&t.full),
-                    generations: self.survey.of(index).map_or(0, |k| k.generations.len()),
-                    schema_versions: t.versions_seen(),
+                .map(|(index, t)| {
+                    let (gaps, gaps_us) = t.gaps();
+                    TableStatus {
+                        table: t.full.to_string(),
+                        cdc_ttl: t.known_ttl(),
+                        tablets: t.tablets,
+                        generation_ms: self.barrier.oldest(&t.full),
+                        generations: self.survey.of(index).map_or(0, |k| k.generations.len()),
+                        schema_versions: t.versions_seen(),
+                        gaps,
+                        gaps_for: Duration::from_micros(gaps_us),
+                    }
                 })
                 .collect(),
         }

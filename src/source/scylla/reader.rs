@@ -24,7 +24,7 @@ use super::pace::Looks;
 use super::requests::{Got, PageRead, Requests};
 use super::schedule::Schedule;
 use super::survey::{Known, Streams};
-use super::{ScyllaSource, ShardStats};
+use super::{ScyllaSource, ShardStats, classify};
 use crate::change::{Batch, GroupKey};
 use crate::checkpoint::{self, Checkpoints};
 use crate::config::LiveSettings;
@@ -203,6 +203,10 @@ impl Reader {
         self.leave(index, now);
         let cursor = &mut self.cursors[index];
         if let Some(known) = cursor.news() {
+            if std::mem::replace(&mut cursor.paused, !known.has_log) && known.has_log {
+                cursor.table.forget_statement();
+                self.schedule.wake_all();
+            }
             match cursor.phase {
                 Phase::Locating => self.locate(index, &known, settings.source.start_from),
                 Phase::Reading | Phase::ReadOut { .. } => self.look_ahead(index, &known, settings),
@@ -377,6 +381,10 @@ impl Reader {
             return;
         };
         let cursor = &self.cursors[group.cursor];
+        if cursor.paused {
+            self.schedule.rest(id, turn.at);
+            return;
+        }
         turn.known_until_us = cursor.known_until_us;
         match group.next(turn, &mut self.batches) {
             Next::Read(read) => {
@@ -468,6 +476,13 @@ impl Reader {
                         }
                     }
                 }
+                Ok(())
+            }
+            // The other tables go on; this one waits for its log.
+            Err(error) if classify::is_gone(&error) => {
+                group.rewind();
+                self.source.survey.look_now(group.cursor);
+                self.schedule.rest(id, Instant::now());
                 Ok(())
             }
             Err(error) => {

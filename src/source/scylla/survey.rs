@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use super::ScyllaSource;
 use super::error::SourceError;
+use super::gaps::{News, Seen};
 use super::generations::Generation;
 use super::log::LogTable;
-use super::{ScyllaSource, TTL_REFRESH};
 use super::{classify, clock};
 use crate::change::StreamId;
 
@@ -37,6 +38,8 @@ pub(super) struct Known {
     /// A generation that starts before this time (µs since the Unix epoch) is in the list: ScyllaDB announces
     /// them ahead.
     pub(super) as_of_us: i64,
+    /// There is a log to read.
+    pub(super) has_log: bool,
     /// The streams of those that were asked for. None at all: ScyllaDB has not filled them in, or never will.
     pub(super) streams: BTreeMap<Generation, Streams>,
 }
@@ -47,6 +50,7 @@ impl Known {
         Self {
             generations: Arc::default(),
             as_of_us: i64::MIN,
+            has_log: true,
             streams: BTreeMap::new(),
         }
     }
@@ -92,6 +96,13 @@ impl Survey {
         if let Some(wanted) = self.wanted.get(table)
             && wanted.streams_of.lock().insert(generation)
         {
+            wanted.more.notify_one();
+        }
+    }
+
+    /// Has a table looked at now.
+    pub(super) fn look_now(&self, table: usize) {
+        if let Some(wanted) = self.wanted.get(table) {
             wanted.more.notify_one();
         }
     }
@@ -162,9 +173,11 @@ impl ScyllaSource {
     }
 
     async fn look(&self, index: usize, table: &LogTable) -> Result<(), SourceError> {
-        if table.options_age().is_none_or(|age| age > TTL_REFRESH) {
-            self.ask(|| self.refresh_cdc_options(table)).await?;
-        }
+        let seen = Seen {
+            capturing: self.ask(|| self.refresh_cdc_options(table)).await?,
+            log: self.ask(|| self.log_id(table)).await?,
+        };
+        self.note_gap(table, seen);
         let (as_of_us, generations) = self.ask(|| self.generations(table)).await?;
         let mut streams = self
             .survey
@@ -187,12 +200,42 @@ impl ScyllaSource {
         let known = Known {
             generations,
             as_of_us,
+            has_log: seen.log.is_some(),
             streams,
         };
         self.survey
             .known
             .send_modify(|all| all[index] = Arc::new(known));
         Ok(())
+    }
+
+    /// Says what of a table's changes cannot be read, when that begins and when it is over.
+    fn note_gap(&self, table: &LogTable, seen: Seen) {
+        let now_us = self.now_us();
+        // Before the other lock is taken: whoever asks for the status takes them in this order.
+        let read_until_us = self.read_until_us().unwrap_or(now_us);
+        let news = table.gaps.lock().see(seen, read_until_us, now_us);
+        let time = |us: i64| {
+            let since = Duration::from_micros(us.max(0).unsigned_abs());
+            humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + since)
+        };
+        match news {
+            None => {}
+            Some(News::Begins(trouble)) => {
+                tracing::warn!(table = %table.full, "{trouble}");
+            }
+            Some(News::Lost {
+                why,
+                from_us,
+                until_us,
+            }) => tracing::warn!(
+                table = %table.full,
+                from = %time(from_us),
+                until = %time(until_us),
+                %why,
+                "changes of this time could not be read, as far as they were not read before; going on"
+            ),
+        }
     }
 
     async fn follow_schema(&self) -> Result<Infallible, SourceError> {

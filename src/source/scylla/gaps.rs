@@ -1,0 +1,186 @@
+//! What of a table's changes cannot be read, from when to when: its log is gone, or was made anew, or nothing is
+//! logged. No I/O.
+
+use uuid::Uuid;
+
+/// What a table's log is seen to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// Which log there is.
+    pub(super) log: Option<Uuid>,
+    /// Whether changes are logged.
+    pub(super) capturing: bool,
+}
+
+impl Seen {
+    fn trouble(self) -> Option<Trouble> {
+        match (self.log, self.capturing) {
+            (None, _) => Some(Trouble::Gone),
+            (Some(_), false) => Some(Trouble::Off),
+            (Some(_), true) => None,
+        }
+    }
+}
+
+/// Why changes cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Trouble {
+    /// The table was dropped.
+    #[error("the table or its change log does not exist, waiting for it")]
+    Gone,
+    /// Its log stays, and gets nothing new.
+    #[error("change capture is switched off, waiting for it")]
+    Off,
+    /// It was dropped and made again between two looks.
+    #[error("the change log was dropped and made anew")]
+    Anew,
+}
+
+/// What there is to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// From now on.
+    Begins(Trouble),
+    /// It is over. Times in µs since the Unix epoch.
+    Lost {
+        why: Trouble,
+        from_us: i64,
+        until_us: i64,
+    },
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Gaps {
+    seen: Option<(Seen, i64)>,
+    now: Option<(Trouble, i64)>,
+    /// How many there were.
+    pub(super) count: u64,
+    /// How long all of them were, µs.
+    pub(super) us: u64,
+}
+
+impl Gaps {
+    /// Why changes cannot be read now.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        self.now.map(|(trouble, _)| trouble)
+    }
+
+    /// Takes in a look of this time; everything before `read_until_us` has been read.
+    pub(super) fn see(&mut self, seen: Seen, read_until_us: i64, now_us: i64) -> Option<News> {
+        let before = self.seen.replace((seen, now_us));
+        let (trouble, was) = (seen.trouble(), self.now);
+        match (trouble, was) {
+            (Some(trouble), None) => {
+                let from_us = match (trouble, before) {
+                    (_, None) => now_us,
+                    // What is logged can still be read.
+                    (Trouble::Off, Some((_, at_us))) => at_us,
+                    _ => read_until_us.min(now_us),
+                };
+                self.now = Some((trouble, from_us));
+                Some(News::Begins(trouble))
+            }
+            (Some(trouble), Some((old, from_us))) if trouble != old => {
+                // What was unread is gone with the log.
+                let from_us = match trouble {
+                    Trouble::Gone => from_us.min(read_until_us),
+                    _ => from_us,
+                };
+                self.now = Some((trouble, from_us));
+                Some(News::Begins(trouble))
+            }
+            (Some(_), Some(_)) => None,
+            (None, Some((why, from_us))) => {
+                self.now = None;
+                Some(self.lost(why, from_us, now_us))
+            }
+            (None, None) => {
+                let (old, _) = before?;
+                (old.log != seen.log)
+                    .then(|| self.lost(Trouble::Anew, read_until_us.min(now_us), now_us))
+            }
+        }
+    }
+
+    fn lost(&mut self, why: Trouble, from_us: i64, until_us: i64) -> News {
+        self.count += 1;
+        self.us += until_us.saturating_sub(from_us).unsigned_abs();
+        News::Lost {
+            why,
+            from_us,
+            until_us,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(log: u8, capturing: bool) -> Seen {
+        Seen {
+            log: (log > 0).then(|| Uuid::from_bytes([log; 16])),
+            capturing,
+        }
+    }
+
+    fn lost(why: Trouble, from_us: i64, until_us: i64) -> Option<News> {
+        Some(News::Lost {
+            why,
+            from_us,
+            until_us,
+        })
+    }
+
+    #[test]
+    fn a_log_that_is_dropped_takes_what_was_unread_with_it() {
+        let mut gaps = Gaps::default();
+        assert_eq!(gaps.see(seen(1, true), 50, 100), None);
+        assert_eq!(
+            gaps.see(seen(0, true), 60, 110),
+            Some(News::Begins(Trouble::Gone))
+        );
+        assert_eq!(gaps.see(seen(0, true), 60, 120), None);
+        assert_eq!(
+            gaps.see(seen(2, true), 60, 130),
+            lost(Trouble::Gone, 60, 130)
+        );
+        assert_eq!((gaps.trouble(), gaps.count, gaps.us), (None, 1, 70));
+        assert_eq!(
+            gaps.see(seen(3, true), 135, 140),
+            lost(Trouble::Anew, 135, 140)
+        );
+    }
+
+    #[test]
+    fn what_is_written_while_nothing_is_logged_is_not_there_to_be_read() {
+        let mut gaps = Gaps::default();
+        assert_eq!(gaps.see(seen(1, true), 50, 100), None);
+        assert_eq!(
+            gaps.see(seen(1, false), 60, 110),
+            Some(News::Begins(Trouble::Off))
+        );
+        assert_eq!(
+            gaps.see(seen(1, true), 90, 150),
+            lost(Trouble::Off, 100, 150)
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_from_the_first_look_on_is_told() {
+        let mut gaps = Gaps::default();
+        assert_eq!(
+            gaps.see(seen(1, false), 0, 100),
+            Some(News::Begins(Trouble::Off))
+        );
+        assert_eq!(
+            gaps.see(seen(0, true), 80, 110),
+            Some(News::Begins(Trouble::Gone))
+        );
+        assert_eq!(
+            gaps.see(seen(2, true), 80, 120),
+            lost(Trouble::Gone, 80, 120)
+        );
+    }
+}

@@ -1,0 +1,89 @@
+//! Tables that are dropped, made again, and not logged for a while, under the reader's feet.
+
+use std::time::{Duration, Instant};
+
+use penstock::checkpoint::Checkpoints;
+use penstock::source::Source;
+
+use crate::scylla_db::{Db, Rig, changes};
+use crate::{TABLE, write};
+
+async fn until(rig: &Rig, what: &str, holds: impl Fn(&penstock::source::SourceStatus) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let status = rig.source.status();
+        if holds(&status) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: {status:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn complains(status: &penstock::source::SourceStatus, of: &str) -> bool {
+    let reason = status.complaint.as_ref().and_then(|c| c.reason().cloned());
+    reason.is_some_and(|r| r.contains(of))
+}
+
+#[tokio::test]
+async fn a_dropped_table_waits_for_its_new_log_and_the_other_goes_on() {
+    let db = Db::start(false).await;
+    for table in ["a", "b"] {
+        db.run(&format!("CREATE TABLE {table} {TABLE}")).await;
+    }
+    let rig = Rig::connect(db.settings(&["a", "b"], 2)).await.unwrap();
+    let story = async {
+        write(&db, "a", 0..20).await;
+        write(&db, "b", 0..20).await;
+        until(&rig, "both are read", |s| s.rows >= 40).await;
+        db.run("DROP TABLE a").await;
+        until(&rig, "it is said", |s| {
+            complains(s, ".a: the table or its change log does not exist")
+        })
+        .await;
+        write(&db, "b", 20..40).await;
+        until(&rig, "the other goes on", |s| s.rows >= 60).await;
+        db.run(&format!("CREATE TABLE a {TABLE}")).await;
+        write(&db, "a", 100..120).await;
+    };
+    let nowhere = Checkpoints::new();
+    let (batches, ()) = tokio::join!(rig.read(0, &nowhere, 80), story);
+    let again = changes(&batches);
+    let again = again.iter().filter(|c| c.int("c") >= Some(100)).count();
+    assert_eq!(again, 20);
+    until(&rig, "all is well again", |s| s.complaint.is_none()).await;
+    let status = rig.source.status();
+    let gaps: Vec<u64> = status.tables.iter().map(|t| t.gaps).collect();
+    assert_eq!(gaps, [1, 0]);
+    assert!(status.tables[0].gaps_for > Duration::from_millis(100));
+}
+
+#[tokio::test]
+async fn a_table_that_is_made_anew_at_once_or_not_logged_for_a_while_is_told_of() {
+    let db = Db::start(false).await;
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    let rig = Rig::connect(db.settings(&["t"], 2)).await.unwrap();
+    let story = async {
+        write(&db, "t", 0..20).await;
+        until(&rig, "read", |s| s.rows >= 20).await;
+        db.run("DROP TABLE t").await;
+        db.run(&format!("CREATE TABLE t {TABLE}")).await;
+        write(&db, "t", 20..30).await;
+        until(&rig, "the gap is counted", |s| s.tables[0].gaps == 1).await;
+        until(&rig, "read again", |s| s.rows >= 30).await;
+        db.run("ALTER TABLE t WITH cdc = {'enabled': false}").await;
+        until(&rig, "it is said", |s| complains(s, ".t: ")).await;
+        write(&db, "t", 30..40).await;
+        db.run("ALTER TABLE t WITH cdc = {'enabled': true}").await;
+        until(&rig, "the gap is counted", |s| s.tables[0].gaps == 2).await;
+        write(&db, "t", 40..50).await;
+    };
+    let nowhere = Checkpoints::new();
+    let (batches, ()) = tokio::join!(rig.read(0, &nowhere, 40), story);
+    let seen: std::collections::BTreeSet<_> = changes(&batches)
+        .iter()
+        .filter_map(|c| c.int("c"))
+        .collect();
+    let logged: std::collections::BTreeSet<i32> = (0..30).chain(40..50).collect();
+    assert_eq!(seen, logged);
+}
