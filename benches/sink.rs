@@ -18,6 +18,7 @@ use acks::Acks;
 use batches::{Maker, position};
 use penstock::change::RecordBatch;
 use penstock::policy::stage::StagePolicies;
+use penstock::sink::Settle as _;
 use penstock::sink::redpanda::RedpandaSink;
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
