@@ -178,6 +178,7 @@ async fn who_idles_keeps_no_probe_and_no_order_out() {
     let world = with_orders().await;
     let running = world.start(0);
     started(&running);
+    running.await_line("component=\"system\" from=starting", LONG);
     let (admin, orders) = (running.admin(), running.orders());
     let urls = [
         (format!("http://{admin}/healthz"), 200),
