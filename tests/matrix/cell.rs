@@ -257,9 +257,11 @@ impl Act<'_> {
         if self.said.is_none() {
             let text = self.running().text();
             let since = text.get(told.min(text.len())..).unwrap_or_default();
-            let warning = since
-                .lines()
-                .find(|l| l.contains(" WARN ") || l.contains(" ERROR "));
+            // What is said of the configuration is said without any fault.
+            let warning = since.lines().find(|l| {
+                (l.contains(" WARN ") || l.contains(" ERROR "))
+                    && !l.contains("safety_interval is short")
+            });
             self.said = warning.map(|line| {
                 let at = line
                     .find(" WARN ")
