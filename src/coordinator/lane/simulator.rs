@@ -345,6 +345,14 @@ impl Source for Log {
 
     fn release_shard(&self, _: u32) {}
 
+    fn read_again<'a>(
+        &'a self,
+        _: &'a str,
+        _: Position,
+    ) -> BoxFuture<'a, Result<Option<Batch>, SourceError>> {
+        Box::pin(async { Ok(None) })
+    }
+
     fn status(&self) -> SourceStatus {
         SourceStatus::default()
     }
