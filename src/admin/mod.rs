@@ -96,7 +96,8 @@ impl Server {
             ),
             probes: &PROBES,
             limits: Limits::default(),
-        };
+        }
+        .at(&listening);
         // The socket outlives a restart, so that no connection that waits is lost.
         ChildSpec::new(Stage::Admin, move |scope: ChildScope| {
             serve(serving.clone(), listening.clone(), scope)

@@ -25,6 +25,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::listen::Listening;
+
 /// How long a client may take, and how much it may send. Generous to a slow client, and short enough that a few
 /// hundred of them are no way to keep others out.
 #[derive(Clone, Copy, Debug)]
@@ -184,7 +186,7 @@ pub(super) async fn serve(
     peer: Arc<Peer>,
     limits: Limits,
     drain: CancellationToken,
-    replaced: impl Fn() -> bool,
+    listening: Arc<Listening>,
 ) {
     // Answers are small and somebody waits for each.
     stream.set_nodelay(true).ok();
@@ -193,11 +195,11 @@ pub(super) async fn serve(
         stream: stream.clone(),
         peer: peer.clone(),
     });
-    let app = TowerToHyperService::new(app);
     let service = service_fn(|mut request: hyper::Request<hyper::body::Incoming>| {
         let peer = peer.clone();
         request.extensions_mut().insert(peer.clone());
-        let response = app.call(request);
+        let app = listening.app().unwrap_or_else(|| app.clone());
+        let response = TowerToHyperService::new(app).call(request);
         let drain = &drain;
         async move {
             let mut response = response.await;
@@ -221,7 +223,7 @@ pub(super) async fn serve(
     let mut connection = pin!(http.serve_connection(io, service));
     let leaves = async {
         drain.cancelled().await;
-        let (idle, sending) = match replaced() {
+        let (idle, sending) = match listening.is_replaced() {
             true => (limits.linger, limits.head + limits.body),
             false => (limits.linger_stopping, limits.stopping),
         };

@@ -7,11 +7,11 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::Router;
 use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -37,8 +37,10 @@ pub struct Listening {
     adoption: Notify,
     /// The last of them; what it listened on is taken for as long as it is there.
     finishing: Mutex<Weak<TcpListener>>,
-    /// Another service has taken its place, and sees to whoever waits.
-    replaced: AtomicBool,
+    /// What answers here.
+    app: OnceLock<Router>,
+    /// The service that has taken its place, sees to whoever waits, and answers what comes over the connections of old.
+    next: OnceLock<Arc<Listening>>,
 }
 
 impl Listening {
@@ -49,13 +51,26 @@ impl Listening {
 
     /// Whether another service has taken the place of the one that accepts from it.
     pub fn is_replaced(&self) -> bool {
-        self.replaced.load(Relaxed)
+        self.next.get().is_some()
     }
 
     /// From here on `next` serves in its place, and finishes what waits here.
-    pub fn hand_over(&self, next: &Listening) {
-        self.replaced.store(true, Relaxed);
+    pub fn hand_over(&self, next: &Arc<Listening>) {
+        // At most once: what was handed over is not in force any more.
+        self.next.get_or_init(|| next.clone());
         next.adopt(self);
+    }
+
+    /// What answers here, for as long as nobody has taken its place.
+    pub(super) fn answers(&self, app: Router) {
+        self.app.get_or_init(|| app);
+    }
+
+    /// What answers a request that comes now: whoever is in force, so that no connection that was kept goes on asking
+    /// what is no more. `None`: it has not begun to.
+    pub(super) fn app(&self) -> Option<Router> {
+        let next = self.next.get().and_then(|next| next.app());
+        next.or_else(|| self.app.get().cloned())
     }
 
     fn adopt(&self, other: &Listening) {
@@ -138,7 +153,8 @@ pub async fn listen(wanted: SocketAddr, beside: Option<&Arc<Listening>>) -> io::
             adopted: Mutex::default(),
             adoption: Notify::new(),
             finishing: Mutex::default(),
-            replaced: AtomicBool::new(false),
+            app: OnceLock::new(),
+            next: OnceLock::new(),
         }),
         beside: beside.cloned(),
     })

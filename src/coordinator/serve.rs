@@ -36,6 +36,16 @@ pub struct Serving {
     pub limits: Limits,
 }
 
+impl Serving {
+    /// Answers at this socket from here on, also over the connections of the services that it replaces.
+    pub fn at(self, listening: &Listening) -> Self {
+        let take_in = from_fn_with_state((self.limits, self.probes), connection::take_in);
+        let app = self.app.layer(take_in);
+        listening.answers(app.clone());
+        Self { app, ..self }
+    }
+}
+
 /// Serves until the child is told to drain; requests under way are finished, also those of connections that wait to
 /// be accepted.
 ///
@@ -47,12 +57,8 @@ pub async fn serve(
     scope: ChildScope,
 ) -> anyhow::Result<()> {
     let Serving {
-        stage,
-        app,
-        probes,
-        limits,
+        stage, app, limits, ..
     } = serving;
-    let app = app.layer(from_fn_with_state((limits, probes), connection::take_in));
     let mut tasks = JoinSet::new();
     let mut peers = Peers {
         limits,
@@ -91,7 +97,7 @@ pub async fn serve(
                             peer.clone(),
                             limits,
                             scope.drain.clone(),
-                            move || listening.is_replaced(),
+                            listening,
                         ));
                         peers.open.insert(task.id(), peer);
                         scope.activity.record(1);

@@ -124,7 +124,8 @@ impl Service {
                 most_body: http::MAX_BODY,
                 ..Limits::default()
             },
-        };
+        }
+        .at(&listening);
         ChildSpec::new(Stage::Orders, move |scope: ChildScope| {
             let (served, state) = (
                 serve(serving.clone(), listening.clone(), scope),
