@@ -454,23 +454,33 @@ async fn each_stage_lets_through_what_its_rate_limit_says() {
             // Without a payload: the router refuses each.
             let cql = "INSERT INTO ks.outbox (aggregate_id, event_id, aggregate_type, event_type) \
                        VALUES (uuid(), now(), 'order', 'order.created')";
-            for _ in 0..1_600 {
+            for _ in 0..4_000 {
                 world.session.query_unpaged(cql, ()).await.expect("written");
             }
         } else {
-            world.write(&keys(16), 0, 100).await;
+            world.write(&keys(16), 0, 250).await;
         }
         let running = world.start(1);
         let done = |m: &Metrics| m.sum("penstock_changes_done_total", &[]);
-        let begun = running
+        running
             .await_metrics("it flows", LONG, |m| done(m) >= 100.0)
             .await;
-        let from = Instant::now();
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        let end = running.metrics().await;
-        let rate = (done(&end) - done(&begun)) / from.elapsed().as_secs_f64();
-        println!("{stage}: {rate:.1}/s of {RATE}/s");
-        assert!((rate / RATE - 1.0).abs() < 0.05, "{stage}: {rate}/s");
+        // Never more; and as much, in one of a few spans: a machine that is busy with other things gives less.
+        let mut rates = Vec::new();
+        for _ in 0..5 {
+            let (from, begun) = (Instant::now(), done(&running.metrics().await));
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let passed = done(&running.metrics().await) - begun;
+            let rate = passed / from.elapsed().as_secs_f64();
+            assert!(rate < 1.05 * RATE, "{stage}: {rate}/s");
+            rates.push(rate);
+            if rate > 0.95 * RATE {
+                break;
+            }
+        }
+        println!("{stage}: {rates:.1?}/s of {RATE}/s");
+        let most = rates.iter().copied().fold(0.0, f64::max);
+        assert!(most > 0.95 * RATE, "{stage}: {rates:.1?}/s");
     };
     tokio::join!(
         limited("source", "source"),
