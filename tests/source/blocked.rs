@@ -12,8 +12,26 @@ use penstock::policy::breaker::{self, State};
 use penstock::source::Source;
 use scylla_double::{Action, Fault};
 
+use crate::TABLE;
 use crate::scylla_db::{Db, Rig, positions};
-use crate::{TABLE, write};
+
+/// With so many groups and keys that no shard goes without: which is whose depends on names made up for the test.
+async fn database() -> Db {
+    let options = scylla_double::Options {
+        vnodes: 64,
+        ..scylla_double::Options::default()
+    };
+    let db = Db::with(false, options).await;
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    db
+}
+
+async fn write(db: &Db, keys: std::ops::Range<i32>) {
+    for k in keys {
+        db.run(&format!("INSERT INTO t (k, c, v) VALUES ({k}, 0, 0)"))
+            .await;
+    }
+}
 
 /// Reads from a shard until it has this many changes.
 macro_rules! goes_on {
@@ -29,10 +47,9 @@ macro_rules! goes_on {
 
 #[tokio::test]
 async fn a_slow_answer_about_generations_to_a_blocked_shard_holds_no_other_back() {
-    let db = Db::start(false).await;
+    let db = database().await;
     let Some(node) = db.stand_in() else { return };
-    db.run(&format!("CREATE TABLE t {TABLE}")).await;
-    write(&db, "t", 0..60).await;
+    write(&db, 0..60).await;
     let rig = Rig::connect(db.settings(&["t"], 2)).await.unwrap();
     let slow = node.faults().inject(
         Fault::new(Action::Delay(Duration::from_millis(300)))
@@ -51,16 +68,15 @@ async fn a_slow_answer_about_generations_to_a_blocked_shard_holds_no_other_back(
 
 #[tokio::test]
 async fn a_slow_answer_about_the_schema_to_a_blocked_shard_holds_no_other_back() {
-    let db = Db::start(false).await;
+    let db = database().await;
     let Some(node) = db.stand_in() else { return };
-    db.run(&format!("CREATE TABLE t {TABLE}")).await;
     let rig = Rig::connect(db.settings(&["t"], 2)).await.unwrap();
     // The source's driver hears of the change late, as when nodes are busy.
     let slow = node.faults().inject(
         Fault::new(Action::Delay(Duration::from_millis(1500))).on_table("system_schema.columns"),
     );
     db.run("ALTER TABLE t ADD later int").await;
-    write(&db, "t", 0..60).await;
+    write(&db, 0..60).await;
     let mut blocked = rig.source.clone().open_shard(0, 2, 0, Checkpoints::new());
     let asked = Duration::from_millis(700);
     let early = tokio::time::timeout(asked, async {
@@ -75,10 +91,9 @@ async fn a_slow_answer_about_the_schema_to_a_blocked_shard_holds_no_other_back()
 
 #[tokio::test]
 async fn the_reads_of_a_blocked_lane_come_to_their_end_and_so_does_the_breakers_probe() {
-    let db = Db::start(false).await;
+    let db = database().await;
     let Some(node) = db.stand_in() else { return };
-    db.run(&format!("CREATE TABLE t {TABLE}")).await;
-    write(&db, "t", 0..200).await;
+    write(&db, 0..200).await;
     let mut settings = db.settings(&["t"], 2);
     settings.source.read_timeout = Duration::from_secs(1);
     settings.source.policies.breaker =
