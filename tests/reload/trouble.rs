@@ -144,7 +144,11 @@ async fn a_rebuild_that_fails_half_way_goes_back_to_what_ran() {
     let brokers = format!("[\"{}\"]", other.brokers);
     for _ in 0..2 {
         edit.fails(
-            &[("sink.brokers", &brokers), ("sink.topics.create", "false")],
+            &[
+                ("sink.brokers", &brokers),
+                ("sink.new_cluster", "\"start-over\""),
+                ("sink.topics.create", "false"),
+            ],
             "does not exist",
         )
         .await;
