@@ -1,12 +1,10 @@
 //! Outages of the database, end to end by the real program and at the defaults of every policy.
 
-#[allow(dead_code, unreachable_pub)]
 #[path = "support/broker.rs"]
 mod broker;
 #[allow(dead_code, unreachable_pub)]
 #[path = "support/plugins.rs"]
 mod plugins;
-#[allow(dead_code, unreachable_pub)]
 #[path = "support/process.rs"]
 mod process;
 

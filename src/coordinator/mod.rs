@@ -479,7 +479,7 @@ impl Coordinator {
         let history = self.shared.reloads().clone();
         let drained = |supervisor: &Supervisor| {
             let ours = |id: &ChildId| shards.iter().any(|s| s.owns(id));
-            let unfinished = supervisor.unfinished(ours).into_iter();
+            let unfinished = supervisor.unfinished(ours);
             history.waits_for(unfinished.map(|id| id.to_string()));
             let waiting = shards.iter().filter(|s| !s.drain(supervisor)).count();
             waiting == 0

@@ -75,7 +75,7 @@ pub(super) struct Survey {
 impl Survey {
     pub(super) fn new(tables: usize) -> Self {
         Self {
-            known: watch::Sender::new(vec![Arc::new(Known::nothing()); tables]),
+            known: watch::Sender::new((0..tables).map(|_| Arc::new(Known::nothing())).collect()),
             wanted: (0..tables).map(|_| Wanted::default()).collect(),
             schema: Default::default(),
         }
