@@ -50,7 +50,7 @@ const TASKS: &[Task] = &[
     task("demo", "[options]", "build everything, then run the pipeline on the embedded stand-ins and feed it orders", run::demo).with_plugins(),
     task("run", "[options]", "build everything, then `penstock run`", run::run).with_plugins(),
     task("test", "[options]", "build everything, then run every test (options go to `cargo test`)", run::test).with_plugins(),
-    task("test --kafka", "[options]", "every suite that speaks to a broker, on a real Apache Kafka (needs Java and Maven)", kafka::test).with_plugins(),
+    task("test --kafka", "[--short] [options]", "every suite that speaks to a broker, on a real Apache Kafka (needs Java and Maven)", kafka::test).with_plugins(),
     task("plugins", "", "build the plugins into plugins/*.wasm", |_| plugins::build()),
     task("new-plugin", "<name>", "start a transform of your own in plugins/<name>", plugins::start),
     task("clippy", "", "lint everything, each plugin for what it is built for", |_| plugins::clippy()),
