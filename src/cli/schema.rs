@@ -1,4 +1,4 @@
-//! `penstock schema`: the JSON Schema of pipeline.toml.
+//! `penstock schema`: the JSON Schema of pipeline.toml, or every key as a page to read.
 
 use std::io::Write;
 
@@ -8,11 +8,20 @@ use super::exit;
 
 /// `penstock schema`
 #[derive(Debug, Args)]
-pub struct SchemaArgs {}
+pub struct SchemaArgs {
+    /// Print every key as a Markdown page instead
+    #[arg(long)]
+    markdown: bool,
+}
 
 /// Prints it.
-pub fn run(_: SchemaArgs) -> u8 {
-    match std::io::stdout().write_all(crate::config::schema::pretty().as_bytes()) {
+pub fn run(args: SchemaArgs) -> u8 {
+    let text = if args.markdown {
+        crate::config::reference::markdown()
+    } else {
+        crate::config::schema::pretty()
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => exit::OK,
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => exit::OK,
         Err(error) => {

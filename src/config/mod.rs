@@ -7,6 +7,7 @@ pub mod keys;
 mod properties;
 mod raw;
 mod reading;
+pub mod reference;
 pub mod reload;
 mod rules;
 pub mod schema;
