@@ -15,16 +15,12 @@
 //! are of everything together; what counts is the ratios.
 #![allow(missing_docs)]
 
-#[path = "support/acks.rs"]
-mod acks;
-
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use acks::Acks;
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use rdkafka::ClientConfig;
@@ -43,6 +39,7 @@ use scylla::statement::prepared::PreparedStatement;
 use scylla::value::CqlTimeuuid;
 use scylla_cdc::consumer::{CDCRow, Consumer, ConsumerFactory};
 use scylla_cdc::log_reader::CDCLogReaderBuilder;
+use testkit::acks::Acks;
 use uuid::Uuid;
 
 const ROWS: u64 = 400_000;

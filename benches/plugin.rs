@@ -4,20 +4,14 @@
 //! batches are built outside the measured time, which is this thread's time on a processor where the system tells
 //! it (Linux), so that what else the machine does does not count.
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "../tests/support/plugins.rs"]
-mod plugins;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../tests/support/transforms.rs"]
-mod support;
-
 use std::sync::Arc;
 use std::time::Instant;
 
 use penstock::change::{Batch, TableSchema};
 use penstock::config::settings::OnError;
 use penstock::transform::{Chain, Plugin, Prepared};
-use support::{BatchBuilder, Cell, engine, settings, table, transform};
+use testkit::plugins;
+use testkit::transforms::{BatchBuilder, Cell, engine, settings, table, transform};
 
 const CHANGES: usize = 16 * 1024;
 const ROUNDS: usize = 15;

@@ -4,18 +4,9 @@
 //! rates are of client and broker together; what counts is the ratio.
 #![allow(missing_docs)]
 
-#[path = "support/acks.rs"]
-mod acks;
-#[path = "../tests/support/batches.rs"]
-mod batches;
-#[path = "../tests/support/settings.rs"]
-mod settings;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use acks::Acks;
-use batches::{Maker, position};
 use penstock::change::RecordBatch;
 use penstock::policy::stage::StagePolicies;
 use penstock::sink::Settle as _;
@@ -25,6 +16,9 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
+use testkit::acks::Acks;
+use testkit::batches::{Maker, position};
+use testkit::settings;
 
 const BATCH: u32 = 256;
 const VALUE: usize = 400;

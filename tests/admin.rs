@@ -1,20 +1,13 @@
 //! The admin interface by the real program: who may ask what, and who keeps whom from being answered. The tables of
 //! docs/probes.md are read from the page, row by row.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/plugins.rs"]
-mod plugins;
-#[path = "support/process.rs"]
-mod process;
-
 use std::io::Write;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use process::{LONG, Running, Setup, World};
 use reqwest::{Client, Method};
+use testkit::process;
+use testkit::process::{LONG, Running, Setup, World};
 
 /// A client that gives up as a kubelet would, many times over.
 fn client() -> Client {

@@ -4,22 +4,14 @@
 //! Short form of `cargo xtask proof crashes [kills] [--delivery …] [--instances n] [--seed n] [--rate n]`. A seed says
 //! what is done to whom; a failure names it.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/plugins.rs"]
-mod plugins;
-#[path = "support/process.rs"]
-mod process;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use broker::Follower;
-use process::{LONG, Running, Setup, World, asked, keys};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use testkit::broker::Follower;
+use testkit::process::{LONG, Running, Setup, World, asked, keys};
 use uuid::Uuid;
 
 /// Where the program ends itself, and the most times that it comes there before it does: several in a second or two

@@ -1,17 +1,9 @@
 //! Outages of the database, end to end by the real program and at the defaults of every policy.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/plugins.rs"]
-mod plugins;
-#[path = "support/process.rs"]
-mod process;
-
 use std::time::{Duration, Instant};
 
-use broker::{Flow, Valve};
-use process::{LONG, Running, World, complete_and_ordered, keys};
+use testkit::broker::{Flow, Valve};
+use testkit::process::{LONG, Running, World, complete_and_ordered, keys};
 
 /// A world whose database can be cut off, all else as users get it.
 async fn world(flow: Flow) -> (World, Valve) {

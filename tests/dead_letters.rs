@@ -1,20 +1,13 @@
 //! Single bad changes, end to end by the real program: kept, counted, replayed; and a stage that makes too many.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/plugins.rs"]
-mod plugins;
-#[path = "support/process.rs"]
-mod process;
-
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use broker::{Flow, Valve, read_all};
-use process::{LONG, Running, Setup, World, asked, complete_and_ordered, keys};
 use scylla::statement::batch::{Batch, BatchType};
 use scylla::value::CqlTimeuuid;
+use testkit::broker::{Flow, Valve, read_all};
+use testkit::plugins;
+use testkit::process::{LONG, Running, Setup, World, asked, complete_and_ordered, keys};
 use uuid::Uuid;
 
 /// Two transforms: the first misbehaves where a change's column `fault` says so and forwards it where that says

@@ -1,18 +1,11 @@
 //! The whole way, by the real program: ScyllaDB's stand-in → penstock → a broker, each in its own place.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/plugins.rs"]
-mod plugins;
-#[path = "support/process.rs"]
-mod process;
 #[path = "end_to_end/workload.rs"]
 mod workload;
 
 use std::time::Duration;
 
-use process::{LONG, World, complete_and_ordered};
+use testkit::process::{LONG, World, complete_and_ordered};
 use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,19 +2,10 @@
 //!
 //! On `noida-db`, or on what `PENSTOCK_TEST_BROKERS` names.
 
-#[path = "support/batches.rs"]
-mod batches;
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/settings.rs"]
-mod settings;
-
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use batches::{Maker, numbered, position};
-use broker::{Cluster, read_all, unique};
 use penstock::change::GroupKey;
 use penstock::checkpoint::{Checkpoints, GroupCheckpoint, Settlement};
 use penstock::config::settings::{Delivery, LiveSettings, Settings};
@@ -22,6 +13,9 @@ use penstock::policy::Class;
 use penstock::policy::stage::StagePolicies;
 use penstock::sink::redpanda::{RedpandaSink, ShardSink};
 use penstock::sink::{Settle, SinkError};
+use testkit::batches::{Maker, numbered, position};
+use testkit::broker::{Cluster, read_all, unique};
+use testkit::settings;
 use tokio::sync::watch;
 
 /// One process of a pipeline.

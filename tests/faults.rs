@@ -1,19 +1,12 @@
 //! Outages of the broker, end to end by the real program: reading pauses, memory stays where it is, nothing is
 //! lost, repeated or dead-lettered.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/plugins.rs"]
-mod plugins;
-#[path = "support/process.rs"]
-mod process;
-
 use std::time::{Duration, Instant};
 
-use broker::{Faulty, Flow, Valve};
-use process::{LONG, Metrics, Running, Setup, World, asked, complete_and_ordered, keys};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use testkit::broker::{Faulty, Flow, Valve};
+use testkit::process::{LONG, Metrics, Running, Setup, World, asked, complete_and_ordered, keys};
+use testkit::{broker, plugins};
 use uuid::Uuid;
 
 const ATTEMPT: Duration = Duration::from_millis(200);

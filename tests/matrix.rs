@@ -5,17 +5,10 @@
 //! how long a fault lasts. What needs a real Kafka (rights, quotas, restarts, in-sync replicas) is left out, and said
 //! to be, where Java and Maven are not there or `PENSTOCK_TEST_BROKERS` names no broker.
 
-#[path = "support/broker.rs"]
-mod broker;
 #[path = "matrix/cell.rs"]
 mod cell;
 #[path = "matrix/load.rs"]
 mod load;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/plugins.rs"]
-mod plugins;
-#[path = "support/process.rs"]
-mod process;
 #[path = "matrix/scene.rs"]
 mod scene;
 

@@ -1,21 +1,14 @@
 //! The order service by the real program: from the HTTP request to the event in the broker.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/plugins.rs"]
-mod plugins;
-#[path = "support/process.rs"]
-mod process;
-
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use process::{LONG, Setup, World, asked};
 use reqwest::{Client, Method, Response};
 use scylla_double::{Action, Fault, Operation};
 use serde_json::{Value, json};
+use testkit::process;
+use testkit::process::{LONG, Setup, World, asked};
 
 async fn world(extra: &str) -> World {
     let world = World::with(Setup {

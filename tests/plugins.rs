@@ -1,12 +1,6 @@
 //! Transforms on real WebAssembly: what a plugin is sent, what it makes, and what its faults cost.
 
 // Each test file takes of the support what it needs.
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/plugins.rs"]
-mod plugins;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/transforms.rs"]
-mod support;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +9,10 @@ use penstock::change::{Batch, RecordBatch, TableSchema};
 use penstock::config::settings::{OnError, Settings, Transform};
 use penstock::transform::{Chain, Engine, Plugin, PluginError, Prepared, TransformError};
 use penstock_plugin_encoding::{ColumnTag, Operation};
-use support::{BatchBuilder, Cell, engine, headers, settings, table, text, transform, values};
+use testkit::plugins;
+use testkit::transforms::{
+    BatchBuilder, Cell, engine, headers, settings, table, text, transform, values,
+};
 use tokio::sync::watch;
 
 /// Keeps the sender, whose end would end the settings.

@@ -1,17 +1,10 @@
 //! pipeline.toml changes under the real program, under load: every key by its class, and every way in which a
 //! file changes. All the while numbered events are written; at the end each is there once, in order.
 
-#[path = "support/broker.rs"]
-mod broker;
 #[path = "reload/container.rs"]
 mod container;
 #[path = "reload/keys.rs"]
 mod keys;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/plugins.rs"]
-mod plugins;
-#[path = "support/process.rs"]
-mod process;
 #[path = "reload/speed.rs"]
 mod speed;
 #[path = "reload/trouble.rs"]
@@ -24,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use process::{Running, World};
 use serde_json::Value;
+use testkit::process::{Running, World};
 use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(60);

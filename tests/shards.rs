@@ -1,25 +1,19 @@
 //! Shards and their children, one by one: opened, drained and released while the others run.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/scylla.rs"]
-mod scylla_db;
-#[path = "support/settings.rs"]
-mod settings;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use broker::{Cluster, read_all, unique};
 use penstock::config::settings::{Nodes, Policies, Settings};
 use penstock::coordinator::child::{ChildId, Stage};
 use penstock::coordinator::pipeline::{Pipeline, PolicyRegistry};
 use penstock::coordinator::plugins::PluginHost;
 use penstock::coordinator::supervisor::{ChildSpec, Event, Standing, Supervisor};
 use penstock::policy::restart::{self, OnFailed, Strategy};
-use scylla_db::Db;
+use testkit::broker::{Cluster, read_all, unique};
+use testkit::scylla::Db;
+use testkit::settings;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 const LONG: Duration = Duration::from_secs(60);

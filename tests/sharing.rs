@@ -3,25 +3,18 @@
 //! What needs a group that misses a member who says nothing needs a real broker (`PENSTOCK_TEST_BROKERS`): the
 //! stand-in's group waits for it for ever.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/plugins.rs"]
-mod plugins;
-#[path = "support/process.rs"]
-mod process;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use process::{LONG, Running, Setup, World, asked, complete_and_ordered, keys};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message};
 use serde_json::Value;
+use testkit::process;
+use testkit::process::{LONG, Running, Setup, World, asked, complete_and_ordered, keys};
 
 const SHARDS: usize = 6;
 

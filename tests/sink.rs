@@ -1,19 +1,10 @@
 //! The sink against brokers: what arrives, what is refused, what an outage does, where checkpoints are.
 
-#[path = "support/batches.rs"]
-mod batches;
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/settings.rs"]
-mod settings;
-
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use batches::{Maker, numbered, position};
-use broker::{Cluster, Faulty, Operator, read_all, unique};
 use penstock::change::{GroupKey, RecordBatch, Rejected, StreamId};
 use penstock::checkpoint::{Checkpoints, GroupCheckpoint, Settlement};
 use penstock::config::settings::{LiveSettings, RecordHeaders, RecordTime, Settings};
@@ -26,6 +17,9 @@ use penstock::sink::{Delivered, Settle, SinkError};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use testkit::batches::{Maker, numbered, position};
+use testkit::broker::{Cluster, Faulty, Operator, read_all, unique};
+use testkit::{broker, settings};
 use tokio::sync::watch;
 
 struct Bench {

@@ -8,10 +8,6 @@ mod differential;
 mod gaps;
 #[path = "source/late.rs"]
 mod late;
-#[path = "support/scylla.rs"]
-mod scylla_db;
-#[path = "support/settings.rs"]
-mod settings;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,8 +17,9 @@ use penstock::checkpoint::Checkpoints;
 use penstock::config::settings::{Nodes, StartFrom};
 use penstock::source::{Source, SourceError};
 use penstock_plugin_encoding::{ColumnTag, Mark, Operation};
-use scylla_db::{Change, Db, Key, Rig, apply, changes, key, now_ms, positions};
 use scylla_double::{Action, Fault};
+use testkit::scylla::{Change, Db, Key, Rig, apply, changes, key, now_ms, positions};
+use testkit::settings;
 
 const TABLE: &str = "(k int, c int, v int, PRIMARY KEY (k, c)) WITH cdc = {'enabled': true}";
 

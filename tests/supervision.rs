@@ -1,18 +1,11 @@
 //! Stages that crash, hang and are stopped, by the real program: only the stage at fault restarts, too many crashes
 //! fail it, a stop drains or says that it could not, and nothing is lost or reordered in any of it.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/plugins.rs"]
-mod plugins;
-#[path = "support/process.rs"]
-mod process;
-
 use std::time::{Duration, Instant};
 
-use process::{LONG, Running, World, asked, complete_and_ordered, keys};
 use scylla_double::{Action, Fault, Operation};
+use testkit::process;
+use testkit::process::{LONG, Running, World, asked, complete_and_ordered, keys};
 
 /// The stages that have a child in each lane, upstream first, as the log and the metrics call them.
 const STAGES: [(&str, &str); 3] = [

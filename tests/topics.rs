@@ -1,18 +1,11 @@
 //! Topics under the running program: deleted, missing, made by somebody else, refused. It waits with a reason, and goes
 //! on by itself.
 
-#[path = "support/broker.rs"]
-mod broker;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/plugins.rs"]
-mod plugins;
-#[path = "support/process.rs"]
-mod process;
-
 use std::time::{Duration, Instant};
 
-use broker::Operator;
-use process::{LONG, Running, Setup, World, complete_and_ordered, keys};
+use testkit::broker;
+use testkit::broker::Operator;
+use testkit::process::{LONG, Running, Setup, World, complete_and_ordered, keys};
 use uuid::Uuid;
 
 const HASTY: &str = "[health]\ncheck_interval = \"100ms\"\n";

@@ -15,8 +15,8 @@ use scylla::client::session_builder::SessionBuilder;
 use scylla_double::{Node, Options};
 use serde_json::{Map, Value, json};
 
-use crate::broker::{Cluster, read_all, unique};
-use crate::process::Running;
+use testkit::broker::{Cluster, read_all, unique};
+use testkit::process::Running;
 
 /// Statements, of which some are batches of several.
 const STATEMENTS: usize = 10_000;

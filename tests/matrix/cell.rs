@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 
 use crate::load::Load;
-use crate::process::{LONG, Running};
 use crate::scene::{Fault, Hosts, Scene};
+use testkit::process::{LONG, Running};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Moment {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use uuid::Uuid;
 
-use crate::broker::Follower;
-use crate::process::{World, keys};
+use testkit::broker::Follower;
+use testkit::process::{World, keys};
 
 const KEYS: usize = 8;
 const PACE: Duration = Duration::from_millis(50);
@@ -169,7 +169,7 @@ pub(crate) struct Follow {
 
 /// One event; asked again where the database is away for the writer as well.
 async fn write(world: &World, key: Uuid, kind: &str, number: &str) {
-    let deadline = Instant::now() + crate::process::LONG;
+    let deadline = Instant::now() + testkit::process::LONG;
     while let Err(error) = world.try_write_one(key, kind, number).await {
         assert!(Instant::now() < deadline, "writing: {error}");
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -12,9 +12,9 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use scylla_double::{Action, Fault as Injected, Operation};
 
-use crate::broker::{Cluster, Flow, Valve};
 use crate::load::{Follow, Load};
-use crate::process::{Setup, World};
+use testkit::broker::{Cluster, Flow, Valve};
+use testkit::process::{Setup, World};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {

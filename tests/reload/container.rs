@@ -43,7 +43,7 @@ fn layout(world: &World) -> PathBuf {
             .arg("deploy/docker/build-layout.sh")
             .arg(&root)
             .env("PENSTOCK_BINARY", env!("CARGO_BIN_EXE_penstock"))
-            .env("PENSTOCK_PLUGIN", crate::plugins::plugin("outbox-router"))),
+            .env("PENSTOCK_PLUGIN", testkit::plugins::plugin("outbox-router"))),
     };
     for point in ["lib", "lib64", "usr/lib", "etc/penstock/mounted"] {
         std::fs::create_dir_all(root.join(point)).expect("a mount point");

@@ -546,7 +546,7 @@ impl Table {
     async fn arrives(&self, topic: &str, text: &str) {
         self.rig
             .until(&format!("{text} in {topic}"), async || {
-                let records = super::broker::read_all(&self.rig.world.cluster.brokers, topic);
+                let records = testkit::broker::read_all(&self.rig.world.cluster.brokers, topic);
                 records
                     .iter()
                     .any(|r| {
@@ -793,10 +793,10 @@ impl Table {
                 let session = &rig.world.session;
                 session.query_unpaged(delete, ()).await.expect("deleted");
                 let topic = format!("{name}.ks.plain");
-                let own = |r: &super::broker::Seen| r.key_text().contains(&id);
+                let own = |r: &testkit::broker::Seen| r.key_text().contains(&id);
                 let deleted = rig
                     .until("the delete", async || {
-                        let all = super::broker::read_all(&rig.world.cluster.brokers, &topic);
+                        let all = testkit::broker::read_all(&rig.world.cluster.brokers, &topic);
                         all.into_iter().filter(own).nth(1)
                     })
                     .await;
@@ -1047,7 +1047,7 @@ async fn every_key_takes_effect_by_its_class_under_load() {
     init_schema(&world.config(), "shop");
     init_schema(&world.config(), "shop2");
     another(
-        &super::plugins::plugin("outbox-router"),
+        &testkit::plugins::plugin("outbox-router"),
         &world.dir.path().join("other.wasm"),
     );
     let topics = [

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{LONG, Rig, World, set, value};
-use crate::broker::Cluster;
+use testkit::broker::Cluster;
 
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -97,7 +97,7 @@ async fn what_cannot_be_put_in_force_changes_nothing() {
     edit.fails(&[("source.tables", r#"["outbox", "nowhere"]"#)], "nowhere")
         .await;
     // A plugin that never returns from `configure` meets its deadline: the clock runs.
-    let faults = crate::plugins::plugin("test-faults");
+    let faults = testkit::plugins::plugin("test-faults");
     let faults = format!("{:?}", faults.display().to_string());
     let looping = [
         ("transform.outbox-router.plugin", faults.as_str()),

@@ -13,7 +13,7 @@ use penstock::source::Source;
 use scylla_double::{Action, Fault};
 
 use crate::TABLE;
-use crate::scylla_db::{Db, Rig, positions};
+use testkit::scylla::{Db, Rig, positions};
 
 /// With so many groups and keys that no shard goes without: which is whose depends on names made up for the test.
 async fn database() -> Db {

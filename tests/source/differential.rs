@@ -24,7 +24,7 @@ use scylla_cdc::log_reader::CDCLogReaderBuilder;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use crate::scylla_db::{Change, Db, Rig, changes, now_ms};
+use testkit::scylla::{Change, Db, Rig, changes, now_ms};
 
 const COLUMNS: &str = "k int, c int, d text, \
     s int static, ss set<int> static, \

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use penstock::checkpoint::Checkpoints;
 use penstock::source::Source;
 
-use crate::scylla_db::{Db, Rig, changes};
 use crate::{TABLE, write};
+use testkit::scylla::{Db, Rig, changes};
 
 async fn until(rig: &Rig, what: &str, holds: impl Fn(&penstock::source::SourceStatus) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);

@@ -11,8 +11,8 @@ use penstock::source::Source;
 use penstock_plugin_encoding::Mark;
 use scylla_double::{Action, Fault};
 
-use crate::scylla_db::{Db, Key, Rig, apply, key, now_ms, positions};
 use crate::{TABLE, exactly, write};
+use testkit::scylla::{Db, Key, Rig, apply, key, now_ms, positions};
 
 /// The positions of the rows that are marked late.
 fn late(batches: &[Batch]) -> BTreeSet<Key> {

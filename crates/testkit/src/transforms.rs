@@ -60,7 +60,7 @@ pub fn settings(transforms: Vec<Transform>) -> Settings {
 
 /// An engine whose clock runs until the engine is dropped. Code is compiled once for all tests.
 pub fn engine() -> Engine {
-    let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("plugin-code");
+    let cache = crate::profile().join("plugin-code");
     let engine = Engine::new(Some(&cache), 64).expect("an engine");
     let ticker = engine.ticker();
     std::thread::spawn(move || {

@@ -1,5 +1,4 @@
 //! Penstock as a process, with the stand-ins outside of it.
-#![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -304,7 +303,7 @@ impl Running {
         flags: &[String],
         environment: &[(&str, &str)],
     ) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_penstock"));
+        let mut command = Command::new(crate::penstock());
         command
             .args(["run", "--quiet", "--config"])
             .arg(config)
@@ -436,7 +435,7 @@ impl Running {
 
     /// Runs `penstock <args>` against this process: its exit code, and all that it printed.
     pub fn penstock(&self, args: &[&str]) -> (Option<i32>, String) {
-        let output = Command::new(env!("CARGO_BIN_EXE_penstock"))
+        let output = Command::new(crate::penstock())
             .args(args)
             .arg("--config")
             .arg(&self.config)

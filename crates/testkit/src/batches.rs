@@ -1,5 +1,4 @@
 //! Batches of records without a source and without a plugin.
-#![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::sync::Arc;
 use std::time::Instant;

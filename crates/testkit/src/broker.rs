@@ -4,7 +4,6 @@
 //! (`noida-db`), or what `PENSTOCK_TEST_BROKERS` names: a real Redpanda or Kafka. [`Faulty`] is librdkafka's
 //! own mock, for what no real broker does on command. [`Valve`] is the first behind a connection that can be cut
 //! or silenced.
-#![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

@@ -1,6 +1,5 @@
 //! A ScyllaDB for tests of the source: the in-process stand-in, or what `PENSTOCK_TEST_SCYLLA` names
 //! (host:port). Each test has a keyspace of its own.
-#![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;

@@ -1,5 +1,4 @@
 //! Settings for tests that need a few of them and the rest to be there.
-#![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::sync::Arc;
 

@@ -18,7 +18,7 @@ pub fn plugin(package: &str) -> PathBuf {
 pub fn wasip2_plugin(package: &str) -> Option<PathBuf> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let libdir = Command::new(rustc)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(crate::root())
         .args(["--print", "target-libdir", "--target", "wasm32-wasip2"])
         .output()
         .expect("rustc runs");
@@ -29,12 +29,12 @@ pub fn wasip2_plugin(package: &str) -> Option<PathBuf> {
 
 fn build(triple: &str) -> PathBuf {
     // A target directory of its own: the one that runs this test may be locked by its cargo.
-    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("plugins");
+    let target = crate::profile().join("test-plugins");
     std::fs::create_dir_all(&target).expect("a directory for the plugins");
     let lock = std::fs::File::create(target.join("test.lock")).expect("the lock's file");
     lock.lock().expect("the lock");
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(crate::root())
         .args(["build", "--quiet", "--profile", "plugin"])
         .args(["--target", triple])
         .args(["-p", "outbox-router", "-p", "test-faults"])

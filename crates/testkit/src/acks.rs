@@ -1,5 +1,4 @@
 //! Counts acknowledgements, as cheaply as a bare loop can.
-#![allow(unreachable_pub)]
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
