@@ -11,6 +11,7 @@ pub mod config;
 pub mod demo;
 pub mod init;
 pub mod init_schema;
+pub mod manual;
 pub mod run;
 pub mod schema;
 pub mod validate;
@@ -18,7 +19,7 @@ pub mod validate;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::Inputs;
 
@@ -100,6 +101,15 @@ enum Command {
     InitSchema(init_schema::InitSchemaArgs),
     #[command(flatten)]
     Admin(admin::AdminCommand),
+    /// Print a shell's completions
+    Completions(manual::CompletionsArgs),
+    /// Print the man page, or write one for each command
+    Man(manual::ManArgs),
+}
+
+/// The command line as such: what the completions, the man pages and the tests of the documentation are made from.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses the arguments and does what they say.
@@ -114,6 +124,8 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::run(args),
         Command::InitSchema(args) => init_schema::run(&cli.config, args),
         Command::Admin(command) => admin::run(&cli.config, command),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     };
     ExitCode::from(code)
 }

@@ -1,10 +1,6 @@
 //! `penstock schema`: the JSON Schema of pipeline.toml, or every key as a page to read.
 
-use std::io::Write;
-
 use clap::Args;
-
-use super::exit;
 
 /// `penstock schema`
 #[derive(Debug, Args)]
@@ -21,12 +17,5 @@ pub fn run(args: SchemaArgs) -> u8 {
     } else {
         crate::config::schema::pretty()
     };
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => exit::OK,
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => exit::OK,
-        Err(error) => {
-            eprintln!("error: {error}");
-            exit::FAILURE
-        }
-    }
+    super::manual::print(text.as_bytes())
 }
