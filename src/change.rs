@@ -150,12 +150,26 @@ pub struct GroupKey(pub Arc<str>);
 const LEAF: char = '#';
 /// Begins the last part of the key that keeps the place of a shard without a group.
 const VACANT: &str = "shard-";
+/// The last part of the key that says where to begin.
+const START: &str = "@start";
 
 impl GroupKey {
     /// Keeps the place of a shard without a group of its own in a generation (`keyspace.table/generation`), so
     /// that it too goes on there after a restart. It has a checkpoint, and nothing to read.
     pub fn vacant(generation: &str, shard: u32) -> Self {
         Self(format!("{generation}/{VACANT}{shard}").into())
+    }
+
+    /// Not of a group: says where a table without checkpoints is read from, instead of `source.start_from`.
+    pub fn start(table: &str) -> Self {
+        Self(format!("{table}/{START}").into())
+    }
+
+    /// Whether it is [`Self::start`].
+    pub fn is_start(&self) -> bool {
+        self.0
+            .rsplit_once('/')
+            .is_some_and(|(_, last)| last == START)
     }
 
     /// The key of a leaf of this group's memory: fingerprints of writes that were handed on, under a key of

@@ -3,7 +3,7 @@
 //! `FAILPOINTS="crash::before-commit=20*off->return"` ends it the 21st time that it comes there. Compiled to nothing
 //! unless the crate is built for tests (the `failpoints` feature of `fail`). It knows nothing of who calls it.
 
-/// Where a settlement stands.
+/// Where a settlement stands, or a shard on its way from one instance to another.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Crash {
     /// The brokers know of a batch, or of a transaction, that has no record yet.
@@ -14,6 +14,10 @@ pub(crate) enum Crash {
     BeforeCommit,
     /// The brokers have the checkpoint, and nobody here knows yet.
     AfterCommit,
+    /// Shards that go to another instance are settled, and not given back yet.
+    MidHandOver,
+    /// A shard that came from another instance is open, and nothing runs for it yet.
+    MidTakeOver,
 }
 
 impl Crash {
@@ -23,6 +27,8 @@ impl Crash {
             Self::MidSend => "crash::mid-send",
             Self::BeforeCommit => "crash::before-commit",
             Self::AfterCommit => "crash::after-commit",
+            Self::MidHandOver => "crash::mid-hand-over",
+            Self::MidTakeOver => "crash::mid-take-over",
         }
     }
 

@@ -492,6 +492,7 @@ fn each_key_differs_alone_and_by_its_class() {
             Kind::Text(_) => match key.path.as_str() {
                 "transform.*.name" => continue,
                 "log.filter" => "\"debug\"".into(),
+                "admin.advertise" => "\"other:7\"".into(),
                 _ => "\"other\"".into(),
             },
             Kind::Path => "\"../../../tests/config/plugin.wasm\"".into(),

@@ -160,6 +160,20 @@ async fn an_instance_without_shards_is_a_standby_and_ready() {
     let (code, printed) = second.penstock(&["status"]);
     assert_eq!(code, Some(0), "{printed}");
     assert!(printed.contains("shared"), "{printed}");
+    // Either knows whose the shard is, and asks the other where it is not its own.
+    for running in [&first, &second] {
+        let (code, printed) = running.penstock(&["status", "--all", "--json"]);
+        assert_eq!(code, Some(0), "{printed}");
+        let shards: Value = serde_json::from_str(&printed).expect("JSON");
+        let shards = shards.as_array().expect("a list");
+        assert_eq!(shards.len(), 1, "{printed}");
+        let owner = shards[0]["owner"]["admin"].as_str();
+        let addresses = [first.admin(), second.admin()];
+        assert!(owner.is_some_and(|o| addresses.iter().any(|a| a == o)));
+        for key in ["read", "lag_seconds", "per_second"] {
+            assert!(shards[0][key].is_number(), "{key}: {printed}");
+        }
+    }
     second.stop_cleanly();
     first.stop_cleanly();
 }

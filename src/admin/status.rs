@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::checkpoint::topic::Owner;
 use crate::config::reload::UnderWay;
 use crate::config::settings::Nodes;
 use crate::coordinator::handle::{Handle, Phase};
@@ -169,6 +170,18 @@ pub struct Shard {
     pub rewinds: u64,
     /// How far behind now it reads.
     pub lag_seconds: f64,
+    /// Changes done a second, over the last ten.
+    pub per_second: f64,
+}
+
+/// Who has a shard.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ownership {
+    /// The shard's number.
+    pub shard: u32,
+    /// Who.
+    #[serde(flatten)]
+    pub owner: Owner,
 }
 
 /// The answer.
@@ -190,6 +203,10 @@ pub struct Status {
     pub stages: Vec<Stage>,
     /// Lanes that are open here.
     pub shards: Vec<Shard>,
+    /// Who this instance is among those that run the pipeline; `null` until it is connected.
+    pub instance: Option<uuid::Uuid>,
+    /// Who has which shard, as far as this instance knows.
+    pub owners: Vec<Ownership>,
     /// What of the shards is this instance's, where several share them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub membership: Option<Share>,
@@ -235,7 +252,12 @@ impl Status {
                 dead_letters: lane.counters.dead_letters.load(Relaxed),
                 rewinds: lane.counters.rewinds.load(Relaxed),
                 lag_seconds: lag(lane.shard),
+                per_second: lane.counters.rate.lock().per_second(Instant::now()),
             })
+            .collect();
+        let owners = pipeline.iter().flat_map(|p| p.owners());
+        let owners = owners
+            .map(|(shard, owner)| Ownership { shard, owner })
             .collect();
         let settings = handle.settings().borrow().clone();
         Self {
@@ -247,6 +269,8 @@ impl Status {
             health: handle.health().borrow().clone(),
             stages: stages(handle),
             shards,
+            instance: pipeline.as_ref().map(|p| p.sink.owner().instance),
+            owners,
             membership: handle.share(),
             retention_headroom: source.retention_headroom(),
             children: handle.children(),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::topic::{InvalidCheckpoint, OWNER_KEY, decode};
+use super::topic::{InvalidCheckpoint, OWNER_KEY, Owner, decode};
 use crate::change::GroupKey;
 
 /// See the module.
@@ -17,6 +17,8 @@ pub struct CheckpointLog {
     /// Group → partition → up to when it is complete, µs since the Unix epoch. A group stands in two partitions only while
     /// its checkpoint is moved.
     groups: Mutex<BTreeMap<GroupKey, BTreeMap<i32, i64>>>,
+    /// By partition.
+    owners: Mutex<BTreeMap<i32, Owner>>,
     news: watch::Sender<()>,
 }
 
@@ -25,6 +27,7 @@ impl CheckpointLog {
     pub fn new(news: watch::Sender<()>) -> Self {
         Self {
             groups: Mutex::default(),
+            owners: Mutex::default(),
             news,
         }
     }
@@ -40,6 +43,11 @@ impl CheckpointLog {
         value: Option<&[u8]>,
     ) -> Result<(), InvalidCheckpoint> {
         if key == Some(OWNER_KEY.as_bytes()) {
+            let mut owners = self.owners.lock();
+            match Owner::decode(value) {
+                Some(owner) => owners.insert(partition, owner),
+                None => owners.remove(&partition),
+            };
             return Ok(());
         }
         let (group, checkpoint) = match decode(key, value) {
@@ -48,7 +56,7 @@ impl CheckpointLog {
             Err(error) if error.is_foreign(key) => return Ok(()),
             Err(error) => return Err(error),
         };
-        if group.leaf_of().is_some() {
+        if group.leaf_of().is_some() || group.is_start() {
             return Ok(());
         }
         let mut groups = self.groups.lock();
@@ -66,6 +74,11 @@ impl CheckpointLog {
     /// Tells whoever waits that there is more.
     pub fn tell(&self) {
         self.news.send_replace(());
+    }
+
+    /// Who took each shard last, by its partition.
+    pub fn owners(&self) -> BTreeMap<i32, Owner> {
+        self.owners.lock().clone()
     }
 
     /// Up to when a group is complete.

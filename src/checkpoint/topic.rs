@@ -16,6 +16,10 @@
 //! had neither `remembered_since_us` nor `writes`. A null value is a tombstone:
 //! the group is finished and forgotten. Within a partition a later record replaces an earlier one.
 //!
+//! `keyspace.table/@start` in the place of a group's key says, in `complete_until_us`, where the table is read from if it
+//! has no checkpoints (0: from its log's beginning), instead of `source.start_from`: what `penstock checkpoint reset`
+//! writes, for every shard. `@owner` says who has the shard.
+//!
 //! **When `shards` changes**, a group belongs to another shard, and its checkpoint is still in the partition of
 //! the old one. So a shard reads all partitions and keeps the groups that hash to it; of a group found in
 //! several it takes what is furthest along in each stream, because a checkpoint only ever tells of work that
@@ -39,9 +43,38 @@ pub const VERSION: u32 = 2;
 /// The key of the record that says who writes a partition: no stream group has it.
 pub const OWNER_KEY: &str = "@owner";
 
-/// The value of that record.
-pub fn encode_owner(instance: Uuid) -> Vec<u8> {
-    instance.to_string().into_bytes()
+/// Who has a shard: what the record under [`OWNER_KEY`] says, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The process, or, of a process that has rebuilt its pipeline, what it is since then.
+    pub instance: Uuid,
+    /// Where its admin interface answers, `host:port`, if it has one and says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<String>,
+}
+
+impl Owner {
+    /// Of a shard that there is no more.
+    pub const NOBODY: Self = Self {
+        instance: Uuid::nil(),
+        admin: None,
+    };
+
+    /// The record's value.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("two texts are JSON")
+    }
+
+    /// … read back; `None`: it says nothing that this build understands. A bare id is what earlier ones wrote.
+    pub fn decode(value: Option<&[u8]>) -> Option<Self> {
+        let text = std::str::from_utf8(value?).ok()?;
+        let bare = || {
+            let instance = text.parse().ok()?;
+            let admin = None;
+            Some(Self { instance, admin })
+        };
+        serde_json::from_str(text).ok().or_else(bare)
+    }
 }
 
 /// `penstock.<pipeline>.checkpoints`
@@ -168,7 +201,7 @@ pub struct Fold {
     shard: u32,
     shards: u32,
     found: BTreeMap<GroupKey, BTreeMap<i32, GroupCheckpoint>>,
-    owners: BTreeMap<i32, Uuid>,
+    owners: BTreeMap<i32, Owner>,
     /// Records that are no checkpoints: how many, and what is wrong with the first.
     foreign: (u64, Option<String>),
 }
@@ -212,8 +245,7 @@ impl Fold {
         value: Option<&[u8]>,
     ) -> Result<(), InvalidCheckpoint> {
         if key == Some(OWNER_KEY.as_bytes()) {
-            let owner = value.and_then(|v| std::str::from_utf8(v).ok()?.parse().ok());
-            match owner {
+            match Owner::decode(value) {
                 Some(owner) => self.owners.insert(partition, owner),
                 None => self.owners.remove(&partition),
             };
@@ -228,7 +260,7 @@ impl Fold {
                 return Ok(());
             }
         };
-        if group.shard(self.shards) != self.shard {
+        if !group.is_start() && group.shard(self.shards) != self.shard {
             return Ok(());
         }
         let places = self.found.entry(group).or_default();
@@ -240,14 +272,20 @@ impl Fold {
     }
 
     /// Who wrote a partition last.
-    pub fn owner(&self, partition: i32) -> Option<Uuid> {
-        self.owners.get(&partition).copied()
+    pub fn owner(&self, partition: i32) -> Option<Owner> {
+        self.owners.get(&partition).cloned()
     }
 
     /// What they come to; `own` is the shard's partition.
     pub fn finish(self, own: i32) -> Loaded {
         let mut loaded = Loaded::default();
-        for (group, places) in self.found {
+        for (group, mut places) in self.found {
+            if group.is_start() {
+                // Each shard has its own. One that was added since has another's.
+                let found = places.remove(&own).or_else(|| Some(places.pop_first()?.1));
+                loaded.checkpoints.extend(found.map(|c| (group, c)));
+                continue;
+            }
             let mut joined: Option<GroupCheckpoint> = None;
             for (partition, checkpoint) in places {
                 if partition != own {
@@ -443,6 +481,49 @@ mod tests {
         let later = fold.record(0, k, Some(br#"{"v":9}"#)).unwrap_err();
         assert!(later.to_string().contains("upgrade"), "{later}");
         assert_eq!(fold.finish(0).checkpoints[&key], good);
+    }
+
+    #[test]
+    fn every_shard_is_told_where_to_start_and_a_later_one_too() {
+        let key = GroupKey::start("ks.t");
+        assert!(key.is_start() && !group(1).is_start());
+        for (shard, shards) in [(0, 2), (1, 2), (2, 3)] {
+            let mut fold = Fold::new(shard, shards);
+            for partition in 0..2 {
+                let value = encode(&checkpoint(i64::from(partition) + 7, &[]));
+                let k = Some(key.0.as_bytes());
+                fold.record(partition, k, Some(&value)).unwrap();
+            }
+            let loaded = fold.finish(shard as i32);
+            let own = if shard == 1 { 8 } else { 7 };
+            assert_eq!(loaded.checkpoints[&key], checkpoint(own, &[]));
+            assert_eq!(loaded.strays, []);
+        }
+    }
+
+    #[test]
+    fn an_owner_is_read_back_as_this_build_and_earlier_ones_wrote_it() {
+        let instance = Uuid::new_v4();
+        let admin = Some("10.0.0.7:9180".to_owned());
+        for owner in [
+            Owner { instance, admin },
+            Owner {
+                instance,
+                admin: None,
+            },
+        ] {
+            assert_eq!(Owner::decode(Some(&owner.encode())), Some(owner));
+        }
+        let bare = Owner::decode(Some(instance.to_string().as_bytes()));
+        assert_eq!(
+            bare,
+            Some(Owner {
+                instance,
+                admin: None
+            })
+        );
+        assert_eq!(Owner::decode(Some(b"?")), None);
+        assert_eq!(Owner::decode(None), None);
     }
 
     #[test]

@@ -15,7 +15,14 @@ use crate::coordinator::reload::Reloads;
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
     /// Show the health of every component, its breaker and its shards
-    Status(Output),
+    Status {
+        /// How it is printed
+        #[command(flatten)]
+        output: Output,
+        /// Show the shards of every instance of the pipeline: whose they are, how far behind, how fast
+        #[arg(long)]
+        all: bool,
+    },
     /// Exit 0 if the running pipeline is healthy (with --ready: if it is ready)
     Health {
         /// Ask whether it is ready instead
@@ -153,7 +160,7 @@ pub fn run(config: &ConfigArgs, command: AdminCommand) -> u8 {
     }
 }
 
-struct Client {
+pub(super) struct Client {
     http: reqwest::Client,
     base: String,
     token: Option<String>,
@@ -181,7 +188,16 @@ impl Client {
         })
     }
 
-    async fn call(
+    /// One that asks another instance, with the same token.
+    pub(super) fn at(&self, address: &str) -> Self {
+        Self {
+            http: self.http.clone(),
+            base: format!("http://{address}"),
+            token: self.token.clone(),
+        }
+    }
+
+    pub(super) async fn call(
         &self,
         method: Method,
         path: &str,
@@ -217,7 +233,10 @@ impl Client {
 async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
     let client = Client::new(admin)?;
     let (method, path, query, json) = match &command {
-        AdminCommand::Status(output) => {
+        AdminCommand::Status { all: true, output } => {
+            return super::shards::print_all(&client, output.json).await;
+        }
+        AdminCommand::Status { output, .. } => {
             (Method::GET, "/status".to_owned(), Vec::new(), output.json)
         }
         AdminCommand::Health { ready } => (
@@ -281,7 +300,7 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
         return Ok(good);
     }
     match command {
-        AdminCommand::Status(_) => print_status(&answer),
+        AdminCommand::Status { .. } => print_status(&answer),
         AdminCommand::Health { ready: true } => match answer["reason"].as_str() {
             Some(reason) => say!("{}: {reason}", text(&answer["phase"])),
             None => say!("{}", text(&answer["phase"])),
@@ -324,7 +343,7 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
     Ok(good)
 }
 
-fn each(list: &Value, print: impl FnMut(&Value)) {
+pub(super) fn each(list: &Value, print: impl FnMut(&Value)) {
     list.as_array().into_iter().flatten().for_each(print);
 }
 
@@ -335,7 +354,7 @@ fn one_line(text: &str) -> String {
 }
 
 /// A value as a person reads it.
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     match value {
         Value::String(s) => s.clone(),
         Value::Null => "-".to_owned(),
@@ -407,28 +426,7 @@ fn print_status(status: &Value) {
     say!("");
     print_stages(&status["stages"]);
     say!("");
-    say!(
-        "{:<6} {:>12} {:>12} {:>10} {:>13} {:>8} {:>8}",
-        "shard",
-        "read",
-        "done",
-        "in flight",
-        "dead letters",
-        "rewinds",
-        "lag s"
-    );
-    each(&status["shards"], |s| {
-        say!(
-            "{:<6} {:>12} {:>12} {:>10} {:>13} {:>8} {:>8}",
-            text(&s["shard"]),
-            text(&s["read"]),
-            text(&s["done"]),
-            text(&s["in_flight"]),
-            text(&s["dead_letters"]),
-            text(&s["rewinds"]),
-            text(&s["lag_seconds"])
-        );
-    });
+    super::shards::print(&super::shards::of(status));
 }
 
 /// What of the shards this instance has, where several share them.

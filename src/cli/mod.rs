@@ -7,6 +7,7 @@ macro_rules! say {
 }
 
 pub mod admin;
+pub mod checkpoint;
 pub mod config;
 pub mod demo;
 pub mod init;
@@ -14,6 +15,7 @@ pub mod init_schema;
 pub mod manual;
 pub mod run;
 pub mod schema;
+mod shards;
 pub mod validate;
 
 use std::path::PathBuf;
@@ -97,6 +99,9 @@ enum Command {
     Schema(schema::SchemaArgs),
     /// Write a commented pipeline.toml to start from
     Init(init::InitArgs),
+    /// Show, set or copy where the pipeline is; but for `show` it must not run
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Command),
     /// Create the order service's keyspace and tables
     InitSchema(init_schema::InitSchemaArgs),
     #[command(flatten)]
@@ -122,6 +127,7 @@ pub fn main() -> ExitCode {
         Command::Config(args) => config::run(&cli.config, args),
         Command::Schema(args) => schema::run(args),
         Command::Init(args) => init::run(args),
+        Command::Checkpoint(command) => checkpoint::run(&cli.config, command),
         Command::InitSchema(args) => init_schema::run(&cli.config, args),
         Command::Admin(command) => admin::run(&cli.config, command),
         Command::Completions(args) => manual::completions(&args),

@@ -28,6 +28,17 @@ pub(super) fn pipeline_name(text: &str) -> Result<(), String> {
     }
 }
 
+pub(super) fn group_instance_id(text: &str) -> Result<(), String> {
+    // As Kafka has it; it stands in names of members.
+    if made_of(text, 200, |c| {
+        c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')
+    }) {
+        Ok(())
+    } else {
+        Err("1 to 200 ASCII letters, digits, '.', '-' and '_'".into())
+    }
+}
+
 pub(super) fn transform_name(text: &str) -> Result<(), String> {
     if made_of(text, 64, |c| {
         c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_')

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::child::Stage;
@@ -63,13 +64,39 @@ impl Keeper {
     }
 }
 
+/// Where letters go, and who looks at them first. The brokers' is [`DeadLetters`].
+pub trait Keeps: Send + Sync {
+    /// Looks whether these are a flood.
+    fn admit<'a>(&'a self, letters: &'a [DeadLetter]) -> BoxFuture<'a, Result<(), SinkError>>;
+
+    /// … and writes them.
+    fn write<'a>(&'a self, letters: &'a [DeadLetter]) -> BoxFuture<'a, Result<(), SinkError>>;
+
+    /// Back when there is something to see to without a request.
+    fn keep_closed(&self) -> BoxFuture<'_, ()>;
+}
+
+impl Keeps for DeadLetters {
+    fn admit<'a>(&'a self, letters: &'a [DeadLetter]) -> BoxFuture<'a, Result<(), SinkError>> {
+        Box::pin(self.admit(letters))
+    }
+
+    fn write<'a>(&'a self, letters: &'a [DeadLetter]) -> BoxFuture<'a, Result<(), SinkError>> {
+        Box::pin(self.write(letters))
+    }
+
+    fn keep_closed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.keep_closed())
+    }
+}
+
 /// The child.
 ///
 /// # Errors
 /// A letter could not be kept although trying again is over: it is asked for again after the restart.
 pub async fn run(
     requests: Arc<Requests>,
-    dead_letters: Arc<DeadLetters>,
+    dead_letters: Arc<dyn Keeps>,
     atomic: bool,
     scope: ChildScope,
 ) -> anyhow::Result<()> {

@@ -236,6 +236,11 @@ impl Coordinator {
         Ok(crate::admin::Server::bind(handle, self.live.clone(), wanted, replaces).await?)
     }
 
+    /// Where the admin interface listens.
+    fn admin_address(&self) -> Option<std::net::SocketAddr> {
+        self.listeners.admin.as_ref().map(|admin| admin.address())
+    }
+
     /// Serves the admin interface from here on, if there is one; the one before finishes its answers.
     fn run_admin(&mut self, admin: Option<crate::admin::Server>) {
         let listening = admin.as_ref().map(crate::admin::Server::listening);

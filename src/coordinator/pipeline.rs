@@ -15,6 +15,7 @@ use super::sharing::on_a_thread;
 use super::supervisor::ChildSpec;
 use super::transforms::Transforms;
 use crate::checkpoint::log::CheckpointLog;
+use crate::checkpoint::topic::Owner;
 use crate::config::settings::{Delivery, Instances};
 use crate::config::{LiveSettings, Settings};
 use crate::dead_letter::DeadLetters;
@@ -155,6 +156,9 @@ impl Pipeline {
         numbers: impl IntoIterator<Item = u32>,
     ) -> Result<Vec<Arc<Shard>>, SinkError> {
         let started = Instant::now();
+        if self.settings().pipeline.instances == Instances::One {
+            self.sink.retire_surplus().await?;
+        }
         let opening = numbers.into_iter().map(|n| Shard::open(self, n));
         let opened = futures::future::try_join_all(opening).await?;
         let opened: Vec<Arc<Shard>> = opened.into_iter().map(Arc::new).collect();
@@ -189,6 +193,18 @@ impl Pipeline {
             .values()
             .map(|s| s.lane.clone())
             .collect()
+    }
+
+    /// Who has which shard, by number, as far as it is known here.
+    pub fn owners(&self) -> BTreeMap<u32, Owner> {
+        let told = self.log.as_ref().map(|log| log.owners());
+        let told = told.into_iter().flatten();
+        let mut owners: BTreeMap<u32, Owner> = told
+            .filter_map(|(partition, owner)| Some((u32::try_from(partition).ok()?, owner)))
+            .collect();
+        let ours = self.shards.read();
+        owners.extend(ours.keys().map(|shard| (*shard, self.sink.owner())));
+        owners
     }
 
     /// The numbers of all shards that there are, here or elsewhere.
@@ -250,7 +266,8 @@ impl Pipeline {
     }
 
     fn letters(&self) -> ChildSpec {
-        let (requests, letters) = (self.letters.1.clone(), self.dead_letters.clone());
+        let requests = self.letters.1.clone();
+        let letters: Arc<dyn dead_letters::Keeps> = self.dead_letters.clone();
         let atomic = self.settings().pipeline.delivery == Delivery::ExactlyOnce;
         ChildSpec::new(Stage::DeadLetter, move |scope| {
             dead_letters::run(requests.clone(), letters.clone(), atomic, scope)

@@ -333,9 +333,10 @@ impl Coordinator {
             plugins.clone(),
             self.shared.pipeline(),
         );
-        let shared = self.is_shared();
+        let (shared, admin) = (self.is_shared(), self.admin_address());
         let made = async {
             let connected = connected.await?;
+            connected.sink.listens_at(admin);
             let member = match shared {
                 true => Some(connected.sink.member().await?),
                 false => None,

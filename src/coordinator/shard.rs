@@ -121,7 +121,7 @@ impl Shard {
 }
 
 /// Being fenced is no crash.
-fn relieved(error: anyhow::Error) -> anyhow::Error {
+pub(super) fn relieved(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref::<SinkError>() {
         Some(SinkError::Fenced { .. }) => Relieved(error).into(),
         _ => error,

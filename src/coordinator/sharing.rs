@@ -22,6 +22,7 @@ use super::shutdown::Signals;
 use super::supervisor::{ChildScope, ChildSpec};
 use super::{Coordinator, Drained, Stopping, names};
 use crate::config::settings::{Delivery, Instances};
+use crate::crash::Crash;
 use crate::policy::health::Status;
 use crate::policy::stage::StagePolicies;
 use crate::sink::SinkError;
@@ -315,6 +316,7 @@ impl Coordinator {
                 return Err(Stopping::Asked);
             }
         }
+        Crash::MidHandOver.here();
         self.let_shards_go(shards).await;
         tracing::info!(?shards, took = ?began.elapsed(), "shards handed on");
         // Nobody waits for it any more if the group has lost patience.
@@ -404,6 +406,7 @@ impl Coordinator {
             tracing::debug!(shard = number, "opened, and not ours any more");
             return;
         };
+        Crash::MidTakeOver.here();
         for child in shard.children(&pipeline, &self.failed.0) {
             self.supervisor.start(child);
         }

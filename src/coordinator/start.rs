@@ -39,6 +39,7 @@ impl Coordinator {
     pub(super) fn beginning(&self) -> impl Future<Output = anyhow::Result<Begun>> + use<> {
         let settings = self.live.borrow().clone();
         let (live, policies, shared) = (self.live.clone(), self.policies.clone(), self.is_shared());
+        let admin = self.admin_address();
         let connected = Pipeline::connect(
             self.pipeline_live.subscribe(),
             self.policies.clone(),
@@ -47,6 +48,7 @@ impl Coordinator {
         );
         async move {
             let pipeline = connected.await?;
+            pipeline.sink.listens_at(admin);
             let (member, own) = match shared {
                 true => (Some(pipeline.sink.member().await?), Vec::new()),
                 false => (None, pipeline.numbers().collect()),

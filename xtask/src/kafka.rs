@@ -36,6 +36,7 @@ const SUITES: &[&str] = &[
     "reload",
     "supervision",
     "sharing",
+    "checkpoints",
 ];
 
 struct Asked {

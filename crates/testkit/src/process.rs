@@ -243,6 +243,20 @@ listen = "127.0.0.1:0"
         Running::spawn(&self.config(), &log, &self.flags, command)
     }
 
+    /// Runs `penstock <args>` with this pipeline's settings: its exit code, and all that it printed.
+    pub fn penstock(&self, args: &[&str]) -> (Option<i32>, String) {
+        let output = Command::new(crate::penstock())
+            .args(args)
+            .arg("--config")
+            .arg(self.config())
+            .args(&self.flags)
+            .output()
+            .expect("penstock starts");
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        (output.status.code(), text)
+    }
+
     /// The payload numbers of each key, in the order in which they stand in the topic.
     pub fn seen(&self) -> BTreeMap<String, Vec<u32>> {
         self.seen_in(&self.topic())

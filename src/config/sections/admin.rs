@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::config::key::Class::{Live, Rebuild};
 use crate::config::key::Fallback::{Absent, Value};
 use crate::config::key::Kind;
+use crate::config::rules;
 use crate::config::section::section;
 use crate::config::value::Secret;
 
@@ -16,6 +17,9 @@ section! {
         enabled: bool = { Kind::Bool, Value("true"), Rebuild, "true" },
         /// Where it listens; anything but loopback needs a token
         listen: SocketAddr = { Kind::Address, Value(r#""127.0.0.1:9180""#), Rebuild, r#""127.0.0.1:9180""# },
+        /// Where others reach what it listens on, host:port, for `penstock status --all`; unset: as it listens, if that
+        /// is one address. It is said when a shard is taken
+        advertise: Option<String> = { Kind::Text(rules::node), Absent, Live, r#""penstock-0:9180""# },
         /// Bearer token for every path but /healthz and /readyz, by PENSTOCK_ADMIN__TOKEN only
         token: Option<Secret> = { Kind::Secret, Absent, Live, r#""…""# },
         /// A file with the token; a newline at its end is not part of it

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::config::key::Class::{Live, Rebuild, Refused};
-use crate::config::key::Fallback::{Required, Value};
+use crate::config::key::Fallback::{Absent, Required, Value};
 use crate::config::key::Kind;
 use crate::config::rules;
 use crate::config::section::section;
@@ -47,6 +47,10 @@ section! {
         /// With instances = "shared": how long an instance may be silent before its shards go to the others; the
         /// brokers bound it too
         session_timeout: Duration = { Kind::Duration(6_000, 300_000), Value(r#""10s""#), Rebuild, r#""10s""# },
+        /// With instances = "shared": makes this instance a static member of the group under this id, of which each
+        /// instance needs its own: a restart within session_timeout moves no shard, and a stop leaves its shards with
+        /// nobody for as long
+        group_instance_id: Option<String> = { Kind::Text(rules::group_instance_id), Absent, Rebuild, r#""penstock-0""# },
         /// The most changes that one shard holds unacknowledged; bounds memory
         max_in_flight: NonZeroU32 = { Kind::Int(1, 1_000_000), Value("10000"), Live, "10000" },
         /// The most changes handed on together

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 pub use sink::{FailedStage, FailedStages, SinkParts, run_sink};
 pub use source::run_source;
@@ -49,8 +50,57 @@ pub struct Counters {
     pub rewinds: AtomicU64,
     /// Checkpoints written.
     pub commits: AtomicU64,
+    /// How fast changes are done.
+    pub rate: Mutex<Rate>,
     /// `cdc$time` of the newest change that is done, µs since the Unix epoch.
     pub newest_done_us: AtomicU64,
+}
+
+/// Seconds over which a rate is taken.
+const RATE_OVER: usize = 10;
+
+/// What happened a second, over the last [`RATE_OVER`] whole ones.
+#[derive(Clone, Debug)]
+pub struct Rate {
+    began: Instant,
+    /// By second since then, modulo; and the newest of them.
+    seconds: [u64; RATE_OVER + 1],
+    newest: u64,
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self {
+            began: Instant::now(),
+            seconds: [0; RATE_OVER + 1],
+            newest: 0,
+        }
+    }
+}
+
+impl Rate {
+    fn turn(&mut self, now: Instant) -> usize {
+        let second = now.saturating_duration_since(self.began).as_secs();
+        let len = self.seconds.len() as u64;
+        for passed in (self.newest + 1..=second).rev().take(self.seconds.len()) {
+            self.seconds[(passed % len) as usize] = 0;
+        }
+        self.newest = self.newest.max(second);
+        (self.newest % len) as usize
+    }
+
+    /// So many more.
+    pub fn add(&mut self, n: u64, now: Instant) {
+        let at = self.turn(now);
+        self.seconds[at] += n;
+    }
+
+    /// How many a second; the one under way does not count.
+    pub fn per_second(&mut self, now: Instant) -> f64 {
+        let under_way = self.turn(now);
+        let whole = self.seconds.iter().sum::<u64>() - self.seconds[under_way];
+        whole as f64 / self.newest.clamp(1, RATE_OVER as u64) as f64
+    }
 }
 
 /// See the module.
@@ -128,5 +178,32 @@ impl Lane {
         self.counters.rewinds.fetch_add(1, Relaxed);
         tracing::info!(shard = self.shard, epoch, why, "shard rewound");
         self.epoch.send_replace(epoch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_rate_is_of_the_last_ten_seconds() {
+        let mut rate = Rate::default();
+        let at = |s: f64| rate.began + Duration::from_secs_f64(s);
+        let (first, later, gone) = ([at(0.1), at(0.9)], at(4.5), at(60.0));
+        let (second, tenth) = (at(1.5), at(14.5));
+        for now in first {
+            rate.add(50, now);
+        }
+        assert_eq!(rate.per_second(second), 100.0);
+        assert_eq!(rate.per_second(later), 25.0);
+        rate.add(30, later);
+        assert_eq!(
+            rate.per_second(tenth),
+            3.0,
+            "the first second is too long ago"
+        );
+        assert_eq!(rate.per_second(gone), 0.0);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 use tokio::time::Instant;
 
 use futures::FutureExt;
@@ -15,7 +16,7 @@ use super::super::faults;
 use super::super::ledger::Ledger;
 use super::super::supervisor::ChildScope;
 use super::Lane;
-use crate::change::{Progress, RecordBatch};
+use crate::change::{Position, Progress, RecordBatch};
 use crate::checkpoint::{Checkpoints, Settlement};
 use crate::config::LiveSettings;
 use crate::dead_letter::DeadLetter;
@@ -98,6 +99,7 @@ pub async fn run_sink(
             changes: 0,
             letters: Vec::new(),
             settling: Open::default(),
+            unsaved: Unsaved::default(),
             failures: &mut failures,
             anew: &mut anew,
         };
@@ -310,6 +312,45 @@ struct Open {
 /// Bytes of a transaction; more would only make a longer one to repeat.
 const OPEN_BYTES: usize = 32 << 20;
 
+/// Delivering at least once, a backlog is checkpointed by the time of its changes too, at most so often in a
+/// `checkpoint_interval`.
+const CATCHING_UP: u32 = 20;
+
+/// What is delivered at least once and not checkpointed.
+///
+/// A shard that catches up delivers many seconds of changes in one: by the clock alone a crash would repeat all of them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unsaved {
+    /// The oldest and the newest of its changes, µs since the Unix epoch.
+    span: Option<(i64, i64)>,
+}
+
+impl Unsaved {
+    fn delivered(&mut self, positions: &[Position]) {
+        for at in positions.iter().map(Position::timestamp_us) {
+            let (oldest, newest) = self.span.get_or_insert((at, at));
+            (*oldest, *newest) = (at.min(*oldest), at.max(*newest));
+        }
+    }
+
+    /// When it is to be checkpointed that was last at this time.
+    fn due(&self, last: Option<Instant>, interval: Duration) -> Instant {
+        let Some(last) = last else {
+            // The first after a start: what was repeated by one crash is not by the next.
+            return Instant::now();
+        };
+        let us = self
+            .span
+            .map_or(0, |(oldest, newest)| newest.saturating_sub(oldest));
+        let reached = Duration::from_micros(us.unsigned_abs()) >= interval;
+        last + if reached {
+            interval / CATCHING_UP
+        } else {
+            interval
+        }
+    }
+}
+
 /// One run of the sink's child, from its start or a step back to the next failure.
 struct Delivery<'a> {
     lane: &'a Lane,
@@ -328,6 +369,7 @@ struct Delivery<'a> {
     /// Of an atomic sink: the letters that go with the next settlement; bounded by `dead_letter.max`.
     letters: Vec<DeadLetter>,
     settling: Open,
+    unsaved: Unsaved,
     /// Failed deliveries since the last success.
     failures: &'a mut u32,
     /// The checkpoint topic was made again, and what was in it is not written into it yet.
@@ -346,7 +388,7 @@ impl Delivery<'_> {
         records: &mut mpsc::Receiver<Arc<RecordBatch>>,
     ) -> Result<(), Ended> {
         let mut live = live.clone();
-        let mut settled_at = Instant::now();
+        let mut settled_at = None;
         let mut at_once = *self.anew;
         if at_once {
             self.lane.ledger.lock().say_again();
@@ -363,17 +405,18 @@ impl Delivery<'_> {
                 let idle = ledger.is_idle_upstream() || self.next.is_waiting();
                 (idle, ledger.is_settled())
             };
+            let save_at = self.unsaved.due(settled_at, checkpoint_interval);
             let close_at = self.settling.since.map(|since| since + commit_interval);
             let closing = close_at.is_some_and(|at| at <= Instant::now())
                 || self.settling.changes >= max
                 || self.settling.bytes >= OPEN_BYTES;
             let due = match (sink.is_atomic(), close_at) {
                 (true, Some(_)) => self.in_flight.is_empty() && (closing || idle),
-                _ => !settled && (at_once || settled_at + checkpoint_interval <= Instant::now()),
+                _ => !settled && (at_once || save_at <= Instant::now()),
             };
             if due {
                 self.settle(sink).await?;
-                settled_at = Instant::now();
+                settled_at = Some(Instant::now());
                 at_once = false;
                 if std::mem::take(self.anew) {
                     tracing::info!(shard = self.lane.shard, "the checkpoints are written anew");
@@ -383,7 +426,7 @@ impl Delivery<'_> {
             let room = self.changes < max && self.in_flight.len() < IN_FLIGHT_BATCHES && !closing;
             let look_again = match close_at {
                 Some(at) if !closing => Some(at),
-                None if !settled => Some(settled_at + checkpoint_interval),
+                None if !settled => Some(save_at),
                 _ => None,
             };
             let none_next = matches!(self.next, Next::Nothing);
@@ -518,12 +561,16 @@ impl Delivery<'_> {
         );
         let changes = batch.source.positions.len();
         self.changes -= changes;
+        self.unsaved.delivered(&batch.source.positions);
         self.lane
             .ledger
             .lock()
             .deliver(changes, &batch.source.progress);
         *self.failures = 0;
         counters.done.fetch_add(changes as u64, Relaxed);
+        let mut rate = counters.rate.lock();
+        rate.add(changes as u64, Instant::now());
+        drop(rate);
         let newest = batch.source.positions.iter().map(|p| p.timestamp_us());
         if let Some(newest) = newest.max() {
             counters
@@ -552,6 +599,7 @@ impl Delivery<'_> {
         }
         self.letters.clear();
         self.settling = Open::default();
+        self.unsaved = Unsaved::default();
         self.lane.ledger.lock().commit(&settlement);
         committed(self.lane, self.source, &settlement);
         Ok(())

@@ -110,12 +110,13 @@ impl RedpandaSink {
     /// shards: then instances would not agree on which keys a shard has.
     pub async fn member(&self) -> Result<Member, SinkError> {
         let partitions = self.checkpoint_partitions().await?;
-        let (name, shards, session) = {
+        let (name, shards, session, static_id) = {
             let pipeline = &self.live.borrow().pipeline;
             (
                 pipeline.name.clone(),
                 pipeline.shards.get(),
                 pipeline.session_timeout,
+                pipeline.group_instance_id.clone(),
             )
         };
         let topic = self.checkpoint_topic();
@@ -143,6 +144,9 @@ impl RedpandaSink {
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "false")
             .set("auto.offset.reset", "latest");
+        if let Some(id) = &static_id {
+            config.set("group.instance.id", id);
+        }
         Ok(Member {
             config,
             topic,

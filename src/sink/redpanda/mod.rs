@@ -7,6 +7,7 @@
 //! second resend on top.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use rdkafka::metadata::Metadata;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::checkpoint::topic::Owner;
 use crate::config::settings::{self, Delivery, Instances, LiveSettings, Nodes};
 use crate::policy::Class;
 use crate::policy::breaker::State as Breaker;
@@ -27,6 +29,7 @@ use crate::sink::flight::{Oldest, Snapshot, Window};
 use crate::sink::trouble::{Cause, Help, Troubles};
 use crate::sink::{SinkError, join_brokers};
 
+pub mod by_hand;
 mod carry;
 mod classify;
 mod client;
@@ -80,6 +83,8 @@ pub struct RedpandaSink {
     partitions: tokio::sync::OnceCell<u32>,
     /// Who this process is, in the checkpoint topic.
     instance: uuid::Uuid,
+    /// … and where it can be asked.
+    admin: Mutex<Option<SocketAddr>>,
     /// By shard; a lane stays when its shard is given up, so that counters never fall.
     lanes: Mutex<BTreeMap<u32, Arc<Lane>>>,
 }
@@ -144,6 +149,7 @@ impl RedpandaSink {
             hint: hint.clone(),
             partitions: tokio::sync::OnceCell::new(),
             instance: uuid::Uuid::new_v4(),
+            admin: Mutex::default(),
             lanes: Mutex::default(),
         };
         sink.reach(brokers).await?;
@@ -193,6 +199,24 @@ impl RedpandaSink {
                 addresses.push(address);
             }
         }
+    }
+
+    /// Who this process is to others, and where it can be asked.
+    pub fn owner(&self) -> Owner {
+        let advertised = self.live.borrow().admin.advertise.clone();
+        let listens = || {
+            let address = (*self.admin.lock())?;
+            (!address.ip().is_unspecified()).then(|| address.to_string())
+        };
+        Owner {
+            instance: self.instance,
+            admin: advertised.or_else(listens),
+        }
+    }
+
+    /// Where this process's admin interface listens: said of shards that are taken from here on.
+    pub fn listens_at(&self, admin: Option<SocketAddr>) {
+        *self.admin.lock() = admin;
     }
 
     /// What the sink waits for, and why: for health.

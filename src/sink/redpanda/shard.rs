@@ -7,12 +7,12 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Message};
-use uuid::Uuid;
 
 use super::outlet::{Handed, Lane, Outgoing, Outlet};
 use super::parts::{self, Parts};
 use super::{RedpandaSink, client, dead_letters, reader};
 use crate::change::{Position, RecordBatch};
+use crate::checkpoint::topic::Owner;
 use crate::checkpoint::{Checkpoints, Settlement, topic as checkpoint};
 use crate::config::settings::Delivery;
 use crate::crash::Crash;
@@ -105,10 +105,6 @@ impl ShardSink {
     }
 
     async fn take_over(&mut self) -> Result<Checkpoints, SinkError> {
-        if self.transaction == Transaction::Unopened && self.outlet.window().broken().is_some() {
-            self.outlet.stop().await;
-            self.outlet.restart().await?;
-        }
         let within = self.sink.live.borrow().sink.attempt_timeout;
         let permit = self.sink.gate().await;
         let topic = self.sink.checkpoint_topic();
@@ -129,11 +125,48 @@ impl ShardSink {
                 if error.class() == Class::Retryable {
                     permit.failure(&error);
                 }
-                // Whatever state it is in: the next try has another one.
-                self.outlet.window().fail(SinkError::Reset);
+                self.unopen();
                 Err(error)
             }
         }
+    }
+
+    /// The record that says whose the shard is.
+    fn claim(&self, partition: i32) -> CheckpointRecord {
+        let owner = self.sink.owner();
+        let key = checkpoint::OWNER_KEY.to_owned();
+        (partition, key, Some(owner.encode()))
+    }
+
+    /// Says at once whose the shard is, so that everybody knows it of a shard that has nothing to do, too.
+    async fn say_whose(&mut self) -> Result<(), SinkError> {
+        if self.shard == REPLAY_SHARD {
+            return Ok(());
+        }
+        let said = match self.is_atomic() {
+            true => self.commit(&[], Vec::new()).await,
+            false => {
+                let partition = self.sink.own_partition(self.shard).await?;
+                self.write_checkpoints(&[self.claim(partition)]).await
+            }
+        };
+        if said.is_err() {
+            let fenced = self.outlet.is_fenced();
+            self.unopen();
+            // Of two that start at once one is late: it is not to take the shard back.
+            if fenced {
+                self.check_owner().await?;
+            }
+        }
+        said
+    }
+
+    /// Whatever state it is in: the next try has another producer.
+    fn unopen(&mut self) {
+        if self.is_atomic() {
+            self.transaction = Transaction::Unopened;
+        }
+        self.outlet.window().fail(SinkError::Reset);
     }
 
     /// Fails if the shard was claimed by another instance since this producer took it.
@@ -144,13 +177,16 @@ impl ShardSink {
         let partition = self.sink.own_partition(self.shard).await?;
         let (_, owner) = self.sink.read_shard(self.shard, partition, within).await?;
         match owner {
-            Some(owner) if owner != self.sink.instance => Err(SinkError::Fenced {
-                shard: self.shard,
-                reason: format!(
-                    "its checkpoints are written by {owner}, this is {}",
-                    self.sink.instance
-                ),
-            }),
+            Some(owner) if owner.instance != self.sink.instance => {
+                let at = owner.admin.map_or(String::new(), |at| format!(" at {at}"));
+                Err(SinkError::Fenced {
+                    shard: self.shard,
+                    reason: format!(
+                        "its checkpoints are written by {}{at}, this is {}",
+                        owner.instance, self.sink.instance
+                    ),
+                })
+            }
             _ => Ok(()),
         }
     }
@@ -189,7 +225,7 @@ impl ShardSink {
     async fn commit(
         &mut self,
         letters: &[(Position, Option<&DeadLetter>)],
-        settlement: &Settlement,
+        mut records: Vec<CheckpointRecord>,
     ) -> Result<(), SinkError> {
         let permit = match self.transaction {
             Transaction::Begun { .. } => None,
@@ -204,14 +240,9 @@ impl ShardSink {
             self.sink.find_dead_letter_topic(&topic).await?;
         }
         let room = self.sink.letter_room(&topic, self.sink.largest_message());
-        let partition = self.sink.own_partition(self.shard).await?;
-        let mut records = checkpoint_records(partition, settlement);
         if !claimed {
-            records.push((
-                partition,
-                checkpoint::OWNER_KEY.to_owned(),
-                Some(checkpoint::encode_owner(self.sink.instance)),
-            ));
+            let partition = self.sink.own_partition(self.shard).await?;
+            records.push(self.claim(partition));
         }
         let window = Arc::clone(self.outlet.window());
         let (submission, ticket) = window.open(None, permit)?;
@@ -252,18 +283,29 @@ impl ShardSink {
         Ok(())
     }
 
+    /// Writes these checkpoints, of whichever shards: of an atomic sink all of them or none.
+    pub(super) async fn write_by_hand(
+        &mut self,
+        records: Vec<CheckpointRecord>,
+    ) -> Result<(), SinkError> {
+        match self.is_atomic() {
+            true => self.commit(&[], records).await,
+            false => self.move_checkpoints(&records).await,
+        }
+    }
+
     /// Makes true, together, that what was handed over is delivered and that the letters of these changes are gone. Of
     /// an atomic sink only.
     pub(crate) async fn take_away(&mut self, letters: &[Position]) -> Result<(), SinkError> {
         let tombstones: Vec<_> = letters.iter().map(|position| (*position, None)).collect();
-        self.commit(&tombstones, &Settlement::default()).await
+        self.commit(&tombstones, Vec::new()).await
     }
 
     async fn send_checkpoints(
         &self,
         id: BatchId,
         from: u32,
-        records: &[(i32, String, Option<Vec<u8>>)],
+        records: &[CheckpointRecord],
     ) -> Result<(), SinkError> {
         let topic = self.sink.checkpoint_topic();
         for (index, (partition, key, value)) in (from..).zip(records) {
@@ -434,10 +476,7 @@ impl ShardSink {
         Ok(())
     }
 
-    async fn write_checkpoints(
-        &mut self,
-        records: &[(i32, String, Option<Vec<u8>>)],
-    ) -> Result<(), SinkError> {
+    async fn write_checkpoints(&mut self, records: &[CheckpointRecord]) -> Result<(), SinkError> {
         if records.is_empty() {
             return Ok(());
         }
@@ -453,7 +492,7 @@ impl ShardSink {
     /// and a producer that has been told "unknown" has to be made anew to ask again.
     pub(super) async fn move_checkpoints(
         &mut self,
-        records: &[(i32, String, Option<Vec<u8>>)],
+        records: &[CheckpointRecord],
     ) -> Result<(), SinkError> {
         let deadline = tokio::time::Instant::now() + PARTITION_SHOWS;
         loop {
@@ -518,10 +557,16 @@ impl Settle for ShardSink {
 
     fn open(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>> {
         Box::pin(async move {
-            match self.transaction {
-                Transaction::Never => Ok(None),
-                _ => self.take_over().await.map(Some),
+            if self.outlet.window().broken().is_some() {
+                self.outlet.stop().await;
+                self.outlet.restart().await?;
             }
+            let found = match self.transaction {
+                Transaction::Never => None,
+                _ => Some(self.take_over().await?),
+            };
+            self.say_whose().await?;
+            Ok(found)
         })
     }
 
@@ -579,14 +624,14 @@ impl Settle for ShardSink {
         settlement: &'a Settlement,
     ) -> BoxFuture<'a, Result<(), SinkError>> {
         Box::pin(async move {
+            let partition = self.sink.own_partition(self.shard).await?;
+            let records = checkpoint_records(partition, settlement);
             if self.is_atomic() {
                 let letters: Vec<_> = letters.iter().map(|l| (l.position, Some(l))).collect();
-                return self.commit(&letters, settlement).await;
+                return self.commit(&letters, records).await;
             }
-            let partition = self.sink.own_partition(self.shard).await?;
             Crash::BeforeCommit.here();
-            self.write_checkpoints(&checkpoint_records(partition, settlement))
-                .await?;
+            self.write_checkpoints(&records).await?;
             Crash::AfterCommit.here();
             Ok(())
         })
@@ -621,11 +666,11 @@ impl Settle for ShardSink {
     }
 }
 
-/// The checkpoint topic's records of a settlement: partition, key, value.
-fn checkpoint_records(
-    partition: i32,
-    settlement: &Settlement,
-) -> Vec<(i32, String, Option<Vec<u8>>)> {
+/// A record of the checkpoint topic: partition, key, value.
+pub(super) type CheckpointRecord = (i32, String, Option<Vec<u8>>);
+
+/// … those of a settlement.
+fn checkpoint_records(partition: i32, settlement: &Settlement) -> Vec<CheckpointRecord> {
     let moved = settlement
         .progress
         .iter()
@@ -727,7 +772,7 @@ impl RedpandaSink {
         shard: u32,
         partition: i32,
         within: Duration,
-    ) -> Result<(Checkpoints, Option<Uuid>), SinkError> {
+    ) -> Result<(Checkpoints, Option<Owner>), SinkError> {
         let shards = self.live.borrow().pipeline.shards.get();
         let topic = self.checkpoint_topic();
         let config = self.reader_config();

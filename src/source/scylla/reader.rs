@@ -223,6 +223,13 @@ impl Reader {
     fn locate(&mut self, index: usize, known: &Known, start_from: StartFrom) {
         let cursor = &mut self.cursors[index];
         let table = &cursor.table;
+        // What was said by hand since counts for more.
+        let said = self.checkpoints.get(&GroupKey::start(&table.full));
+        let start_from = match said.map(|said| said.complete_until_us) {
+            None => start_from,
+            Some(0) => StartFrom::Earliest,
+            Some(us) => StartFrom::At(us),
+        };
         let (bound_us, floor_us) = match start_from {
             StartFrom::Earliest => {
                 let kept = table.known_ttl().map_or(i64::MAX, |ttl| {
