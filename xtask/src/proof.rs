@@ -67,6 +67,21 @@ const PROOFS: &[Proof] = &[
         kafka: true,
     },
     Proof {
+        name: "brokers",
+        about: "falls of three brokers in turn under load, the program killed beside",
+        test: "crashes",
+        filter: "brokers_that_fall",
+        variable: "PENSTOCK_TEST_BROKER_KILLS",
+        n: "12",
+        flags: &[
+            ("--kills", "PENSTOCK_TEST_KILLS"),
+            ("--instances", "PENSTOCK_TEST_INSTANCES"),
+            ("--rate", "PENSTOCK_TEST_RATE"),
+            ("--seed", "PENSTOCK_SEED"),
+        ],
+        kafka: false,
+    },
+    Proof {
         name: "matrix",
         about: "seconds of every fault that comes from outside, at every moment: a table",
         test: "matrix",
