@@ -386,6 +386,13 @@ impl Coordinator {
         self.waiting.push(failed.mended);
     }
 
+    /// Has the topics of ours looked at again, which may have been set otherwise since the start.
+    fn look_at_topics_again(&self) {
+        if let Some(pipeline) = self.shared.pipeline() {
+            pipeline.sink.look_again();
+        }
+    }
+
     /// Somebody changed the configuration: what was given up on may have been mended by it, so it is tried again.
     fn revive(&mut self) {
         for stage in self.supervisor.revive(|_| true) {

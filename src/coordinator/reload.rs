@@ -171,6 +171,7 @@ impl Coordinator {
         if changed.is_empty() {
             self.reloads.history.unchanged(&loaded);
             self.reloads.loaded = loaded;
+            self.look_at_topics_again();
             self.check_health();
             return Ok(None);
         }
@@ -187,6 +188,7 @@ impl Coordinator {
         let revision = match applied {
             Ok(()) => {
                 self.revive();
+                self.look_at_topics_again();
                 tracing::info!(
                     why,
                     keys = changed.len(),

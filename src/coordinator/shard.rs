@@ -48,7 +48,7 @@ impl Shard {
         let name: Arc<str> = pipeline.settings().pipeline.name.as_str().into();
         let (policies, keeper) = (pipeline.policies(&Stage::Sink), pipeline.keeper());
         let (source, sink) = (pipeline.source.clone(), pipeline.sink.clone());
-        let (sink_troubles, remade) = (sink.troubles().clone(), sink.remade());
+        let remade = sink.remade();
         let id = ChildId::of_shard(Stage::Sink, self.number);
         ChildSpec::new(id, move |scope| {
             let parts = sink.open_shard(lane.shard).map(|sink| SinkParts {
@@ -59,7 +59,6 @@ impl Shard {
                 live: live.clone(),
                 pipeline: name.clone(),
                 failed: failed.clone(),
-                troubles: sink_troubles.clone(),
                 remade: remade.clone(),
             });
             let lane = lane.clone();

@@ -18,7 +18,7 @@ use axum::{Json, Router};
 use futures::FutureExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use super::Counters;
@@ -68,8 +68,13 @@ impl State {
         self.0.counters.clone()
     }
 
-    fn stripe(&self, id: Uuid) -> &Mutex<()> {
-        &self.0.stripes[id.as_u128() as usize % STRIPES]
+    /// Waits for the order's turn: its changes are written one at a time. Not for longer than the request may take,
+    /// nor is it kept for longer: every question to the store in between has the same deadline.
+    async fn turn(&self, id: Uuid, deadline: Instant) -> Result<MutexGuard<'_, ()>, Problem> {
+        let stripe = &self.0.stripes[id.as_u128() as usize % STRIPES];
+        let left = deadline.saturating_duration_since(Instant::now());
+        let turn = tokio::time::timeout(left, stripe.lock()).await;
+        turn.map_err(|_| Problem::timeout())
     }
 
     /// Runs a statement under the stage's breaker, retry and the request's deadline.
@@ -414,7 +419,7 @@ async fn create(
         }
         keyed = true;
     }
-    let _changing = state.stripe(id).lock().await;
+    let _changing = state.turn(id, deadline).await?;
     // Whoever comes first writes the order: the request that claimed the key, or, should that one have died
     // before it wrote, one that repeats it.
     if keyed && let Some(order) = state.call(deadline, || store.get(id)).await? {
@@ -493,7 +498,7 @@ async fn write_change(
 ) -> Result<Order, Problem> {
     let deadline = state.deadline();
     let store = &state.0.store;
-    let _changing = state.stripe(id).lock().await;
+    let _changing = state.turn(id, deadline).await?;
     let mut order = state
         .call(deadline, || store.get(id))
         .await?

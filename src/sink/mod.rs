@@ -257,14 +257,27 @@ pub trait Settle: Send {
     /// before anything else, and again after an error of it.
     fn open(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>>;
 
-    /// Waits for leave for a batch: the rate limit, missing topics, the breaker. Cancel-safe.
+    /// Looks at the topics of a batch: what each takes, and which it would have to wait for. `apart`: nothing else is
+    /// handed over with it, so that a topic that refused records may be tried again by it. Cancel-safe.
+    fn look(
+        &self,
+        batch: Arc<RecordBatch>,
+        apart: bool,
+    ) -> BoxFuture<'static, Result<Look, SinkError>>;
+
+    /// Waits for leave for a batch: the rate limit, the breaker. Cancel-safe.
     fn leave(&self, batch: Arc<RecordBatch>) -> BoxFuture<'static, Result<Leave, SinkError>>;
 
+    /// Waits until one of these topics, which a batch would have to wait for, may be tried again. Cancel-safe; holds
+    /// nothing that others need.
+    fn recovery(&self, topics: Vec<Arc<str>>) -> BoxFuture<'static, Recovery>;
+
     /// Hands a batch over; waits for room in the producer, and for nothing else. The ticket resolves with its
-    /// delivery.
+    /// delivery. `fits`: as [`Look::fits`].
     fn hand(
         &mut self,
         batch: Arc<RecordBatch>,
+        fits: Vec<Fit>,
         leave: Leave,
     ) -> BoxFuture<'_, Result<Ticket, SinkError>>;
 
@@ -295,11 +308,29 @@ pub enum Fit {
     Never(Arc<str>),
 }
 
+/// What a batch's topics are like now.
+#[derive(Debug, Default)]
+pub struct Look {
+    /// Per topic of the batch, what it takes.
+    pub fits: Vec<Fit>,
+    /// Topics of the batch, by index, that take nothing until somebody helps.
+    pub waits: Vec<u32>,
+    /// One of them refused records before, and is tried again.
+    pub is_trial: bool,
+}
+
+/// A topic that may be tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// Which.
+    pub topic: Arc<str>,
+    /// Whether it is well. Else only a record for it can tell.
+    pub is_certain: bool,
+}
+
 /// Leave to hand one batch over.
 #[derive(Debug, Default)]
 pub struct Leave {
-    /// Per topic of the batch, what it takes.
-    pub fits: Vec<Fit>,
     /// Of the breaker.
     pub permit: Option<Permit>,
 }

@@ -2,8 +2,8 @@
 //!
 //! What comes from outside heals: a topic that is missing, a right that is refused, a quota, brokers that are away.
 //! So it is a wait, and a wait has a reason from its first second. Trouble with one topic stops that topic's records
-//! alone as far as order allows: the shards that have records for it, not the others, and no breaker, because the
-//! brokers answered.
+//! alone as far as order allows: the stream groups that have records for it, not the others, and no breaker, because
+//! the brokers answered.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::policy::health::Status;
@@ -69,7 +68,6 @@ struct Shared {
     any: AtomicBool,
     all: Mutex<BTreeMap<Cause, Trouble>>,
     refusals: AtomicU64,
-    changed: watch::Sender<()>,
 }
 
 impl Troubles {
@@ -99,8 +97,6 @@ impl Troubles {
         };
         all.insert(cause, trouble);
         self.0.any.store(true, Relaxed);
-        drop(all);
-        self.0.changed.send_replace(());
     }
 
     /// It is over.
@@ -118,7 +114,6 @@ impl Troubles {
                 tracing::info!(topic = &**topic, "the topic takes records again")
             }
         }
-        self.0.changed.send_replace(());
     }
 
     /// A record of this topic was acknowledged. Costs a load where there is no trouble.
@@ -136,19 +131,14 @@ impl Troubles {
         self.0.all.lock().get(cause).map(|t| t.again_at)
     }
 
-    /// Whether one of these topics needs someone's help.
-    pub fn needs_help(&self, topics: &[Arc<str>]) -> bool {
-        self.0.any.load(Relaxed) && {
-            let all = self.0.all.lock();
-            all.iter()
-                .filter(|(_, trouble)| trouble.help == Help::Needed)
-                .any(|(cause, _)| cause.topic().is_some_and(|topic| topics.contains(topic)))
+    /// … and someone has to help.
+    pub fn help_at(&self, cause: &Cause) -> Option<Instant> {
+        if !self.0.any.load(Relaxed) {
+            return None;
         }
-    }
-
-    /// Rung whenever something begins, changes or ends.
-    pub fn watch(&self) -> watch::Receiver<()> {
-        self.0.changed.subscribe()
+        let all = self.0.all.lock();
+        let trouble = all.get(cause).filter(|t| t.help == Help::Needed);
+        trouble.map(|t| t.again_at)
     }
 
     /// Refusals noted since the start.
@@ -209,8 +199,8 @@ mod tests {
             "{said}"
         );
         assert!(said.ends_with("; and 1 more)"), "{said}");
-        assert!(troubles.needs_help(&["x".into(), "b".into()]));
-        assert!(!troubles.needs_help(&["x".into()]));
+        assert!(troubles.help_at(&topic("b")).is_some());
+        assert!(troubles.help_at(&Cause::Brokers).is_none());
         for name in ["a", "b", "c", "d"] {
             troubles.accepted(name);
         }

@@ -5,13 +5,15 @@
 
 pub mod scylla;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
+use tokio::sync::watch;
 
-use crate::change::{Batch, Position, Progress};
+use crate::change::{Batch, GroupKey, Position, Progress};
 use crate::checkpoint::Checkpoints;
 use crate::policy::health::Status;
 
@@ -57,6 +59,17 @@ pub trait Source: Send + Sync {
     fn status(&self) -> SourceStatus;
 }
 
+/// What a lane asks of its reader beside the next batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Aside {
+    /// Groups that are not read: what comes of them has to wait.
+    pub parked: BTreeSet<GroupKey>,
+    /// Groups that are read in batches of their own: whether what comes of them is taken is to be seen.
+    pub apart: BTreeSet<GroupKey>,
+    /// Changes in a batch, if fewer than is set.
+    pub most: Option<usize>,
+}
+
 /// Reads one shard, in order.
 pub trait ShardReader: Send {
     /// Waits for the next batch: rows, or progress alone. Cancel-safe: a dropped call loses nothing.
@@ -64,6 +77,10 @@ pub trait ShardReader: Send {
     /// Failures are retried inside, by the stage's policies and for each stream group by itself. What comes
     /// out is fatal, or has used up `max_attempts`; the reader may be called again after it.
     fn next(&mut self) -> BoxFuture<'_, Result<Batch, SourceError>>;
+
+    /// From now on what is asked here is heeded, as it changes. A group that was read further than it may be goes back
+    /// only with the lane, by another reader.
+    fn heed(&mut self, aside: watch::Receiver<Arc<Aside>>);
 
     /// Keeps what is under way going while no batch is wanted. Never ends; cancel-safe.
     ///

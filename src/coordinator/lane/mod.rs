@@ -5,6 +5,7 @@
 //! down or losing a change: the channels, and the [`Ledger`], which knows how far everything is and what is in whose
 //! hands.
 
+mod parking;
 #[cfg(test)]
 mod simulator;
 mod sink;
@@ -13,6 +14,7 @@ mod transforms;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -26,6 +28,9 @@ use super::ledger::{InFlight, Ledger};
 use super::transforms::Handover;
 use crate::change::{Batch, RecordBatch};
 use crate::checkpoint::Checkpoints;
+use crate::sink::SinkError;
+use crate::source::Aside;
+use parking::{Appetite, Parking, Waiting};
 
 /// Batches that wait between two stages: one being worked on, one ready. More would only add memory, since
 /// what bounds throughput is the sink's window (`max_in_flight`).
@@ -114,6 +119,11 @@ pub struct Lane {
     /// Where a changed transform waits for the next batch boundary.
     pub handover: Handover,
     ledger: Mutex<Ledger>,
+    /// Groups that wait for a topic.
+    parking: Mutex<Parking>,
+    appetite: Mutex<Appetite>,
+    /// What follows from both for the source.
+    aside: watch::Sender<Arc<Aside>>,
     /// The ledger's, for whoever waits for another one.
     epoch: watch::Sender<u64>,
     batches: (
@@ -142,6 +152,9 @@ impl Lane {
             counters,
             handover: Handover::default(),
             ledger: Mutex::new(Ledger::new(checkpoints)),
+            parking: Mutex::default(),
+            appetite: Mutex::default(),
+            aside: watch::Sender::default(),
             epoch: watch::Sender::new(0),
             batches: (batch_tx, tokio::sync::Mutex::new(batch_rx)),
             records: (record_tx, tokio::sync::Mutex::new(record_rx)),
@@ -169,6 +182,58 @@ impl Lane {
     /// What is committed, group by group.
     pub fn committed(&self) -> Checkpoints {
         self.ledger.lock().committed().clone()
+    }
+
+    /// Has these groups wait for their topics.
+    fn park(&self, waiting: Waiting) {
+        for (topic, groups) in &waiting {
+            let (shard, topic, groups) = (self.shard, &**topic, groups.len());
+            tracing::warn!(
+                shard,
+                topic,
+                groups,
+                "stream groups wait for a topic, the others go on"
+            );
+        }
+        self.parking.lock().park(waiting);
+        self.tell_source();
+    }
+
+    /// A topic is there, or takes records again.
+    fn unpark(&self, topic: &str) {
+        if self.parking.lock().over(topic) {
+            tracing::info!(
+                shard = self.shard,
+                topic,
+                "no stream group waits for the topic any more"
+            );
+            self.tell_source();
+        }
+    }
+
+    /// A delivery failed with so many changes in an open transaction: the next are smaller if it was open for too long.
+    fn did_not_fit(&self, error: &SinkError, changes: usize, after: Option<Duration>) {
+        let Some(after) = after else { return };
+        let most = self.appetite.lock().failed(changes, after);
+        if let Some(most) = most {
+            let after = humantime::format_duration(Duration::from_secs(after.as_secs()));
+            tracing::warn!(shard = self.shard, changes, %after, most, %error, "a transaction did not get done in its time, the next are smaller");
+            self.tell_source();
+        }
+    }
+
+    /// A transaction of so many changes was committed.
+    fn fitted(&self, changes: usize, after: Duration, max: usize) {
+        if self.appetite.lock().committed(changes, after, max) {
+            self.tell_source();
+        }
+    }
+
+    /// Publishes what the source is to heed.
+    fn tell_source(&self) {
+        let mut aside = self.parking.lock().aside();
+        aside.most = self.appetite.lock().most();
+        self.aside.send_replace(Arc::new(aside));
     }
 
     fn rewind(&self, why: &str, back: impl FnOnce(&mut Ledger)) {

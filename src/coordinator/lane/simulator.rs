@@ -26,6 +26,8 @@ use instance::{Instance, Told};
 
 /// Shards of a pipeline.
 const SHARDS: usize = 3;
+/// The index of a topic that is not always there, and does not always take what is for it.
+const OTHER: u32 = 1;
 /// Changes of a shard in a run.
 const CHANGES: i64 = 60;
 /// Changes that a lane may hold at once.

@@ -16,6 +16,7 @@ use super::super::faults;
 use super::super::ledger::Ledger;
 use super::super::supervisor::ChildScope;
 use super::Lane;
+use super::parking::{self, Waiting};
 use crate::change::{Position, Progress, RecordBatch};
 use crate::checkpoint::{Checkpoints, Settlement};
 use crate::config::LiveSettings;
@@ -23,8 +24,7 @@ use crate::dead_letter::DeadLetter;
 use crate::dead_letter::flood::Flooded;
 use crate::policy::Class;
 use crate::policy::stage::StagePolicies;
-use crate::sink::trouble::Troubles;
-use crate::sink::{Delivered, Leave, Settle, SinkError, Ticket};
+use crate::sink::{Delivered, Fit, Leave, Recovery, Settle, SinkError, Ticket};
 use crate::source::Source;
 
 /// What the sink's child works with.
@@ -43,8 +43,6 @@ pub struct SinkParts {
     pub pipeline: Arc<str>,
     /// Told of stages that are to fail, and why.
     pub failed: FailedStages,
-    /// What the sink waits for.
-    pub troubles: Troubles,
     /// How often the checkpoint topic was made again.
     pub remade: watch::Receiver<u64>,
 }
@@ -92,9 +90,9 @@ pub async fn run_sink(
             dead_letters: &parts.dead_letters,
             pipeline: &parts.pipeline,
             scope: &scope,
-            troubles: &parts.troubles,
             next: Next::Nothing,
-            topics: Vec::new(),
+            recovering: None,
+            is_trial: false,
             in_flight: VecDeque::new(),
             changes: 0,
             letters: Vec::new(),
@@ -111,6 +109,7 @@ pub async fn run_sink(
                 &mut records,
             )
             .await;
+        let open = delivery.settling;
         let why = match ended {
             Ok(()) => {
                 parts.sink.close().await;
@@ -126,7 +125,22 @@ pub async fn run_sink(
             Err(Ended::Delivery(error)) if error.class() == Class::Fatal => {
                 return Err(error.into());
             }
+            Err(Ended::Park(waiting)) => {
+                // Nothing is in flight, and all that was delivered is settled.
+                lane.park(waiting);
+                lane.rewind(
+                    "stream groups wait for a topic",
+                    Ledger::rewind_to_delivered,
+                );
+                continue;
+            }
             Err(Ended::Delivery(error)) => {
+                if let SinkError::Refused { topic, .. } = &error
+                    && lane.parking.lock().refused(topic)
+                {
+                    lane.tell_source();
+                }
+                lane.did_not_fit(&error, open.changes, open.since.map(|at| at.elapsed()));
                 failures += 1;
                 tracing::warn!(shard = lane.shard, %error, failures, "delivery failed, going back");
                 // An answer is not an outage: what follows from it is done at once, and a topic's records wait for their
@@ -256,6 +270,8 @@ enum Ended {
     Crash(anyhow::Error),
     /// A stage made too many dead letters.
     Flood(Flooded),
+    /// Records of these groups wait for their topics. Nothing is under way.
+    Park(Waiting),
     /// It was told to drain, and what it still holds cannot be settled: the stage for it was given up on.
     LetGo,
 }
@@ -279,23 +295,57 @@ enum Next {
     /// None was there.
     Nothing,
     /// It waits for leave.
-    Waiting(BoxFuture<'static, Result<(Arc<RecordBatch>, Leave), Ended>>),
+    Waiting(BoxFuture<'static, Result<Asked, Ended>>),
     /// It has leave, and waits for the settlement of those before.
-    Ready(Arc<RecordBatch>, Leave),
+    Ready(Ready),
+    /// It has to wait for topics, and those before are to be settled first.
+    Blocked(Arc<RecordBatch>, Vec<u32>),
+}
+
+/// A batch that may be handed over.
+struct Ready {
+    batch: Arc<RecordBatch>,
+    fits: Vec<Fit>,
+    leave: Leave,
+    /// It tries a topic that refused records: alone, so that another refusal undoes nothing else.
+    is_trial: bool,
+}
+
+/// What came of asking for leave.
+enum Asked {
+    Ready(Ready),
+    Blocked(Arc<RecordBatch>, Vec<u32>),
+}
+
+impl From<Asked> for Next {
+    fn from(asked: Asked) -> Self {
+        match asked {
+            Asked::Ready(ready) => Self::Ready(ready),
+            Asked::Blocked(batch, topics) => Self::Blocked(batch, topics),
+        }
+    }
 }
 
 impl Next {
     /// Waits until the batch has leave. Cancel-safe.
     async fn leave(&mut self) -> Result<(), Ended> {
         if let Self::Waiting(waiting) = self {
-            let (batch, leave) = waiting.await?;
-            *self = Self::Ready(batch, leave);
+            *self = waiting.await?.into();
         }
         Ok(())
     }
 
     fn is_waiting(&self) -> bool {
         matches!(self, Self::Waiting(_))
+    }
+
+    /// Whether it goes on only when all before it is settled.
+    fn wants_settled(&self) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Waiting(_) | Self::Blocked(..) => true,
+            Self::Ready(ready) => ready.is_trial,
+        }
     }
 }
 
@@ -358,10 +408,11 @@ struct Delivery<'a> {
     dead_letters: &'a Keeper,
     pipeline: &'a Arc<str>,
     scope: &'a ChildScope,
-    troubles: &'a Troubles,
     next: Next,
-    /// Its topics.
-    topics: Vec<Arc<str>>,
+    /// Waits for topics that groups are parked for.
+    recovering: Option<BoxFuture<'static, Recovery>>,
+    /// What is in flight tries a topic, and is to be settled before anything else is taken.
+    is_trial: bool,
     /// What the producer has, oldest first; bounded by `max_in_flight`.
     in_flight: VecDeque<Submitted>,
     /// The changes in them.
@@ -402,20 +453,21 @@ impl Delivery<'_> {
             };
             let (idle, settled) = {
                 let ledger = self.lane.ledger.lock();
-                let idle = ledger.is_idle_upstream() || self.next.is_waiting();
-                (idle, ledger.is_settled())
+                let idle = ledger.is_idle_upstream() || self.next.wants_settled();
+                (idle || self.is_trial, ledger.is_settled())
             };
             let save_at = self.unsaved.due(settled_at, checkpoint_interval);
+            let most = self.lane.appetite.lock().most().unwrap_or(max).min(max);
             let close_at = self.settling.since.map(|since| since + commit_interval);
             let closing = close_at.is_some_and(|at| at <= Instant::now())
-                || self.settling.changes >= max
+                || self.settling.changes >= most
                 || self.settling.bytes >= OPEN_BYTES;
             let due = match (sink.is_atomic(), close_at) {
                 (true, Some(_)) => self.in_flight.is_empty() && (closing || idle),
                 _ => !settled && (at_once || save_at <= Instant::now()),
             };
             if due {
-                self.settle(sink).await?;
+                self.settle(sink, max).await?;
                 settled_at = Some(Instant::now());
                 at_once = false;
                 if std::mem::take(self.anew) {
@@ -423,7 +475,28 @@ impl Delivery<'_> {
                 }
                 continue;
             }
-            let room = self.changes < max && self.in_flight.len() < IN_FLIGHT_BATCHES && !closing;
+            let nothing_open = self.in_flight.is_empty() && self.settling.since.is_none();
+            if nothing_open {
+                self.is_trial = false;
+                if let Next::Blocked(batch, topics) = &self.next {
+                    let waiting = parking::groups_for(batch, topics);
+                    let waiting = waiting.filter(|waiting| !waiting.is_empty());
+                    return Err(match waiting {
+                        Some(waiting) => Ended::Park(waiting),
+                        None => anyhow::anyhow!("a change of no stream group").into(),
+                    });
+                }
+            }
+            let room = self.changes < max
+                && self.in_flight.len() < IN_FLIGHT_BATCHES
+                && !closing
+                && !self.is_trial
+                && (nothing_open || !matches!(&self.next, Next::Ready(ready) if ready.is_trial))
+                && !matches!(self.next, Next::Blocked(..));
+            if self.recovering.is_none() {
+                let topics = self.lane.parking.lock().topics();
+                self.recovering = (!topics.is_empty()).then(|| sink.recovery(topics));
+            }
             let look_again = match close_at {
                 Some(at) if !closing => Some(at),
                 None if !settled => Some(save_at),
@@ -436,10 +509,23 @@ impl Delivery<'_> {
                 delivered = next_delivered(&mut self.in_flight), if !self.in_flight.is_empty() => {
                     self.delivered(sink.is_atomic(), delivered?).await?;
                 }
+                Recovery { topic, is_certain } = recovered(&mut self.recovering) => {
+                    self.recovering = None;
+                    match is_certain {
+                        true => self.lane.unpark(&topic),
+                        false => {
+                            self.lane.parking.lock().try_again(&topic);
+                            self.lane.tell_source();
+                        }
+                    }
+                }
                 left = self.next.leave(), if room && !none_next => {
                     left?;
-                    if let Next::Ready(batch, leave) = std::mem::replace(&mut self.next, Next::Nothing) {
-                        self.submit(sink, batch, leave).await?;
+                    if let Next::Ready(ready) = &self.next
+                        && (nothing_open || !ready.is_trial)
+                        && let Next::Ready(ready) = std::mem::replace(&mut self.next, Next::Nothing)
+                    {
+                        self.submit(sink, ready).await?;
                     }
                 }
                 Some(batch) = records.recv(), if room && none_next => {
@@ -452,17 +538,11 @@ impl Delivery<'_> {
                     *self.anew = true;
                     at_once = true;
                 }
-                // What waits for somebody's help is let go of by a drain: the restart makes good.
-                () = helpless(self.scope, self.troubles, &self.topics),
-                    if self.in_flight.is_empty() && !none_next =>
-                {
-                    return Err(Ended::LetGo);
-                }
                 // Only once there is nothing left to do: the transforms are through before the sink drains.
                 () = self.scope.drain.cancelled(),
                     if self.in_flight.is_empty() && none_next && records.is_empty() =>
                 {
-                    return self.settle(sink).await;
+                    return self.settle(sink, max).await;
                 }
             }
         }
@@ -481,20 +561,28 @@ impl Delivery<'_> {
             true => dead_letters(self.pipeline, &batch, &[]),
             false => Vec::new(),
         };
-        self.topics.clone_from(&batch.topics);
         let (keeper, scope) = (self.dead_letters.clone(), self.scope.clone());
+        let apart = self.lane.parking.lock().is_apart(&batch);
+        let look = sink.look(batch.clone(), apart);
         let leave = sink.leave(batch.clone());
         let mut waiting = Box::pin(async move {
+            // First of all: what has to wait is asked about again, and its letters would count twice.
+            let look = look.await?;
+            if !look.waits.is_empty() {
+                return Ok(Asked::Blocked(batch, look.waits));
+            }
             if !letters.is_empty() {
                 keep(&keeper, &scope, letters).await?;
             }
-            Ok((batch, leave.await?))
+            Ok(Asked::Ready(Ready {
+                leave: leave.await?,
+                batch,
+                fits: look.fits,
+                is_trial: look.is_trial,
+            }))
         });
         self.next = match (&mut waiting).now_or_never() {
-            Some(left) => {
-                let (batch, leave) = left?;
-                Next::Ready(batch, leave)
-            }
+            Some(asked) => asked?.into(),
             None => Next::Waiting(waiting),
         };
         Ok(())
@@ -505,9 +593,14 @@ impl Delivery<'_> {
     async fn submit(
         &mut self,
         sink: &mut dyn Settle,
-        batch: Arc<RecordBatch>,
-        leave: Leave,
+        Ready {
+            batch,
+            fits,
+            leave,
+            is_trial,
+        }: Ready,
     ) -> Result<(), Ended> {
+        self.is_trial = is_trial;
         let atomic = sink.is_atomic();
         let carries = !batch.records.is_empty()
             || !batch.rejected.is_empty()
@@ -519,7 +612,7 @@ impl Delivery<'_> {
             self.settling.changes += batch.source.positions.len();
             self.settling.bytes += batch.output.len() + batch.source.rows.as_bytes().len();
         }
-        let mut handed = sink.hand(batch.clone(), leave);
+        let mut handed = sink.hand(batch.clone(), fits, leave);
         let ticket = loop {
             tokio::select! {
                 biased;
@@ -567,6 +660,11 @@ impl Delivery<'_> {
             .lock()
             .deliver(changes, &batch.source.progress);
         *self.failures = 0;
+        if self.is_trial {
+            for topic in &batch.topics {
+                self.lane.unpark(topic);
+            }
+        }
         counters.done.fetch_add(changes as u64, Relaxed);
         let mut rate = counters.rate.lock();
         rate.add(changes as u64, Instant::now());
@@ -582,7 +680,7 @@ impl Delivery<'_> {
     }
 
     /// Commits what is delivered. Whoever waits for leave goes on waiting meanwhile.
-    async fn settle(&mut self, sink: &mut dyn Settle) -> Result<(), Ended> {
+    async fn settle(&mut self, sink: &mut dyn Settle, max: usize) -> Result<(), Ended> {
         let settlement = self.lane.ledger.lock().settlement();
         if settlement.is_empty() && self.letters.is_empty() && self.settling.since.is_none() {
             return Ok(());
@@ -598,8 +696,11 @@ impl Delivery<'_> {
             }
         }
         self.letters.clear();
-        self.settling = Open::default();
+        let open = std::mem::take(&mut self.settling);
         self.unsaved = Unsaved::default();
+        if let Some(since) = open.since {
+            self.lane.fitted(open.changes, since.elapsed(), max);
+        }
         self.lane.ledger.lock().commit(&settlement);
         committed(self.lane, self.source, &settlement);
         Ok(())
@@ -640,14 +741,10 @@ async fn keep(keeper: &Keeper, scope: &ChildScope, letters: Vec<DeadLetter>) -> 
     }
 }
 
-/// Waits until the child is to drain and one of these topics needs somebody's help.
-async fn helpless(scope: &ChildScope, troubles: &Troubles, topics: &[Arc<str>]) {
-    scope.drain.cancelled().await;
-    let mut changed = troubles.watch();
-    while !troubles.needs_help(topics) {
-        if changed.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+async fn recovered(recovering: &mut Option<BoxFuture<'static, Recovery>>) -> Recovery {
+    match recovering {
+        Some(recovering) => recovering.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -24,6 +24,7 @@ pub async fn run_source(
         let mut reader = source
             .clone()
             .open_shard(lane.shard, lane.shards, epoch, from);
+        reader.heed(lane.aside.subscribe());
         loop {
             let batch = tokio::select! {
                 biased;

@@ -10,16 +10,30 @@ use super::Lane;
 use crate::policy::stage::{Permit, StagePolicies};
 use crate::transform::Chain;
 
-/// Waits for the leave of every transform's rate limit and breaker.
+/// Waits for the leave of every transform's rate limit and breaker. The leaves of the breakers are taken together: one
+/// may be the only probe of its breaker, and is not kept while another one is waited for.
 async fn admit(policies: &[StagePolicies], changes: u32) -> Vec<Permit> {
-    let mut permits = Vec::with_capacity(policies.len());
-    if changes > 0 {
-        for policy in policies {
-            policy.throttle(changes).await;
-            permits.push(policy.admit().await);
-        }
+    if changes == 0 {
+        return Vec::new();
     }
-    permits
+    for policy in policies {
+        policy.throttle(changes).await;
+    }
+    'anew: loop {
+        let mut permits = Vec::with_capacity(policies.len());
+        for policy in policies {
+            match policy.try_admit() {
+                Ok(permit) => permits.push(permit),
+                Err(_) => {
+                    drop(permits);
+                    // Only its turn is waited for: it is taken with the others.
+                    drop(policy.admit().await);
+                    continue 'anew;
+                }
+            }
+        }
+        return permits;
+    }
 }
 
 /// The transforms' child: makes records of batches.
@@ -102,5 +116,45 @@ pub async fn run_transforms(
                 .fetch_add(u64::from(records.dropped), Relaxed);
             permit.send(records);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::config::settings::{Policies, Settings};
+    use crate::policy::breaker::State;
+
+    /// Two shards, two transforms: the first's breaker is half-open, the second's open.
+    #[tokio::test(start_paused = true)]
+    async fn the_probe_of_one_transform_is_not_kept_while_another_is_waited_for() {
+        let live = watch::Sender::new(std::sync::Arc::new(
+            Settings::for_tests(Policies::default()),
+        ));
+        let policies = ["transform.one", "transform.two"]
+            .map(|stage| StagePolicies::new(stage, live.subscribe()));
+        let open = |policy: &StagePolicies| {
+            while policy.snapshot().breaker == State::Closed {
+                policy.record_failure("broken");
+            }
+        };
+        open(&policies[0]);
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        open(&policies[1]);
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_eq!(policies[0].snapshot().breaker, State::HalfOpen);
+        assert_eq!(policies[1].snapshot().breaker, State::Open);
+
+        let mut waiting = Box::pin(admit(&policies, 1));
+        let early = tokio::time::timeout(Duration::from_secs(1), &mut waiting).await;
+        assert!(early.is_err(), "the second is open");
+        let probe = policies[0].try_admit();
+        probe.expect("another shard may probe the first").success();
+        let both = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+        assert_eq!(both.expect("it is half-open by then").len(), 2);
     }
 }

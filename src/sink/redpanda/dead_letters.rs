@@ -43,7 +43,7 @@ pub struct DeadLetters {
 impl DeadLetters {
     /// Of the sink's pipeline; `policies` are those of the stage `dead_letter`.
     pub fn open(sink: &Arc<RedpandaSink>, policies: StagePolicies) -> Result<Self, SinkError> {
-        let lane = Arc::new(Lane::new(sink.troubles.clone()));
+        let lane = Arc::new(Lane::new(sink.troubles.clone(), sink.ends.clone()));
         let mut config = sink.producer_config("dead-letters");
         config
             .set("message.max.bytes", LARGEST.to_string())

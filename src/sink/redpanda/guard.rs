@@ -42,9 +42,14 @@ impl RedpandaSink {
     pub async fn guard(&self) {
         let mut guard = Guard::default();
         let mut asking: Option<BoxFuture<'_, Met>> = None;
+        let mut checking: Option<BoxFuture<'_, ()>> = None;
         loop {
             tokio::select! {
-                met = answer(&mut asking) => {
+                () = ended(&mut checking) => checking = None,
+                () = self.again.notified(), if checking.is_none() => {
+                    checking = Some(self.look_at_ours_again().boxed());
+                }
+                met = ended(&mut asking) => {
                     asking = None;
                     let act = guard.rounds.end(Instant::now(), met);
                     self.heed(&mut guard, act);
@@ -208,7 +213,7 @@ impl RedpandaSink {
                 self.note_addresses(&found);
                 let made = self.topics.review(&found, all, within).await;
                 if made.iter().any(|made| **made == *topic) {
-                    self.remade.send_modify(|n| *n += 1);
+                    self.ends.made_again();
                 }
                 Met::Answer
             }
@@ -220,7 +225,7 @@ impl RedpandaSink {
     }
 }
 
-async fn answer(asking: &mut Option<BoxFuture<'_, Met>>) -> Met {
+async fn ended<T>(asking: &mut Option<BoxFuture<'_, T>>) -> T {
     match asking {
         Some(asking) => asking.await,
         None => std::future::pending().await,

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -51,19 +52,33 @@ pub(crate) use shard::REPLAY_SHARD;
 pub use shard::ShardSink;
 
 use client::Quiet;
-use outlet::Lane;
+use outlet::{Ends, Lane};
+use topics::Wanted;
 
 /// A question about the checkpoint topic takes no longer.
 const ASKING: Duration = Duration::from_secs(10);
 /// Brokers that a round asks: more would not make it more certain.
 const MOST_ADDRESSES: usize = 16;
-/// What a topic of ours has to be, and what comes of another setting: a later record of a key takes the place of the
-/// one before, and nothing goes by age.
-const COMPACTED: (&str, &str, &str) = (
-    "cleanup.policy",
-    "compact",
-    "by which records that are needed are deleted",
-);
+/// Of each topic of ours: a later record of a key takes the place of the one before, and nothing goes by age.
+const COMPACTED: Wanted = Wanted {
+    name: "cleanup.policy",
+    value: "compact",
+    fits: |is| is == "compact",
+    otherwise: "by which records that are needed are deleted",
+};
+/// … and of the checkpoints: each commit leaves a marker, and each group that is finished a tombstone. Redpanda removes
+/// them only where this is set, for a time.
+const MARKERS: Wanted = Wanted {
+    name: "delete.retention.ms",
+    value: "86400000",
+    fits: |is| {
+        is.parse::<i64>()
+            .is_ok_and(|ms| (0..=MOST_RETENTION_MS).contains(&ms))
+    },
+    otherwise: "by which the marker that each commit leaves is kept for too long",
+};
+/// A week: every start reads what is kept.
+const MOST_RETENTION_MS: i64 = 7 * 86_400_000;
 
 /// The brokers, as all shards share them.
 pub struct RedpandaSink {
@@ -79,8 +94,11 @@ pub struct RedpandaSink {
     addresses: Mutex<Vec<String>>,
     /// Counts how often the checkpoint topic was made again.
     remade: watch::Sender<u64>,
-    /// Of the checkpoint topic; looked up once.
-    partitions: tokio::sync::OnceCell<u32>,
+    ends: Arc<Ends>,
+    /// Rung when the topics of ours are to be looked at again.
+    again: Notify,
+    /// Of the checkpoint topic; 0: yet to be asked for.
+    partitions: AtomicU32,
     /// Who this process is, in the checkpoint topic.
     instance: uuid::Uuid,
     /// … and where it can be asked.
@@ -138,6 +156,8 @@ impl RedpandaSink {
             (base, admin)
         };
         let troubles = Troubles::default();
+        let remade = watch::Sender::new(0);
+        let topic = crate::checkpoint::topic::topic_name(&live.borrow().pipeline.name);
         let mut sink = Self {
             live,
             policies,
@@ -145,9 +165,11 @@ impl RedpandaSink {
             topics: topics::Topics::new(admin, troubles.clone()),
             troubles,
             addresses: Mutex::new(split(brokers)),
-            remade: watch::Sender::new(0),
+            ends: Arc::new(Ends::new(topic, remade.clone())),
+            remade,
+            again: Notify::new(),
             hint: hint.clone(),
-            partitions: tokio::sync::OnceCell::new(),
+            partitions: AtomicU32::new(0),
             instance: uuid::Uuid::new_v4(),
             admin: Mutex::default(),
             lanes: Mutex::default(),
@@ -245,7 +267,7 @@ impl RedpandaSink {
             self.lanes
                 .lock()
                 .entry(shard)
-                .or_insert_with(|| Arc::new(Lane::new(self.troubles.clone()))),
+                .or_insert_with(|| Arc::new(Lane::new(self.troubles.clone(), self.ends.clone()))),
         );
         ShardSink::open(Arc::clone(self), shard, lane, delivery)
     }
@@ -297,10 +319,36 @@ impl RedpandaSink {
     /// How many partitions the checkpoint topic has. Made where it is missing, when the pipeline starts; after
     /// that nobody has to ask, least of all in an outage.
     async fn checkpoint_partitions(&self) -> Result<u32, SinkError> {
-        self.partitions
-            .get_or_try_init(|| self.ensure_checkpoint_topic())
-            .await
-            .copied()
+        match self.partitions.load(Relaxed) {
+            // Whoever asks does so for itself: none of the others waits for it.
+            0 => {
+                let partitions = self.ensure_checkpoint_topic().await?;
+                self.partitions.store(partitions, Relaxed);
+                Ok(partitions)
+            }
+            partitions => Ok(partitions),
+        }
+    }
+
+    /// Has the guard look at the topics of ours again.
+    pub fn look_again(&self) {
+        self.again.notify_one();
+    }
+
+    /// Looks at the topics of ours anew: they may have been set otherwise since the start. Mends what may be mended; what
+    /// is wrong then is told in health.
+    async fn look_at_ours_again(&self) {
+        if let Err(error) = self.ensure_checkpoint_topic().await {
+            tracing::warn!(%error, "the checkpoint topic could not be looked at");
+        }
+        let topic = self.live.borrow().dead_letter.topic.clone();
+        let create = self.live.borrow().sink.topics.create;
+        if self.topics.knows(&topic) {
+            let checked = self.topics.check(&topic, &[COMPACTED], create).await;
+            if let Err(refusal) = self.told(&topic, checked) {
+                tracing::warn!(error = %refusal, "the topic of the dead letters could not be looked at");
+            }
+        }
     }
 
     /// Makes the checkpoint topic where it is missing; returns how many partitions it has, at least one.
@@ -315,15 +363,14 @@ impl RedpandaSink {
                 replication_factor: live.sink.topics.replication_factor,
                 properties: BTreeMap::from([
                     ("cleanup.policy".to_owned(), "compact".to_owned()),
-                    // Redpanda removes the marker that each commit leaves only where this is set.
-                    ("delete.retention.ms".to_owned(), "86400000".to_owned()),
+                    (MARKERS.name.to_owned(), MARKERS.value.to_owned()),
                     // Compaction spares the newest segment, which is read whole on every start: keep it small.
                     ("segment.bytes".to_owned(), (16 << 20).to_string()),
                 ]),
             };
             (topics, shards.get())
         };
-        self.ensure_ours(&topic, &settings, &[COMPACTED], ASKING)
+        self.ensure_ours(&topic, &settings, &[COMPACTED, MARKERS], ASKING)
             .await?;
         let alone = self.live.borrow().pipeline.instances == Instances::One;
         // A topic that was just made, or is made by this very question, takes a moment to show.
@@ -358,15 +405,20 @@ impl RedpandaSink {
         &self,
         topic: &str,
         settings: &settings::Topics,
-        wanted: &[(&str, &str, &str)],
+        wanted: &[Wanted],
         within: Duration,
     ) -> Result<(), SinkError> {
-        let cause = Cause::Topic(topic.into());
         let found = async {
             self.topics.ensure_within(topic, settings, within).await?;
             self.topics.check(topic, wanted, settings.create).await
         };
-        match found.await {
+        self.told(topic, found.await)
+    }
+
+    /// Tells in health what is wrong with a topic, or that it is well.
+    fn told(&self, topic: &str, found: Result<(), topics::Refusal>) -> Result<(), SinkError> {
+        let cause = Cause::Topic(topic.into());
+        match found {
             Ok(()) => {
                 self.troubles.clear(&cause);
                 Ok(())

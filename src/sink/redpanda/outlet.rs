@@ -1,5 +1,6 @@
 //! A producer and the window of what it has under way; both are replaced together.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
 use rdkafka::producer::{
     BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer,
 };
+use tokio::sync::watch;
 
 use super::classify::{self, Refusal};
 use super::client::{self, Quiet};
@@ -18,11 +20,54 @@ use crate::sink::SinkError;
 use crate::sink::flight::{BatchId, Counters, Report, Snapshot, Tag, Window};
 use crate::sink::trouble::Troubles;
 
+/// How far the checkpoint topic is written. What is appended to a topic has ever higher offsets, so a lower one says that
+/// the topic is not the one that it was: another instance, or somebody else, has made it again.
+#[derive(Debug)]
+pub(super) struct Ends {
+    topic: String,
+    last: Mutex<HashMap<i32, i64>>,
+    remade: watch::Sender<u64>,
+}
+
+impl Ends {
+    /// Of this topic; counts there how often it was made again.
+    pub(super) fn new(topic: String, remade: watch::Sender<u64>) -> Self {
+        Self {
+            topic,
+            last: Mutex::default(),
+            remade,
+        }
+    }
+
+    /// It was made again here.
+    pub(super) fn made_again(&self) {
+        self.last.lock().clear();
+        self.remade.send_modify(|n| *n += 1);
+    }
+
+    fn acknowledged(&self, topic: &str, partition: i32, offset: i64) {
+        if topic != self.topic {
+            return;
+        }
+        let before = self.last.lock().insert(partition, offset);
+        if before.is_some_and(|before| offset <= before) {
+            tracing::warn!(
+                topic,
+                partition,
+                "the topic was made again by somebody else"
+            );
+            self.last.lock().retain(|p, _| *p == partition);
+            self.remade.send_modify(|n| *n += 1);
+        }
+    }
+}
+
 /// Delivery reports come in here, on librdkafka's polling thread.
 pub(super) struct Reports {
     window: Arc<Window>,
     quiet: Quiet,
     troubles: Troubles,
+    ends: Arc<Ends>,
 }
 
 impl ClientContext for Reports {
@@ -41,7 +86,10 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
         let report = match result {
             Ok(message) if message.offset() >= 0 => {
-                self.troubles.accepted(message.topic());
+                let topic = message.topic();
+                self.troubles.accepted(topic);
+                self.ends
+                    .acknowledged(topic, message.partition(), message.offset());
                 Report::Acked
             }
             // Only taken for delivered because something later of the same producer was. But a broker takes any
@@ -80,17 +128,19 @@ pub(super) struct Lane {
     counters: Arc<Counters>,
     window: Mutex<Arc<Window>>,
     troubles: Troubles,
+    ends: Arc<Ends>,
 }
 
 impl Lane {
-    /// Of a sink that waits for these.
-    pub(super) fn new(troubles: Troubles) -> Self {
+    /// Of a sink that waits for these, and whose checkpoints are written so far.
+    pub(super) fn new(troubles: Troubles, ends: Arc<Ends>) -> Self {
         let counters = Arc::<Counters>::default();
         let window = Mutex::new(Arc::new(Window::new(Arc::clone(&counters))));
         Self {
             counters,
             window,
             troubles,
+            ends,
         }
     }
 
@@ -146,7 +196,7 @@ pub(super) struct Outlet {
 impl Outlet {
     pub(super) fn new(config: ClientConfig, lane: Arc<Lane>) -> Result<Self, SinkError> {
         let window = lane.renew();
-        let producer = Some(create(&config, &window, &lane.troubles)?);
+        let producer = Some(create(&config, &window, &lane)?);
         Ok(Self {
             config,
             lane,
@@ -258,7 +308,7 @@ impl Outlet {
     pub(super) async fn replace_producer(&mut self) -> Result<(), SinkError> {
         self.close().await;
         self.lane.counters().reset();
-        self.producer = Some(create(&self.config, &self.window, &self.lane.troubles)?);
+        self.producer = Some(create(&self.config, &self.window, &self.lane)?);
         Ok(())
     }
 
@@ -301,14 +351,39 @@ impl Drop for Outlet {
 fn create(
     config: &ClientConfig,
     window: &Arc<Window>,
-    troubles: &Troubles,
+    lane: &Lane,
 ) -> Result<ThreadedProducer<Reports>, SinkError> {
     let reports = Reports {
-        troubles: troubles.clone(),
+        troubles: lane.troubles.clone(),
+        ends: Arc::clone(&lane.ends),
         window: Arc::clone(window),
         quiet: Quiet::default(),
     };
     config
         .create_with_context(reports)
         .map_err(client::creation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lower_offset_tells_that_the_topic_is_another_one() {
+        let remade = watch::Sender::new(0);
+        let ends = Ends::new("c".into(), remade.clone());
+        for offset in [0, 1, 7] {
+            ends.acknowledged("c", 0, offset);
+            ends.acknowledged("c", 1, offset);
+        }
+        ends.acknowledged("other", 0, 3);
+        assert_eq!(*remade.borrow(), 0);
+        ends.acknowledged("c", 1, 0);
+        ends.acknowledged("c", 0, 0);
+        ends.acknowledged("c", 0, 1);
+        assert_eq!(*remade.borrow(), 1, "it is said once");
+        ends.made_again();
+        ends.acknowledged("c", 0, 0);
+        assert_eq!(*remade.borrow(), 2, "whoever makes it again knows");
+    }
 }

@@ -10,6 +10,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 
 use super::outlet::{Handed, Lane, Outgoing, Outlet};
 use super::parts::{self, Parts};
+use super::topics::Place;
 use super::{RedpandaSink, client, dead_letters, reader};
 use crate::change::{Position, RecordBatch};
 use crate::checkpoint::topic::Owner;
@@ -20,7 +21,9 @@ use crate::dead_letter::DeadLetter;
 use crate::policy::Class;
 use crate::sink::flight::{BatchId, Report, Snapshot, Tag};
 use crate::sink::trouble::{Cause, Help};
-use crate::sink::{Delivered, Fit, Leave, Settle, SinkError, Ticket, is_topic_name};
+use crate::sink::{
+    Delivered, Fit, Leave, Look, Recovery, Settle, SinkError, Ticket, is_topic_name,
+};
 
 /// The producer of replays has a number that no shard has.
 pub(crate) const REPLAY_SHARD: u32 = u32::MAX;
@@ -100,8 +103,16 @@ impl ShardSink {
         if let Some(broken) = self.outlet.window().broken() {
             return Err(broken);
         }
+        let fits = loop {
+            let look = self.look(batch.clone(), true).await?;
+            if look.waits.is_empty() {
+                break look.fits;
+            }
+            let topics = look.waits.iter().map(|i| batch.topics[*i as usize].clone());
+            self.recovery(topics.collect()).await;
+        };
         let leave = self.leave(batch.clone()).await?;
-        self.hand(batch, leave).await
+        self.hand(batch, fits, leave).await
     }
 
     async fn take_over(&mut self) -> Result<Checkpoints, SinkError> {
@@ -570,6 +581,37 @@ impl Settle for ShardSink {
         })
     }
 
+    fn look(
+        &self,
+        batch: Arc<RecordBatch>,
+        apart: bool,
+    ) -> BoxFuture<'static, Result<Look, SinkError>> {
+        let sink = Arc::clone(&self.sink);
+        Box::pin(async move {
+            let mut look = Look::default();
+            if batch.records.is_empty() {
+                return Ok(look);
+            }
+            for (index, topic) in (0..).zip(&batch.topics) {
+                look.fits.push(match is_topic_name(topic) {
+                    true => match sink.find_topic(topic, apart).await? {
+                        Place::There(fit) => fit,
+                        Place::ToBeTried(fit) => {
+                            look.is_trial = true;
+                            fit
+                        }
+                        Place::Waits => {
+                            look.waits.push(index);
+                            Fit::Any
+                        }
+                    },
+                    false => Fit::Never(format!("{topic:?} is not a name for a topic").into()),
+                });
+            }
+            Ok(look)
+        })
+    }
+
     fn leave(&self, batch: Arc<RecordBatch>) -> BoxFuture<'static, Result<Leave, SinkError>> {
         let sink = Arc::clone(&self.sink);
         Box::pin(async move {
@@ -577,21 +619,20 @@ impl Settle for ShardSink {
                 return Ok(Leave::default());
             }
             sink.policies.throttle(batch.records.len() as u32).await;
-            let mut fits = Vec::with_capacity(batch.topics.len());
-            for topic in &batch.topics {
-                fits.push(match is_topic_name(topic) {
-                    true => sink.find_topic(topic).await?,
-                    false => Fit::Never(format!("{topic:?} is not a name for a topic").into()),
-                });
-            }
             let permit = Some(sink.gate().await);
-            Ok(Leave { fits, permit })
+            Ok(Leave { permit })
         })
+    }
+
+    fn recovery(&self, topics: Vec<Arc<str>>) -> BoxFuture<'static, Recovery> {
+        let sink = Arc::clone(&self.sink);
+        Box::pin(async move { sink.recovery(&topics).await })
     }
 
     fn hand(
         &mut self,
         batch: Arc<RecordBatch>,
+        fits: Vec<Fit>,
         leave: Leave,
     ) -> BoxFuture<'_, Result<Ticket, SinkError>> {
         Box::pin(async move {
@@ -612,7 +653,7 @@ impl Settle for ShardSink {
             let window = Arc::clone(self.outlet.window());
             let (submission, ticket) = window.open(Some(Arc::clone(&batch)), leave.permit)?;
             Crash::AfterBegin.here();
-            self.hand_over(submission.id, &batch, &leave.fits).await?;
+            self.hand_over(submission.id, &batch, &fits).await?;
             submission.seal();
             Ok(ticket)
         })

@@ -18,7 +18,7 @@ use super::{RedpandaSink, classify, client::Quiet};
 use crate::config::settings::Topics as Settings;
 use crate::policy::Class;
 use crate::sink::trouble::{Cause, Help, Troubles};
-use crate::sink::{Fit, SinkError};
+use crate::sink::{Fit, Recovery, SinkError};
 
 /// The cluster id that every `noida-db` says it has.
 const NOIDA: &str = "MkU3OEVBNTctOEUyRi00";
@@ -28,6 +28,8 @@ const REQUEST: Duration = Duration::from_secs(10);
 const LEADER_POLL: Duration = Duration::from_millis(20);
 /// What a topic's settings are is good to know, and no more than that: asking takes no longer.
 const DESCRIBE: Duration = Duration::from_secs(2);
+/// A topic that is waited for is asked about again after this long at the latest.
+const OTHERWISE: Duration = Duration::from_secs(1);
 
 /// Why a topic cannot be used.
 #[derive(Clone, Debug)]
@@ -54,6 +56,18 @@ impl Refusal {
             class,
         }
     }
+}
+
+/// How a topic of ours has to be set.
+pub(super) struct Wanted {
+    /// The property.
+    pub(super) name: &'static str,
+    /// What it is set to if it may be.
+    pub(super) value: &'static str,
+    /// What would do as well.
+    pub(super) fits: fn(&str) -> bool,
+    /// What comes of something else.
+    pub(super) otherwise: &'static str,
 }
 
 /// A topic that is in use here.
@@ -332,11 +346,11 @@ impl Topics {
 
     /// Whether a topic of ours is set as its records need it: mends what may be mended.
     ///
-    /// `wanted`: a property's name, the value that it has to have, and what comes of another.
+    /// Asks the brokers each time.
     pub(super) async fn check(
         &self,
         topic: &str,
-        wanted: &[(&str, &str, &str)],
+        wanted: &[Wanted],
         may_mend: bool,
     ) -> Result<(), Refusal> {
         let Some(found) = self.describe(topic, DESCRIBE).await else {
@@ -345,19 +359,26 @@ impl Topics {
         let is = |name: &str| found.get(name).and_then(|e| e.value.as_deref());
         let wrong: Vec<_> = wanted
             .iter()
-            .filter(|(name, value, _)| is(name).is_some_and(|is| is != *value))
+            .filter(|wanted| is(wanted.name).is_some_and(|is| !(wanted.fits)(is)))
             .collect();
         if wrong.is_empty() {
             return Ok(());
         }
         let told: Vec<String> = wrong
             .iter()
-            .map(|(name, value, why)| {
-                format!(
-                    "{name} is {:?}, {why}: set it to {value:?}",
-                    is(name).unwrap_or_default()
-                )
-            })
+            .map(
+                |Wanted {
+                     name,
+                     value,
+                     otherwise,
+                     ..
+                 }| {
+                    format!(
+                        "{name} is {:?}, {otherwise}: set it to {value:?}",
+                        is(name).unwrap_or_default()
+                    )
+                },
+            )
             .collect();
         let told = told.join("; ");
         if !may_mend {
@@ -366,7 +387,7 @@ impl Topics {
         // The request replaces all that is set on the topic, so what was set stays part of it.
         let mut alter = AlterConfig::new(ResourceSpecifier::Topic(topic));
         for entry in &found.entries {
-            let ours = wrong.iter().any(|(name, ..)| *name == entry.name);
+            let ours = wrong.iter().any(|wanted| wanted.name == entry.name);
             if entry.source == ConfigSource::DynamicTopic
                 && !ours
                 && let Some(value) = &entry.value
@@ -374,8 +395,8 @@ impl Topics {
                 alter = alter.set(&entry.name, value);
             }
         }
-        for (name, value, _) in &wrong {
-            alter = alter.set(name, value);
+        for wanted in &wrong {
+            alter = alter.set(wanted.name, wanted.value);
         }
         let altered = self.admin.alter_configs([&alter], &options(REQUEST)).await;
         let code = match altered {
@@ -496,22 +517,41 @@ impl Topics {
     }
 }
 
+/// What is to be done with a record for a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It may be sent.
+    There(Fit),
+    /// … to see whether the topic takes records again.
+    ToBeTried(Fit),
+    /// It has to wait until someone has helped.
+    Waits,
+}
+
 impl RedpandaSink {
-    /// Makes sure that a topic takes records, however long that takes; says which.
+    /// Makes sure that a topic takes records, as far as that takes no help. `apart`: one that refused records may be
+    /// tried again if it is time.
     ///
     /// A question about it is an attempt like a batch: without an answer in `attempt_timeout` it failed. So an outage
     /// that meets a shard here opens the breaker too, and the shard keeps what it has in flight. An answer that someone
-    /// has to help with is no failure of the brokers: the shard waits here, and the others go on.
-    pub(super) async fn find_topic(&self, topic: &str) -> Result<Fit, SinkError> {
+    /// has to help with is no failure of the brokers: what is for this topic waits, and the rest goes on.
+    pub(super) async fn find_topic(&self, topic: &str, apart: bool) -> Result<Place, SinkError> {
         let cause = Cause::Topic(topic.into());
-        let refused = Cause::Writing(topic.into());
+        let refused = self.troubles.again_at(&Cause::Writing(topic.into()));
+        let now = Instant::now();
+        if refused.is_some_and(|at| at > now || !apart)
+            || self.troubles.help_at(&cause).is_some_and(|at| at > now)
+        {
+            return Ok(Place::Waits);
+        }
+        let place = |fit| match refused {
+            Some(_) => Place::ToBeTried(fit),
+            None => Place::There(fit),
+        };
         let mut attempt = 0_u32;
         loop {
-            if let Some(at) = self.troubles.again_at(&refused) {
-                tokio::time::sleep_until(at).await;
-            }
             if self.topics.knows(topic) {
-                return Ok(self.fit(topic));
+                return Ok(place(self.fit(topic)));
             }
             let permit = self.gate().await;
             let (settings, within) = {
@@ -523,18 +563,16 @@ impl RedpandaSink {
                 Ok(()) => {
                     permit.success();
                     self.troubles.clear(&cause);
-                    return Ok(self.fit(topic));
+                    return Ok(place(self.fit(topic)));
                 }
                 Err(Refusal::Never(reason)) => {
                     permit.success();
-                    return Ok(Fit::Never(reason.into()));
+                    return Ok(Place::There(Fit::Never(reason.into())));
                 }
                 Err(Refusal::Help(reason)) => {
                     permit.success();
-                    self.troubles.raise(cause.clone(), Help::Needed, reason);
-                    let again = self.troubles.again_at(&cause);
-                    tokio::time::sleep_until(again.unwrap_or_else(Instant::now)).await;
-                    continue;
+                    self.troubles.raise(cause, Help::Needed, reason);
+                    return Ok(Place::Waits);
                 }
                 Err(Refusal::Outage(error)) => error,
             };
@@ -547,6 +585,57 @@ impl RedpandaSink {
                 return Err(error);
             }
             tracing::debug!(%error, attempt, "asking about a topic again");
+        }
+    }
+
+    /// Waits until one of these topics may be tried again. It takes no leave of the breaker, which whoever waits for
+    /// this may need: while that is not closed, nobody is asked.
+    pub(super) async fn recovery(&self, topics: &[Arc<str>]) -> Recovery {
+        loop {
+            let now = Instant::now();
+            let mut next = now + OTHERWISE;
+            for topic in topics {
+                let cause = Cause::Topic(Arc::clone(topic));
+                let refused = self.troubles.again_at(&Cause::Writing(Arc::clone(topic)));
+                let due = match refused {
+                    Some(at) => at,
+                    None => self.troubles.again_at(&cause).unwrap_or(now),
+                };
+                if due > now {
+                    next = next.min(due);
+                    continue;
+                }
+                let recovered = |is_certain| Recovery {
+                    topic: Arc::clone(topic),
+                    is_certain,
+                };
+                if refused.is_some() {
+                    return recovered(false);
+                }
+                if !self.is_closed() {
+                    continue;
+                }
+                let (settings, within) = {
+                    let live = self.live.borrow();
+                    (live.sink.topics.clone(), live.sink.attempt_timeout)
+                };
+                match self.topics.ensure_within(topic, &settings, within).await {
+                    // A name that is refused for good makes letters of its records.
+                    Ok(()) | Err(Refusal::Never(_)) => {
+                        self.troubles.clear(&cause);
+                        return recovered(true);
+                    }
+                    Err(Refusal::Help(reason)) => {
+                        self.troubles.raise(cause.clone(), Help::Needed, reason);
+                        let again = self.troubles.again_at(&cause);
+                        next = next.min(again.unwrap_or(next));
+                    }
+                    Err(Refusal::Outage(error)) => {
+                        tracing::debug!(%error, "asking about a topic again");
+                    }
+                }
+            }
+            tokio::time::sleep_until(next).await;
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::change::{Batch, GroupKey};
 use crate::checkpoint::{self, Checkpoints};
 use crate::config::LiveSettings;
 use crate::config::settings::{Settings, StartFrom};
-use crate::source::ShardReader;
+use crate::source::{Aside, ShardReader};
 
 /// Progress without rows is handed on no more often than this for a group: each costs a checkpoint.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -60,6 +60,9 @@ pub(super) struct Reader {
     known: watch::Receiver<Vec<Arc<Known>>>,
     barrier: watch::Receiver<()>,
     live: LiveSettings,
+    aside: watch::Receiver<Arc<Aside>>,
+    /// … as it was when the reads were looked at last.
+    heeded: Arc<Aside>,
 }
 
 impl Reader {
@@ -76,6 +79,8 @@ impl Reader {
             known: source.survey.subscribe(),
             barrier: source.barrier.subscribe(),
             live: source.live.clone(),
+            aside: watch::Sender::default().subscribe(),
+            heeded: Arc::default(),
             cursors: source.tables.iter().cloned().map(Cursor::new).collect(),
             source,
             stats,
@@ -133,6 +138,8 @@ impl Reader {
                 _ = self.live.changed() => {}
                 _ = self.known.changed() => {}
                 _ = self.barrier.changed() => {}
+                // Without a sender there is nothing to heed.
+                Ok(()) = self.aside.changed() => {}
             }
         }
     }
@@ -164,7 +171,13 @@ impl Reader {
             horizon_us: us(self.source.room.horizon(source.late_horizon, now)),
             may_look: false,
         };
-        self.batches.size = settings.batch_size().get() as usize;
+        let aside = self.aside.borrow_and_update().clone();
+        if aside != self.heeded {
+            self.heeded = aside;
+            self.schedule.wake_all();
+        }
+        let most = self.heeded.most.unwrap_or(usize::MAX);
+        self.batches.size = (settings.batch_size().get() as usize).min(most);
         let mut wake = self.reported_at + PROGRESS_INTERVAL;
         if wake <= now {
             wake = now + PROGRESS_INTERVAL;
@@ -388,7 +401,7 @@ impl Reader {
             return;
         };
         let cursor = &self.cursors[group.cursor];
-        if cursor.paused {
+        if cursor.paused || self.heeded.parked.contains(&group.key) {
             self.schedule.rest(id, turn.at);
             return;
         }
@@ -450,9 +463,16 @@ impl Reader {
         let id = read.group;
         group.pressed(read.pressure, read.to_us);
         let keys = matches!(read.result, Ok(Got::Keys(_)));
+        let apart = self.heeded.apart.contains(&group.key);
+        if apart {
+            self.batches.seal();
+        }
         let absorbed = read
             .result
             .and_then(|got| group.absorb(got, &mut self.batches));
+        if apart {
+            self.batches.seal();
+        }
         let late = self.batches.take_late();
         if late > 0 {
             self.source.came_late(late);
@@ -534,6 +554,10 @@ impl Drop for Reader {
 impl ShardReader for Reader {
     fn next(&mut self) -> BoxFuture<'_, Result<Batch, SourceError>> {
         Box::pin(self.next_batch())
+    }
+
+    fn heed(&mut self, aside: watch::Receiver<Arc<Aside>>) {
+        self.aside = aside;
     }
 
     fn drive(&mut self) -> BoxFuture<'_, Infallible> {

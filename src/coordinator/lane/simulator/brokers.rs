@@ -11,12 +11,12 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::oneshot;
 
 use super::super::super::dead_letters::Keeps;
-use super::{Bug, CHANGES, SHARDS, at, group, refused};
+use super::{Bug, CHANGES, OTHER, SHARDS, at, group, refused};
 use crate::change::{Position, RecordBatch};
 use crate::checkpoint::{Checkpoints, Settlement};
 use crate::dead_letter::DeadLetter;
 use crate::policy::Class;
-use crate::sink::{Delivered, Leave, Settle, SinkError, Ticket};
+use crate::sink::{Delivered, Fit, Leave, Look, Recovery, Settle, SinkError, Ticket};
 
 /// The dice: whether and how long. Still once it is to go well to the end.
 pub(super) struct Dice {
@@ -64,6 +64,22 @@ pub(super) struct Brokers {
     pub(super) bug: Option<Bug>,
     /// By shard.
     pub(super) kept: [Mutex<Kept>; SHARDS],
+    /// The topic that some changes are for.
+    pub(super) other: Mutex<Other>,
+}
+
+/// What is wrong with a topic.
+#[derive(Default)]
+pub(super) struct Other {
+    /// It is not there.
+    missing: bool,
+    /// Records for it are refused.
+    refuses: bool,
+    /// … and that is known.
+    refused: bool,
+    /// How often a record had to wait, and how often one was refused.
+    pub(super) waits: u32,
+    pub(super) refusals: u32,
 }
 
 /// … of a shard.
@@ -87,6 +103,7 @@ impl Brokers {
             atomic,
             bug,
             kept: Default::default(),
+            other: Mutex::default(),
         })
     }
 
@@ -225,6 +242,51 @@ impl Settle for Producer {
         })
     }
 
+    fn look(
+        &self,
+        batch: Arc<RecordBatch>,
+        apart: bool,
+    ) -> BoxFuture<'static, Result<Look, SinkError>> {
+        let brokers = self.brokers.clone();
+        Box::pin(async move {
+            if !batch.records.iter().any(|r| r.topic == OTHER) {
+                return Ok(Look::default());
+            }
+            if brokers.dice.hits(20) {
+                tokio::time::sleep(brokers.dice.delay()).await;
+            }
+            let mut other = brokers.other.lock();
+            other.missing |= brokers.dice.hits(20);
+            other.refuses |= brokers.dice.hits(20);
+            let waits = other.missing || (other.refused && !apart);
+            other.waits += u32::from(waits);
+            Ok(Look {
+                waits: if waits { vec![OTHER] } else { Vec::new() },
+                is_trial: other.refused,
+                ..Look::default()
+            })
+        })
+    }
+
+    fn recovery(&self, topics: Vec<Arc<str>>) -> BoxFuture<'static, Recovery> {
+        let brokers = self.brokers.clone();
+        Box::pin(async move {
+            loop {
+                tokio::time::sleep(brokers.dice.delay()).await;
+                let mut other = brokers.other.lock();
+                if brokers.dice.hits(50) {
+                    continue;
+                }
+                other.missing = false;
+                other.refuses &= brokers.dice.hits(50);
+                return Recovery {
+                    topic: topics[0].clone(),
+                    is_certain: !other.refused,
+                };
+            }
+        })
+    }
+
     fn leave(&self, _: Arc<RecordBatch>) -> BoxFuture<'static, Result<Leave, SinkError>> {
         let brokers = self.brokers.clone();
         Box::pin(async move {
@@ -238,6 +300,7 @@ impl Settle for Producer {
     fn hand(
         &mut self,
         batch: Arc<RecordBatch>,
+        _: Vec<Fit>,
         _: Leave,
     ) -> BoxFuture<'_, Result<Ticket, SinkError>> {
         Box::pin(async move {
@@ -246,6 +309,17 @@ impl Settle for Producer {
                 return Err(lost("not taken"));
             }
             let (done, ticket) = Ticket::new();
+            if batch.records.iter().any(|r| r.topic == OTHER) {
+                let mut other = self.brokers.other.lock();
+                other.refused = other.refuses;
+                if other.refuses {
+                    other.refusals += 1;
+                    self.broken = true;
+                    let (topic, reason) = ("u".to_owned(), "no right".to_owned());
+                    done.send(Err(SinkError::Refused { topic, reason })).ok();
+                    return Ok(ticket);
+                }
+            }
             let (brokers, open) = (self.brokers.clone(), self.open.clone());
             let change = |position: &Position| i64::from(position.seq);
             let positions = &batch.source.positions;

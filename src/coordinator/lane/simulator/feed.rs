@@ -6,18 +6,19 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use penstock_plugin_encoding::{ColumnTag, Operation, RowMeta, RowsBuilder};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::super::super::supervisor::ChildScope;
 use super::super::{Lane, Ledger};
 use super::brokers::Dice;
-use super::{CHANGES, SHARDS, at, dropped, group, rejected};
+use super::{CHANGES, OTHER, SHARDS, at, dropped, group, rejected};
 use crate::change::{
     Batch, Column, ColumnKind, Position, Progress, Record, RecordBatch, Rejected, Slice, StreamId,
     TableSchema,
 };
 use crate::checkpoint::Checkpoints;
-use crate::source::{ShardReader, Source, SourceError, SourceStatus};
+use crate::source::{Aside, ShardReader, Source, SourceError, SourceStatus};
 
 /// The log of an instance: changes 1 to [`CHANGES`] of a stream a shard.
 pub(super) struct Log {
@@ -64,6 +65,7 @@ impl Source for Log {
             shard,
             epoch,
             read: at(shard as usize, &checkpoints),
+            aside: watch::Sender::default().subscribe(),
         })
     }
 
@@ -93,6 +95,7 @@ struct Reader {
     shard: u32,
     epoch: u64,
     read: i64,
+    aside: watch::Receiver<Arc<Aside>>,
 }
 
 impl ShardReader for Reader {
@@ -100,6 +103,12 @@ impl ShardReader for Reader {
         Box::pin(async move {
             if self.read >= CHANGES {
                 return std::future::pending().await;
+            }
+            let own = group(self.shard as usize);
+            while self.aside.borrow_and_update().parked.contains(&own) {
+                if self.aside.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
             }
             if self.log.dice.hits(40) {
                 tokio::time::sleep(self.log.dice.delay()).await;
@@ -125,6 +134,7 @@ impl ShardReader for Reader {
                 });
             }
             self.read = last;
+            let streams = positions.last().copied().into_iter().collect();
             Ok(Batch {
                 shard: self.shard,
                 epoch: self.epoch,
@@ -134,11 +144,16 @@ impl ShardReader for Reader {
                 undecodable: Vec::new(),
                 progress: vec![Progress {
                     complete_until_us: Some(last),
+                    streams,
                     ..Progress::new(group(self.shard as usize))
                 }],
                 read_at: std::time::Instant::now(),
             })
         })
+    }
+
+    fn heed(&mut self, aside: watch::Receiver<Arc<Aside>>) {
+        self.aside = aside;
     }
 
     fn drive(&mut self) -> BoxFuture<'_, Infallible> {
@@ -184,7 +199,7 @@ fn transformed(batch: Batch) -> RecordBatch {
     let mut made = RecordBatch {
         records: Vec::new(),
         output: Vec::new(),
-        topics: vec!["t".into()],
+        topics: vec!["t".into(), "u".into()],
         headers: Vec::new(),
         rejected: Vec::new(),
         dropped: 0,
@@ -204,7 +219,7 @@ fn transformed(batch: Batch) -> RecordBatch {
         } else {
             made.records.push(Record {
                 source,
-                topic: 0,
+                topic: if id % 9 == 4 { OTHER } else { 0 },
                 key: Slice::Null,
                 value: Slice::Null,
                 headers: 0..0,

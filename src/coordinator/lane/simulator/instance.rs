@@ -18,7 +18,6 @@ use super::feed::{Log, pass_on};
 use super::{MAX_IN_FLIGHT, SHARDS};
 use crate::config::settings::Settings;
 use crate::policy::stage::StagePolicies;
-use crate::sink::trouble::Troubles;
 
 /// How long a shard that goes to another may take to be settled.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -219,7 +218,6 @@ impl Instance {
                         live: live.clone(),
                         pipeline: "p".into(),
                         failed: failed.clone(),
-                        troubles: Troubles::default(),
                         remade: remade.subscribe(),
                     };
                     let lane = lane.clone();
