@@ -211,6 +211,8 @@ pub struct Progress {
     pub complete_until_us: Option<i64>,
     /// The last position of each stream that the batch touches.
     pub streams: Vec<Position>,
+    /// Streams of which a write is in the batch that came late, and moves no position.
+    pub late: Vec<StreamId>,
     /// The group's stream are closed and read to their end: its checkpoint may be forgotten. Of a leaf: none of
     /// its writes can be met again.
     pub finished: bool,
@@ -225,6 +227,7 @@ impl Progress {
             group,
             complete_until_us: None,
             streams: Vec::new(),
+            late: Vec::new(),
             finished: false,
             memory: Memory::default(),
         }

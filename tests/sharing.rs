@@ -484,6 +484,43 @@ async fn generations(tablets: bool) {
     quick.stop_cleanly();
 }
 
+/// Row 45: whichever instance makes the topic again, each writes into it what it knows of its own shards.
+#[tokio::test(flavor = "multi_thread")]
+async fn checkpoints_that_were_deleted_are_written_anew_by_every_instance() {
+    let world = world().await;
+    let keys = keys(24);
+    let mut instances = vec![world.start(1)];
+    settled(&[&instances[0]]).await;
+    instances.push(world.start(2));
+    settled(&[&instances[0], &instances[1]]).await;
+    world.write(&keys, 0, 20).await;
+    world.await_records(24 * 20, LONG, &instances[0]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let operator = broker::Operator::new(&world.cluster.brokers);
+    operator
+        .delete(&format!("penstock.{}.checkpoints", world.name))
+        .await;
+    world.write(&keys, 20, 20).await;
+    for instance in &instances {
+        instance.await_line("the checkpoints are written anew", LONG);
+    }
+    world.await_records(24 * 40, LONG, &instances[0]);
+    settled(&[&instances[0], &instances[1]]).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Both are killed: what a third one goes on from is what they wrote into the new topic.
+    for instance in &mut instances {
+        instance.signal("-KILL");
+        instance.wait(LONG);
+    }
+    let mut world = world;
+    world.set("pipeline.instances", "one");
+    let third = world.start(3);
+    world.write(&keys, 40, 10).await;
+    world.await_records(24 * 50, LONG, &third);
+    third.stop_cleanly();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 50), 0);
+}
+
 /// What is done to one of the instances.
 #[derive(Clone, Copy, Debug)]
 enum Deed {

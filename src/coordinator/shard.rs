@@ -27,6 +27,14 @@ impl Shard {
     pub async fn open(pipeline: &Pipeline, number: u32) -> Result<Self, SinkError> {
         let shards = pipeline.settings().pipeline.shards.get();
         let checkpoints = pipeline.sink.load(number).await?;
+        if checkpoints.is_empty() {
+            let start_from = pipeline.settings().source.start_from;
+            tracing::info!(
+                shard = number,
+                ?start_from,
+                "the brokers have no checkpoints of the shard: it begins where source.start_from says"
+            );
+        }
         let counters = pipeline.counters(number);
         Ok(Self {
             number,

@@ -55,8 +55,13 @@ pub enum Report {
     Acked,
     /// The broker, or librdkafka for it, will never take this one.
     Poison(String),
-    /// The content of this record or of one sent with it was refused.
-    Suspect(String),
+    /// The content of this record or of one sent with it was refused; `too_large`: for its size.
+    Suspect {
+        /// What the broker said.
+        reason: String,
+        /// …
+        too_large: bool,
+    },
     /// It was given up on.
     Failed(SinkError),
 }
@@ -222,14 +227,18 @@ impl Window {
                 batch.poison.push((index, reason));
                 None
             }
-            Report::Suspect(reason) if alone => {
+            Report::Suspect { reason, .. } if alone => {
                 self.counters.refused();
                 batch.poison.push((index, reason));
                 None
             }
-            Report::Suspect(reason) => {
+            Report::Suspect { reason, too_large } => {
                 batch.suspects.push(index);
-                Some(SinkError::Suspect { records: 1, reason })
+                Some(SinkError::Suspect {
+                    records: 1,
+                    too_large,
+                    reason,
+                })
             }
             Report::Failed(error) => Some(error),
         };
@@ -435,6 +444,13 @@ mod tests {
         (id, ticket)
     }
 
+    fn too_large() -> Report {
+        Report::Suspect {
+            reason: "too large".into(),
+            too_large: true,
+        }
+    }
+
     fn down() -> SinkError {
         SinkError::Delivery {
             topic: "t".into(),
@@ -511,11 +527,11 @@ mod tests {
         let w = window();
         let (a, ticket) = submit(&w, 1);
         w.set_alone(Some((a, 0)));
-        w.report(Tag::new(a, 0), Report::Suspect("too large".into()));
+        w.report(Tag::new(a, 0), too_large());
         assert_eq!(ticket.now_or_never().unwrap().unwrap().poison.len(), 1);
         w.set_alone(None);
         let (b, ticket) = submit(&w, 2);
-        w.report(Tag::new(b, 0), Report::Suspect("too large".into()));
+        w.report(Tag::new(b, 0), too_large());
         assert!(matches!(
             ticket.now_or_never(),
             Some(Err(SinkError::Suspect { .. }))

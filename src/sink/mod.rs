@@ -90,6 +90,8 @@ pub enum SinkError {
     Suspect {
         /// How many are under suspicion.
         records: usize,
+        /// It is about the size of one, or of all.
+        too_large: bool,
         /// What the broker said.
         reason: String,
     },

@@ -37,6 +37,7 @@ const SUITES: &[&str] = &[
     "supervision",
     "sharing",
     "checkpoints",
+    "topics",
 ];
 
 struct Asked {

@@ -13,7 +13,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -75,6 +77,16 @@ impl Operator {
     pub async fn delete(&self, topic: &str) {
         let gone = self.0.delete_topics(&[topic], &Self::options()).await;
         gone.expect("an answer")[0].as_ref().expect("deleted");
+    }
+
+    /// Sets all that is set on a topic.
+    pub async fn alter(&self, topic: &str, properties: &[(&str, &str)]) {
+        let mut alter = AlterConfig::new(ResourceSpecifier::Topic(topic));
+        for (name, value) in properties {
+            alter = alter.set(name, value);
+        }
+        let altered = self.0.alter_configs([&alter], &Self::options()).await;
+        altered.expect("an answer")[0].as_ref().expect("altered");
     }
 
     /// A property of a topic.

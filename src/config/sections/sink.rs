@@ -95,6 +95,14 @@ impl FromKey for RecordHeaders {
 }
 
 impl Sink {
+    /// Whether the producers compress: how large a record is then, nobody knows before it is sent.
+    pub fn compresses(&self) -> bool {
+        let mut set = ["compression.type", "compression.codec"]
+            .into_iter()
+            .filter_map(|name| self.properties.get(name));
+        set.any(|codec| codec != "none")
+    }
+
     /// Whether topics are made compacted while changes that no transform routed have the partition key: of all
     /// rows of a partition, compaction then keeps one.
     pub fn loses_rows(&self) -> bool {

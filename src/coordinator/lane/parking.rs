@@ -30,9 +30,19 @@ pub(super) fn groups_for(batch: &RecordBatch, topics: &[u32]) -> Option<Waiting>
 }
 
 fn group_of(batch: &RecordBatch, change: u32) -> Option<&GroupKey> {
-    let stream = batch.source.positions.get(change as usize)?.stream;
-    let mut all = batch.source.progress.iter();
-    let of = all.find(|p| p.streams.iter().any(|last| last.stream == stream))?;
+    let source = &batch.source;
+    let stream = source.positions.get(change as usize)?.stream;
+    // Tables of a keyspace that is not laid out by tablets have the same streams.
+    let row = source.rows.get(change as usize);
+    let table = row.and_then(|row| source.table(row.table()));
+    let prefix = table.map(|t| format!("{}.{}/", t.keyspace, t.name));
+    let mut all = source.progress.iter();
+    let of = all.find(|p| {
+        let has = p.streams.iter().any(|last| last.stream == stream) || p.late.contains(&stream);
+        has && prefix
+            .as_ref()
+            .is_none_or(|prefix| p.group.0.starts_with(&**prefix))
+    })?;
     Some(&of.group)
 }
 

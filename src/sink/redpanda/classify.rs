@@ -121,6 +121,14 @@ fn is_refused(code: Code) -> bool {
     )
 }
 
+/// Whether it is the size of a record, or of a batch of them, that is refused.
+pub(super) fn is_size(error: &KafkaError) -> bool {
+    matches!(
+        code(error),
+        Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge)
+    )
+}
+
 /// Whether the error is about a connection: a hint that the brokers may be away.
 pub(super) fn is_connection(error: &KafkaError) -> bool {
     matches!(

@@ -37,6 +37,7 @@ mod client;
 mod dead_letters;
 mod follow;
 mod guard;
+mod judge;
 pub mod membership;
 mod outlet;
 mod parts;

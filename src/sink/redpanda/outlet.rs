@@ -107,7 +107,10 @@ impl ProducerContext for Reports {
                 })
             }
             Err((error, message)) => match classify::delivery(error) {
-                Refusal::Content => Report::Suspect(error.to_string()),
+                Refusal::Content => Report::Suspect {
+                    reason: error.to_string(),
+                    too_large: classify::is_size(error),
+                },
                 Refusal::Other(class) => Report::Failed(SinkError::Delivery {
                     topic: message.topic().to_owned(),
                     reason: match self.quiet.last_error() {

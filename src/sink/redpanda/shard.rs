@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Message};
 
+use super::judge::{Judge, Verdict};
 use super::outlet::{Handed, Lane, Outgoing, Outlet};
 use super::parts::{self, Parts};
 use super::topics::Place;
@@ -47,6 +48,8 @@ pub struct ShardSink {
     outlet: Outlet,
     /// Changes of which a record was refused together with others: sent alone next time.
     suspects: HashSet<Position>,
+    /// What finds out which of them are refused; there once it had to.
+    judge: Option<Judge>,
     /// … and those of which one was refused alone, with the reason: their transaction was aborted for it.
     condemned: HashMap<Position, String>,
     transaction: Transaction,
@@ -93,6 +96,7 @@ impl ShardSink {
             sink,
             shard,
             suspects: HashSet::new(),
+            judge: None,
             condemned: HashMap::new(),
             transaction,
         })
@@ -350,11 +354,14 @@ impl ShardSink {
         id: BatchId,
         batch: &RecordBatch,
         fits: &[Fit],
+        verdict: &Verdict,
     ) -> Result<(), SinkError> {
         let window = Arc::clone(self.outlet.window());
         let mut parts = Parts::new(batch, &self.sink.live.borrow().sink);
         let total = batch.records.len();
         let (mut index, mut bytes, mut empty) = (0, 0, 0);
+        // Of those that were taken together when they were tried.
+        let mut part = None;
         // The records from `index` on are announced to the window whenever it is not being waited for.
         window.expect(id, total as u32);
         let mut back = None;
@@ -369,7 +376,8 @@ impl ShardSink {
                 index += 1;
                 continue;
             }
-            if let Some(reason) = self.condemned(batch, index) {
+            let refused = verdict.refused.get(&(index as u32)).cloned();
+            if let Some(reason) = refused.or_else(|| self.condemned(batch, index)) {
                 window.report(tag, Report::Poison(reason));
                 index += 1;
                 continue;
@@ -396,12 +404,20 @@ impl ShardSink {
                 headers: Some(headers),
                 timestamp: parts.timestamp(batch, index),
             };
-            if self.is_suspect(batch, index) {
+            let of = verdict.taken.get(&(index as u32)).copied();
+            if of.is_some() && !verdict.is_proven {
                 window.unexpect(id, left);
                 self.send_alone(id, index as u32, out).await?;
                 window.expect(id, left - 1);
                 index += 1;
                 continue;
+            }
+            if of != part {
+                // They are taken in these parts, and perhaps in no larger ones.
+                window.unexpect(id, left);
+                window.room(0).await?;
+                window.expect(id, left);
+                part = of;
             }
             match self.outlet.hand(tag, out)? {
                 Handed::Taken => {
@@ -429,6 +445,9 @@ impl ShardSink {
                 }
             }
         }
+        if part.is_some() {
+            window.room(0).await?;
+        }
         if !self.suspects.is_empty() {
             for position in &batch.source.positions {
                 self.suspects.remove(position);
@@ -439,6 +458,54 @@ impl ShardSink {
             .counters()
             .produced(total as u64, bytes as u64);
         Ok(())
+    }
+
+    /// Finds out which records of a batch are refused, if some of it were refused together with others.
+    async fn judge(&mut self, batch: &Arc<RecordBatch>) -> Result<Verdict, SinkError> {
+        let suspects: Vec<u32> = (0..batch.records.len())
+            .filter(|i| self.is_suspect(batch, *i) && self.condemned(batch, *i).is_none())
+            .map(|i| i as u32)
+            .collect();
+        if suspects.len() < 2 {
+            return Ok(Verdict::unknown(&suspects));
+        }
+        let mut judge = match self.judge.take() {
+            Some(judge) => judge,
+            None => {
+                let lane = Lane::new(self.sink.troubles.clone(), self.sink.ends.clone());
+                Judge::new(
+                    self.shard,
+                    self.sink.judge_config(self.shard),
+                    Arc::new(lane),
+                )?
+            }
+        };
+        let (settings, within) = {
+            let live = self.sink.live.borrow();
+            (live.sink.clone(), live.sink.attempt_timeout)
+        };
+        let takes = |topic: &str| self.sink.topics.takes(topic);
+        let topic = self.sink.checkpoint_topic();
+        let judged = judge
+            .judge(batch, suspects.clone(), &settings, takes, (&topic, within))
+            .await;
+        match judged {
+            Ok(verdict) => {
+                self.judge = Some(judge);
+                Ok(verdict)
+            }
+            Err(error) => {
+                judge.close().await;
+                match error {
+                    // No right to a transaction, perhaps, which delivery at least once does not need.
+                    SinkError::Transaction { .. } => {
+                        tracing::warn!(shard = self.shard, %error, "records that were refused together are sent one by one");
+                        Ok(Verdict::unknown(&suspects))
+                    }
+                    error => Err(error),
+                }
+            }
+        }
     }
 
     fn is_suspect(&self, batch: &RecordBatch, index: usize) -> bool {
@@ -475,7 +542,11 @@ impl ShardSink {
             && let Some((_, reason)) = window.condemned()
         {
             // It has broken its transaction: the next one has a letter in its place.
-            let error = SinkError::Suspect { records: 1, reason };
+            let error = SinkError::Suspect {
+                records: 1,
+                too_large: false,
+                reason,
+            };
             window.fail(error.clone());
             return Err(error);
         }
@@ -550,7 +621,7 @@ impl ShardSink {
             tracing::warn!(
                 shard = self.shard,
                 records = suspects.len(),
-                "records were refused together, each is sent alone to find the one that is refused"
+                "records were refused together for the content of one, which is looked for"
             );
         }
         self.suspects.extend(suspects);
@@ -587,8 +658,14 @@ impl Settle for ShardSink {
         apart: bool,
     ) -> BoxFuture<'static, Result<Look, SinkError>> {
         let sink = Arc::clone(&self.sink);
+        let mut positions = batch.source.positions.iter();
+        // What is to be tried is tried alone: what was before it is settled.
+        let is_trial = !self.suspects.is_empty() && positions.any(|p| self.suspects.contains(p));
         Box::pin(async move {
-            let mut look = Look::default();
+            let mut look = Look {
+                is_trial,
+                ..Look::default()
+            };
             if batch.records.is_empty() {
                 return Ok(look);
             }
@@ -649,11 +726,13 @@ impl Settle for ShardSink {
                 self.outlet.window().fail(error.clone());
                 return Err(error);
             }
+            let verdict = self.judge(&batch).await?;
             self.begin()?;
             let window = Arc::clone(self.outlet.window());
             let (submission, ticket) = window.open(Some(Arc::clone(&batch)), leave.permit)?;
             Crash::AfterBegin.here();
-            self.hand_over(submission.id, &batch, &fits).await?;
+            self.hand_over(submission.id, &batch, &fits, &verdict)
+                .await?;
             submission.seal();
             Ok(ticket)
         })
@@ -703,7 +782,12 @@ impl Settle for ShardSink {
     }
 
     fn close(&mut self) -> BoxFuture<'_, ()> {
-        Box::pin(self.outlet.stop())
+        Box::pin(async move {
+            if let Some(judge) = self.judge.take() {
+                judge.close().await;
+            }
+            self.outlet.stop().await;
+        })
     }
 }
 
@@ -748,6 +832,13 @@ impl RedpandaSink {
             }
         };
         (config, widest)
+    }
+
+    /// What finds out for a shard which records are refused is made with this.
+    fn judge_config(&self, shard: u32) -> ClientConfig {
+        let (config, _) = self.shard_config(shard, Delivery::AtLeastOnce);
+        let id = format!("{}-{}-judge", self.live.borrow().pipeline.name, name(shard));
+        client::transactional(config, &id)
     }
 
     /// Reads a shard's checkpoints, and moves those to its partition that an earlier number of shards left in

@@ -643,14 +643,7 @@ impl RedpandaSink {
 impl RedpandaSink {
     /// What a topic takes. Compressed, a record is smaller than it is here, and nobody knows by how much.
     fn fit(&self, topic: &str) -> Fit {
-        let compressed = {
-            let live = self.live.borrow();
-            let properties = &live.sink.properties;
-            let mut set = ["compression.type", "compression.codec"]
-                .into_iter()
-                .filter_map(|name| properties.get(name));
-            set.any(|codec| codec != "none")
-        };
+        let compressed = self.live.borrow().sink.compresses();
         match self.topics.takes(topic) {
             Some(bytes) if !compressed => Fit::Within(bytes),
             _ => Fit::Any,

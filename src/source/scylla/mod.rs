@@ -501,7 +501,15 @@ impl Source for ScyllaSource {
         self.barrier
             .open(shard, self.tables.iter().map(|t| &t.full));
         let stats = Arc::new(ShardStats::default());
-        self.shards.lock().insert(shard, stats.clone());
+        {
+            let mut shards = self.shards.lock();
+            // Until it is measured anew, the lag is what it was.
+            if let Some(before) = shards.get(&shard) {
+                let complete_us = before.complete_us.load(Relaxed);
+                stats.complete_us.store(complete_us, Relaxed);
+            }
+            shards.insert(shard, stats.clone());
+        }
         Box::new(Reader::new(self, stats, shard, shards, epoch, checkpoints))
     }
 

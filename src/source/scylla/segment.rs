@@ -91,8 +91,15 @@ impl Segment {
             }
         }
         // A late write is behind what is complete: only what is remembered tells that it is done.
-        if let Some(last) = rows.last().filter(|_| !late) {
+        if let Some(last) = rows.last() {
             let last = last.head.position;
+            if late {
+                let streams = &mut self.progress_of(group).late;
+                if !streams.contains(&last.stream) {
+                    streams.push(last.stream);
+                }
+                return;
+            }
             let streams = &mut self.progress_of(group).streams;
             match streams.iter_mut().find(|p| p.stream == last.stream) {
                 Some(p) => *p = last,
