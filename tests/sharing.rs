@@ -496,7 +496,7 @@ async fn checkpoints_that_were_deleted_are_written_anew_by_every_instance() {
     world.write(&keys, 0, 20).await;
     world.await_records(24 * 20, LONG, &instances[0]);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let operator = broker::Operator::new(&world.cluster.brokers);
+    let operator = testkit::broker::Operator::new(&world.cluster.brokers);
     operator
         .delete(&format!("penstock.{}.checkpoints", world.name))
         .await;

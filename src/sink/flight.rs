@@ -335,6 +335,13 @@ impl Window {
         positions
     }
 
+    /// The records that were refused, by their index in the batch; of a window with one batch.
+    pub fn refused(&self) -> Vec<u32> {
+        let state = self.state.lock();
+        let all = state.batches.iter().flat_map(|b| &b.suspects);
+        all.copied().collect()
+    }
+
     /// If the record that is out alone was refused: its change and the reason.
     pub fn condemned(&self) -> Option<(Position, String)> {
         let mut state = self.state.lock();

@@ -2,11 +2,11 @@
 //!
 //! A broker refuses a whole request for one record in it, and does not say which; to librdkafka, a refusal ends the
 //! transaction that it was in. So the suspects are tried in transactions that are always aborted, by a producer of their
-//! own: no reader of committed records sees any of it, and nothing else is undone. Half of them at first; a part that is
-//! taken is followed by one of twice its size, a part that is refused by half of it, down to the one that it is about.
-//! One bad record among *n* costs about log₂ *n* refusals, and *n* bad ones hardly more than *n*.
+//! own that puts each record into a request by itself: no reader of committed records sees any of it, nothing else is
+//! undone, and a refusal names its record. A try goes on until its first refusals, of what is in flight at that moment;
+//! so one bad record among any number costs two tries, and *n* bad ones a fifth of *n*.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,9 +23,9 @@ use crate::sink::SinkError;
 pub(super) struct Verdict {
     /// Those that are refused, and why.
     pub(super) refused: HashMap<u32, String>,
-    /// To which part, of those that were taken whole, the others belong.
-    pub(super) taken: HashMap<u32, usize>,
-    /// They were tried. Else each may still be refused.
+    /// Those that may be taken only by themselves.
+    pub(super) alone: HashSet<u32>,
+    /// They were tried. Else each of `alone` may still be refused.
     pub(super) is_proven: bool,
 }
 
@@ -33,77 +33,17 @@ impl Verdict {
     /// Nothing is known but that each is to be sent by itself.
     pub(super) fn unknown(suspects: &[u32]) -> Self {
         Self {
-            refused: HashMap::new(),
-            is_proven: false,
-            taken: suspects.iter().copied().zip(0..).collect(),
+            alone: suspects.iter().copied().collect(),
+            ..Self::default()
         }
     }
 }
 
-/// What became of a part.
-enum Answer {
-    Taken,
-    Refused { reason: String, too_large: bool },
-}
-
-/// Halving, as the module has it. Pure: what to try next, and what follows from the answer.
-#[derive(Debug)]
-struct Search {
-    left: Vec<u32>,
-    size: usize,
-    parts: usize,
-    verdict: Verdict,
-}
-
-impl Search {
-    /// All of them together were refused. The first `innocent` are probably not meant.
-    fn new(suspects: Vec<u32>, innocent: usize) -> Self {
-        let half = suspects.len() / 2;
-        let size = match innocent {
-            0 => half,
-            n if n == suspects.len() => half,
-            n => n,
-        };
-        Self {
-            left: suspects,
-            size: size.max(1),
-            parts: 0,
-            verdict: Verdict {
-                is_proven: true,
-                ..Verdict::default()
-            },
-        }
-    }
-
-    /// What is to be tried; empty: it is all known.
-    fn next(&self) -> &[u32] {
-        &self.left[..self.size.min(self.left.len())]
-    }
-
-    fn answered(&mut self, answer: Answer) {
-        let tried = self.size.min(self.left.len());
-        match answer {
-            Answer::Taken => {
-                let part = self.parts;
-                let taken = self.left.drain(..tried).map(|index| (index, part));
-                self.verdict.taken.extend(taken);
-                self.parts += 1;
-                self.size = tried * 2;
-            }
-            Answer::Refused { reason, .. } if tried == 1 => {
-                let index = self.left.remove(0);
-                self.verdict.refused.insert(index, reason);
-            }
-            Answer::Refused { .. } => self.size = tried / 2,
-        }
-    }
-
-    /// What goes for one of them goes for these as well.
-    fn refused_too(&mut self, reason: &str, like_it: impl Fn(u32) -> bool) {
-        let refused = self.left.extract_if(.., |index| like_it(*index));
-        let refused = refused.map(|index| (index, reason.to_owned()));
-        self.verdict.refused.extend(refused);
-    }
+/// What became of a try.
+struct Refused {
+    indices: Vec<u32>,
+    reason: String,
+    too_large: bool,
 }
 
 /// The producer that tries.
@@ -117,9 +57,10 @@ impl Judge {
     /// For a shard. `config`: transactional, with an id of its own.
     pub(super) fn new(
         shard: u32,
-        config: ClientConfig,
+        mut config: ClientConfig,
         lane: Arc<Lane>,
     ) -> Result<Self, SinkError> {
+        config.set("batch.num.messages", "1");
         Ok(Self {
             outlet: Outlet::new(config, lane)?,
             shard,
@@ -127,11 +68,12 @@ impl Judge {
         })
     }
 
-    /// Finds out which of these records of a batch are refused. `takes`: bytes that their topics are known to take.
+    /// Finds out which records of a batch are refused: of all that are for the topics of these, for others may be like
+    /// them. `takes`: bytes that a topic is known to take.
     pub(super) async fn judge(
         &mut self,
         batch: &Arc<RecordBatch>,
-        suspects: Vec<u32>,
+        suspects: &[u32],
         settings: &Sink,
         takes: impl Fn(&str) -> Option<usize>,
         (topic, within): (&str, Duration),
@@ -140,49 +82,53 @@ impl Judge {
             self.outlet.take_over(self.shard, topic, within).await?;
             self.opened = true;
         }
+        let topic_of = |index: u32| batch.records[index as usize].topic;
+        let topics: HashSet<u32> = suspects.iter().map(|&index| topic_of(index)).collect();
         let mut parts = Parts::new(batch, settings);
-        let sizes: HashMap<u32, usize> = suspects
-            .iter()
-            .map(|&index| {
-                let record = &batch.records[index as usize];
-                let headers = parts.headers(batch, index as usize);
-                let size =
-                    parts::size(batch.bytes(record.key), batch.bytes(record.value), &headers);
-                (index, size)
+        let mut size = |index: u32| {
+            let record = &batch.records[index as usize];
+            let headers = parts.headers(batch, index as usize);
+            parts::size(batch.bytes(record.key), batch.bytes(record.value), &headers)
+        };
+        let suspected: HashSet<u32> = suspects.iter().copied().collect();
+        let mut left: Vec<(u32, usize)> = (0..batch.records.len() as u32)
+            .filter(|index| topics.contains(&topic_of(*index)))
+            .map(|index| (index, size(index)))
+            // Compressed, a record is not larger: who is small enough as it is is not refused for its size.
+            .filter(|(index, size)| {
+                let takes = takes(&batch.topics[topic_of(*index) as usize]);
+                suspected.contains(index) || takes.is_none_or(|takes| *size > takes)
             })
             .collect();
-        let topic_of = |index: u32| batch.records[index as usize].topic;
-        // Compressed, a record is not larger: who is small enough as it is is not refused for its size.
-        let small = |index: &u32| {
-            let takes = takes(&batch.topics[topic_of(*index) as usize]);
-            takes.is_some_and(|takes| sizes[index] <= takes)
+        let mut verdict = Verdict {
+            is_proven: true,
+            ..Verdict::default()
         };
-        let (mut ordered, large): (Vec<u32>, Vec<u32>) = suspects.into_iter().partition(small);
-        let innocent = ordered.len();
-        ordered.extend(large);
-        let mut search = Search::new(ordered, innocent);
         let mut tries = 0_u32;
-        while !search.next().is_empty() {
-            let one = search.next()[0];
-            let alone = search.next().len() == 1;
-            let answer = self.attempt(batch, search.next(), &mut parts).await?;
+        while !left.is_empty() {
+            let found = self.attempt(batch, &left, settings).await?;
             tries += 1;
-            let like_it = match &answer {
-                Answer::Refused {
-                    reason,
-                    too_large: true,
-                } if alone && !settings.compresses() => Some(reason.clone()),
-                _ => None,
-            };
-            search.answered(answer);
-            if let Some(reason) = like_it {
-                search.refused_too(&reason, |index| {
-                    topic_of(index) == topic_of(one) && sizes[&index] >= sizes[&one]
-                });
-            }
+            let Some(found) = found else { break };
+            let limits: HashMap<u32, usize> = left
+                .iter()
+                .filter(|(index, _)| found.indices.contains(index))
+                .map(|(index, size)| (topic_of(*index), *size))
+                .collect();
+            let (reason, measured) = (found.reason, found.too_large && !settings.compresses());
+            let refused = left.extract_if(.., |(index, size)| {
+                let limit = limits.get(&topic_of(*index));
+                found.indices.contains(index)
+                    || (measured && limit.is_some_and(|limit| *size >= *limit))
+            });
+            verdict
+                .refused
+                .extend(refused.map(|(index, _)| (index, reason.clone())));
         }
-        let verdict = search.verdict;
-        let (shard, refused, taken) = (self.shard, verdict.refused.len(), verdict.taken.len());
+        if verdict.refused.is_empty() {
+            // It was for what they were together.
+            verdict.alone = suspected;
+        }
+        let (shard, refused, taken) = (self.shard, verdict.refused.len(), left.len());
         tracing::info!(
             shard,
             refused,
@@ -193,41 +139,54 @@ impl Judge {
         Ok(verdict)
     }
 
-    /// Sends these, and aborts.
+    /// Sends these, and aborts. `None`: all were taken.
     async fn attempt(
         &mut self,
         batch: &Arc<RecordBatch>,
-        indices: &[u32],
-        parts: &mut Parts,
-    ) -> Result<Answer, SinkError> {
+        records: &[(u32, usize)],
+        settings: &Sink,
+    ) -> Result<Option<Refused>, SinkError> {
         self.outlet.begin(self.shard)?;
-        let sent = self.send(batch, indices, parts).await;
+        let sent = self.send(batch, records, settings).await;
         let window = Arc::clone(self.outlet.window());
         window.fail(SinkError::Reset);
+        // After it, every report has come in.
         self.outlet.abort(self.shard).await?;
+        let mut indices = window.refused();
         window.reopen();
         match sent {
-            Ok(None) => Ok(Answer::Taken),
-            // librdkafka looked at it alone.
-            Ok(Some(reason)) => Ok(Answer::Refused {
-                reason,
-                too_large: false,
-            }),
+            Ok(poison) if poison.is_empty() => Ok(None),
+            // librdkafka looked at each of them alone.
+            Ok(poison) => {
+                let reason = poison[0].1.clone();
+                indices.extend(poison.into_iter().map(|(index, _)| index));
+                Ok(Some(Refused {
+                    indices,
+                    reason,
+                    too_large: false,
+                }))
+            }
             Err(SinkError::Suspect {
                 reason, too_large, ..
-            }) => Ok(Answer::Refused { reason, too_large }),
+            }) if !indices.is_empty() => Ok(Some(Refused {
+                indices,
+                reason,
+                too_large,
+            })),
             Err(error) => Err(error),
         }
     }
 
+    /// Returns those that librdkafka refused by itself.
     async fn send(
         &self,
         batch: &Arc<RecordBatch>,
-        indices: &[u32],
-        parts: &mut Parts,
-    ) -> Result<Option<String>, SinkError> {
+        records: &[(u32, usize)],
+        settings: &Sink,
+    ) -> Result<Vec<(u32, String)>, SinkError> {
+        let mut parts = Parts::new(batch, settings);
         let (submission, ticket) = self.outlet.window().open(Some(Arc::clone(batch)), None)?;
-        for &index in indices {
+        for &(index, _) in records {
             let record = &batch.records[index as usize];
             let out = Outgoing {
                 topic: &batch.topics[record.topic as usize],
@@ -237,63 +196,21 @@ impl Judge {
                 headers: Some(parts.headers(batch, index as usize)),
                 timestamp: parts.timestamp(batch, index as usize),
             };
-            self.outlet.send(submission.id, index, out).await?;
+            if let Err(error) = self.outlet.send(submission.id, index, out).await {
+                // A refusal of one before it is what this is about.
+                drop(submission);
+                return Err(match self.outlet.window().broken() {
+                    Some(SinkError::Reset) | None => error,
+                    Some(first) => first,
+                });
+            }
         }
         submission.seal();
-        Ok(ticket
-            .await?
-            .poison
-            .into_iter()
-            .next()
-            .map(|(_, reason)| reason))
+        Ok(ticket.await?.poison)
     }
 
     /// Ends the producer.
     pub(super) async fn close(mut self) {
         self.outlet.stop().await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Of so many records, those that `bad` says: what is found, and how many tries it took.
-    fn found(n: u32, innocent: usize, bad: impl Fn(u32) -> bool) -> (Verdict, u32) {
-        let mut search = Search::new((0..n).collect(), innocent);
-        let mut tries = 0;
-        while !search.next().is_empty() {
-            let answer = match search.next().iter().any(|index| bad(*index)) {
-                true => Answer::Refused {
-                    reason: "bad".into(),
-                    too_large: false,
-                },
-                false => Answer::Taken,
-            };
-            search.answered(answer);
-            tries += 1;
-        }
-        (search.verdict, tries)
-    }
-
-    #[test]
-    fn exactly_the_bad_ones_are_found_and_one_among_many_in_few_tries() {
-        for n in 1..40 {
-            for step in 1..=n {
-                let bad = |index: u32| index % step == step / 2;
-                let (verdict, tries) = found(n, 0, bad);
-                for index in 0..n {
-                    assert_eq!(verdict.refused.contains_key(&index), bad(index));
-                    assert_eq!(verdict.taken.contains_key(&index), !bad(index));
-                }
-                assert!(tries <= 3 * n, "{tries} tries for {n}, every {step}th bad");
-            }
-        }
-        let (_, one) = found(1_000, 0, |index| index == 617);
-        assert!(one <= 22, "{one}");
-        let (_, all) = found(400, 0, |_| true);
-        assert!(all <= 410, "{all}");
-        let (_, sorted) = found(400, 300, |index| index >= 300);
-        assert!(sorted <= 112, "{sorted}");
     }
 }

@@ -360,8 +360,8 @@ impl ShardSink {
         let mut parts = Parts::new(batch, &self.sink.live.borrow().sink);
         let total = batch.records.len();
         let (mut index, mut bytes, mut empty) = (0, 0, 0);
-        // Of those that were taken together when they were tried.
-        let mut part = None;
+        // What is under way may be taken only by itself.
+        let mut alone = false;
         // The records from `index` on are announced to the window whenever it is not being waited for.
         window.expect(id, total as u32);
         let mut back = None;
@@ -404,20 +404,19 @@ impl ShardSink {
                 headers: Some(headers),
                 timestamp: parts.timestamp(batch, index),
             };
-            let of = verdict.taken.get(&(index as u32)).copied();
-            if of.is_some() && !verdict.is_proven {
+            let by_itself = verdict.alone.contains(&(index as u32));
+            if by_itself && !verdict.is_proven {
                 window.unexpect(id, left);
                 self.send_alone(id, index as u32, out).await?;
                 window.expect(id, left - 1);
                 index += 1;
                 continue;
             }
-            if of != part {
-                // They are taken in these parts, and perhaps in no larger ones.
+            if by_itself || alone {
                 window.unexpect(id, left);
                 window.room(0).await?;
                 window.expect(id, left);
-                part = of;
+                alone = by_itself;
             }
             match self.outlet.hand(tag, out)? {
                 Handed::Taken => {
@@ -445,7 +444,7 @@ impl ShardSink {
                 }
             }
         }
-        if part.is_some() {
+        if alone {
             window.room(0).await?;
         }
         if !self.suspects.is_empty() {
@@ -487,11 +486,18 @@ impl ShardSink {
         let takes = |topic: &str| self.sink.topics.takes(topic);
         let topic = self.sink.checkpoint_topic();
         let judged = judge
-            .judge(batch, suspects.clone(), &settings, takes, (&topic, within))
+            .judge(batch, &suspects, &settings, takes, (&topic, within))
             .await;
         match judged {
             Ok(verdict) => {
                 self.judge = Some(judge);
+                // Should their transaction fail for another reason, they need not be tried again.
+                for (index, reason) in &verdict.refused {
+                    let source = batch.records[*index as usize].source as usize;
+                    if let Some(position) = batch.source.positions.get(source) {
+                        self.condemned.insert(*position, reason.clone());
+                    }
+                }
                 Ok(verdict)
             }
             Err(error) => {
@@ -752,6 +758,7 @@ impl Settle for ShardSink {
             }
             Crash::BeforeCommit.here();
             self.write_checkpoints(&records).await?;
+            self.condemned.clear();
             Crash::AfterCommit.here();
             Ok(())
         })
