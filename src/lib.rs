@@ -10,6 +10,7 @@ pub mod cql;
 mod crash;
 pub mod dead_letter;
 pub mod embedded;
+pub mod histogram;
 pub mod orders;
 pub mod policy;
 mod reach;

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use penstock::admin::metrics::TABLE;
 use penstock::config::settings::Instances;
 use penstock::config::{self, Checks, Inputs, Loaded};
 
@@ -154,4 +155,46 @@ fn the_configmap_is_valid_and_mounted_where_it_is_read() {
         .find_map(|l| l.trim().strip_prefix("terminationGracePeriodSeconds: "));
     let grace: u64 = grace.unwrap().parse().unwrap();
     assert!(grace > loaded.settings.shutdown.timeout.as_secs());
+}
+
+/// Dashboard and alerts ask for what there is, by labels that it has.
+#[test]
+fn dashboard_and_alerts_name_metrics_that_are_served() {
+    let dashboard = read("deploy/grafana/penstock.json");
+    let parsed: serde_json::Value = serde_json::from_str(&dashboard).expect("JSON");
+    let panels = parsed["panels"].as_array().expect("panels");
+    let asked = panels.iter().flat_map(|p| p["targets"].as_array());
+    let expressions: Vec<&str> = asked.flatten().filter_map(|t| t["expr"].as_str()).collect();
+    let alerts = read("deploy/prometheus/alerts.yaml");
+    let rules = alerts
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("expr: "));
+    let all: Vec<&str> = expressions.into_iter().chain(rules).collect();
+    assert!(all.len() > 30, "{all:#?}");
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    for expression in all {
+        let names: Vec<&str> = expression
+            .split(|c| !word(c))
+            .filter(|w| w.starts_with("penstock_"))
+            .collect();
+        assert!(!names.is_empty(), "{expression}");
+        let mut labels: Vec<&str> = vec!["instance", "le"];
+        for name in names {
+            let family = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|s| name.strip_suffix(s));
+            let metric = TABLE
+                .iter()
+                .find(|m| m.name == name || Some(m.name) == family);
+            let metric = metric.unwrap_or_else(|| panic!("nobody serves {name}: {expression}"));
+            labels.extend(metric.labels);
+        }
+        let grouped = expression
+            .split(" by (")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next());
+        for label in grouped.flat_map(|list| list.split(", ")) {
+            assert!(labels.contains(&label), "{label} in {expression}");
+        }
+    }
 }

@@ -1,22 +1,24 @@
-//! The admin interface: what is so (`/healthz`, `/readyz`, `/health`, `/status`, `/config`, `/reloads`,
+//! The admin interface: a page (`/`), what is so (`/healthz`, `/readyz`, `/health`, `/status`, `/config`, `/reloads`,
 //! `/metrics`), and what one may ask for (`POST /-/reload`, `/breakers/{stage}/reset`, dead letters).
 //!
 //! It listens on loopback unless a token is set. With a token every path but `/healthz` and `/readyz` wants
-//! `Authorization: Bearer <token>`; `/metrics` also takes one of its own, which opens nothing else. Without one, only
-//! this machine is answered, and no page of a stranger ([`guard`]). docs/probes.md has the table.
+//! `Authorization: Bearer <token>`, or the cookie of a browser that gave it ([`page::session`]); `/metrics` also takes
+//! one of its own, which opens nothing else. Without one, only this machine is answered, and no page of a stranger ([`guard`]). docs/probes.md has the table.
 
 pub mod metrics;
+pub mod page;
 pub mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Form, Json, Router};
 use serde_json::json;
 
 use crate::change::{InvalidPosition, Position};
@@ -32,6 +34,8 @@ use crate::coordinator::serve::{Serving, serve};
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
 use crate::dead_letter::{DeadLetter, Filter, Foreign};
 use crate::policy::health::Level;
+
+use self::page::session::{self, Sessions};
 
 /// The interface, bound, not yet serving.
 pub struct Server {
@@ -111,7 +115,13 @@ const PROBES: [&str; 2] = ["/healthz", "/readyz"];
 const METRICS: &str = "/metrics";
 
 fn router(handle: Handle, live: LiveSettings, here_only: bool) -> Router {
-    let access = Access { live, here_only };
+    let access = Access {
+        live,
+        here_only,
+        sessions: Sessions::new(),
+    };
+    let login = access.clone();
+    let audience = page::Audience::default();
     let guarded = Router::new()
         .route("/health", get(health))
         .route("/status", get(status))
@@ -119,7 +129,7 @@ fn router(handle: Handle, live: LiveSettings, here_only: bool) -> Router {
         .route("/reloads", get(reloads))
         .route(
             METRICS,
-            get(async |State(h): State<Handle>| metrics_response(&h)),
+            get(async |State(h): State<Handle>, headers: HeaderMap| metrics_response(&h, &headers)),
         )
         .route("/breakers", get(breakers))
         .route("/breakers/{stage}/reset", post(reset_breaker))
@@ -129,15 +139,26 @@ fn router(handle: Handle, live: LiveSettings, here_only: bool) -> Router {
         )
         .route("/dead-letters/replay", post(replay_dead_letters))
         .route("/-/reload", post(reload))
+        .route("/", get(async || page::PAGE))
+        .route("/trend", get(page::trend))
+        .route(
+            "/events",
+            get(move |handle| page::events(handle, audience.clone())),
+        )
         .route_layer(middleware::from_fn_with_state(access, authorize));
     Router::new()
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
+        .route("/page.css", get(async || page::STYLE))
+        .route("/page.js", get(async || page::SCRIPT))
+        .route("/icon.svg", get(async || page::ICON))
+        .route("/login", post(async move |form| log_in(&login, form).await))
+        .route("/logout", post(log_out))
         .merge(guarded)
         .fallback(async || {
             problem(
                 StatusCode::NOT_FOUND,
-                "no such path; see /status, /health, /metrics, /config",
+                "no such path; see /, /status, /health, /metrics, /config",
             )
         })
         .with_state(handle)
@@ -149,10 +170,12 @@ struct Access {
     live: LiveSettings,
     /// It listens on loopback.
     here_only: bool,
+    sessions: Sessions,
 }
 
 async fn authorize(State(access): State<Access>, request: Request, next: Next) -> Response {
     let admin = access.live.borrow().admin.clone();
+    let of_page = admin.token.clone();
     let of_metrics = admin
         .metrics_token
         .filter(|_| request.uri().path() == METRICS);
@@ -177,14 +200,15 @@ async fn authorize(State(access): State<Access>, request: Request, next: Next) -
         .and_then(|v| v.to_str().ok())
         .and_then(|v| v.strip_prefix("Bearer "))
         .unwrap_or_default();
-    // Digests are compared, so that the time it takes says nothing about the tokens.
-    use sha2::{Digest, Sha256};
-    let given = Sha256::digest(given);
-    if tokens
-        .iter()
-        .any(|token| Sha256::digest(token.expose()) == given)
-    {
+    let browses = |token| {
+        let sessions = &access.sessions;
+        sessions.opens(request.method(), request.headers(), token)
+    };
+    if tokens.iter().any(|token| is(given, token)) || of_page.as_ref().is_some_and(browses) {
         return next.run(request).await;
+    }
+    if request.uri().path() == "/" {
+        return (StatusCode::UNAUTHORIZED, page::LOGIN.saying("")).into_response();
     }
     let mut refused = problem(
         StatusCode::UNAUTHORIZED,
@@ -194,6 +218,44 @@ async fn authorize(State(access): State<Access>, request: Request, next: Next) -
         .headers_mut()
         .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     refused
+}
+
+/// Whether this is the token. Digests are compared, so that the time it takes says nothing about it.
+fn is(given: &str, token: &Secret) -> bool {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(given) == Sha256::digest(token.expose())
+}
+
+/// What the login form sends.
+#[derive(serde::Deserialize)]
+struct Given {
+    token: String,
+}
+
+/// How long a wrong token takes: guessing is slow, and a typing error no nuisance.
+const WRONG_TOKEN: Duration = Duration::from_millis(500);
+
+async fn log_in(access: &Access, Form(given): Form<Given>) -> Response {
+    let token = access.live.borrow().admin.token.clone();
+    let home = [(header::LOCATION, HeaderValue::from_static("/"))];
+    match token {
+        None => (StatusCode::SEE_OTHER, home).into_response(),
+        Some(token) if is(given.token.trim(), &token) => {
+            let cookie = [(header::SET_COOKIE, access.sessions.cookie(&token))];
+            (StatusCode::SEE_OTHER, home, cookie).into_response()
+        }
+        Some(_) => {
+            tokio::time::sleep(WRONG_TOKEN).await;
+            let page = page::LOGIN.saying("That is not the token.");
+            (StatusCode::UNAUTHORIZED, page).into_response()
+        }
+    }
+}
+
+async fn log_out() -> Response {
+    let home = [(header::LOCATION, HeaderValue::from_static("/"))];
+    let cookie = [(header::SET_COOKIE, session::forgotten())];
+    (StatusCode::SEE_OTHER, home, cookie).into_response()
 }
 
 async fn alive(State(handle): State<Handle>) -> Response {
@@ -237,12 +299,11 @@ async fn status(State(handle): State<Handle>) -> Json<status::Status> {
     Json(status::Status::of(&handle))
 }
 
-fn metrics_response(handle: &Handle) -> Response {
-    let kind = [(
-        header::CONTENT_TYPE,
-        "text/plain; version=0.0.4; charset=utf-8",
-    )];
-    (kind, metrics::render(handle)).into_response()
+fn metrics_response(handle: &Handle, headers: &HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
+    let format = metrics::Format::wanted(accept.unwrap_or_default());
+    let kind = [(header::CONTENT_TYPE, format.media_type())];
+    (kind, metrics::render(handle, format)).into_response()
 }
 
 /// The settings in force, and why the newest configuration is not, if it is not.

@@ -10,6 +10,7 @@ use super::health::Report;
 use super::pipeline::{Pipeline, PolicyRegistry};
 use super::sharing::{Membership, Share};
 use super::supervisor::ChildStatus;
+use super::trend::{Point, Trend};
 use super::watchdog::Vitals;
 use crate::config::LiveSettings;
 use crate::config::reload::{ReloadHistory, Revision};
@@ -74,6 +75,7 @@ pub(crate) struct Shared {
     orders: RwLock<Option<orders::Handle>>,
     children: Mutex<Vec<ChildStatus>>,
     health: watch::Sender<Report>,
+    trend: Trend,
     vitals: Vitals,
     /// Since when the pipeline has not been ready; `None`: it is.
     unready: Mutex<Option<Instant>>,
@@ -99,6 +101,7 @@ impl Shared {
             orders: RwLock::default(),
             children: Mutex::default(),
             health: watch::Sender::new(Report::default()),
+            trend: Trend::default(),
         }
     }
 
@@ -172,6 +175,11 @@ impl Shared {
         self.look_whether_ready();
     }
 
+    /// Notes what is counted now, for the plots.
+    pub(crate) fn look(&self) {
+        self.trend.look(self.pipeline().as_deref());
+    }
+
     pub(crate) fn policies(&self) -> &PolicyRegistry {
         &self.policies
     }
@@ -241,6 +249,16 @@ impl Handle {
     /// Whether anything of the process hangs.
     pub fn hung(&self) -> Option<String> {
         self.0.vitals.hung()
+    }
+
+    /// The last hour in numbers, the newest last.
+    pub fn trend(&self) -> Vec<Point> {
+        self.0.trend.points()
+    }
+
+    /// … and the last few seconds.
+    pub fn rates(&self) -> Point {
+        self.0.trend.latest()
     }
 
     /// Every child, in the order of a start.

@@ -13,6 +13,7 @@
 //! - [`health`]: what is observed of every component.
 //! - [`dead_letters`]: the child that keeps what is poison.
 //! - [`serve`]: HTTP as a child; [`connection`]: one connection of it; [`guard`]: whom it does not answer.
+//! - [`trend`]: the last hour in numbers.
 //! - [`watchdog`]: whether any of it hangs.
 //! - [`shutdown`]: the order of a drain, and signals.
 
@@ -38,6 +39,7 @@ pub mod shutdown;
 mod start;
 pub mod supervisor;
 pub mod transforms;
+pub mod trend;
 pub mod watchdog;
 
 use std::sync::Arc;
@@ -331,7 +333,10 @@ impl Coordinator {
             Some(failed) = self.failed.1.recv() => self.fail(failed),
             news = self.sharing.next() => self.hear(news),
             () = tokio::time::sleep_until(check.into()) => self.check_health(),
-            () = self.watchdog.asked() => faults::coordinator().await,
+            () = self.watchdog.asked() => {
+                self.shared.look();
+                faults::coordinator().await;
+            }
         }
         Ok(false)
     }

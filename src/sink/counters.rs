@@ -21,6 +21,8 @@ pub struct Counters {
     failed: AtomicU64,
     waits: AtomicU64,
     resets: AtomicU64,
+    committed: AtomicU64,
+    aborted: AtomicU64,
     latency_sum_us: AtomicU64,
     latency: [AtomicU64; LATENCY_BUCKETS.len() + 1],
 }
@@ -44,6 +46,10 @@ pub struct Snapshot {
     pub waits: u64,
     /// Producers replaced.
     pub resets: u64,
+    /// Transactions that the broker says are committed.
+    pub committed: u64,
+    /// Transactions that were aborted.
+    pub aborted: u64,
     /// Seconds from submission to the last acknowledgement, summed over `batches`.
     pub ack_latency_sum: f64,
     /// Batches by that time: one count a bucket of [`LATENCY_BUCKETS`], and one for the rest. Not cumulative.
@@ -66,6 +72,14 @@ impl Counters {
 
     pub(super) fn reset(&self) {
         self.resets.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn committed(&self) {
+        self.committed.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn aborted(&self) {
+        self.aborted.fetch_add(1, Relaxed);
     }
 
     pub(super) fn completed(&self, took: Duration) {
@@ -99,6 +113,8 @@ impl Counters {
             failed: self.failed.load(Relaxed),
             waits: self.waits.load(Relaxed),
             resets: self.resets.load(Relaxed),
+            committed: self.committed.load(Relaxed),
+            aborted: self.aborted.load(Relaxed),
             ack_latency_sum: self.latency_sum_us.load(Relaxed) as f64 / 1e6,
             ack_latency: std::array::from_fn(|i| self.latency[i].load(Relaxed)),
             queued: queued as u64,
@@ -118,6 +134,8 @@ impl std::ops::AddAssign for Snapshot {
         self.failed += o.failed;
         self.waits += o.waits;
         self.resets += o.resets;
+        self.committed += o.committed;
+        self.aborted += o.aborted;
         self.ack_latency_sum += o.ack_latency_sum;
         for (a, b) in self.ack_latency.iter_mut().zip(o.ack_latency) {
             *a += b;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 pub mod acks;
 pub mod batches;
 pub mod broker;
+pub mod browser;
 pub mod plugins;
 pub mod process;
 pub mod scylla;

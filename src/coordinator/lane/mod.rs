@@ -11,6 +11,7 @@ mod simulator;
 mod sink;
 mod source;
 mod transforms;
+mod work;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 pub use sink::{FailedStage, FailedStages, SinkParts, run_sink};
 pub use source::run_source;
 pub use transforms::run_transforms;
+pub use work::{Latencies, Work, Works};
 
 use super::ledger::{InFlight, Ledger};
 use super::transforms::Handover;
@@ -59,6 +61,10 @@ pub struct Counters {
     pub rate: Mutex<Rate>,
     /// `cdc$time` of the newest change that is done, µs since the Unix epoch.
     pub newest_done_us: AtomicU64,
+    /// From the write to being done, by table.
+    pub latencies: Latencies,
+    /// By transform.
+    pub works: Works,
 }
 
 /// Seconds over which a rate is taken.

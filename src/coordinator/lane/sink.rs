@@ -675,6 +675,7 @@ impl Delivery<'_> {
                 .newest_done_us
                 .fetch_max(newest.max(0) as u64, Relaxed);
         }
+        counters.latencies.done(&batch.source);
         self.scope.activity.record((changes as u64).max(1));
         Ok(())
     }

@@ -84,6 +84,7 @@ pub async fn run_transforms(
             .iter()
             .zip(permits.into_iter().zip(&policies))
         {
+            lane.counters.works.note(report);
             let mut faults = report.faults.iter();
             match faults.next() {
                 None => permit.success(),

@@ -71,6 +71,7 @@ impl Outlet {
             producer.commit_transaction(Timeout::Never)
         })
         .await
+        .inspect(|()| self.lane().counters().committed())
     }
 
     /// Aborts what was sent since [`Self::begin`], and takes back what is still queued.
@@ -79,6 +80,7 @@ impl Outlet {
             producer.abort_transaction(Timeout::Never)
         })
         .await
+        .inspect(|()| self.lane().counters().aborted())
     }
 
     /// Whether another producer has taken the transactional id, or the broker has ended the transaction itself.
