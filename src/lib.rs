@@ -19,3 +19,4 @@ pub mod source;
 mod topic;
 pub mod transform;
 mod words;
+pub mod workbench;

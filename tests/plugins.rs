@@ -124,6 +124,31 @@ fn router() -> (&'static str, Transform) {
 }
 
 #[test]
+fn a_transform_of_some_tables_is_handed_no_others() {
+    let (package, mut of_others) = router();
+    of_others.tables = Some(vec!["people".to_owned()]);
+    let mut rig = rig(&[(package, of_others)]);
+    let topics = |rig: &mut Rig| {
+        let made = rig.chain.process(outbox_batch(b"payload", 2)).unwrap();
+        assert_eq!(made.records.len(), 2);
+        made.topics
+            .iter()
+            .map(|t| t.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        topics(&mut rig),
+        ["test.ks.outbox_messages"],
+        "they pass by"
+    );
+    // In force at the next batch, as anything that is live.
+    let (_, mut of_this) = router();
+    of_this.tables = Some(vec!["outbox_messages".to_owned()]);
+    rig.live.send(Arc::new(settings(vec![of_this]))).unwrap();
+    assert_eq!(topics(&mut rig), ["events.order"]);
+}
+
+#[test]
 fn the_outbox_router_routes_and_points_at_the_payload() {
     let mut rig = rig(&[router()]);
     let made = rig.chain.process(outbox_batch(b"{\"n\":1}", 3)).unwrap();

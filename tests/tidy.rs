@@ -124,7 +124,7 @@ const FLOORS: &[&[&str]] = &[
     &["sink"],
     &["transform"],
     &["orders"],
-    &["admin", "embedded"],
+    &["admin", "embedded", "workbench"],
     &["coordinator"],
     &["cli"],
 ];

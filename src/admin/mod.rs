@@ -34,6 +34,7 @@ use crate::coordinator::serve::{Serving, serve};
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
 use crate::dead_letter::{DeadLetter, Filter, Foreign};
 use crate::policy::health::Level;
+use crate::transform::TapFilter;
 
 use self::page::session::{self, Sessions};
 
@@ -138,6 +139,7 @@ fn router(handle: Handle, live: LiveSettings, here_only: bool) -> Router {
             get(dead_letters).delete(purge_dead_letters),
         )
         .route("/dead-letters/replay", post(replay_dead_letters))
+        .route("/tap", get(tap))
         .route("/-/reload", post(reload))
         .route("/", get(async || page::PAGE))
         .route("/trend", get(page::trend))
@@ -357,6 +359,64 @@ async fn reset_breaker(State(handle): State<Handle>, Path(stage): Path<String>) 
                 format!("no stage {stage:?}; there are {}", names.join(", ")),
             )
         }
+    }
+}
+
+/// What a tap is to show, and whose it is.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TapQuery {
+    /// Whoever asks again with it goes on where it was.
+    id: String,
+    stage: String,
+    table: Option<String>,
+    operation: Option<String>,
+    topic: Option<String>,
+    contains: Option<String>,
+    rate: Option<u32>,
+}
+
+/// The most that a tap shows a second: beyond it the lanes would feel it.
+const MOST_A_SECOND: u32 = 1_000;
+
+/// What has passed a stage since the same tap was last asked; asked the first time, it is opened.
+async fn tap(State(handle): State<Handle>, Query(query): Query<TapQuery>) -> Response {
+    let Some(pipeline) = handle.pipeline() else {
+        return problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the pipeline is being built; try again in a moment",
+        );
+    };
+    let transforms = pipeline.settings().transforms.clone();
+    let transforms = transforms.iter().map(|t| format!("transform.{}", t.name));
+    let stages: Vec<String> = ["source".to_owned()]
+        .into_iter()
+        .chain(transforms)
+        .chain(["sink".to_owned()])
+        .collect();
+    if !stages.contains(&query.stage) {
+        let message = format!(
+            "no stage {:?}; there are {}",
+            query.stage,
+            stages.join(", ")
+        );
+        return problem(StatusCode::NOT_FOUND, message);
+    }
+    let filter = TapFilter {
+        stage: query.stage,
+        table: query.table,
+        operation: query.operation,
+        topic: query.topic,
+        contains: query.contains,
+        rate: query.rate.unwrap_or(10).clamp(1, MOST_A_SECOND),
+    };
+    match pipeline
+        .transforms
+        .taps()
+        .take(&query.id, &filter, std::time::Instant::now())
+    {
+        Ok(taken) => Json(taken).into_response(),
+        Err(error) => problem(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
     }
 }
 

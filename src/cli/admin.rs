@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::Value;
 
-use super::{ConfigArgs, exit};
+use super::{ConfigArgs, exit, tap};
 use crate::config::settings::Admin;
 use crate::coordinator::reload::Reloads;
 
@@ -39,6 +39,10 @@ pub enum AdminCommand {
     /// Look after dead letters
     #[command(subcommand)]
     DeadLetters(DeadLetters),
+    /// Show the changes and records that go out of a stage of the running pipeline
+    Tap(tap::TapArgs),
+    /// Write them to a file that `plugin run`, `plugin test` and `plugin bench` read
+    Record(tap::RecordArgs),
 }
 
 /// How an answer is printed.
@@ -232,6 +236,11 @@ impl Client {
 
 async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
     let client = Client::new(admin)?;
+    let command = match command {
+        AdminCommand::Tap(args) => return tap::tap(&client, &args).await,
+        AdminCommand::Record(args) => return tap::record(&client, &args).await,
+        command => command,
+    };
     let (method, path, query, json) = match &command {
         AdminCommand::Status { all: true, output } => {
             return super::shards::print_all(&client, output.json).await;
@@ -276,6 +285,7 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
         AdminCommand::DeadLetters(DeadLetters::Purge(f)) => {
             (Method::DELETE, "/dead-letters".to_owned(), f.query(), false)
         }
+        AdminCommand::Tap(_) | AdminCommand::Record(_) => return Ok(true),
     };
     let (code, mut answer) = client.call(method, &path, &query).await?;
     let good = (200..300).contains(&code);
@@ -339,6 +349,7 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
                 say!("{} skipped: no dead letters", text(&answer["skipped"]));
             }
         }
+        AdminCommand::Tap(_) | AdminCommand::Record(_) => {}
     }
     Ok(good)
 }

@@ -13,9 +13,12 @@ pub mod demo;
 pub mod init;
 pub mod init_schema;
 pub mod manual;
+pub mod plugin;
 pub mod run;
 pub mod schema;
 mod shards;
+pub mod tap;
+pub mod test;
 pub mod validate;
 
 use std::path::PathBuf;
@@ -93,6 +96,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Check the configuration and print everything that is wrong with it
     Validate(validate::ValidateArgs),
+    /// Run the [[tests]] of pipeline.toml over its chain of transforms
+    Test(test::TestArgs),
     /// Print the settings in force and where each came from
     Config(config::ConfigCommandArgs),
     /// Print the JSON Schema of pipeline.toml
@@ -102,6 +107,9 @@ enum Command {
     /// Show, set or copy where the pipeline is; but for `show` it must not run
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
+    /// Write, build, test and look at transforms
+    #[command(subcommand)]
+    Plugin(plugin::PluginCommand),
     /// Create the order service's keyspace and tables
     InitSchema(init_schema::InitSchemaArgs),
     #[command(flatten)]
@@ -124,10 +132,12 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&cli.config, args),
         Command::Demo(args) => demo::run(&cli.config, args),
         Command::Validate(args) => validate::run(&cli.config, args, run::connect),
+        Command::Test(args) => test::run(&cli.config, &args),
         Command::Config(args) => config::run(&cli.config, args),
-        Command::Schema(args) => schema::run(args),
+        Command::Schema(args) => schema::run(&cli.config, args),
         Command::Init(args) => init::run(args),
         Command::Checkpoint(command) => checkpoint::run(&cli.config, command),
+        Command::Plugin(command) => plugin::run(command),
         Command::InitSchema(args) => init_schema::run(&cli.config, args),
         Command::Admin(command) => admin::run(&cli.config, command),
         Command::Completions(args) => manual::completions(&args),

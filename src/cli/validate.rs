@@ -3,16 +3,15 @@
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use parking_lot::Mutex;
 
 use super::{ConfigArgs, exit};
 use crate::config::settings::Transform;
-use crate::config::{self, Checks, Loaded, Settings};
+use crate::config::{self, Checks, Loaded, PluginFault, Settings};
 use crate::sink::redpanda::{check_properties, reserved_property};
-use crate::transform::{Engine, Plugin, Prepared, TICK};
+use crate::transform::{Engine, Plugin, PluginError, Prepared};
 
 /// `penstock validate`
 #[derive(Debug, Args)]
@@ -62,15 +61,8 @@ pub fn check(config: &ConfigArgs, json: bool) -> Result<Loaded, u8> {
         eprintln!("error: {error}");
         exit::FAILURE
     })?;
-    let done = AtomicBool::new(false);
-    let ticker = engine.ticker();
-    let loaded = std::thread::scope(|scope| {
-        // A plugin that never returns from `configure` meets its deadline by this clock.
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) && ticker.tick() {
-                std::thread::sleep(TICK);
-            }
-        });
+    // A plugin that never returns from `configure` meets its deadline by this clock.
+    let loaded = engine.with_clock(|| {
         let compiled = Mutex::new(Vec::new());
         let checks = Checks {
             plugin: &|path, transform| check_plugin(&engine, path, transform, &mut compiled.lock()),
@@ -78,7 +70,6 @@ pub fn check(config: &ConfigArgs, json: bool) -> Result<Loaded, u8> {
             reserved: &reserved_property,
             ..Checks::default()
         };
-        let _stops_the_clock = Done(&done);
         config::load(&config.inputs(), checks)
     });
     loaded.map_err(|invalid| {
@@ -91,15 +82,6 @@ pub fn check(config: &ConfigArgs, json: bool) -> Result<Loaded, u8> {
     })
 }
 
-/// Ends the clock's thread even where a check panics.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Compiles a plugin unless that was done before, configures and warms an instance, and lets go of that.
 ///
 /// # Errors
@@ -109,9 +91,16 @@ pub fn check_plugin(
     path: &Path,
     transform: &Transform,
     compiled: &mut Vec<Arc<Plugin>>,
-) -> Result<(), String> {
-    let plugin = Plugin::load_once(engine, path, compiled).map_err(|e| e.to_string())?;
-    Prepared::new(transform, plugin, &[]).map_err(|e| e.to_string())?;
+) -> Result<(), PluginFault> {
+    let rejected = |e: PluginError| PluginFault::Rejected(e.to_string());
+    let plugin = Plugin::load_once(engine, path, compiled).map_err(rejected)?;
+    if let Some(about) = plugin.describe(transform.limits).map_err(rejected)? {
+        let faults = about.faults(&transform.settings);
+        if !faults.is_empty() {
+            return Err(PluginFault::Settings(faults));
+        }
+    }
+    Prepared::new(transform, plugin, &[]).map_err(rejected)?;
     Ok(())
 }
 

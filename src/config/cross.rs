@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use figment::value::Value;
+
 use super::error::{Place, Reason};
 use super::reading::{Reading, stage_of};
 use super::settings::*;
-use super::validate::Checks;
+use super::validate::{Checks, PluginFault, SettingFault, SettingTrouble};
+use super::walk::{found, nearest};
 use super::{key, keys, raw, rules};
 use crate::topic;
 
@@ -33,6 +36,7 @@ impl Reading<'_> {
         self.properties(settings, checks);
         self.addresses(settings);
         self.stages(settings);
+        self.tables_of_transforms(settings);
         self.plugins(settings, checks);
     }
 
@@ -269,6 +273,37 @@ impl Reading<'_> {
         }
     }
 
+    /// A transform of a table that nobody reads would wait for ever, mostly for a typing error.
+    fn tables_of_transforms(&mut self, settings: &Settings) {
+        if self.raw.broken || !self.ok(&["source.tables"]) {
+            return;
+        }
+        for transform in &settings.transforms {
+            let key = format!("{}.tables", stage_of(&transform.name));
+            let read = &settings.source.tables;
+            for table in transform
+                .tables
+                .iter()
+                .flatten()
+                .filter(|t| !read.contains(t))
+            {
+                let names = read.iter().map(String::as_str);
+                let help = match nearest(table, names.clone()) {
+                    Some(near) => format!("did you mean {near:?}?"),
+                    None => format!(
+                        "`source.tables` has {}",
+                        key::one_of(&names.collect::<Vec<_>>())
+                    ),
+                };
+                let reason = Reason::UnknownChoice {
+                    key: key.clone(),
+                    found: format!("{table:?}"),
+                };
+                self.problem(reason, self.place(&key), [help]);
+            }
+        }
+    }
+
     fn plugins(&mut self, settings: &Settings, checks: Checks<'_>) {
         for transform in &settings.transforms {
             let stage = stage_of(&transform.name);
@@ -294,17 +329,62 @@ impl Reading<'_> {
                 Ok(hash) => {
                     self.contents.insert(key.clone(), hash);
                     let sound = !self.failed.iter().any(|f| f.starts_with(&stage));
-                    if sound && let Err(error) = (checks.plugin)(&transform.plugin, transform) {
-                        let reason = Reason::PluginRejected {
-                            key: key.clone(),
-                            path,
-                            error,
-                        };
-                        let help = "expected a WebAssembly component, or a core module with the WIT embedded, that takes these settings".to_owned();
-                        self.problem(reason, self.place(&key), [help]);
+                    if !sound {
+                        continue;
+                    }
+                    match (checks.plugin)(&transform.plugin, transform) {
+                        Ok(()) => {}
+                        Err(PluginFault::Rejected(error)) => {
+                            let reason = Reason::PluginRejected {
+                                key: key.clone(),
+                                path,
+                                error,
+                            };
+                            let help = "expected a WebAssembly component, or a core module with the WIT embedded, that takes these settings".to_owned();
+                            self.problem(reason, self.place(&key), [help]);
+                        }
+                        Err(PluginFault::Settings(faults)) => {
+                            for fault in faults {
+                                self.plugin_setting(transform, fault);
+                            }
+                        }
                     }
                 }
             }
         }
+    }
+
+    /// A setting that is not as its plugin describes it.
+    fn plugin_setting(&mut self, transform: &Transform, fault: SettingFault) {
+        let path = ["transform", &transform.name, "settings", &fault.name];
+        let path: Vec<String> = path.map(str::to_owned).to_vec();
+        let key = raw::show_path(&path);
+        let value = path.iter().try_fold(None, |at: Option<&Value>, step| {
+            let dict = at.map_or(Some(&self.raw.root), Value::as_dict)?;
+            dict.get(step).map(Some)
+        });
+        let value = value.flatten();
+        let found = match value {
+            Some(value) => found(&path, value),
+            None => transform
+                .settings
+                .get(&fault.name)
+                .map_or_else(String::new, |text| format!("{text:?}")),
+        };
+        let place = match (value, fault.what) {
+            (None, _) => match self.place(&format!("{}.settings", stage_of(&transform.name))) {
+                Place::Nowhere => self.place(&format!("{}.plugin", stage_of(&transform.name))),
+                place => place,
+            },
+            (Some(value), SettingTrouble::Unknown) => self.raw.key_place(value, &path),
+            (Some(value), _) => self.raw.place(value, &path),
+        };
+        let reason = match fault.what {
+            SettingTrouble::Unknown => Reason::UnknownKey { key },
+            SettingTrouble::Missing => Reason::Missing { key },
+            SettingTrouble::Malformed => Reason::Malformed { key, found },
+            SettingTrouble::Choice => Reason::UnknownChoice { key, found },
+        };
+        self.problem(reason, place, [fault.help]);
     }
 }

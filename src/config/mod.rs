@@ -26,6 +26,7 @@ pub use key::Class;
 pub use raw::{Digest32, Inputs, Sources};
 pub use settings::{LiveSettings, Settings};
 pub use validate::{
-    CheckPlugin, CheckProperties, Checks, Effective, Loaded, ReservedProperty, admin_alone, load,
-    parse,
+    CheckPlugin, CheckProperties, Checks, Effective, Loaded, PluginFault, ReservedProperty,
+    SettingFault, SettingTrouble, admin_alone, load, parse,
 };
+pub use walk::nearest;

@@ -290,6 +290,10 @@ impl Raw {
         let mut layer = FileLayer::default();
         let mut data = layer.table(table.get_ref(), &mut Vec::new());
         layer.transforms(&mut data);
+        // `penstock test` reads them; no running pipeline does.
+        if matches!(data.get("tests"), Some(Value::Array(..))) {
+            data.remove("tests");
+        }
         let shown = Arc::new(Text {
             path: path.to_owned(),
             shown: mask(text, &layer.secrets),

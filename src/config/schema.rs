@@ -166,9 +166,14 @@ fn literal(text: &str) -> Value {
     super::key::json(&raw::from_text(text, false))
 }
 
-/// The schema as it is printed.
-pub fn pretty() -> String {
-    let mut text = serde_json::to_string_pretty(&ordered(schema())).unwrap_or_default();
+/// A schema as it is printed; with `[[tests]]`, which are no part of the configuration.
+pub fn pretty(mut schema: Value) -> String {
+    schema["properties"]["tests"] = json!({
+        "type": "array",
+        "description": "What `penstock test` runs over the chain of transforms",
+        "items": { "type": "object", "required": ["name"] },
+    });
+    let mut text = serde_json::to_string_pretty(&ordered(schema)).unwrap_or_default();
     text.push('\n');
     text
 }

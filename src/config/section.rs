@@ -189,6 +189,13 @@ impl FromKey for Option<Duration> {
     }
 }
 
+impl FromKey for Option<Vec<String>> {
+    fn from_key(from: &dyn Values, path: &str) -> Self {
+        from.leaf(path)?;
+        Some(Vec::from_key(from, path))
+    }
+}
+
 impl FromKey for Option<String> {
     fn from_key(from: &dyn Values, path: &str) -> Self {
         match from.leaf(path)? {

@@ -14,7 +14,40 @@ use super::reading::Reading;
 use super::settings::{Admin, Settings, Transform};
 
 /// What other modules know about a plugin's file and its settings: load it, or say why not.
-pub type CheckPlugin<'a> = &'a (dyn Fn(&Path, &Transform) -> Result<(), String> + Send + Sync);
+pub type CheckPlugin<'a> = &'a (dyn Fn(&Path, &Transform) -> Result<(), PluginFault> + Send + Sync);
+
+/// Why a plugin cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PluginFault {
+    /// It does not load, or refuses its settings in words of its own.
+    Rejected(String),
+    /// Its settings are not as it describes them.
+    Settings(Vec<SettingFault>),
+}
+
+/// What is wrong with one of a plugin's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingFault {
+    /// The setting.
+    pub name: String,
+    /// What is wrong with it.
+    pub what: SettingTrouble,
+    /// What would do.
+    pub help: String,
+}
+
+/// The kinds of [`SettingFault`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettingTrouble {
+    /// The plugin does not know it.
+    Unknown,
+    /// It has to be set.
+    Missing,
+    /// It is of another type.
+    Malformed,
+    /// It is none of the values that it may have.
+    Choice,
+}
 /// What librdkafka says to properties; no connection is made.
 pub type CheckProperties<'a> =
     &'a (dyn Fn(&BTreeMap<String, String>) -> Result<(), String> + Send + Sync);

@@ -167,7 +167,7 @@ fn is_section(pattern: &str) -> bool {
     keys::all().iter().any(|k| k.path.starts_with(&prefix))
 }
 
-fn found(path: &[String], value: &Value) -> String {
+pub(super) fn found(path: &[String], value: &Value) -> String {
     if raw::is_secret(path) {
         "***".to_owned()
     } else {
@@ -176,7 +176,7 @@ fn found(path: &[String], value: &Value) -> String {
 }
 
 /// The nearest word, if it is near enough to have been meant.
-fn nearest<'w>(word: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+pub fn nearest<'w>(word: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     let word = word.to_ascii_lowercase();
     if word.len() > 64 {
         return None;

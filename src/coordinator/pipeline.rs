@@ -216,7 +216,8 @@ impl Pipeline {
         self.live.clone()
     }
 
-    pub(super) fn settings(&self) -> Arc<Settings> {
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<Settings> {
         self.live.borrow().clone()
     }
 

@@ -6,13 +6,14 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::change::TableSchema;
 use crate::config::settings::{LiveSettings, Settings, Transform};
-use crate::transform::{Chain, Engine, Plugin, PluginError, Prepared};
+use crate::transform::{Chain, Engine, Plugin, PluginError, Prepared, Taps};
 
 /// The transforms in force: what a shard's chain is made of when its child (re)starts.
 pub struct Transforms {
     engine: Engine,
     live: LiveSettings,
     loaded: RwLock<Vec<(Transform, Arc<Plugin>)>>,
+    taps: Arc<Taps>,
 }
 
 /// A shard's place for instances that wait to take over between two batches.
@@ -64,7 +65,14 @@ impl Transforms {
             engine: engine.clone(),
             live: live.clone(),
             loaded: RwLock::new(loaded),
+            // Whoever looks goes on looking.
+            taps: replaces.map_or_else(Arc::default, |r| r.taps.clone()),
         })
+    }
+
+    /// Who looks at what passes.
+    pub fn taps(&self) -> &Taps {
+        &self.taps
     }
 
     /// A chain with instances of its own, for one shard.
@@ -77,7 +85,7 @@ impl Transforms {
             .iter()
             .map(|(transform, plugin)| Prepared::new(transform, plugin.clone(), &tables))
             .collect();
-        Ok(Chain::new(prepared?, self.live.clone()))
+        Ok(Chain::new(prepared?, self.live.clone()).with_taps(self.taps.clone()))
     }
 
     /// Compiles, configures and warms what the new settings change, aside. Nothing has changed if it fails.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::change::{Record, RecordBatch, Slice};
+use crate::change::{Batch, Record, RecordBatch, Slice};
 use crate::topic;
 
 /// What travels between two transforms.
@@ -44,9 +44,18 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    pub(crate) fn new(batch: RecordBatch) -> Self {
+    /// Nothing made of a batch yet.
+    pub(crate) fn of(source: Batch) -> Self {
         Self {
-            batch,
+            batch: RecordBatch {
+                source,
+                output: Vec::new(),
+                topics: Vec::new(),
+                headers: Vec::new(),
+                records: Vec::new(),
+                rejected: Vec::new(),
+                dropped: 0,
+            },
             topics: HashMap::new(),
         }
     }

@@ -10,15 +10,21 @@
 //! - Every change is accounted for: it has records, or is rejected, or counts as dropped.
 //! - A guest reaches nothing but its own memory and our log, and none of its numbers is believed.
 
+mod about;
 mod draft;
 mod render;
 mod stage;
+mod tap;
+mod trace;
 pub mod wasm;
 
 use std::sync::Arc;
 
+pub use about::{About, SettingAbout, SettingKind};
 pub use stage::StageReport;
-pub use wasm::{Engine, EngineError, Plugin, PluginError, Prepared, TICK, Ticker};
+pub use tap::{Taken, TapFilter, Taps, TooManyTaps};
+pub use trace::{Given, Passed, Plain, Step};
+pub use wasm::{Engine, EngineError, Facts, Plugin, PluginError, Prepared, TICK, Ticker, Wanted};
 
 use crate::change::{Batch, Position, RecordBatch, Rejected, TableSchema};
 use crate::config::settings::LiveSettings;
@@ -83,6 +89,7 @@ pub struct Chain {
     renderer: Renderer,
     tables: Vec<Arc<TableSchema>>,
     reports: Vec<StageReport>,
+    taps: Option<Arc<Taps>>,
 }
 
 /// A shard hands its chain to a thread that may block, and is handed successors from another.
@@ -104,6 +111,16 @@ impl Chain {
             renderer: Renderer::default(),
             tables: Vec::new(),
             reports: Vec::new(),
+            taps: None,
+        }
+    }
+
+    /// Shows what passes it to these.
+    #[must_use]
+    pub fn with_taps(self, taps: Arc<Taps>) -> Self {
+        Self {
+            taps: Some(taps),
+            ..self
         }
     }
 
@@ -138,21 +155,20 @@ impl Chain {
         let mut items: Vec<Item> = stage::changes(&batch).map(Item::Change).collect();
         let changes = items.len();
         let mut rejected: Vec<Rejected> = Vec::new();
-        let mut draft = Draft::new(RecordBatch {
-            source: batch,
-            output: Vec::new(),
-            topics: Vec::new(),
-            headers: Vec::new(),
-            records: Vec::new(),
-            rejected: Vec::new(),
-            dropped: 0,
-        });
+        let mut draft = Draft::of(batch);
+        let taps = self.taps.as_deref().filter(|taps| taps.is_open());
+        if let Some(taps) = taps {
+            taps.show("source", &draft, &items, &mut self.renderer);
+        }
         for stage in &mut self.stages {
             let outcome = stage.run(&mut draft, items, &settings, pulse);
             self.reports.push(stage.report.clone());
             let outcome = outcome?;
             items = outcome.items;
             rejected.extend(outcome.rejected);
+            if let Some(taps) = taps {
+                taps.show(&stage.report.stage, &draft, &items, &mut self.renderer);
+            }
         }
         let mut records = Vec::with_capacity(items.len());
         for item in items {
@@ -175,6 +191,10 @@ impl Chain {
         rejected.sort_by_key(|r| r.source);
         let rejections = |source: u32| rejected.binary_search_by_key(&source, |r| r.source).is_ok();
         records.retain(|record| !rejections(record.source));
+        if let Some(taps) = taps {
+            let items: Vec<Item> = records.iter().cloned().map(Item::Record).collect();
+            taps.show("sink", &draft, &items, &mut self.renderer);
+        }
         let mut done: Vec<u32> = records.iter().map(|r| r.source).collect();
         done.extend(rejected.iter().map(|r| r.source));
         done.sort_unstable();

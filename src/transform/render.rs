@@ -47,6 +47,22 @@ struct ColumnType {
 }
 
 impl Renderer {
+    /// A change as JSON, in one line.
+    ///
+    /// # Errors
+    /// A value that is not of its column's type.
+    pub(super) fn line(&mut self, batch: &Batch, change: u32) -> Result<String, String> {
+        let row = batch.rows.get(change as usize).ok_or("no such row")?;
+        let table = batch.table(row.table()).ok_or("its table is not known")?;
+        let types = self
+            .types
+            .entry(table.id)
+            .or_insert_with(|| parse_types(table));
+        let mut line = String::new();
+        write_change(batch, &row, table, types, &mut line)?;
+        Ok(line)
+    }
+
     /// The record of a change: `sink` says its topic, its key, and whether a delete has a value.
     ///
     /// # Errors

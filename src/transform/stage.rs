@@ -45,6 +45,8 @@ pub(super) struct Stage {
     settings: BTreeMap<String, String>,
     limits: Limits,
     on_error: OnError,
+    /// The tables that it is for; `None`: all.
+    tables: Option<Vec<String>>,
     /// `None` after a fault, until the next call.
     instance: Option<Instance>,
     /// Whether the last call was the first of its instance.
@@ -71,6 +73,7 @@ impl Stage {
             settings: prepared.settings,
             limits: prepared.limits,
             on_error: OnError::DeadLetter,
+            tables: None,
             instance: Some(prepared.instance),
             fresh: false,
             records: records(),
@@ -104,6 +107,9 @@ impl Stage {
         if let Some(now) = live.transforms.iter().find(|t| t.name == self.name) {
             self.limits = now.limits;
             self.on_error = now.on_error;
+            if self.tables != now.tables {
+                self.tables.clone_from(&now.tables);
+            }
         }
         self.report = StageReport {
             stage: self.stage.clone(),
@@ -145,7 +151,27 @@ impl Stage {
     ) -> Result<Vec<u32>, TransformError> {
         let mut wanted = Vec::with_capacity(items.len());
         let mut last: Option<(u32, Interest)> = None;
+        // Whether this transform is for a table of the source.
+        let mut meant: Option<(u32, bool)> = None;
         for (item, index) in items.iter().zip(0..) {
+            if let Some(tables) = &self.tables {
+                let rows = &draft.batch.source.rows;
+                let origin = rows
+                    .get(item.source() as usize)
+                    .map_or(0, |row| row.table());
+                let known = meant
+                    .filter(|(id, _)| *id == origin)
+                    .map(|(_, meant)| meant);
+                let ours = known.unwrap_or_else(|| {
+                    let table = draft.batch.source.table(origin);
+                    table.is_some_and(|t| tables.contains(&t.name))
+                });
+                meant = Some((origin, ours));
+                if !ours {
+                    made.push((index, Made::Forward));
+                    continue;
+                }
+            }
             let table = table_of(&draft.batch.source, item);
             if last.as_ref().is_none_or(|(id, _)| *id != table) {
                 let interest = self.open(&draft.batch.source, table)?;

@@ -69,6 +69,7 @@ const ROWS: &[(&str, &str, See)] = &[
     ("source.password_file", r#""{dir}/secret2""#, Rebuilt),
     ("transform.*.name", r#""router""#, Effect),
     ("transform.*.plugin", r#""{dir}/other.wasm""#, Effect),
+    ("transform.*.tables", r#"["outbox"]"#, InForce("tests/plugins.rs looks at what a transform of some tables sees")),
     ("transform.*.on_error", r#""drop""#, Effect),
     ("transform.*.limits.memory", r#""128MiB""#, InForce("tests/plugins.rs runs plugins into it")),
     ("transform.*.limits.deadline", r#""9s""#, InForce("tests/plugins.rs runs plugins into it")),

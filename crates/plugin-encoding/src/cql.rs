@@ -352,6 +352,11 @@ impl CqlType {
         })
     }
 
+    /// Whether the elements of a vector of this type stand in it without a length each.
+    pub fn is_fixed_in_vector(&self) -> bool {
+        self.len_in_vector().is_some()
+    }
+
     /// The length of every element of this type in a vector, if none is written before each. Not all that have a
     /// fixed length: Cassandra takes `tinyint`, `smallint`, `date` and `time` for variable, and the drivers do as it
     /// does (`type_size_for_vector` of the Rust driver, `serial_size` of the Python one). A vector of elements

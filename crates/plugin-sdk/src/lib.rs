@@ -1,15 +1,19 @@
 //! Write a Penstock transform.
 //!
 //! ```
-//! use penstock_plugin::{Change, Error, Interest, Output, Settings, Table, Transform};
+//! use penstock_plugin::{About, Change, Error, Interest, Output, Setting, Settings, Table, Transform};
 //!
 //! struct Payloads {
 //!     topic: String,
 //! }
 //!
 //! impl Transform for Payloads {
+//!     fn about() -> About {
+//!         About::new("Writes payloads to one topic.")
+//!             .setting(Setting::text("topic").default("payloads").doc("where to"))
+//!     }
+//!
 //!     fn configure(settings: &Settings) -> Result<Self, Error> {
-//!         settings.only(&["topic"])?;
 //!         Ok(Self { topic: settings.get("topic").unwrap_or("payloads").to_owned() })
 //!     }
 //!
@@ -34,6 +38,7 @@
 //!
 //! [`testing`] runs a transform natively, in a unit test.
 
+mod about;
 mod change;
 mod log;
 mod output;
@@ -43,6 +48,7 @@ pub mod testing;
 
 use penstock_plugin_encoding::{OutputWriter, Rows};
 
+pub use about::{About, Setting};
 pub use change::{Change, Elements, FromCql, Text, Timestamp};
 pub use log::{Level, write_log};
 pub use output::{Output, RecordOutput};
@@ -63,6 +69,18 @@ pub mod bindings {
         pub_export_macro: true,
         export_macro_name: "export_bindings",
         default_bindings_module: "penstock_plugin::bindings",
+    });
+}
+
+/// The contract of what a plugin says of itself; a world of its own, since a plugin may leave it out.
+#[allow(missing_docs, unsafe_code, unreachable_pub, clippy::all)]
+pub mod describing {
+    wit_bindgen::generate!({
+        path: "../../plugins/wit",
+        world: "describes-itself",
+        pub_export_macro: true,
+        export_macro_name: "export_description",
+        default_bindings_module: "penstock_plugin::describing",
     });
 }
 
@@ -107,6 +125,13 @@ macro_rules! bail {
 
 /// A transform.
 pub trait Transform: Sized + 'static {
+    /// What it does, and the settings that it takes. `penstock validate` then checks them with their place in the
+    /// file, and `penstock plugin inspect` prints them; [`configure`](Self::configure) only sees settings that are
+    /// of their type. By default nothing is said, and whatever is set is handed on.
+    fn about() -> About {
+        About::default()
+    }
+
     /// Makes an instance from `[transform.settings]`. An error refuses the settings: nothing is run with them.
     fn configure(settings: &Settings) -> Result<Self, Error>;
 
@@ -133,6 +158,7 @@ pub struct Runtime<T> {
 impl<T: Transform> Runtime<T> {
     /// Configures the transform.
     pub fn new(settings: &Settings) -> Result<Self, Error> {
+        T::about().check(settings)?;
         Ok(Self {
             transform: T::configure(settings)?,
             tables: Vec::new(),
@@ -213,7 +239,14 @@ macro_rules! export_plugin {
                 }
             }
 
+            impl $crate::describing::exports::penstock::plugin::description::Guest for Plugin {
+                fn describe() -> $crate::describing::exports::penstock::plugin::description::About {
+                    <$transform as $crate::Transform>::about().into()
+                }
+            }
+
     $crate::bindings::export_bindings!(Plugin with_types_in $crate::bindings);
+    $crate::describing::export_description!(Plugin with_types_in $crate::describing);
         };
     };
 }

@@ -37,7 +37,17 @@ fn build(triple: &str) -> PathBuf {
         .current_dir(crate::root())
         .args(["build", "--quiet", "--profile", "plugin"])
         .args(["--target", triple])
-        .args(["-p", "outbox-router", "-p", "test-faults"])
+        .args(
+            [
+                "outbox-router",
+                "debezium-envelope",
+                "filter",
+                "redact",
+                "test-faults",
+            ]
+            .map(|name| ["-p", name])
+            .concat(),
+        )
         .arg("--target-dir")
         .arg(&target)
         .env_remove("RUSTFLAGS")

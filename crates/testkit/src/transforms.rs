@@ -19,6 +19,7 @@ pub fn transform(name: &str, on_error: OnError, settings: &[(&str, &str)]) -> Tr
     Transform {
         name: name.to_owned(),
         plugin: PathBuf::new(),
+        tables: None,
         on_error,
         limits: Limits {
             memory: 8 << 20,

@@ -1,65 +1,40 @@
 //! Routes the rows of an outbox table: one topic per aggregate type, keyed by aggregate id, so that the events
-//! of an aggregate stay in order.
+//! of an aggregate stay in order. What Debezium's outbox router does, under the names of docs/plugins/outbox-router.md.
 //!
-//! | setting | default | |
-//! |---|---|---|
-//! | `topic_prefix` | `""` | topic = prefix + aggregate type |
-//! | `tables` | all | comma-separated `table` or `keyspace.table`; the others pass by |
-//! | `aggregate_type_column` | `aggregate_type` | text; what the topic is named by |
-//! | `aggregate_id_column` | `aggregate_id` | any type; its text form is the key |
-//! | `event_id_column` | `event_id` | any type; header `event-id` |
-//! | `event_type_column` | `event_type` | text; header `event-type` |
-//! | `payload_column` | `payload` | text or blob; the value, byte for byte; null is a tombstone |
-//! | `trace_column` | `traceparent` | text, optional; header `traceparent` |
-//!
-//! Only inserts are events: what deletes or expires old rows is dropped. A row that lacks a column is refused
-//! by itself.
+//! Inserts are events, and what [`Settings`](settings::Updates) says of updates; what deletes or expires old rows is
+//! dropped. A row that lacks a column is refused by itself.
+
+mod settings;
 
 use penstock_plugin::{
-    Change, ColumnKind, CqlType, Error, Handle, Interest, Operation, Output, Settings, Table,
-    Transform, bail,
+    About, Change, ColumnKind, CqlType, CqlValue, Error, Field, Handle, Interest, Operation,
+    Output, Settings, Table, Transform, bail, warn,
 };
+
+use settings::{Additional, Columns, Null, Options, Place, Updates};
 
 /// Kafka's limit on the length of a topic's name.
 const MAX_TOPIC: usize = 249;
 
 struct OutboxRouter {
-    tables: Option<Vec<String>>,
-    columns: Columns<String>,
+    options: Options,
     /// The columns of each table version, looked up.
     routes: Vec<Route>,
     /// The topic prefix, with room for the aggregate type after it.
     topic: String,
     prefix: usize,
+    /// The value that is being put together, where there is an envelope.
+    envelope: String,
 }
 
 struct Route {
     table: u32,
     columns: Columns<Handle>,
+    additional: Vec<Additional<Handle>>,
     /// The aggregate id is text, and part of the primary key, so never null: its bytes are the key.
     text_key: bool,
-}
-
-struct Columns<T> {
-    aggregate_type: T,
-    aggregate_id: T,
-    event_id: T,
-    event_type: T,
-    payload: T,
-    trace: T,
-}
-
-impl Columns<String> {
-    fn in_table(&self, table: &Table) -> Columns<Handle> {
-        Columns {
-            aggregate_type: table.handle(&self.aggregate_type),
-            aggregate_id: table.handle(&self.aggregate_id),
-            event_id: table.handle(&self.event_id),
-            event_type: table.handle(&self.event_type),
-            payload: table.handle(&self.payload),
-            trace: table.handle(&self.trace),
-        }
-    }
+    /// The payload is looked at, and not only named.
+    looks_at_payload: bool,
 }
 
 impl Route {
@@ -67,8 +42,11 @@ impl Route {
     fn wanted(&self) -> Interest {
         let c = &self.columns;
         let id = (!self.text_key).then_some(&c.aggregate_id);
+        let payload = self.looks_at_payload.then_some(&c.payload);
         let columns = [&c.aggregate_type, &c.event_id, &c.event_type, &c.trace];
-        let columns = columns.into_iter().chain(id);
+        let columns = columns.into_iter().chain(id).chain(payload);
+        let columns = columns.chain(&c.timestamp).chain(&c.schema_version);
+        let columns = columns.chain(self.additional.iter().map(|a| &a.column));
         Interest::Columns(columns.filter_map(Handle::index).collect())
     }
 }
@@ -79,17 +57,11 @@ fn is_topic_text(text: &str) -> bool {
 }
 
 impl Transform for OutboxRouter {
+    fn about() -> About {
+        settings::about()
+    }
+
     fn configure(settings: &Settings) -> Result<Self, Error> {
-        settings.only(&[
-            "topic_prefix",
-            "tables",
-            "aggregate_type_column",
-            "aggregate_id_column",
-            "event_id_column",
-            "event_type_column",
-            "payload_column",
-            "trace_column",
-        ])?;
         let topic = settings.get("topic_prefix").unwrap_or_default().to_owned();
         if !is_topic_text(&topic) || topic.len() >= MAX_TOPIC {
             bail!(
@@ -97,43 +69,26 @@ impl Transform for OutboxRouter {
                  less than {MAX_TOPIC} in all"
             );
         }
-        let tables = settings.get("tables").map(|tables| {
-            let names = tables.split(',').map(|name| name.trim().to_owned());
-            names.collect::<Vec<_>>()
-        });
-        if tables.iter().flatten().any(String::is_empty) {
-            bail!("setting `tables` has an empty name; leave it out to route every table");
-        }
-        let column = |key: &str, default: &str| match settings.get(key) {
-            Some("") => Err(Error::new(format!("setting `{key}` is empty"))),
-            name => Ok(name.unwrap_or(default).to_owned()),
-        };
         Ok(Self {
-            tables,
-            columns: Columns {
-                aggregate_type: column("aggregate_type_column", "aggregate_type")?,
-                aggregate_id: column("aggregate_id_column", "aggregate_id")?,
-                event_id: column("event_id_column", "event_id")?,
-                event_type: column("event_type_column", "event_type")?,
-                payload: column("payload_column", "payload")?,
-                trace: column("trace_column", "traceparent")?,
-            },
+            options: Options::read(settings)?,
             routes: Vec::new(),
             prefix: topic.len(),
             topic,
+            envelope: String::new(),
         })
     }
 
     fn interest(&mut self, table: &Table) -> Result<Interest, Error> {
         let full = format!("{}.{}", table.keyspace, table.name);
-        let ours = match &self.tables {
+        let ours = match &self.options.tables {
             Some(names) => names.iter().any(|n| *n == table.name || *n == full),
             None => !table.is_record_table(),
         };
         if !ours {
             return Ok(Interest::Ignore);
         }
-        let columns = self.columns.in_table(table);
+        let additional = self.options.additional_in(table)?;
+        let columns = self.options.columns.in_table(table);
         let id = columns.aggregate_id.index();
         let id = id.map(|index| &table.columns[usize::from(index)]);
         let route = Route {
@@ -145,7 +100,9 @@ impl Transform for OutboxRouter {
                 );
                 key && matches!(id.cql_type, CqlType::Text | CqlType::Ascii)
             }),
+            looks_at_payload: self.options.looks_at_payload(),
             columns,
+            additional,
         };
         let wanted = route.wanted();
         self.routes.retain(|known| known.table != table.id);
@@ -154,40 +111,139 @@ impl Transform for OutboxRouter {
     }
 
     fn process(&mut self, change: &Change<'_>, out: &mut Output) -> Result<(), Error> {
-        if change.operation() != Operation::Insert {
-            return Ok(());
+        match (change.operation(), self.options.updates) {
+            (Operation::Insert, _) | (Operation::Update, Updates::Event) => {}
+            (Operation::Update, Updates::Warn) => {
+                warn!("an outbox row was updated, which makes no event: see `on_update`");
+                return Ok(());
+            }
+            (Operation::Update, Updates::Error) => {
+                bail!("an outbox row was updated, and `on_update` is \"error\"")
+            }
+            _ => return Ok(()),
         }
         let table = change.table().id;
         let route = self.routes.iter().find(|route| route.table == table);
-        let Route {
-            columns, text_key, ..
-        } = route.ok_or(Error::new("its table was never opened"))?;
+        let route = route.ok_or(Error::new("its table was never opened"))?;
+        let Route { columns, .. } = route;
         let aggregate_type: &str = change.get(&columns.aggregate_type)?;
-        if aggregate_type.is_empty() || !is_topic_text(aggregate_type) {
+        self.topic.truncate(self.prefix);
+        match &self.options.route {
+            Some(rule) => rule.apply(aggregate_type, &mut self.topic)?,
+            None => self.topic.push_str(aggregate_type),
+        }
+        if aggregate_type.is_empty() || !is_topic_text(&self.topic) {
             bail!("aggregate type {aggregate_type:?} cannot be part of a topic's name");
         }
-        self.topic.truncate(self.prefix);
-        self.topic.push_str(aggregate_type);
         if self.topic.len() > MAX_TOPIC {
             bail!("topic {:?} is longer than {MAX_TOPIC} bytes", self.topic);
         }
-        let payload = change.column_ref(&columns.payload)?;
+        self.envelope.clear();
+        let value = if route.looks_at_payload {
+            match self.options.value(change, route, &mut self.envelope)? {
+                Some(value) => value,
+                None => return Ok(()),
+            }
+        } else {
+            change.column_ref(&columns.payload)?.into()
+        };
         let event_type: &str = change.get(&columns.event_type)?;
         let event_id = change.text(&columns.event_id)?;
         let record = out.record(&self.topic);
-        let record = match text_key {
+        let record = match route.text_key {
             true => record.key(change.column_ref(&columns.aggregate_id)?),
             false => record.key(&*change.text(&columns.aggregate_id)?),
         };
-        let record = record
-            .value(payload)
-            .header("event-id", &*event_id)
+        let mut record = record
+            .value(value)
+            .header(&self.options.id_header, &*event_id)
             .header("event-type", event_type);
         if let Some(trace) = change.find::<&str>(&columns.trace)? {
-            record.header("traceparent", trace);
+            record = record.header("traceparent", trace);
+        }
+        if let Some(header) = &self.options.timestamp_header {
+            let set = columns.timestamp.as_ref().filter(|c| change.is_set(*c));
+            let at = match set {
+                Some(column) => change.get::<penstock_plugin::Timestamp>(column)?,
+                None => change.time(),
+            };
+            record = record.header(header, at.0.to_string().as_str());
+        }
+        if let Some(version) = &columns.schema_version
+            && change.is_set(version)
+        {
+            record = record.header("schema-version", &*change.text(version)?);
+        }
+        for extra in route.additional.iter().filter(|a| a.place == Place::Header) {
+            record = match change.is_set(&extra.column) {
+                true => record.header(&extra.alias, &*change.text(&extra.column)?),
+                false => record.header(&extra.alias, Field::Null),
+            };
         }
         Ok(())
     }
+}
+
+impl Options {
+    /// The record's value, where the payload has to be looked at for it; `None`: no record.
+    fn value<'a>(
+        &self,
+        change: &Change<'_>,
+        route: &Route,
+        envelope: &'a mut String,
+    ) -> Result<Option<Field<'a>>, Error> {
+        let payload = &route.columns.payload;
+        let empty = match change.state(payload)? {
+            penstock_plugin::ColumnTag::Value => match change.get::<CqlValue<'_>>(payload)? {
+                CqlValue::Text(text) => text.is_empty(),
+                CqlValue::Blob(bytes) => bytes.is_empty(),
+                _ => false,
+            },
+            _ => match self.null {
+                Null::Tombstone => return Ok(Some(Field::Null)),
+                Null::Ignore => return Ok(None),
+                Null::Error => bail!(
+                    "column `{}` is null, and `null_payload` is \"error\"",
+                    payload_name(self)
+                ),
+            },
+        };
+        if empty && self.empty_is_tombstone {
+            return Ok(Some(Field::Null));
+        }
+        let wrapped = route
+            .additional
+            .iter()
+            .filter(|a| a.place == Place::Envelope);
+        if wrapped.clone().next().is_none() {
+            return Ok(Some(change.column_ref(payload)?.into()));
+        }
+        envelope.push_str("{\"payload\":");
+        let text = match change.get::<CqlValue<'_>>(payload)? {
+            CqlValue::Text(text) => Some(text),
+            _ => None,
+        };
+        let is_json = |text: &&str| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
+        match text.filter(|text| self.expand_json && is_json(text)) {
+            Some(json) => envelope.push_str(json),
+            None => envelope.push_str(&change.json(payload)?),
+        }
+        for extra in wrapped {
+            envelope.push(',');
+            penstock_plugin::encoding::cql::write_json_string(&extra.alias, envelope);
+            envelope.push(':');
+            match change.is_set(&extra.column) {
+                true => envelope.push_str(&change.json(&extra.column)?),
+                false => envelope.push_str("null"),
+            }
+        }
+        envelope.push('}');
+        Ok(Some((&**envelope).into()))
+    }
+}
+
+fn payload_name(options: &Options) -> &str {
+    &options.columns.payload
 }
 
 penstock_plugin::export_plugin!(OutboxRouter);
@@ -322,5 +378,9 @@ mod tests {
         assert!(refused("prefix", "a").contains("unknown setting `prefix`"));
         assert!(refused("payload_column", "").contains("`payload_column` is empty"));
         assert!(refused("tables", "a,,b").contains("empty name"));
+        assert!(refused("route_pattern", "(").contains("`route_pattern`"));
+        assert!(refused("additional", "tenant:body").contains("header or envelope"));
+        assert!(refused("additional", "a:partition").contains("no transform chooses partitions"));
+        assert!(refused("on_update", "fatal").contains("expected one of"));
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::key::Class::{Live, Rebuild, Swap};
-use crate::config::key::Fallback::{Required, Value};
+use crate::config::key::Fallback::{Absent, Required, Value};
 use crate::config::key::Kind;
 use crate::config::rules;
 use crate::config::section::section;
@@ -31,6 +31,8 @@ section! {
         name: String = { Kind::Text(rules::transform_name), Required, Rebuild, r#""outbox-router""# },
         /// The WASM plugin; rebuilt in place it is swapped too
         plugin: PathBuf = { Kind::Path, Required, Swap, r#""plugins/outbox_router.wasm""# },
+        /// The tables whose changes, and what was made of them, it is handed; the others pass it by. All, if it is not set
+        tables: Option<Vec<String>> = { Kind::List(rules::cql_name), Absent, Live, r#"["outbox_messages"]"# },
         /// What becomes of a change that the plugin rejects: keep it with its error, let go of it (counted as
         /// failed), or fail the stage
         on_error: OnError = { Kind::Choice(OnError::WORDS), Value(r#""dead-letter""#), Live, r#""dead-letter""# },

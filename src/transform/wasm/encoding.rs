@@ -490,34 +490,26 @@ mod tests {
             time: uuid::Uuid::nil(),
             seq,
         };
-        let mut draft = Draft::new(RecordBatch {
-            source: Batch {
-                shard: 0,
-                epoch: 0,
-                rows: rows.finish(),
-                positions: (0..3).map(position).collect(),
-                tables: vec![Arc::new(crate::change::TableSchema {
-                    id: 1,
-                    keyspace: "ks".into(),
-                    name: "t".into(),
-                    columns: ["a", "b", "c"]
-                        .map(|name| crate::change::Column {
-                            name: name.into(),
-                            cql_type: "blob".into(),
-                            kind: crate::change::ColumnKind::Regular,
-                        })
-                        .into(),
-                })],
-                undecodable: Vec::new(),
-                progress: Vec::new(),
-                read_at: Instant::now(),
-            },
-            output: b"key".to_vec(),
-            topics: Vec::new(),
-            headers: vec![(Slice::Output { start: 0, end: 3 }, Slice::Null)],
-            records: Vec::new(),
-            rejected: Vec::new(),
-            dropped: 0,
+        let mut draft = Draft::of(Batch {
+            shard: 0,
+            epoch: 0,
+            rows: rows.finish(),
+            positions: (0..3).map(position).collect(),
+            tables: vec![Arc::new(crate::change::TableSchema {
+                id: 1,
+                keyspace: "ks".into(),
+                name: "t".into(),
+                columns: ["a", "b", "c"]
+                    .map(|name| crate::change::Column {
+                        name: name.into(),
+                        cql_type: "blob".into(),
+                        kind: crate::change::ColumnKind::Regular,
+                    })
+                    .into(),
+            })],
+            undecodable: Vec::new(),
+            progress: Vec::new(),
+            read_at: Instant::now(),
         });
         let topic = draft.topic("first").unwrap();
         let record = Record {

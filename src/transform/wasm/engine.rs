@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -55,6 +56,15 @@ impl Ticker {
     }
 }
 
+/// Ends the clock's thread even where the work panics.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 impl std::fmt::Debug for Ticker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Ticker")
@@ -88,6 +98,21 @@ impl Engine {
     /// The clock's handle. It does not keep the engine alive.
     pub fn ticker(&self) -> Ticker {
         Ticker(self.inner.weak())
+    }
+
+    /// Does work with the clock running, for commands that have no coordinator to drive it.
+    pub fn with_clock<R>(&self, work: impl FnOnce() -> R) -> R {
+        let done = AtomicBool::new(false);
+        let ticker = self.ticker();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Relaxed) && ticker.tick() {
+                    std::thread::sleep(TICK);
+                }
+            });
+            let _stops_the_clock = Done(&done);
+            work()
+        })
     }
 
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {

@@ -84,6 +84,21 @@ pub(super) struct HostState {
     lines: u32,
 }
 
+impl HostState {
+    pub(super) fn new(stage: Arc<str>, limits: Limits) -> Self {
+        Self {
+            limiter: Limiter::new(limits.memory),
+            stage,
+            last_error: None,
+            lines: 0,
+        }
+    }
+
+    pub(super) fn limiter(&mut self) -> &mut dyn wasmtime::ResourceLimiter {
+        &mut self.limiter
+    }
+}
+
 impl host::Host for HostState {
     fn log(&mut self, level: host::Level, mut message: String) {
         self.lines += 1;
@@ -109,6 +124,7 @@ impl types::Host for HostState {}
 pub(crate) struct Instance {
     store: Store<HostState>,
     guest: contract::Plugin,
+    says_it_is: String,
     /// Few: a table a version.
     interests: Vec<(u32, Interest)>,
     /// It has processed nothing yet.
@@ -134,14 +150,8 @@ impl Instance {
             path: path(),
             reason: fault.to_string(),
         };
-        let state = HostState {
-            limiter: Limiter::new(limits.memory),
-            stage,
-            last_error: None,
-            lines: 0,
-        };
-        let mut store = Store::new(plugin.engine.wasmtime(), state);
-        store.limiter(|state| &mut state.limiter);
+        let mut store = Store::new(plugin.engine.wasmtime(), HostState::new(stage, limits));
+        store.limiter(HostState::limiter);
         arm(&mut store, limits);
         let instantiated = plugin.pre.instantiate(&mut store);
         let guest = instantiated.map_err(|e| start(fault(&mut store, limits, &e)))?;
@@ -170,9 +180,15 @@ impl Instance {
         Ok(Self {
             store,
             guest,
+            says_it_is: shortened(format!("{} {}", info.name, info.version)),
             interests: Vec::new(),
             fresh: true,
         })
+    }
+
+    /// Its name and version, as it told them.
+    pub(super) fn says_it_is(&self) -> &str {
+        &self.says_it_is
     }
 
     /// Whether it has processed nothing yet, so that no batch can have left anything in it.
@@ -260,7 +276,7 @@ impl Instance {
 }
 
 /// Makes the store ready for a call under these limits.
-fn arm(store: &mut Store<HostState>, limits: Limits) {
+pub(super) fn arm(store: &mut Store<HostState>, limits: Limits) {
     let ticks = limits.deadline.as_nanos().div_ceil(TICK.as_nanos());
     // The first tick may come at once.
     store.set_epoch_deadline(
@@ -278,7 +294,11 @@ fn arm(store: &mut Store<HostState>, limits: Limits) {
     state.limiter.memory = limits.memory;
 }
 
-fn fault(store: &mut Store<HostState>, limits: Limits, error: &wasmtime::Error) -> Fault {
+pub(super) fn fault(
+    store: &mut Store<HostState>,
+    limits: Limits,
+    error: &wasmtime::Error,
+) -> Fault {
     let state = store.data_mut();
     let trap = error.downcast_ref::<Trap>();
     if state.limiter.overrun {

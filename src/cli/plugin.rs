@@ -1,0 +1,480 @@
+//! `penstock plugin …`: the workbench of whoever writes transforms.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use super::exit;
+use crate::change::Batch;
+use crate::transform::{Engine, Plugin, Wanted};
+use crate::workbench::changes::{self, Tables, read_lines};
+use crate::workbench::trial::{self, TrialError};
+use crate::workbench::{build, cases, project};
+
+/// `penstock plugin`
+#[derive(Debug, Subcommand)]
+pub enum PluginCommand {
+    /// Write a new transform: a project that builds by itself
+    New(NewArgs),
+    /// Build a project into the .wasm that pipeline.toml names
+    Build(BuildArgs),
+    /// Run the golden cases of a plugin in the host that runs it for real
+    Test(TestArgs),
+    /// Print what a plugin imports, exports, takes for settings and wants of a table
+    Inspect(InspectArgs),
+    /// Run changes from a file through a plugin and print what became of each
+    Run(RunArgs),
+    /// Measure what a change costs
+    Bench(BenchArgs),
+}
+
+/// `penstock plugin new`
+#[derive(Debug, Args)]
+pub struct NewArgs {
+    /// The name of the project, its crate and its file
+    #[arg(required_unless_present = "sdk_only")]
+    pub name: Option<String>,
+    /// The language that it is written in
+    #[arg(long, value_enum, default_value_t = Language::Rust)]
+    pub lang: Language,
+    /// Only write the SDK of this penstock into the project of this folder, over the one that is there
+    #[arg(long, value_name = "FOLDER", conflicts_with = "name")]
+    pub sdk_only: Option<PathBuf>,
+}
+
+/// Languages that there is a template for.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Language {
+    /// With an SDK
+    Rust,
+}
+
+/// `penstock plugin build`
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// The project's folder
+    #[arg(default_value = ".")]
+    pub folder: PathBuf,
+    /// Where to put the plugin: by default into the folder, under the project's name
+    #[arg(long, short)]
+    pub out: Option<PathBuf>,
+    /// Fetch nothing
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// What most commands are about.
+#[derive(Debug, Args)]
+pub struct Subject {
+    /// A project's folder, which is built first, or a .wasm
+    #[arg(default_value = ".")]
+    pub plugin: PathBuf,
+    /// Fetch nothing when building
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// `penstock plugin test`
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    #[command(flatten)]
+    subject: Subject,
+    /// A file of cases or a folder of them; may be repeated [default: cases, beside the plugin]
+    #[arg(long, value_name = "PATH")]
+    pub cases: Vec<PathBuf>,
+    /// Write what was seen into the files, as what is expected
+    #[arg(long)]
+    pub bless: bool,
+}
+
+/// `penstock plugin inspect`
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    subject: Subject,
+    /// A table to ask about, e.g. "shop.people: id int primary, name text"; may be repeated
+    #[arg(long, value_name = "TABLE")]
+    pub table: Vec<String>,
+    /// A setting; without any, those that must be set may be missing
+    #[arg(long = "setting", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `penstock plugin run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Changes, one a line in JSON, or a file of cases; "-" reads standard input
+    pub changes: PathBuf,
+    #[command(flatten)]
+    subject: Subject,
+    /// A setting; may be repeated
+    #[arg(long = "setting", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+}
+
+/// `penstock plugin bench`
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    subject: Subject,
+    /// Changes, one a line in JSON, or a file of cases [default: cases/changes.jsonl, beside the plugin]
+    #[arg(long, value_name = "FILE")]
+    pub changes: Option<PathBuf>,
+    /// A setting; may be repeated
+    #[arg(long = "setting", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Changes a call
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 512])]
+    pub batch: Vec<usize>,
+    /// How long to measure each
+    #[arg(long = "for", value_name = "DURATION", default_value = "1s", value_parser = humantime::parse_duration)]
+    pub time: Duration,
+}
+
+/// Does it; the exit code says how it went.
+pub fn run(command: PluginCommand) -> u8 {
+    let done = match command {
+        PluginCommand::New(args) => new(&args),
+        PluginCommand::Build(args) => build(&args),
+        PluginCommand::Test(args) => test(&args),
+        PluginCommand::Inspect(args) => inspect(&args),
+        PluginCommand::Run(args) => run_changes(&args),
+        PluginCommand::Bench(args) => bench(&args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        exit::FAILURE
+    })
+}
+
+type Done = Result<u8, String>;
+
+fn said(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+fn new(args: &NewArgs) -> Done {
+    if let Some(folder) = &args.sdk_only {
+        if !folder.join("Cargo.toml").is_file() {
+            return Err(format!(
+                "{} holds no project: no Cargo.toml",
+                folder.display()
+            ));
+        }
+        project::vendor(folder).map_err(said)?;
+        say!(
+            "wrote the SDK of penstock {} to {}",
+            env!("CARGO_PKG_VERSION"),
+            folder.join("penstock").display()
+        );
+        return Ok(exit::OK);
+    }
+    let Language::Rust = args.lang;
+    let name = args.name.as_deref().unwrap_or_default();
+    let folder = Path::new(name);
+    let last = folder
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    if !project::is_name(&last) {
+        return Err(format!(
+            "{name:?}: expected {}, e.g. redact-email",
+            project::NAME
+        ));
+    }
+    for written in project::create(folder, &last).map_err(said)? {
+        say!("wrote {}", written.display());
+    }
+    say!("wrote {} (the SDK)", folder.join("penstock").display());
+    say!(
+        "\nnext:\n  cd {name}\n  penstock plugin build      # {}\n  penstock plugin test       # cases/{last}.toml",
+        project::wasm_name(&last)
+    );
+    Ok(exit::OK)
+}
+
+fn build(args: &BuildArgs) -> Done {
+    let started = Instant::now();
+    let built = build::build(&args.folder, args.out.as_deref(), args.offline).map_err(said)?;
+    // What does not load here does not load there.
+    let engine = Engine::new(None, 1).map_err(said)?;
+    trial::load(&engine, &built.path).map_err(said)?;
+    let size = std::fs::metadata(&built.path).map_err(said)?.len();
+    say!(
+        "{} {} ({}, {:.1} s)",
+        if built.changed { "built" } else { "unchanged:" },
+        built.path.display(),
+        bytesize::ByteSize(size),
+        started.elapsed().as_secs_f64()
+    );
+    Ok(exit::OK)
+}
+
+impl Subject {
+    /// The plugin's file, built if it is a project; and the folder that its cases are in.
+    fn file(&self) -> Result<(PathBuf, PathBuf), String> {
+        let (path, beside) = if self.plugin.is_dir() {
+            let built = build::build(&self.plugin, None, self.offline).map_err(said)?;
+            (built.path, self.plugin.as_path())
+        } else {
+            let folder = self.plugin.parent().unwrap_or(Path::new(""));
+            (self.plugin.clone(), folder)
+        };
+        Ok((path, beside.join("cases")))
+    }
+
+    fn open<T>(
+        &self,
+        work: impl FnOnce(&Arc<Plugin>, &Path) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let (file, cases) = self.file()?;
+        // Two, so that one can be made before the last is gone.
+        let engine = Engine::new(None, 2).map_err(said)?;
+        engine.with_clock(|| {
+            let plugin = trial::load(&engine, &file).map_err(said)?;
+            work(&plugin, &cases)
+        })
+    }
+}
+
+fn settings(given: &[String]) -> Result<Map<String, Value>, String> {
+    given
+        .iter()
+        .map(|setting| match setting.split_once('=') {
+            Some((key, value)) => Ok((key.trim().to_owned(), value.into())),
+            None => Err(format!("--setting {setting:?}: expected KEY=VALUE")),
+        })
+        .collect()
+}
+
+fn test(args: &TestArgs) -> Done {
+    args.subject.open(|plugin, beside| {
+        let mut files = Vec::new();
+        for path in &args.cases {
+            files.extend(cases::files(path)?);
+        }
+        if args.cases.is_empty() {
+            files = cases::files(beside)?;
+        }
+        let (mut good, mut bad) = (0, 0);
+        for file in &files {
+            for verdict in cases::run(plugin, file, args.bless)? {
+                match verdict.wrong {
+                    None => {
+                        good += 1;
+                        say!("ok      {}", verdict.name);
+                    }
+                    Some(_) if args.bless => {
+                        good += 1;
+                        say!("blessed {}", verdict.name);
+                    }
+                    Some(wrong) => {
+                        bad += 1;
+                        say!("FAILED  {} ({})\n{wrong}", verdict.name, file.display());
+                    }
+                }
+            }
+        }
+        if bad == 0 {
+            say!("{good} passed");
+            Ok(exit::OK)
+        } else {
+            say!("{bad} failed, {good} passed (- expected, + seen; --bless takes what was seen)");
+            Ok(exit::FAILURE)
+        }
+    })
+}
+
+fn inspect(args: &InspectArgs) -> Done {
+    args.subject.open(|plugin, beside| {
+        let given = settings(&args.settings)?;
+        let (transform, _) = trial::transform(plugin.path(), &given).map_err(said)?;
+        let mut tables = Tables::default();
+        for text in &args.table {
+            let (name, columns) = text.split_once(':').ok_or_else(|| {
+                format!("--table {text:?}: expected \"keyspace.name: column type, …\"")
+            })?;
+            tables.add(name.trim(), columns)?;
+        }
+        if args.table.is_empty() && beside.is_dir() {
+            for file in cases::files(beside).unwrap_or_default() {
+                let (found, _) = cases::material(&file)?;
+                tables = found;
+            }
+        }
+        let facts = plugin.facts();
+        let about = plugin.describe(transform.limits).map_err(said)?;
+        let schemas = tables.all();
+        let asked = plugin.ask(&transform.settings, schemas, transform.limits);
+        let size = std::fs::metadata(plugin.path()).map_err(said)?.len();
+        let wanted = |wanted: &Wanted| match wanted {
+            Wanted::Nothing => "nothing: its changes pass by".to_owned(),
+            Wanted::Everything => "every column".to_owned(),
+            Wanted::Columns(columns) if columns.is_empty() => "no column's value".to_owned(),
+            Wanted::Columns(columns) => columns.join(", "),
+            Wanted::Refused(why) => format!("refuses it: {why}"),
+        };
+        if args.json {
+            let settings = about.iter().flat_map(|a| &a.settings).map(|s| {
+                json!({ "name": s.name, "type": s.kind.name(), "default": s.default,
+                    "required": s.required, "doc": s.doc, "choices": s.choices })
+            });
+            let tables = asked.iter().flat_map(|(_, all)| all).zip(schemas).map(|(w, t)| {
+                json!({ "table": format!("{}.{}", t.keyspace, t.name), "interest": wanted(w) })
+            });
+            say!(
+                "{:#}",
+                json!({
+                    "file": plugin.path(), "bytes": size, "sha256": hex::encode(plugin.digest()),
+                    "name": asked.as_ref().ok().map(|(name, _)| name),
+                    "error": asked.as_ref().err().map(ToString::to_string),
+                    "sdk": about.as_ref().map(|a| &a.sdk), "doc": about.as_ref().map(|a| &a.doc),
+                    "imports": facts.imports, "exports": facts.exports,
+                    "settings": settings.collect::<Vec<_>>(), "tables": tables.collect::<Vec<_>>(),
+                })
+            );
+            return Ok(exit::OK);
+        }
+        say!(
+            "{}  {}  sha256 {}",
+            plugin.path().display(),
+            bytesize::ByteSize(size),
+            &hex::encode(plugin.digest())[..16]
+        );
+        match &asked {
+            Ok((name, _)) => say!("plugin   {name}"),
+            Err(error) => say!("plugin   not configured: {error}"),
+        }
+        if let Some(about) = &about {
+            say!("sdk      {}", about.sdk);
+            if !about.doc.is_empty() {
+                say!("         {}", about.doc);
+            }
+        }
+        for (what, all) in [("imports", &facts.imports), ("exports", &facts.exports)] {
+            for (name, first) in all
+                .iter()
+                .zip([what].into_iter().chain(std::iter::repeat("")))
+            {
+                say!("{first:<8} {name}");
+            }
+        }
+        match &about {
+            None => say!("settings not described"),
+            Some(about) => {
+                for (s, first) in about
+                    .settings
+                    .iter()
+                    .zip(["settings"].into_iter().chain(std::iter::repeat("")))
+                {
+                    let rest = match (&s.default, s.required) {
+                        (_, true) => ", required".to_owned(),
+                        (Some(default), false) => format!(", default {default:?}"),
+                        (None, false) => String::new(),
+                    };
+                    let kind = match s.choices.is_empty() {
+                        true => s.kind.name().to_owned(),
+                        false => s.choices.join(" | "),
+                    };
+                    say!(
+                        "{first:<8} {}: {kind}{rest}{}{}",
+                        s.name,
+                        if s.doc.is_empty() { "" } else { "; " },
+                        s.doc
+                    );
+                }
+                if about.others {
+                    say!("         (and what else is set)");
+                }
+            }
+        }
+        if let Ok((_, all)) = &asked {
+            for (w, t) in all.iter().zip(schemas) {
+                say!("wants    {}.{}: {}", t.keyspace, t.name, wanted(w));
+            }
+        }
+        Ok(exit::OK)
+    })
+}
+
+/// Tables and changes of a file; of standard input for "-".
+fn material(path: &Path) -> Result<(Tables, Vec<Value>), String> {
+    if path != Path::new("-") {
+        return cases::material(path);
+    }
+    let text = std::io::read_to_string(std::io::stdin()).map_err(said)?;
+    let mut tables = Tables::default();
+    let changes = read_lines(&text, &mut tables)?;
+    Ok((tables, changes))
+}
+
+fn run_changes(args: &RunArgs) -> Done {
+    let (tables, given) = material(&args.changes)?;
+    args.subject.open(|plugin, _| {
+        let mut chain = trial::chain(plugin, &settings(&args.settings)?, &tables).map_err(said)?;
+        let outcomes = trial::run(&mut chain, &tables, &given).map_err(said)?;
+        for outcome in &outcomes {
+            say!("{}", outcome.to_json());
+        }
+        let failed = outcomes
+            .iter()
+            .any(|o| matches!(o, trial::Outcome::Error(..)));
+        Ok(if failed { exit::FAILURE } else { exit::OK })
+    })
+}
+
+fn bench(args: &BenchArgs) -> Done {
+    args.subject.open(|plugin, beside| {
+        let file = args.changes.clone().unwrap_or_else(|| beside.join("changes.jsonl"));
+        let (tables, given) = cases::material(&file)?;
+        if given.is_empty() {
+            return Err(format!("{} holds no changes", file.display()));
+        }
+        let own = settings(&args.settings)?;
+        let start = Instant::now();
+        let mut chain = trial::chain(plugin, &own, &tables).map_err(said)?;
+        let start = start.elapsed();
+        say!("{}: {} different changes; an instance starts in {start:.1?}", plugin.path().display(), given.len());
+        for size in &args.batch {
+            let size = (*size).clamp(1, 100_000);
+            let changes: Vec<Value> = given.iter().cycle().take(size).cloned().collect();
+            let sheet = changes::read(&tables, &changes).map_err(|e| said(TrialError::Changes(e)))?;
+            let of = |batch: &Batch| Batch {
+                shard: batch.shard,
+                epoch: batch.epoch,
+                rows: batch.rows.clone(),
+                positions: batch.positions.clone(),
+                tables: batch.tables.clone(),
+                undecodable: Vec::new(),
+                progress: Vec::new(),
+                read_at: batch.read_at,
+            };
+            let bytes = sheet.batch.rows.as_bytes().len() / size;
+            let (mut spent, mut calls, mut rejected) = (Duration::ZERO, Vec::new(), 0);
+            while spent < args.time || calls.len() < 3 {
+                let batch = of(&sheet.batch);
+                let begin = Instant::now();
+                let made = chain.process(batch).map_err(said)?;
+                let took = begin.elapsed();
+                rejected = made.rejected.len();
+                spent += took;
+                calls.push(took);
+            }
+            calls.sort_unstable();
+            let median = calls[calls.len() / 2].as_nanos() as u64 / size as u64;
+            let best = calls[0].as_nanos() as u64 / size as u64;
+            let note = if rejected > 0 { format!(" ({rejected} of {size} rejected)") } else { String::new() };
+            say!(
+                "batch {size:>6}: {median:>7} ns a change (best {best}), {:>9.0} changes/s, {bytes} bytes each{note}",
+                1e9 / median.max(1) as f64
+            );
+        }
+        Ok(exit::OK)
+    })
+}

@@ -1,0 +1,68 @@
+//! `penstock test`: the `[[tests]]` of pipeline.toml.
+
+use clap::Args;
+
+use super::{ConfigArgs, exit, validate};
+use crate::transform::Engine;
+use crate::workbench::chain;
+
+/// `penstock test`
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// Only tests whose name has this in it
+    pub filter: Option<String>,
+}
+
+/// Runs them over the chain of transforms that the configuration names, each plugin in the host that runs it for real.
+pub fn run(config: &ConfigArgs, args: &TestArgs) -> u8 {
+    let loaded = match validate::check(config, false) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let done = tests(config, args, &loaded.settings);
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        exit::FAILURE
+    })
+}
+
+fn tests(
+    config: &ConfigArgs,
+    args: &TestArgs,
+    settings: &std::sync::Arc<crate::config::Settings>,
+) -> Result<u8, String> {
+    let transforms = u32::try_from(settings.transforms.len()).unwrap_or(u32::MAX);
+    let engine =
+        Engine::new(None, transforms.saturating_mul(2).max(1)).map_err(|e| e.to_string())?;
+    let all = chain::tests(&config.config)?;
+    let (mut good, mut bad) = (0, 0);
+    for test in &all {
+        if args
+            .filter
+            .as_ref()
+            .is_some_and(|part| !test.name().contains(part.as_str()))
+        {
+            continue;
+        }
+        let verdict = engine.with_clock(|| chain::run(&engine, settings, test))?;
+        match verdict.wrong {
+            None => {
+                good += 1;
+                say!("ok      {}", verdict.name);
+            }
+            Some(wrong) => {
+                bad += 1;
+                say!("FAILED  {}\n{wrong}", verdict.name);
+            }
+        }
+    }
+    if all.is_empty() {
+        say!("there are no [[tests]]");
+    } else if bad == 0 {
+        say!("{good} passed");
+    } else {
+        say!("{bad} failed, {good} passed (- expected, + seen)");
+        return Ok(exit::FAILURE);
+    }
+    Ok(exit::OK)
+}

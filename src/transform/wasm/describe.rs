@@ -1,0 +1,154 @@
+//! What a plugin's file is made of, and what the plugin says of itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use wasmtime::Store;
+use wasmtime::component::types::ComponentItem;
+
+use super::describing::DescribesItselfPre;
+use super::describing::exports::penstock::plugin::description as contract;
+use super::instance::{HostState, Instance, arm, fault};
+use super::plugin::{Plugin, PluginError};
+use crate::change::TableSchema;
+use crate::config::settings::Limits;
+use crate::transform::about::{About, SettingAbout, SettingKind};
+
+/// What can be seen of a plugin without running a change through it.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The interfaces and functions that it asks for.
+    pub imports: Vec<String>,
+    /// Those that it has.
+    pub exports: Vec<String>,
+}
+
+impl Plugin {
+    /// What the component imports and exports, interfaces with their functions.
+    pub fn facts(&self) -> Facts {
+        let engine = self.engine.wasmtime();
+        let component = self.pre.instance_pre().component();
+        let kind = component.component_type();
+        // An interface without functions is types only: nothing is called by it.
+        let say = |name: &str, item: &ComponentItem| match item {
+            ComponentItem::ComponentInstance(instance) => {
+                let functions = instance.exports(engine).filter_map(|(name, item)| {
+                    matches!(item.ty, ComponentItem::ComponentFunc(_)).then(|| name.to_owned())
+                });
+                let functions: Vec<String> = functions.collect();
+                (!functions.is_empty()).then(|| format!("{name} ({})", functions.join(", ")))
+            }
+            _ => Some(name.to_owned()),
+        };
+        Facts {
+            imports: kind
+                .imports(engine)
+                .filter_map(|(n, item)| say(n, &item.ty))
+                .collect(),
+            exports: kind
+                .exports(engine)
+                .filter_map(|(n, item)| say(n, &item.ty))
+                .collect(),
+        }
+    }
+
+    /// What the plugin says of itself; `None` for one that says nothing, which is legal.
+    ///
+    /// # Errors
+    /// It traps, or takes longer than its limits allow.
+    pub fn describe(&self, limits: Limits) -> Result<Option<About>, PluginError> {
+        let Ok(pre) = DescribesItselfPre::new(self.pre.instance_pre().clone()) else {
+            return Ok(None);
+        };
+        let mut store = Store::new(
+            self.engine.wasmtime(),
+            HostState::new("plugin".into(), limits),
+        );
+        store.limiter(HostState::limiter);
+        arm(&mut store, limits);
+        let described = pre.instantiate(&mut store).and_then(|guest| {
+            arm(&mut store, limits);
+            guest
+                .penstock_plugin_description()
+                .call_describe(&mut store)
+        });
+        match described {
+            Ok(about) => Ok(Some(About::from(about))),
+            Err(e) => Err(PluginError::Start {
+                path: self.path().to_owned(),
+                reason: fault(&mut store, limits, &e).to_string(),
+            }),
+        }
+    }
+
+    /// The plugin's name and version, as it answers to these settings, and the columns that it wants of each table:
+    /// `Ok(None)` all of them, `Err` why the table is refused.
+    ///
+    /// # Errors
+    /// It refuses the settings, or fails.
+    pub fn ask(
+        &self,
+        settings: &BTreeMap<String, String>,
+        tables: &[Arc<TableSchema>],
+        limits: Limits,
+    ) -> Result<(String, Vec<Wanted>), PluginError> {
+        let mut instance = Instance::new(self, "plugin".into(), settings, limits)?;
+        let mut wanted = Vec::new();
+        for table in tables {
+            let interest = instance.open_table(table, limits);
+            let interest = interest.map_err(|fault| PluginError::Start {
+                path: self.path().to_owned(),
+                reason: fault.to_string(),
+            })?;
+            wanted.push(match interest {
+                super::instance::Interest::Ignore => Wanted::Nothing,
+                super::instance::Interest::All => Wanted::Everything,
+                super::instance::Interest::Refused(why) => Wanted::Refused(why),
+                super::instance::Interest::Columns(mask) => {
+                    let named = table.columns.iter().zip(mask).filter(|(_, wanted)| *wanted);
+                    Wanted::Columns(named.map(|(column, _)| column.name.clone()).collect())
+                }
+            });
+        }
+        Ok((instance.says_it_is().to_owned(), wanted))
+    }
+}
+
+/// What a plugin wants to be sent of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Its changes pass by.
+    Nothing,
+    /// Every column.
+    Everything,
+    /// These columns.
+    Columns(Vec<String>),
+    /// It cannot work with the table, and says why.
+    Refused(String),
+}
+
+impl From<contract::About> for About {
+    fn from(about: contract::About) -> Self {
+        let setting = |s: contract::SettingAbout| SettingAbout {
+            name: s.name,
+            kind: match s.kind {
+                contract::SettingType::Text => SettingKind::Text,
+                contract::SettingType::Integer => SettingKind::Integer,
+                contract::SettingType::Number => SettingKind::Number,
+                contract::SettingType::Boolean => SettingKind::Boolean,
+                contract::SettingType::Texts => SettingKind::Texts,
+                contract::SettingType::Table => SettingKind::Table,
+            },
+            default: s.default,
+            required: s.required,
+            doc: s.doc,
+            choices: s.choices,
+        };
+        Self {
+            sdk: about.sdk,
+            doc: about.doc,
+            settings: about.settings.into_iter().map(setting).collect(),
+            others: about.others,
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Source to `.wasm`, whatever the language; says what is missing and how to get it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+const TARGET: &str = "wasm32-unknown-unknown";
+
+/// Why a project cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The folder holds no project.
+    #[error(
+        "{path} holds no plugin: a Rust one has a Cargo.toml; `penstock plugin new <name>` writes one",
+        path = .0.display()
+    )]
+    NoProject(PathBuf),
+    /// A program is not there.
+    #[error("{program} was not found: {advice}")]
+    Missing {
+        /// Its name.
+        program: String,
+        /// How to get it.
+        advice: &'static str,
+    },
+    /// The toolchain cannot build for WebAssembly, and could not be taught to.
+    #[error("the target {TARGET} is not installed: {advice}")]
+    Target {
+        /// How to get it.
+        advice: String,
+    },
+    /// The compiler has said why.
+    #[error("{program} failed")]
+    Failed {
+        /// The program.
+        program: String,
+    },
+    /// It was built, and is no plugin's library.
+    #[error("cargo built no .wasm: the crate needs `[lib] crate-type = [\"cdylib\"]`")]
+    NoLibrary,
+    /// A file cannot be written or read.
+    #[error("{path}: {reason}", path = .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+}
+
+/// What came of a build.
+#[derive(Debug)]
+pub struct Built {
+    /// The plugin.
+    pub path: PathBuf,
+    /// It differs from what was there before.
+    pub changed: bool,
+}
+
+/// Builds the project of a folder and puts the plugin at `out`, or into the folder under the project's name. A plugin that
+/// came out the same is not written again, so that no running pipeline swaps it.
+///
+/// # Errors
+/// See [`BuildError`].
+pub fn build(folder: &Path, out: Option<&Path>, offline: bool) -> Result<Built, BuildError> {
+    if !folder.join("Cargo.toml").is_file() {
+        return Err(BuildError::NoProject(folder.to_owned()));
+    }
+    ensure_target(folder)?;
+    let made = cargo(folder, offline)?;
+    let name = made.file_name().unwrap_or_default();
+    let to = out.map_or_else(|| folder.join(name), Path::to_owned);
+    let file = |path: &Path, e: std::io::Error| BuildError::File {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    };
+    let bytes = fs::read(&made).map_err(|e| file(&made, e))?;
+    let changed = fs::read(&to).ok().as_ref() != Some(&bytes);
+    if changed {
+        // Whole or not at all: a pipeline may be watching it.
+        let aside = to.with_extension("wasm.new");
+        fs::write(&aside, &bytes).map_err(|e| file(&aside, e))?;
+        fs::rename(&aside, &to).map_err(|e| file(&to, e))?;
+    }
+    Ok(Built { path: to, changed })
+}
+
+fn program(variable: &str, name: &str) -> OsString {
+    std::env::var_os(variable).unwrap_or_else(|| name.into())
+}
+
+const RUSTUP: &str = "install Rust by https://rustup.rs";
+
+fn missing(program: &OsString, error: &std::io::Error) -> BuildError {
+    let program = program.to_string_lossy().into_owned();
+    match error.kind() {
+        ErrorKind::NotFound => BuildError::Missing {
+            program,
+            advice: RUSTUP,
+        },
+        _ => BuildError::Failed {
+            program: format!("{program} ({error})"),
+        },
+    }
+}
+
+/// Installs the target where rustup manages the toolchain.
+fn ensure_target(folder: &Path) -> Result<(), BuildError> {
+    let rustc = program("RUSTC", "rustc");
+    let output = Command::new(&rustc)
+        .current_dir(folder)
+        .args(["--print", "target-libdir", "--target", TARGET])
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|e| missing(&rustc, &e))?;
+    let libdir = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    if output.status.success() && libdir.is_dir() {
+        return Ok(());
+    }
+    eprintln!("the target {TARGET} is not installed: rustup target add {TARGET}");
+    let installed = Command::new("rustup")
+        .current_dir(folder)
+        .args(["target", "add", TARGET])
+        .status();
+    match installed {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err(BuildError::Target {
+            advice: format!("`rustup target add {TARGET}` failed; is there a network?"),
+        }),
+        Err(_) => Err(BuildError::Target {
+            advice: format!(
+                "this toolchain is not rustup's; take its package for {TARGET} (Debian: \
+                 libstd-rust-dev-wasm32), or {RUSTUP}"
+            ),
+        }),
+    }
+}
+
+/// Runs cargo; returns the library that it made.
+fn cargo(folder: &Path, offline: bool) -> Result<PathBuf, BuildError> {
+    let cargo = program("CARGO", "cargo");
+    let mut command = Command::new(&cargo);
+    command.current_dir(folder).args([
+        "build",
+        "--release",
+        "--target",
+        TARGET,
+        "--message-format",
+        "json-render-diagnostics",
+    ]);
+    if offline {
+        command.arg("--offline");
+    }
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|e| missing(&cargo, &e))?;
+    if !output.status.success() {
+        return Err(BuildError::Failed {
+            program: "cargo build".to_owned(),
+        });
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let made = messages.lines().filter_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let files = message["filenames"].as_array()?.clone();
+        files
+            .iter()
+            .filter_map(Value::as_str)
+            .find(|file| file.ends_with(".wasm"))
+            .map(PathBuf::from)
+    });
+    made.last().ok_or(BuildError::NoLibrary)
+}

@@ -1,0 +1,288 @@
+//! A new project: sources to start from, golden cases, and the SDK with all that it is built from, since none of it is
+//! published. What is written travels in this program.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Error, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+/// The SDK, where it stands below the project's folder `penstock`.
+const SDK: &[(&str, &str)] = &[
+    (
+        "plugins/wit/penstock.wit",
+        include_str!("../../plugins/wit/penstock.wit"),
+    ),
+    (
+        "crates/plugin-sdk/Cargo.toml",
+        include_str!("../../crates/plugin-sdk/Cargo.toml"),
+    ),
+    (
+        "crates/plugin-sdk/src/about.rs",
+        include_str!("../../crates/plugin-sdk/src/about.rs"),
+    ),
+    (
+        "crates/plugin-sdk/src/change.rs",
+        include_str!("../../crates/plugin-sdk/src/change.rs"),
+    ),
+    (
+        "crates/plugin-sdk/src/lib.rs",
+        include_str!("../../crates/plugin-sdk/src/lib.rs"),
+    ),
+    (
+        "crates/plugin-sdk/src/log.rs",
+        include_str!("../../crates/plugin-sdk/src/log.rs"),
+    ),
+    (
+        "crates/plugin-sdk/src/output.rs",
+        include_str!("../../crates/plugin-sdk/src/output.rs"),
+    ),
+    (
+        "crates/plugin-sdk/src/settings.rs",
+        include_str!("../../crates/plugin-sdk/src/settings.rs"),
+    ),
+    (
+        "crates/plugin-sdk/src/table.rs",
+        include_str!("../../crates/plugin-sdk/src/table.rs"),
+    ),
+    (
+        "crates/plugin-sdk/src/testing.rs",
+        include_str!("../../crates/plugin-sdk/src/testing.rs"),
+    ),
+    (
+        "crates/plugin-encoding/Cargo.toml",
+        include_str!("../../crates/plugin-encoding/Cargo.toml"),
+    ),
+    (
+        "crates/plugin-encoding/src/cql.rs",
+        include_str!("../../crates/plugin-encoding/src/cql.rs"),
+    ),
+    (
+        "crates/plugin-encoding/src/lib.rs",
+        include_str!("../../crates/plugin-encoding/src/lib.rs"),
+    ),
+    (
+        "crates/plugin-encoding/src/output.rs",
+        include_str!("../../crates/plugin-encoding/src/output.rs"),
+    ),
+    (
+        "crates/plugin-encoding/src/rows.rs",
+        include_str!("../../crates/plugin-encoding/src/rows.rs"),
+    ),
+];
+
+/// Of it the SDK's crates inherit what they have in common.
+const WORKSPACE: &str = include_str!("../../Cargo.toml");
+/// The versions that are known to go together.
+const LOCK: &str = include_str!("../../Cargo.lock");
+
+const RUST: &[(&str, &str)] = &[
+    ("Cargo.toml", include_str!("template/rust/Cargo.toml")),
+    ("README.md", include_str!("template/rust/README.md")),
+    (
+        "cases/changes.jsonl",
+        include_str!("template/changes.jsonl"),
+    ),
+    ("cases/{name}.toml", include_str!("template/cases.toml")),
+    ("src/lib.rs", include_str!("template/rust/lib.rs")),
+    (".gitignore", "/target\n"),
+];
+
+/// What a name may be.
+pub const NAME: &str = "lower-case letters, digits and '-', a letter first, 64 at most";
+
+/// Whether a project, a crate and a transform may be called so.
+pub fn is_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    name.len() <= 64
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && !name.ends_with('-')
+        && name.chars().all(plain)
+}
+
+/// The file that a project of this name is built into.
+pub fn wasm_name(name: &str) -> String {
+    format!("{}.wasm", name.replace('-', "_"))
+}
+
+/// Writes a new Rust project into a folder, which must not be there. Returns the files that are the author's.
+///
+/// # Errors
+/// What cannot be written.
+pub fn create(folder: &Path, name: &str) -> Result<Vec<PathBuf>, Error> {
+    if folder.exists() {
+        let message = format!("{} is there already", folder.display());
+        return Err(Error::new(ErrorKind::AlreadyExists, message));
+    }
+    let about =
+        "Lets go of the changes that say one of some words in a column, and hands on all others";
+    let mut written = Vec::new();
+    for (path, text) in RUST {
+        let path = folder.join(path.replace("{name}", name));
+        let text = text
+            .replace("{name}", name)
+            .replace("{about}", about)
+            .replace("{file}", &wasm_name(name))
+            .replace("{Type}", &type_name(name));
+        write(&path, &text)?;
+        written.push(path);
+    }
+    write(&folder.join("Cargo.lock"), &lock(name)?)?;
+    vendor(folder)?;
+    Ok(written)
+}
+
+/// Writes the SDK into a project, over the one that is there.
+///
+/// # Errors
+/// What cannot be written.
+pub fn vendor(folder: &Path) -> Result<(), Error> {
+    let sdk = folder.join("penstock");
+    for (path, text) in SDK {
+        write(&sdk.join(path), text)?;
+    }
+    write(&sdk.join("Cargo.toml"), &workspace()?)?;
+    let readme = format!(
+        "The SDK of penstock {}, in source. `penstock plugin new --sdk-only .` in the folder above renews it.\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    write(&sdk.join("README.md"), &readme)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    let said = |e: Error| Error::new(e.kind(), format!("{}: {e}", path.display()));
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(said)?;
+    }
+    fs::write(path, text).map_err(said)
+}
+
+/// `my-filter` → `MyFilter`.
+fn type_name(name: &str) -> String {
+    let capital = |word: &str| {
+        let mut chars = word.chars();
+        let first = chars.next().map(|c| c.to_ascii_uppercase());
+        first.into_iter().chain(chars).collect::<String>()
+    };
+    name.split('-').map(capital).collect()
+}
+
+fn parsed(text: &str) -> Result<Table, Error> {
+    text.parse::<Table>().map_err(Error::other)
+}
+
+/// The workspace of the SDK's crates: what they inherit.
+fn workspace() -> Result<String, Error> {
+    let mut all = parsed(WORKSPACE)?;
+    let mut kept = Table::new();
+    if let Some(Value::Table(workspace)) = all.remove("workspace") {
+        kept.extend(workspace);
+    }
+    for gone in ["exclude", "default-members"] {
+        kept.remove(gone);
+    }
+    kept.insert("members".to_owned(), vec!["crates/*"].into());
+    let mut out = Table::new();
+    out.insert("workspace".to_owned(), Value::Table(kept));
+    toml::to_string(&out).map_err(Error::other)
+}
+
+/// The lock file of a project: of ours what the SDK is built from, so that versions are those that were tried.
+fn lock(name: &str) -> Result<String, Error> {
+    let mut all = parsed(LOCK)?;
+    let packages = match all.remove("package") {
+        Some(Value::Array(packages)) => packages,
+        _ => Vec::new(),
+    };
+    let text = |package: &Value, key: &str| {
+        package
+            .get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    // A dependency is named `name`, or `name version` where there are several.
+    let found = |named: &str| {
+        let mut words = named.split(' ');
+        let (name, version) = (words.next().unwrap_or_default(), words.next());
+        packages.iter().position(|package| {
+            text(package, "name") == name && version.is_none_or(|v| text(package, "version") == v)
+        })
+    };
+    // What only tests of the SDK's crates use is not for a project.
+    let tests_only = ["proptest", "serde_json"];
+    let mut wanted = vec!["penstock-plugin".to_owned()];
+    let mut kept = BTreeSet::new();
+    while let Some(named) = wanted.pop() {
+        let Some(at) = found(&named) else { continue };
+        if kept.insert(at) {
+            let own = text(&packages[at], "name").starts_with("penstock-");
+            let dependencies = packages[at].get("dependencies").and_then(Value::as_array);
+            for dependency in dependencies.into_iter().flatten().filter_map(Value::as_str) {
+                if !(own && tests_only.contains(&dependency)) {
+                    wanted.push(dependency.to_owned());
+                }
+            }
+        }
+    }
+    let mut project = Table::new();
+    project.insert("name".to_owned(), name.into());
+    project.insert("version".to_owned(), "0.1.0".into());
+    project.insert("dependencies".to_owned(), vec!["penstock-plugin"].into());
+    let mut list: Vec<Value> = kept.into_iter().map(|at| packages[at].clone()).collect();
+    for package in &mut list {
+        let own = text(package, "name").starts_with("penstock-");
+        if let Some(Value::Array(dependencies)) = package.get_mut("dependencies")
+            && own
+        {
+            dependencies.retain(|d| !d.as_str().is_some_and(|d| tests_only.contains(&d)));
+        }
+    }
+    list.push(Value::Table(project));
+    list.sort_by_key(|package| (text(package, "name"), text(package, "version")));
+    all.insert("package".to_owned(), Value::Array(list));
+    toml::to_string(&all).map_err(Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_sdk_travels() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for krate in ["plugin-sdk", "plugin-encoding"] {
+            let sources = root.join("crates").join(krate).join("src");
+            for entry in fs::read_dir(sources).unwrap() {
+                let name = entry.unwrap().file_name();
+                let path = format!("crates/{krate}/src/{}", name.to_string_lossy());
+                assert!(
+                    SDK.iter().any(|(p, _)| *p == path),
+                    "{path} is missing in SDK"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_lock_holds_what_the_sdk_needs_and_no_more() {
+        let text = lock("my-filter").unwrap();
+        for name in ["my-filter", "penstock-plugin", "wit-bindgen", "uuid"] {
+            assert!(text.contains(&format!("name = \"{name}\"")), "{name}");
+        }
+        for name in ["tokio", "scylla", "proptest"] {
+            assert!(!text.contains(&format!("name = \"{name}\"")), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_are_those_of_crates_and_transforms() {
+        assert!(is_name("my-filter2"));
+        for bad in ["", "My", "1a", "a_b", "a-", "../x", "ä"] {
+            assert!(!is_name(bad), "{bad}");
+        }
+        assert_eq!(type_name("my-filter"), "MyFilter");
+        assert_eq!(wasm_name("my-filter"), "my_filter.wasm");
+    }
+}

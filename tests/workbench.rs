@@ -1,0 +1,199 @@
+//! The workbench from outside: in an empty folder, with nothing but the program, as docs/plugins.md has it.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use testkit::plugins;
+
+/// A command of the docs, and what they show of its output.
+struct Step {
+    command: String,
+    exits: i32,
+    shown: Vec<String>,
+}
+
+/// The commands of the blocks of ```console; what is to be added to a file (```toml title=…) is one, too.
+fn steps(text: &str) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    let mut inside = false;
+    let mut added: Option<String> = None;
+    for line in text.lines() {
+        if line.starts_with("```") {
+            inside = line == "```console";
+            if let Some(block) = added.take() {
+                steps.push(Step {
+                    command: format!("{block}END_OF_BLOCK"),
+                    exits: 0,
+                    shown: Vec::new(),
+                });
+            }
+            let file = line.strip_prefix("```toml title=");
+            added = file.map(|file| format!("cat >> {file} <<'END_OF_BLOCK'\n\n"));
+        } else if let Some(block) = &mut added {
+            block.push_str(line);
+            block.push('\n');
+        } else if inside && let Some(command) = line.strip_prefix("$ ") {
+            let (command, exits) = match command.split_once(" # exits ") {
+                Some((command, code)) => (command, code.parse().expect("an exit code")),
+                None => (command, 0),
+            };
+            steps.push(Step {
+                command: command.to_owned(),
+                exits,
+                shown: Vec::new(),
+            });
+        } else if inside && !line.is_empty() {
+            let step = steps.last_mut().expect("a command before its output");
+            step.shown.push(line.to_owned());
+        }
+    }
+    steps
+}
+
+fn penstock_folder() -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_penstock"));
+    program.parent().expect("its folder").to_owned()
+}
+
+/// One that nobody else on this machine listens on.
+fn admin_port() -> u16 {
+    static PORT: OnceLock<u16> = OnceLock::new();
+    *PORT.get_or_init(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("its address").port()
+    })
+}
+
+/// `sh` as a newcomer has it, with the program on the path and nothing to be fetched.
+fn sh(folder: &Path, command: &str) -> Output {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let all = std::iter::once(penstock_folder()).chain(std::env::split_paths(&path));
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", command])
+        .current_dir(folder)
+        .env("PATH", std::env::join_paths(all).expect("a path"))
+        // Compiled once for all runs of this test; only the author's own crate is new each time.
+        .env(
+            "CARGO_TARGET_DIR",
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join("workbench"),
+        )
+        .env("CARGO_NET_OFFLINE", "true")
+        // Several pipelines may run on this machine.
+        .env(
+            "PENSTOCK_ADMIN__LISTEN",
+            format!("127.0.0.1:{}", admin_port()),
+        )
+        .env("PENSTOCK_ORDERS__LISTEN", "127.0.0.1:0");
+    for variable in ["RUSTFLAGS", "PENSTOCK_CONFIG", "FAILPOINTS"] {
+        shell.env_remove(variable);
+    }
+    shell.output().expect("sh runs")
+}
+
+#[test]
+fn every_command_of_the_docs_does_what_they_say() {
+    let docs = include_str!("../docs/plugins.md");
+    let empty = tempfile::tempdir().expect("a folder");
+    let mut folder = empty.path().to_owned();
+    let steps = steps(docs);
+    assert!(steps.len() > 10, "found {} commands", steps.len());
+    for step in steps {
+        if let Some(to) = step.command.strip_prefix("cd ") {
+            folder = folder.join(to);
+            continue;
+        }
+        let output = sh(&folder, &step.command);
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert_eq!(
+            output.status.code(),
+            Some(step.exits),
+            "$ {}\n{said}",
+            step.command
+        );
+        for line in &step.shown {
+            assert!(
+                said.contains(line.trim()),
+                "$ {}\nnot said: {line}\n{said}",
+                step.command
+            );
+        }
+    }
+    let schema = std::fs::read_to_string(folder.join("schema.json")).expect("the schema");
+    let schema: serde_json::Value = serde_json::from_str(&schema).expect("JSON");
+    let settings =
+        &schema["properties"]["transform"]["items"]["allOf"][0]["then"]["properties"]["settings"];
+    assert_eq!(settings["properties"]["column"]["default"], "event_type");
+    assert_eq!(settings["additionalProperties"], false);
+}
+
+#[test]
+fn what_is_missing_is_said_with_how_to_get_it() {
+    let empty = tempfile::tempdir().expect("a folder");
+    let said = |command: &str| {
+        let output = sh(empty.path(), command);
+        assert_eq!(output.status.code(), Some(1), "{command}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(said("penstock plugin build").contains("`penstock plugin new <name>` writes one"));
+    assert!(said("penstock plugin new Bad_Name").contains("expected lower-case letters"));
+    assert!(said("touch taken; penstock plugin new taken").contains("is there already"));
+    let no_rust = "mkdir p; printf '[package]\\nname=\"p\"\\n' > p/Cargo.toml; RUSTC=/nowhere/rustc penstock plugin build p";
+    assert!(said(no_rust).contains("install Rust by https://rustup.rs"));
+    let no_target = "printf '#!/bin/sh\\necho /nowhere\\n' > rustc; chmod +x rustc; \
+                     printf '#!/bin/sh\\nexit 1\\n' > rustup; chmod +x rustup; \
+                     PATH=$PWD:$PATH RUSTC=$PWD/rustc penstock plugin build p";
+    assert!(said(no_target).contains("rustup target add wasm32-unknown-unknown"));
+}
+
+#[test]
+fn the_stock_plugins_pass_their_cases() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for name in ["outbox-router", "debezium-envelope", "filter", "redact"] {
+        let cases = root.join("plugins").join(name).join("cases");
+        let file = plugins::plugin(name);
+        let command = format!(
+            "penstock plugin test {} --cases {}",
+            file.display(),
+            cases.display()
+        );
+        let output = sh(root, &command);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{name}\n{said}{errors}");
+        // Every setting that it describes is in its page.
+        let command = format!("penstock plugin inspect {} --json", file.display());
+        let described: serde_json::Value =
+            serde_json::from_slice(&sh(root, &command).stdout).expect("JSON");
+        let page = root.join("docs/plugins").join(format!("{name}.md"));
+        let page = std::fs::read_to_string(page).expect("its page");
+        let settings = described["settings"].as_array().expect("settings");
+        assert!(!settings.is_empty(), "{name} describes none");
+        for setting in settings {
+            let row = format!("| `{}` |", setting["name"].as_str().expect("a name"));
+            assert!(page.contains(&row), "docs/plugins/{name}.md: no row {row}");
+        }
+    }
+}
+
+#[test]
+fn a_plugin_that_describes_nothing_goes_on_working() {
+    let file = plugins::plugin("test-faults");
+    let output = sh(
+        Path::new(env!("CARGO_MANIFEST_DIR")),
+        &format!(
+            "penstock plugin inspect {} --setting version=7",
+            file.display()
+        ),
+    );
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("plugin   test-faults 0.1.0"), "{said}");
+    assert!(said.contains("settings not described"), "{said}");
+}
