@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use penstock::change::{Batch, RecordBatch, TableSchema};
 use penstock::config::settings::{OnError, Settings, Transform};
-use penstock::transform::{Chain, Engine, Plugin, PluginError, Prepared, TransformError};
+use penstock::transform::{
+    Chain, Engine, Plugin, PluginError, Prepared, TapFilter, Taps, TransformError,
+};
 use penstock_plugin_encoding::{ColumnTag, Operation};
 use testkit::plugins;
 use testkit::transforms::{
@@ -146,6 +148,43 @@ fn a_transform_of_some_tables_is_handed_no_others() {
     of_this.tables = Some(vec!["outbox_messages".to_owned()]);
     rig.live.send(Arc::new(settings(vec![of_this]))).unwrap();
     assert_eq!(topics(&mut rig), ["events.order"]);
+}
+
+#[test]
+fn a_tap_shows_what_it_may_and_counts_the_rest() {
+    let mut rig = rig(&[router()]);
+    let taps = Arc::new(Taps::default());
+    rig.chain = rig.chain.with_taps(taps.clone());
+    let filter = |stage: &str| TapFilter {
+        stage: stage.to_owned(),
+        table: None,
+        operation: None,
+        topic: None,
+        contains: None,
+        rate: 10,
+    };
+    let now = Instant::now();
+    for stage in ["source", "transform.router", "sink"] {
+        taps.take(stage, &filter(stage), now).unwrap();
+    }
+    rig.chain.process(outbox_batch(b"payload", 1000)).unwrap();
+    let taken = taps.take("source", &filter("source"), now).unwrap();
+    assert_eq!(
+        (taken.lines.len(), taken.seen, taken.dropped),
+        (10, 1000, 990)
+    );
+    assert_eq!(taken.lines[0]["operation"], "insert");
+    assert!(taken.tables["ks.outbox_messages"].starts_with("aggregate_id text primary, "));
+    for stage in ["transform.router", "sink"] {
+        let taken = taps.take(stage, &filter(stage), now).unwrap();
+        assert_eq!(taken.lines[0]["record"]["topic"], "events.order", "{stage}");
+    }
+    // What nobody asks for any more ends; and there is a bound.
+    let later = now + Duration::from_secs(11);
+    for n in 0..8 {
+        taps.take(&n.to_string(), &filter("sink"), later).unwrap();
+    }
+    assert!(taps.take("x", &filter("sink"), later).is_err());
 }
 
 #[test]

@@ -15,6 +15,8 @@ const LONGEST: usize = 4096;
 
 struct Filter {
     program: Program,
+    /// The functions of the language: they take long to set up, so it is done once.
+    base: Context<'static, 'static>,
     text: String,
     /// An expression that fails: `None` is an error, else what it counts as.
     failing: Option<bool>,
@@ -46,6 +48,7 @@ impl Transform for Filter {
         Ok(Self {
             program: Program::compile(text)
                 .map_err(|e| Error::new(format!("setting `keep` = {text:?}: {e}")))?,
+            base: Context::default(),
             text: text.to_owned(),
             failing: match settings.get("on_failure") {
                 Some("keep") => Some(true),
@@ -77,7 +80,7 @@ impl Transform for Filter {
 
 impl Filter {
     fn evaluate(&self, change: &Change<'_>) -> Result<bool, Error> {
-        let mut context = Context::default();
+        let mut context = self.base.new_inner_scope();
         if change.table().is_record_table() {
             let key: Option<&[u8]> = change.find("key")?;
             context.add_variable_from_value("topic", change.get::<&str>("topic")?);
