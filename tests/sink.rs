@@ -226,8 +226,9 @@ async fn a_refusal_of_many_condemns_only_the_one_that_is_refused_alone() {
         .await
         .unwrap();
 
-    let large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
-    faulty.mock.request_errors(RDKafkaApiKey::Produce, &[large]);
+    // Not for its size, by which the others would be as bad.
+    let bad = RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_RECORD;
+    faulty.mock.request_errors(RDKafkaApiKey::Produce, &[bad]);
     let batch = numbered(&topic, 5, 8, 1);
     let refused = shard.submit(Arc::clone(&batch)).await.unwrap().await;
     let error = refused.expect_err("refused together");
@@ -243,17 +244,19 @@ async fn a_refusal_of_many_condemns_only_the_one_that_is_refused_alone() {
     // Alone, the second is refused and the others are not.
     faulty.mock.request_errors(
         RDKafkaApiKey::Produce,
-        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR, large],
+        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR, bad],
     );
     let delivered = shard.submit(batch).await.unwrap().await.unwrap();
     assert_eq!(delivered.poison.len(), 1, "{delivered:?}");
     assert_eq!(delivered.poison[0].0, 1);
     let after = shard.submit(numbered(&topic, 8, 10, 1)).await.unwrap();
     after.await.unwrap();
-    let values: Vec<_> = read_all(&faulty.brokers, &topic)
+    // The mock shows what was aborted, too, by which the refused one was found.
+    let values: std::collections::BTreeSet<_> = read_all(&faulty.brokers, &topic)
         .iter()
         .map(|s| s.text().to_owned())
         .collect();
+    let values: Vec<_> = values.iter().map(String::as_str).collect();
     assert_eq!(values, ["0", "1", "2", "3", "4", "5", "7", "8", "9"]);
     assert_eq!(b.policies.snapshot().failures, 0, "poison is an answer");
 }
@@ -915,4 +918,32 @@ async fn a_checkpoint_topic_that_deletes_is_mended_or_refused() {
         "what was set stays"
     );
     assert_eq!(operator.partitions(&topic), 3);
+}
+
+/// Row 28: too few replicas in sync. The brokers answer, so nothing is refused or cut, and librdkafka tries again by itself.
+#[tokio::test]
+async fn a_wait_for_acknowledgements_has_its_reason_long_before_it_is_a_failure() {
+    let faulty = Faulty::start();
+    let b = bench(settings::settings(&unique("p"), &faulty.brokers, 1)).await;
+    let mut shard = b.sink.open_shard(0).unwrap();
+    let topic = unique("thin");
+    faulty.mock.create_topic(&topic, 1, 1).unwrap();
+    let sink = b.sink.clone();
+    let guard = tokio::spawn(async move { sink.guard().await });
+    let first = shard.submit(numbered(&topic, 0, 1, 1)).await.unwrap();
+    first.await.unwrap();
+    assert_eq!(b.sink.complaint(), None);
+
+    let errors = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 25];
+    faulty.mock.request_errors(RDKafkaApiKey::Produce, &errors);
+    let began = Instant::now();
+    let waits = shard.submit(numbered(&topic, 1, 2, 1)).await.unwrap();
+    until("a reason", 30, || b.sink.complaint().is_some()).await;
+    let (told, said) = (began.elapsed(), b.sink.complaint().map(|c| c.to_string()));
+    println!("told after {told:.1?}: {said:?}");
+    assert!(said.is_some_and(|said| said.contains("no acknowledgement for more than 1 s")));
+    assert!(told < Duration::from_secs(2), "{told:?}");
+    waits.await.unwrap();
+    until("it is over", 30, || b.sink.complaint().is_none()).await;
+    guard.abort();
 }

@@ -766,3 +766,56 @@ async fn the_checkpoints_of_twenty_generations_are_as_few_as_those_of_one() {
         0
     );
 }
+
+/// A quota under which no transaction of the usual size gets done in its time (30 s): they shrink until they do, and what
+/// was never committed is not seen. A real Kafka of its own, for quotas are by client.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_severe_quota_makes_transactions_smaller_and_neither_loses_nor_repeats() {
+    if std::env::var_os("PENSTOCK_TEST_BROKERS").is_none() {
+        eprintln!("skipped: the broker in this process has no quotas; set PENSTOCK_TEST_BROKERS");
+        return;
+    }
+    let state = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("../kafka");
+    let dir = tempfile::tempdir().expect("a folder");
+    let jars = kafka_node::jars(&state).expect("Kafka's jars");
+    let spec = kafka_node::Spec::one(jars, dir.path().join("kafka"));
+    let kafka = kafka_node::Cluster::start(&spec).expect("a Kafka");
+    let mut world = World::with(Setup {
+        brokers: Some(kafka.brokers()),
+        extra: HASTY.to_owned(),
+        ..Setup::default()
+    })
+    .await;
+    world.set("pipeline.delivery", "exactly-once");
+    world.set("pipeline.shards", 1);
+    let quota = |change: [&str; 2]| {
+        let brokers = kafka.brokers();
+        let of = ["--alter", "--entity-type", "clients", "--entity-default"];
+        let args = [&["--bootstrap-server", &brokers][..], &of, &change].concat();
+        let done = kafka.tool("kafka.admin.ConfigCommand", &args);
+        done.expect("a quota");
+    };
+    let keys = keys(8);
+    let running = world.start(1);
+    world.write(&keys, 0, 5).await;
+    world.await_records(8 * 5, LONG, &running);
+    // About 100 bytes a record: 600 KB, of which 8 KB/s get through.
+    quota(["--add-config", "producer_byte_rate=8000"]);
+    let n = 750;
+    world.write(&keys, 5, n).await;
+    running.await_line("a transaction did not get done in its time", 4 * LONG);
+    let before = world.records().len();
+    let goes_on = Instant::now();
+    while world.records().len() == before {
+        assert!(goes_on.elapsed() < 3 * LONG, "{}", running.text());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    println!(
+        "{before} before, on its way {:.1?} later",
+        goes_on.elapsed()
+    );
+    quota(["--delete-config", "producer_byte_rate"]);
+    world.await_records(8 * (5 + n as usize), 2 * LONG, &running);
+    running.stop_cleanly();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 5 + n), 0);
+}

@@ -28,7 +28,7 @@ pub const RETURN: Duration = Duration::from_millis(250);
 /// Hints come by the connection and by the try.
 const HINTED: Duration = Duration::from_millis(100);
 /// A batch that waits for longer is late. Acknowledgements take milliseconds, elections of leaders a second.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub const PATIENCE: Duration = Duration::from_secs(1);
 /// The longest that brokers may take to answer a round.
 const ANSWER: Duration = Duration::from_secs(2);
 

@@ -27,6 +27,8 @@ const NAMED: usize = 3;
 pub enum Cause {
     /// All brokers.
     Brokers,
+    /// They answer, and acknowledge nothing.
+    Acknowledgements,
     /// One topic is not there, or not as it has to be.
     Topic(Arc<str>),
     /// Its records are refused.
@@ -36,7 +38,7 @@ pub enum Cause {
 impl Cause {
     fn topic(&self) -> Option<&Arc<str>> {
         match self {
-            Self::Brokers => None,
+            Self::Brokers | Self::Acknowledgements => None,
             Self::Topic(topic) | Self::Writing(topic) => Some(topic),
         }
     }
@@ -109,6 +111,7 @@ impl Troubles {
         drop(all);
         match cause {
             Cause::Brokers => tracing::info!("the brokers answer again"),
+            Cause::Acknowledgements => tracing::info!("the brokers acknowledge again"),
             Cause::Topic(topic) => tracing::info!(topic = &**topic, "the topic is there"),
             Cause::Writing(topic) => {
                 tracing::info!(topic = &**topic, "the topic takes records again")
@@ -121,6 +124,11 @@ impl Troubles {
         if self.0.any.load(Relaxed) {
             self.clear(&Cause::Writing(topic.into()));
         }
+    }
+
+    /// Whether there is such trouble.
+    pub fn has(&self, cause: &Cause) -> bool {
+        self.again_at(cause).is_some()
     }
 
     /// When it may be tried again; `None`: there is no such trouble.

@@ -20,12 +20,19 @@ use crate::sink::watch::{Act, Sight, Watch};
 const LOOKS: u32 = 20;
 const LOOK_BOUNDS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
+/// What is said when they are late.
+const NOTHING: &str = "no acknowledgement for more than 1 s, though they answer";
+/// Acknowledgements that were late are as usual again after this long.
+const WELL: Duration = Duration::from_secs(1);
+
 /// What the guard keeps from look to look.
 #[derive(Default)]
 struct Guard {
     watch: Watch,
     probe: Option<Permit>,
     rounds: Rounds,
+    /// When a batch was late last, and what was told of it.
+    late: Option<(Instant, Arc<str>)>,
 }
 
 /// One look at the windows and the breaker.
@@ -149,11 +156,43 @@ impl RedpandaSink {
             // Nothing is out any more: the place in half-open goes to a new batch.
             drop(guard.probe.take());
         }
+        let waits = oldest
+            .as_ref()
+            .map(|(o, _)| sight.now.saturating_duration_since(o.submitted));
+        self.tell_of_waiting(guard, sight.now, waits, breaker);
         rounds::Sight {
             now: sight.now,
             oldest: oldest.map(|(o, _)| sight.now.saturating_duration_since(o.submitted)),
             timeout: sight.timeout,
             closed: breaker == Breaker::Closed,
+        }
+    }
+
+    /// A wait for acknowledgements has a reason as soon as it is none of the usual ones, long before it is a failure.
+    fn tell_of_waiting(
+        &self,
+        guard: &mut Guard,
+        now: Instant,
+        waits: Option<Duration>,
+        breaker: Breaker,
+    ) {
+        let told_otherwise = breaker != Breaker::Closed || self.troubles.has(&Cause::Brokers);
+        let late = waits.is_some_and(|waits| waits >= rounds::PATIENCE) && !told_otherwise;
+        if late {
+            let reason: Arc<str> = match self.topics.thin() {
+                Some(thin) => format!("{NOTHING}: {thin}").into(),
+                None => NOTHING.into(),
+            };
+            if guard.late.as_ref().is_none_or(|(_, told)| *told != reason) {
+                self.troubles
+                    .raise(Cause::Acknowledgements, Help::None, reason.clone());
+            }
+            guard.late = Some((now, reason));
+        } else if let Some((last, _)) = &guard.late
+            && (told_otherwise || now.saturating_duration_since(*last) >= WELL)
+        {
+            guard.late = None;
+            self.troubles.clear(&Cause::Acknowledgements);
         }
     }
 

@@ -77,6 +77,8 @@ struct Used {
     make: Settings,
     /// Bytes of a batch of records that it takes; `None`: the brokers do not say.
     takes: Option<usize>,
+    /// Replicas that have to be in sync before it takes records (`min.insync.replicas`).
+    in_sync: Option<usize>,
 }
 
 /// Looks topics up, creates them, and remembers which exist.
@@ -87,6 +89,8 @@ pub(super) struct Topics {
     used: RwLock<HashMap<Arc<str>, Used>>,
     /// Those of them that were seen to be gone.
     gone: RwLock<HashSet<Arc<str>>>,
+    /// A partition of one of them that has too few replicas in sync.
+    thin: RwLock<Option<Arc<str>>>,
     /// The broker has no CreateTopics: producing creates topics there.
     auto: AtomicBool,
     /// The broker's groups are never ready again after an incremental rebalance.
@@ -101,6 +105,7 @@ impl Topics {
             known: RwLock::default(),
             used: RwLock::default(),
             gone: RwLock::default(),
+            thin: RwLock::default(),
             auto: AtomicBool::new(false),
             eager: AtomicBool::new(false),
         }
@@ -181,6 +186,9 @@ impl Topics {
         let used = Used {
             make: settings.clone(),
             takes: found.as_ref().and_then(|f| number(f, "max.message.bytes")),
+            in_sync: found
+                .as_ref()
+                .and_then(|f| number(f, "min.insync.replicas")),
         };
         self.used.write().insert(topic.into(), used);
         Ok(())
@@ -285,6 +293,10 @@ impl Topics {
             .filter(|(topic, _)| all || asked.contains(&***topic))
             .map(|(topic, used)| (Arc::clone(topic), used.clone()))
             .collect();
+        let thin = used
+            .iter()
+            .find_map(|(topic, used)| too_thin(found, topic, used.in_sync?));
+        *self.thin.write() = thin.map(Arc::from);
         let mut made = Vec::new();
         for (topic, used) in used {
             let cause = Cause::Topic(Arc::clone(&topic));
@@ -320,6 +332,11 @@ impl Topics {
             }
         }
         made
+    }
+
+    /// Which partition of a topic in use had too few replicas in sync when they were looked at last.
+    pub(super) fn thin(&self) -> Option<Arc<str>> {
+        self.thin.read().clone()
     }
 
     /// The topic's settings; `None`: the brokers do not say.
@@ -649,6 +666,19 @@ impl RedpandaSink {
             _ => Fit::Any,
         }
     }
+}
+
+/// A partition of the topic that takes no records for want of replicas.
+fn too_thin(found: &Metadata, topic: &str, wanted: usize) -> Option<String> {
+    let topic = found.topics().iter().find(|t| t.name() == topic)?;
+    let mut partitions = topic.partitions().iter();
+    let thin = partitions.find(|p| p.isr().len() < wanted)?;
+    Some(format!(
+        "partition {} of topic {} has {} of its replicas in sync, and min.insync.replicas is {wanted}",
+        thin.id(),
+        topic.name(),
+        thin.isr().len()
+    ))
 }
 
 fn options(within: Duration) -> AdminOptions {
