@@ -282,6 +282,11 @@ impl RedpandaSink {
         self.policies.admit().await
     }
 
+    /// The permit that an outcome counts by: the one that was kept, or what there is now.
+    fn counting(&self, kept: Option<Permit>) -> Option<Permit> {
+        kept.or_else(|| self.policies.try_admit().ok())
+    }
+
     fn is_closed(&self) -> bool {
         matches!(self.policies.snapshot().breaker, Breaker::Closed)
     }

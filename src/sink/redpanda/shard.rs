@@ -122,6 +122,9 @@ impl ShardSink {
     async fn take_over(&mut self) -> Result<Checkpoints, SinkError> {
         let within = self.sink.live.borrow().sink.attempt_timeout;
         let permit = self.sink.gate().await;
+        // A probe that others would wait for one after the other, for what each takes half a second: half-open, all go
+        // at once, and what each meets counts.
+        let permit = Some(permit).filter(|_| self.sink.is_closed());
         let topic = self.sink.checkpoint_topic();
         let taken = async {
             let partition = self.sink.own_partition(self.shard).await?;
@@ -130,14 +133,18 @@ impl ShardSink {
         };
         match taken.await {
             Ok((checkpoints, _)) => {
-                permit.success();
+                if let Some(permit) = self.sink.counting(permit) {
+                    permit.success();
+                }
                 // A replay is of no shard, so there is nothing to claim.
                 let claimed = self.shard == REPLAY_SHARD;
                 self.transaction = Transaction::None { claimed };
                 Ok(checkpoints)
             }
             Err(error) => {
-                if error.class() == Class::Retryable {
+                if error.class() == Class::Retryable
+                    && let Some(permit) = self.sink.counting(permit)
+                {
                     permit.failure(&error);
                 }
                 self.unopen();
