@@ -6,6 +6,8 @@ mod blocked;
 mod differential;
 #[path = "source/gaps.rs"]
 mod gaps;
+#[path = "source/idle.rs"]
+mod idle;
 #[path = "source/late.rs"]
 mod late;
 

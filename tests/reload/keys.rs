@@ -57,6 +57,7 @@ const ROWS: &[(&str, &str, See)] = &[
     ("source.tables", r#"["outbox", "plain", "third"]"#, Effect),
     ("source.start_from", r#""2026-01-31T08:00:00Z""#, InForce("every group has a checkpoint")),
     ("source.poll_interval", r#""1s""#, Effect),
+    ("source.idle_reads", "251", InForce("tests/source/idle.rs counts the reads of many groups")),
     ("source.window", r#""9s""#, InForce("nothing lags far enough for it to matter")),
     ("source.safety_interval", r#""800ms""#, Effect),
     ("source.late_horizon", r#""off""#, InForce("tests/source/late.rs reads with it and without")),

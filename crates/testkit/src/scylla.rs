@@ -156,10 +156,13 @@ impl Rig {
         })
     }
 
-    /// Opens every shard, reads until so many changes have come, goes on a little to see repeats, and gives
-    /// everything in the order of arrival. What is read is acknowledged at once.
-    pub async fn read(&self, epoch: u64, checkpoints: &Checkpoints, changes: usize) -> Vec<Batch> {
-        let (tx, mut rx) = tokio::sync::mpsc::channel::<Batch>(1);
+    /// Opens every shard and reads for as long as the tasks run. What is read is acknowledged at once.
+    pub fn follow(
+        &self,
+        epoch: u64,
+        checkpoints: &Checkpoints,
+    ) -> (tokio::task::JoinSet<()>, tokio::sync::mpsc::Receiver<Batch>) {
+        let (tx, rx) = tokio::sync::mpsc::channel::<Batch>(1);
         let mut tasks = tokio::task::JoinSet::new();
         for shard in 0..self.shards {
             let own = checkpoints
@@ -184,6 +187,13 @@ impl Rig {
                 }
             });
         }
+        (tasks, rx)
+    }
+
+    /// Opens every shard, reads until so many changes have come, goes on a little to see repeats, and gives
+    /// everything in the order of arrival. What is read is acknowledged at once.
+    pub async fn read(&self, epoch: u64, checkpoints: &Checkpoints, changes: usize) -> Vec<Batch> {
+        let (mut tasks, mut rx) = self.follow(epoch, checkpoints);
         let mut batches = Vec::new();
         let mut seen = 0;
         let deadline = Instant::now() + Duration::from_secs(60);

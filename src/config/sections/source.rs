@@ -48,8 +48,10 @@ section! {
         tables: Vec<String> = { Kind::List(rules::cql_name), Required, Rebuild, r#"["outbox_messages"]"# },
         /// Where to start where there is no checkpoint: "earliest", "latest" or an RFC 3339 time
         start_from: StartFrom = { Kind::StartFrom, Value(r#""earliest""#), Live, r#""earliest""# },
-        /// Pause between reads when caught up; while behind there is none
+        /// Pause between reads of a stream group that is caught up and gets rows; while behind there is none
         poll_interval: Duration = { Kind::Duration(1, 3_600_000), Value(r#""100ms""#), Live, r#""100ms""# },
+        /// Reads a second, of the whole process, that stream groups without new rows may cost; with more groups each is asked less often
+        idle_reads: NonZeroU32 = { Kind::Int(1, 1_000_000), Value("250"), Live, "250" },
         /// The span of log time that one read covers; up to 64 times as much while behind, less under pressure
         window: Duration = { Kind::Duration(10, DAY), Value(r#""10s""#), Live, r#""10s""# },
         /// How far behind now a window may end: covers writes that arrive late and clocks that differ

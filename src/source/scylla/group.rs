@@ -65,6 +65,9 @@ pub(super) struct Group {
     /// Pages with the beginning of a write that goes on in the next page, and the row where it begins.
     carry: Vec<(Arc<Page>, usize)>,
     span: Span,
+    /// When rows of it were last handed on, and whether some were since that was asked.
+    rows_at: Option<Instant>,
+    had_rows: bool,
     /// Its last window ended before the present.
     pub(super) behind: bool,
     pub(super) done: bool,
@@ -88,6 +91,8 @@ pub(super) struct Turn {
     pub(super) horizon_us: i64,
     /// There is room for a look back that is not urgent.
     pub(super) may_look: bool,
+    /// What a group without new rows may have slept over: one read takes it in.
+    pub(super) rest_us: i64,
 }
 
 /// What a window is for.
@@ -181,6 +186,8 @@ impl Group {
             window: None,
             carry: Vec::new(),
             span: Span::default(),
+            rows_at: None,
+            had_rows: false,
             behind: false,
             done: false,
         }
@@ -298,14 +305,30 @@ impl Group {
             self.at.complete_until_us = limit;
             return self.begin(turn, out);
         }
-        let to_us = complete_us
-            .saturating_add(self.span.us(turn.window))
-            .min(limit);
+        let mut span_us = self.span.us(turn.window);
+        if !self.span.is_pressed() {
+            span_us = span_us.max(turn.rest_us);
+        }
+        let to_us = complete_us.saturating_add(span_us).min(limit);
         let reading = self
             .past
             .forward(complete_us, to_us, turn.now_us, turn.horizon_us);
         self.window = Some(Window::new(reading, Kind::Forward, to_us < limit));
         None
+    }
+
+    /// How long it has had no new rows.
+    pub(super) fn silence(&mut self, now: Instant) -> Duration {
+        if std::mem::take(&mut self.had_rows) {
+            self.rows_at = Some(now);
+        }
+        let since = self.rows_at;
+        since.map_or(Duration::MAX, |at| now.saturating_duration_since(at))
+    }
+
+    /// When its generation ends for it, µs since the Unix epoch, if that is known.
+    pub(super) fn ends_us(&self) -> Option<i64> {
+        self.stop_us
     }
 
     /// Whether what it reads next is a look back.
@@ -434,6 +457,7 @@ impl Group {
                         // What has been passed was handed on then.
                         if position.timestamp_us() >= self.at.complete_until_us {
                             out.unreadable(decode::unreadable(version, position, cells, error));
+                            self.had_rows = true;
                         }
                         write.cells.truncate(start);
                         continue;
@@ -551,6 +575,7 @@ impl Group {
             self.torn = Some((id, torn));
         }
         let last = write.rows[rows - 1].head.position;
+        self.had_rows = true;
         out.push(
             &self.key,
             Part {
@@ -713,6 +738,7 @@ mod tests {
             window: WINDOW,
             horizon_us: 0,
             may_look: true,
+            rest_us: 0,
         };
         group.next(&turn, &mut Batches::new(0, 0))
     }

@@ -98,6 +98,8 @@ pub struct ScyllaSource {
     room: Room,
     connected_us: i64,
     shards: Mutex<BTreeMap<u32, Arc<ShardStats>>>,
+    /// Stream groups that all of them read.
+    groups: AtomicUsize,
     stats: Stats,
 }
 
@@ -173,6 +175,7 @@ impl ScyllaSource {
             room: Room::new(),
             connected_us: i64::MIN,
             shards: Mutex::default(),
+            groups: AtomicUsize::new(0),
             stats: Stats::default(),
         };
         this.ask_clock().await?;

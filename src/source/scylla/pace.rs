@@ -49,6 +49,11 @@ impl Span {
         }
     }
 
+    /// It is shorter than configured, because the database has trouble.
+    pub(crate) fn is_pressed(self) -> bool {
+        self.level < 0
+    }
+
     /// A read timed out or was refused for overload.
     pub(crate) fn pressed(&mut self) {
         self.level = (self.level.min(1) - 1).max(MIN_LEVEL);

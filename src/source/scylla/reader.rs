@@ -22,7 +22,7 @@ use super::generations::{self, Generation, Start};
 use super::group::{Absorbed, Group, GroupId, Next, Turn};
 use super::pace::Looks;
 use super::requests::{Got, PageRead, Requests};
-use super::schedule::Schedule;
+use super::schedule::{Rest, Schedule};
 use super::survey::{Known, Streams};
 use super::{ScyllaSource, ShardStats, classify};
 use crate::change::{Batch, GroupKey};
@@ -89,7 +89,7 @@ impl Reader {
             checkpoints,
             groups: HashMap::new(),
             next_id: 0,
-            schedule: Schedule::new(),
+            schedule: Schedule::new(now),
             requests: Requests::default(),
             batches: Batches::new(shard, epoch),
             looks: Looks::default(),
@@ -170,6 +170,7 @@ impl Reader {
             window: source.window,
             horizon_us: us(self.source.room.horizon(source.late_horizon, now)),
             may_look: false,
+            rest_us: 0,
         };
         let aside = self.aside.borrow_and_update().clone();
         if aside != self.heeded {
@@ -193,7 +194,10 @@ impl Reader {
         for index in 0..self.cursors.len() {
             wake = wake.min(self.advance(index, &settings, now));
         }
-        if let Some(due) = self.schedule.wake_due(source.poll_interval, now) {
+        let groups = self.source.groups.load(Relaxed);
+        let rest = Rest::new(source.poll_interval, groups, source.idle_reads);
+        turn.rest_us = us(rest.longest());
+        if let Some(due) = self.schedule.wake_due(rest, now) {
             wake = wake.min(due);
         }
         if self.stats.pressed.swap(false, Relaxed) {
@@ -363,7 +367,11 @@ impl Reader {
             self.batches.finished(&key);
         }
         self.batches.hurry();
-        self.stats.groups.store(self.groups.len(), Relaxed);
+        let groups = self.groups.len();
+        let before = self.stats.groups.swap(groups, Relaxed);
+        let all = &self.source.groups;
+        all.fetch_add(groups, Relaxed);
+        all.fetch_sub(before, Relaxed);
     }
 
     /// Goes on to the next generation if this one is done everywhere.
@@ -402,7 +410,7 @@ impl Reader {
         };
         let cursor = &self.cursors[group.cursor];
         if cursor.paused || self.heeded.parked.contains(&group.key) {
-            self.schedule.rest(id, turn.at);
+            self.schedule.wait(id, turn.at);
             return;
         }
         turn.known_until_us = cursor.known_until_us;
@@ -415,7 +423,7 @@ impl Reader {
                 self.requests
                     .start(id, source, cursor.table.clone(), stats, read);
             }
-            Next::CaughtUp => self.schedule.rest(id, turn.at),
+            Next::CaughtUp => self.schedule.wait(id, turn.at),
             Next::Finished => self.finish_group(id),
         }
     }
@@ -499,7 +507,7 @@ impl Reader {
                             .store(self.schedule.is_behind(), Relaxed);
                         match behind {
                             true => self.schedule.push(id),
-                            false => self.schedule.rest(id, Instant::now()),
+                            false => self.rest(id),
                         }
                     }
                 }
@@ -509,7 +517,7 @@ impl Reader {
             Err(error) if classify::is_gone(&error) => {
                 group.rewind();
                 self.source.survey.look_now(group.cursor);
-                self.schedule.rest(id, Instant::now());
+                self.schedule.wait(id, Instant::now());
                 Ok(())
             }
             Err(error) => {
@@ -518,6 +526,21 @@ impl Reader {
                 Err(error)
             }
         }
+    }
+
+    /// The group is caught up.
+    fn rest(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        let now = Instant::now();
+        // The others wait for it at its generation's end.
+        let ends = group.ends_us().map(|end_us| {
+            let left_us = end_us.saturating_sub(self.source.now_us()).max(0);
+            now + Duration::from_micros(left_us.unsigned_abs())
+                + self.live.borrow().source.safety_interval
+        });
+        self.schedule.rest(id, now, group.silence(now), ends);
     }
 
     /// Puts what is new of every group's progress into the batch.
@@ -548,6 +571,8 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.source.room.count(self.remembered, 0);
+        let groups = self.stats.groups.load(Relaxed);
+        self.source.groups.fetch_sub(groups, Relaxed);
     }
 }
 
