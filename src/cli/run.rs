@@ -140,17 +140,30 @@ pub fn connect(settings: Arc<Settings>) -> Result<(), Vec<String>> {
             }
             let source =
                 ScyllaSource::connect(live.subscribe(), policies.stage(&Stage::Source)).await;
-            source.map(drop).map_err(|e| e.to_string())
+            let absent = source.map_err(|e| vec![e.to_string()])?.absent();
+            match absent.is_empty() {
+                true => Ok(()),
+                // One line for a keyspace, however many tables are to be in it.
+                false => {
+                    let mut said: Vec<_> = absent.iter().map(|(_, e)| e.to_string()).collect();
+                    said.dedup();
+                    Err(said)
+                }
+            }
         };
         let sink = async {
             if settings.sink.brokers == Nodes::Embedded {
                 return Ok(());
             }
             let sink = RedpandaSink::connect(live.subscribe(), policies.stage(&Stage::Sink)).await;
-            sink.map(drop).map_err(|e| e.to_string())
+            sink.map(drop).map_err(|e| vec![e.to_string()])
         };
         let (source, sink) = tokio::join!(source, sink);
-        let wrong: Vec<String> = [source, sink].into_iter().filter_map(Result::err).collect();
+        let wrong: Vec<String> = [source, sink]
+            .into_iter()
+            .filter_map(Result::err)
+            .flatten()
+            .collect();
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
     })
 }

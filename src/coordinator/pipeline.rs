@@ -114,7 +114,7 @@ impl Pipeline {
                 replaces.as_deref().map(|p| &*p.transforms),
             )
         })?;
-        let counters = replaces.map(|p| p.counters.lock().clone());
+        let counters = replaces.as_ref().map(|p| p.counters.lock().clone());
         tracing::info!(transforms = settings.transforms.len(), took = ?started.elapsed(), "transforms ready");
         let (source, sink) = tokio::try_join!(
             async {
@@ -129,6 +129,20 @@ impl Pipeline {
             },
         )?;
         tracing::info!(took = ?started.elapsed(), "connected to ScyllaDB and Redpanda");
+        // What runs is not given up for a name that may be wrong; at a start there is nothing else to do than wait.
+        if let Some(runs) = replaces {
+            let read: Vec<String> = runs
+                .source
+                .status()
+                .tables
+                .into_iter()
+                .map(|t| t.table)
+                .collect();
+            let new = |(table, _): &(Arc<str>, _)| !read.iter().any(|t| **t == **table);
+            if let Some((_, error)) = source.absent().into_iter().find(new) {
+                return Err(error.into());
+            }
+        }
         let log = shared.then(|| source.checkpoint_log());
         let dead_letters = DeadLetters::open(&sink, policies.stage(&Stage::DeadLetter))?;
         Ok(Self {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use penstock::checkpoint::Checkpoints;
+use penstock::policy::health::Status;
 use penstock::source::Source;
 
 use crate::{TABLE, write};
@@ -56,6 +57,76 @@ async fn a_dropped_table_waits_for_its_new_log_and_the_other_goes_on() {
     let gaps: Vec<u64> = status.tables.iter().map(|t| t.gaps).collect();
     assert_eq!(gaps, [1, 0]);
     assert!(status.tables[0].gaps_for > Duration::from_millis(100));
+}
+
+/// What is not there when the process starts is waited for, and what is there is read meanwhile.
+async fn made_later(tablets: bool) {
+    let mut db = Db::start(tablets).await;
+    db.run(&format!("CREATE TABLE a {TABLE}")).await;
+    db.run("CREATE TABLE c (k int, c int, v int, PRIMARY KEY (k, c))")
+        .await;
+    let rig = Rig::connect(db.settings(&["a", "b", "c"], 2))
+        .await
+        .unwrap();
+    let story = async {
+        write(&db, "a", 0..20).await;
+        until(&rig, "what is there is read", |s| s.rows >= 20).await;
+        until(&rig, "b is waited for", |s| {
+            complains(s, ".b does not exist")
+        })
+        .await;
+        until(&rig, "c is waited for", |s| {
+            complains(s, "has no change log")
+        })
+        .await;
+        let status = rig.source.status().complaint;
+        assert!(matches!(status, Some(Status::Degraded(_))), "{status:?}");
+        db.run(&format!("CREATE TABLE b {TABLE}")).await;
+        db.run("ALTER TABLE c WITH cdc = {'enabled': true}").await;
+        write(&db, "b", 100..120).await;
+        write(&db, "c", 200..220).await;
+    };
+    let (batches, ()) = tokio::join!(rig.read(0, &Checkpoints::new(), 60), story);
+    assert_eq!(changes(&batches).len(), 60);
+    until(&rig, "all is well", |s| s.complaint.is_none()).await;
+    let laid_out: Vec<bool> = rig
+        .source
+        .status()
+        .tables
+        .iter()
+        .map(|t| t.tablets)
+        .collect();
+    assert_eq!(laid_out, [tablets; 3]);
+
+    // Not even the keyspace.
+    db.keyspace = format!("ks_{}", uuid::Uuid::new_v4().simple());
+    let rig = Rig::connect(db.settings(&["t"], 2)).await.unwrap();
+    let story = async {
+        until(&rig, "it is waited for", |s| {
+            complains(s, "keyspace") && matches!(s.complaint, Some(Status::Unhealthy(_)))
+        })
+        .await;
+        let ks = &db.keyspace;
+        db.run(&format!(
+            "CREATE KEYSPACE {ks} WITH replication = {{'class': 'NetworkTopologyStrategy', 'replication_factor': 1}} \
+             AND tablets = {{'enabled': {tablets}}}"
+        ))
+        .await;
+        db.run(&format!("CREATE TABLE {ks}.t {TABLE}")).await;
+        write(&db, &format!("{ks}.t"), 0..20).await;
+    };
+    let (batches, ()) = tokio::join!(rig.read(0, &Checkpoints::new(), 20), story);
+    assert_eq!(changes(&batches).len(), 20);
+}
+
+#[tokio::test]
+async fn a_table_or_keyspace_that_is_made_later_is_waited_for_vnodes() {
+    made_later(false).await;
+}
+
+#[tokio::test]
+async fn a_table_or_keyspace_that_is_made_later_is_waited_for_tablets() {
+    made_later(true).await;
 }
 
 #[tokio::test]

@@ -14,13 +14,15 @@ use crate::policy::Class;
 pub(super) fn classify(error: &SourceError) -> Class {
     match error {
         SourceError::NoEmbeddedNode
-        | SourceError::Refused { .. }
+        | SourceError::Counters { .. }
+        | SourceError::NestedLog { .. } => Class::Fatal,
+        // Each can be mended on the other side: a table made, a right given, a node started.
+        SourceError::Refused { .. }
         | SourceError::MissingKeyspace { .. }
         | SourceError::MissingTable { .. }
         | SourceError::NoCdc { .. }
-        | SourceError::Counters { .. }
-        | SourceError::NestedLog { .. } => Class::Fatal,
-        SourceError::Unreachable { .. } | SourceError::Answer { .. } => Class::Retryable,
+        | SourceError::Unreachable { .. }
+        | SourceError::Answer { .. } => Class::Retryable,
         SourceError::Execute { source, .. } => execution(source),
         SourceError::Prepare { source, .. } => prepare(source),
         SourceError::Metadata(error) => metadata(error),
@@ -163,14 +165,15 @@ fn database(error: &DbError) -> Class {
         | DbError::ServerError
         | DbError::ProtocolError
         | DbError::RateLimitReached { .. }
+        // A right, or a login, that may be given later.
+        | DbError::AuthenticationError
+        | DbError::Unauthorized
         | DbError::Other(_) => Class::Retryable,
-        // What we send is fixed text: these mean that the table, the right or the login is gone.
+        // What we send is fixed text: these mean that the table is gone, or is another one.
         DbError::SyntaxError
         | DbError::Invalid
         | DbError::AlreadyExists { .. }
         | DbError::FunctionFailure { .. }
-        | DbError::AuthenticationError
-        | DbError::Unauthorized
         | DbError::ConfigError => Class::Fatal,
         _ => Class::Retryable,
     }
@@ -227,12 +230,11 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_table_or_right_is_fatal() {
-        for error in [
-            db(DbError::Invalid),
-            db(DbError::Unauthorized),
-            db(DbError::SyntaxError),
-        ] {
+    fn a_lost_table_is_fatal_and_a_lost_right_is_not() {
+        for error in [db(DbError::Unauthorized), db(DbError::AuthenticationError)] {
+            assert_eq!(classify(&error), Class::Retryable, "{error}");
+        }
+        for error in [db(DbError::Invalid), db(DbError::SyntaxError)] {
             assert_eq!(classify(&error), Class::Fatal, "{error}");
         }
     }

@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn what_is_known_is_news_once_and_again_in_a_new_generation() {
-        let table = Arc::new(LogTable::new("ks", "t", false));
+        let table = Arc::new(LogTable::new("ks", "t"));
         let mut cursor = Cursor::new(table);
         assert!(cursor.news().is_some() && cursor.news().is_none());
         let more = Arc::new(known(&[10], &[]));

@@ -131,6 +131,11 @@ fn suggest(like: &Option<String>) -> String {
 }
 
 impl SourceError {
+    /// Whether only another configuration helps: what is meant can never be read.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Counters { .. } | Self::NestedLog { .. })
+    }
+
     /// Whether trying again may help, as for the policies.
     pub fn is_retryable(&self) -> bool {
         super::classify::classify(self) == crate::policy::Class::Retryable

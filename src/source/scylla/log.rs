@@ -1,20 +1,22 @@
 //! One table's change log: its statement, its versions, one page of it.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use scylla::client::session::Session;
+use scylla::cluster::ClusterState;
 use scylla::deserialize::row::ColumnIterator;
 use scylla::errors::ExecutionError;
-use scylla::frame::response::result::ColumnType;
+use scylla::frame::response::result::{ColumnType, NativeType};
 use scylla::response::query_result::QueryRowsResult;
 use scylla::response::{PagingState, PagingStateResponse};
 use scylla::statement::prepared::PreparedStatement;
 use scylla::value::CqlTimeuuid;
 use uuid::Uuid;
 
+use super::LOG_SUFFIX;
 use super::error::SourceError;
 use super::gaps::Gaps;
 use super::pace::Span;
@@ -36,7 +38,10 @@ pub(super) struct LogTable {
     pub(super) name: String,
     /// `keyspace.name`
     pub(super) full: Arc<str>,
-    pub(super) tablets: bool,
+    /// Its streams are those of tablets, not of vnodes; as far as known.
+    pub(super) tablets: AtomicBool,
+    /// It was not there when it was last looked at.
+    absent: AtomicBool,
     /// When it was read, and the log's TTL; `None` inside: changes do not expire.
     pub(super) ttl: Mutex<Option<(Instant, Option<Duration>)>>,
     /// What of its changes cannot be read.
@@ -115,12 +120,13 @@ pub(super) fn min_timeuuid(us: i64) -> Uuid {
 }
 
 impl LogTable {
-    pub(super) fn new(keyspace: &str, name: &str, tablets: bool) -> Self {
+    pub(super) fn new(keyspace: &str, name: &str) -> Self {
         Self {
             keyspace: keyspace.to_owned(),
             name: name.to_owned(),
             full: format!("{keyspace}.{name}").into(),
-            tablets,
+            tablets: AtomicBool::new(false),
+            absent: AtomicBool::new(true),
             ttl: Mutex::default(),
             gaps: Mutex::default(),
             postimages: AtomicBool::new(false),
@@ -128,6 +134,66 @@ impl LogTable {
             versions: Mutex::default(),
             versions_seen: Default::default(),
         }
+    }
+
+    /// Looks for it in the schema, and notes how it lays out its streams.
+    ///
+    /// # Errors
+    /// It is not there, or has no log, or cannot have one.
+    pub(super) fn find(&self, state: &ClusterState) -> Result<(), SourceError> {
+        let (keyspace, table) = (self.keyspace.clone(), self.name.clone());
+        if let Some(base) = table.strip_suffix(LOG_SUFFIX) {
+            let base = base.to_owned();
+            return Err(SourceError::NestedLog {
+                keyspace,
+                table,
+                base,
+            });
+        }
+        let Some(found) = state.get_keyspace(&keyspace) else {
+            return Err(SourceError::MissingKeyspace { keyspace });
+        };
+        let Some(base) = found.tables.get(&table) else {
+            let like = found
+                .tables
+                .keys()
+                .filter(|name| !name.ends_with(LOG_SUFFIX))
+                .map(|name| (strsim::damerau_levenshtein(name, &table), name))
+                .filter(|(distance, _)| *distance <= 3)
+                .min()
+                .map(|(_, name)| name.clone());
+            return Err(SourceError::MissingTable {
+                keyspace,
+                table,
+                like,
+            });
+        };
+        let counter = base
+            .columns
+            .iter()
+            .find(|(_, c)| c.typ == ColumnType::Native(NativeType::Counter));
+        if let Some((column, _)) = counter {
+            let column = column.clone();
+            return Err(SourceError::Counters {
+                keyspace,
+                table,
+                column,
+            });
+        }
+        if !found.tables.contains_key(&format!("{table}{LOG_SUFFIX}")) {
+            return Err(SourceError::NoCdc { keyspace, table });
+        }
+        self.tablets.store(found.tablet_based, Relaxed);
+        self.absent.store(false, Relaxed);
+        Ok(())
+    }
+
+    /// Takes in whether there is a log. Whether the schema has to be read anew before the log can be: it was made.
+    pub(super) fn has_appeared(&self, has_log: bool) -> bool {
+        if !has_log {
+            self.absent.store(true, Relaxed);
+        }
+        has_log && self.absent.load(Relaxed)
     }
 
     /// The TTL of its changes, as far as known.
@@ -142,8 +208,7 @@ impl LogTable {
     }
 
     pub(super) fn versions_seen(&self) -> usize {
-        self.versions_seen
-            .load(std::sync::atomic::Ordering::Relaxed)
+        self.versions_seen.load(Relaxed)
     }
 
     /// The next attempt prepares the statement anew.
@@ -169,7 +234,7 @@ impl LogTable {
         let log = format!(
             "{}.{}",
             quoted(&self.keyspace),
-            quoted(&format!("{}_scylla_cdc_log", self.name))
+            quoted(&format!("{}{LOG_SUFFIX}", self.name))
         );
         let text = format!(
             "SELECT {columns} FROM {log} WHERE \"cdc$stream_id\" IN ? \
@@ -318,8 +383,7 @@ impl LogTable {
         if versions.len() > VERSIONS {
             versions.remove(0);
         }
-        self.versions_seen
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.versions_seen.fetch_add(1, Relaxed);
         Ok(Some(version))
     }
 }

@@ -47,7 +47,6 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use scylla::client::session::Session;
-use scylla::frame::response::result::{ColumnType, NativeType};
 use scylla::response::query_result::QueryRowsResult;
 use scylla::serialize::row::SerializeRow;
 use scylla::statement::{Consistency, Statement};
@@ -60,6 +59,7 @@ use self::barrier::Barrier;
 use self::clock::{Clock, Doubt};
 use self::cursor::Cursor;
 use self::elsewhere::Ending;
+use self::gaps::Trouble;
 use self::generations::Generation;
 use self::link::Link;
 use self::log::LogTable;
@@ -162,7 +162,19 @@ impl ScyllaSource {
     ) -> Result<Arc<Self>, SourceError> {
         let source = live.borrow().source.clone();
         let link = Link::connect(nodes, &source).await?;
-        let tables = check_tables(&link.session(), &source)?;
+        let state = link.session().get_cluster_state();
+        let tables: Vec<Arc<LogTable>> = source
+            .tables
+            .iter()
+            .map(|name| {
+                let table = LogTable::new(&source.keyspace, name);
+                match table.find(&state) {
+                    // It may be made yet, and is waited for.
+                    Err(error) if error.is_final() => Err(error),
+                    Err(_) | Ok(()) => Ok(Arc::new(table)),
+                }
+            })
+            .collect::<Result<_, _>>()?;
         let mut this = Self {
             link,
             live,
@@ -187,6 +199,14 @@ impl ScyllaSource {
             }
         }
         Ok(Arc::new(this))
+    }
+
+    /// The tables that are not there, or have no change log, by `keyspace.name`, with what would help. They are waited
+    /// for: that a name is wrong cannot be told from that its table is not made yet.
+    pub fn absent(&self) -> Vec<(Arc<str>, SourceError)> {
+        let state = self.session().get_cluster_state();
+        let absent = |t: &Arc<LogTable>| Some((t.full.clone(), t.find(&state).err()?));
+        self.tables.iter().filter_map(absent).collect()
     }
 
     /// The time that no node's clock is behind of, µs since the Unix epoch.
@@ -246,11 +266,7 @@ impl ScyllaSource {
         if let Some(lost) = self.link.complaint() {
             return Some(Status::Unhealthy(lost.into()));
         }
-        let troubles: Vec<String> = self
-            .tables
-            .iter()
-            .filter_map(|t| Some(format!("{}: {}", t.full, t.gaps.lock().trouble()?)))
-            .collect();
+        let troubles: Vec<String> = self.tables.iter().filter_map(|t| self.trouble(t)).collect();
         if !troubles.is_empty() {
             let all = troubles.len() == self.tables.len();
             let reason = troubles.join("; ").into();
@@ -276,6 +292,17 @@ impl ScyllaSource {
         Some(Status::Degraded(
             format!("{changes} changes came late and were delivered out of order").into(),
         ))
+    }
+
+    /// Why changes of a table cannot be read now.
+    fn trouble(&self, table: &LogTable) -> Option<String> {
+        let trouble = table.gaps.lock().trouble()?;
+        let state = self.session().get_cluster_state();
+        let text = format!("{}: {trouble}", table.full);
+        Some(match table.find(&state) {
+            Err(error) if trouble == Trouble::Gone => format!("{text} ({error})"),
+            _ => text,
+        })
     }
 
     /// Everything before this time (µs since the Unix epoch) is read; `None`: not known.
@@ -341,7 +368,7 @@ impl ScyllaSource {
     async fn generations(&self, table: &LogTable) -> Result<(i64, Arc<[Generation]>), SourceError> {
         const WHAT: &str = "cannot read the stream generations";
         let as_of_us = self.now_us();
-        let rows = if table.tablets {
+        let rows = if table.tablets.load(Relaxed) {
             self.query(
                 WHAT,
                 "SELECT timestamp FROM system.cdc_timestamps WHERE keyspace_name = ? AND table_name = ?",
@@ -380,7 +407,7 @@ impl ScyllaSource {
             })
         };
         let time = CqlTimestamp(generation);
-        if table.tablets {
+        if table.tablets.load(Relaxed) {
             let rows = self
                 .query(
                     WHAT,
@@ -574,7 +601,7 @@ impl Source for ScyllaSource {
                     TableStatus {
                         table: t.full.to_string(),
                         cdc_ttl: t.known_ttl(),
-                        tablets: t.tablets,
+                        tablets: t.tablets.load(Relaxed),
                         generation_ms: self.barrier.oldest(&t.full),
                         generations: self.survey.of(index).map_or(0, |k| k.generations.len()),
                         schema_versions: t.versions_seen(),
@@ -596,70 +623,6 @@ impl std::fmt::Debug for ScyllaSource {
             )
             .finish_non_exhaustive()
     }
-}
-
-/// Finds the tables and refuses what cannot be read.
-fn check_tables(
-    session: &Session,
-    source: &settings::Source,
-) -> Result<Vec<Arc<LogTable>>, SourceError> {
-    let state = session.get_cluster_state();
-    let keyspace = &source.keyspace;
-    let found = state
-        .get_keyspace(keyspace)
-        .ok_or_else(|| SourceError::MissingKeyspace {
-            keyspace: keyspace.clone(),
-        })?;
-    source
-        .tables
-        .iter()
-        .map(|table| {
-            let (keyspace, table) = (keyspace.clone(), table.clone());
-            if let Some(base) = table.strip_suffix(LOG_SUFFIX) {
-                let base = base.to_owned();
-                return Err(SourceError::NestedLog {
-                    keyspace,
-                    table,
-                    base,
-                });
-            }
-            let Some(base) = found.tables.get(&table) else {
-                let like = found
-                    .tables
-                    .keys()
-                    .filter(|name| !name.ends_with(LOG_SUFFIX))
-                    .map(|name| (strsim::damerau_levenshtein(name, &table), name))
-                    .filter(|(distance, _)| *distance <= 3)
-                    .min()
-                    .map(|(_, name)| name.clone());
-                return Err(SourceError::MissingTable {
-                    keyspace,
-                    table,
-                    like,
-                });
-            };
-            let counter = base
-                .columns
-                .iter()
-                .find(|(_, c)| c.typ == ColumnType::Native(NativeType::Counter));
-            if let Some((column, _)) = counter {
-                let column = column.clone();
-                return Err(SourceError::Counters {
-                    keyspace,
-                    table,
-                    column,
-                });
-            }
-            if !found.tables.contains_key(&format!("{table}{LOG_SUFFIX}")) {
-                return Err(SourceError::NoCdc { keyspace, table });
-            }
-            Ok(Arc::new(LogTable::new(
-                &keyspace,
-                &table,
-                found.tablet_based,
-            )))
-        })
-        .collect()
 }
 
 fn consistency(of: settings::Consistency) -> Consistency {

@@ -225,6 +225,8 @@ impl Reader {
                 self.schedule.wake_all();
             }
             match cursor.phase {
+                // Where the streams of a table that is not there would be is not known either.
+                Phase::Locating if !known.has_log => {}
                 Phase::Locating => self.locate(index, &known, settings.source.start_from),
                 Phase::Reading | Phase::ReadOut { .. } => self.look_ahead(index, &known, settings),
             }

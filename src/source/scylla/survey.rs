@@ -178,6 +178,19 @@ impl ScyllaSource {
             log: self.ask(|| self.log_id(table)).await?,
         };
         self.note_gap(table, seen);
+        if table.has_appeared(seen.log.is_some()) {
+            // How it is laid out is in no table of its own. What is not known after this is asked at the next look.
+            let refreshed = async || {
+                let refreshed = self.session().refresh_metadata().await;
+                refreshed.map_err(|e| SourceError::Metadata(Box::new(e)))
+            };
+            self.ask(refreshed).await?;
+            if let Err(error) = table.find(&self.session().get_cluster_state()) {
+                tracing::debug!(table = %table.full, %error, "its log is there, but not in the schema yet");
+                return Ok(());
+            }
+            tracing::info!(table = %table.full, "the table has a change log now");
+        }
         let (as_of_us, generations) = self.ask(|| self.generations(table)).await?;
         let mut streams = self
             .survey
@@ -222,7 +235,8 @@ impl ScyllaSource {
         match news {
             None => {}
             Some(News::Begins(trouble)) => {
-                tracing::warn!(table = %table.full, "{trouble}");
+                let reason = self.trouble(table);
+                tracing::warn!(table = %table.full, reason, "{trouble}");
             }
             Some(News::Lost {
                 why,
