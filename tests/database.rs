@@ -66,6 +66,40 @@ async fn a_database_that_is_away_for_longer_than_open_for_is_told_of_at_once_and
     running.stop_cleanly();
 }
 
+/// It takes every connection and every byte, and answers nothing: under load, at the defaults.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_falls_silent_is_found_out_and_the_flow_is_back_when_it_answers() {
+    let (world, valve) = world(Flow::Open).await;
+    let keys = keys(8);
+    world.write(&keys, 0, 5).await;
+    let running = world.start(1);
+    world.await_records(8 * 5, LONG, &running);
+
+    valve.set(Flow::Silent);
+    let silent = Instant::now();
+    world.write(&keys, 5, 20).await;
+    running.await_line("a read failed, trying again", LONG);
+    let found = silent.elapsed();
+    running.await_line("breaker opened stage=source", LONG);
+    let opened = silent.elapsed();
+    // `health.check_interval` is 10 s.
+    await_health(&running, "breaker open", Duration::from_secs(12)).await;
+    running.await_line("breaker half-open stage=source", LONG);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    valve.set(Flow::Open);
+    let mended = Instant::now();
+    world.await_records(8 * 25, LONG, &running);
+    let back = mended.elapsed();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 25), 0);
+    println!(
+        "silent: found after {found:?}, open after {opened:?}, the flow back {back:?} after it answers"
+    );
+    assert!(found < Duration::from_secs(15), "found after {found:?}");
+    assert!(back < Duration::from_secs(5), "back after {back:?}");
+    running.stop_cleanly();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_does_not_answer_at_the_start_is_waited_for() {
     let (world, valve) = world(Flow::Silent).await;

@@ -129,6 +129,41 @@ async fn a_table_or_keyspace_that_is_made_later_is_waited_for_tablets() {
     made_later(true).await;
 }
 
+/// The log keeps what it has when its table is truncated, and does not say so; its own truncation takes what is unread.
+#[tokio::test]
+async fn a_truncate_is_told_of() {
+    let db = Db::start(false).await;
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    let mut settings = db.settings(&["t"], 2);
+    settings.source.safety_interval = Duration::from_secs(2);
+    let rig = Rig::connect(settings).await.unwrap();
+    let told = |gaps| move |s: &penstock::source::SourceStatus| s.tables[0].gaps == gaps;
+    let story = async {
+        write(&db, "t", 0..20).await;
+        // So that the first look is before it.
+        until(&rig, "read", |s| s.rows >= 20).await;
+        write(&db, "t", 20..40).await;
+        db.run("TRUNCATE t").await;
+        until(&rig, "the table's is told of", told(1)).await;
+        assert_eq!(rig.source.status().tables[0].gaps_for, Duration::ZERO);
+        until(&rig, "what was logged is read", |s| s.rows >= 40).await;
+        write(&db, "t", 40..60).await;
+        db.run("TRUNCATE t_scylla_cdc_log").await;
+        until(&rig, "the log's is told of", told(2)).await;
+        let lost_for = rig.source.status().tables[0].gaps_for;
+        assert!(lost_for > Duration::from_secs(1), "{lost_for:?}");
+        write(&db, "t", 60..80).await;
+    };
+    let (batches, ()) = tokio::join!(rig.read(0, &Checkpoints::new(), 60), story);
+    let seen: Vec<_> = changes(&batches)
+        .iter()
+        .filter_map(|c| c.int("c"))
+        .collect();
+    let seen: std::collections::BTreeSet<i32> = seen.into_iter().collect();
+    assert_eq!(seen, (0..40).chain(60..80).collect());
+    assert_eq!(rig.source.status().tables[0].gaps, 2, "each is told once");
+}
+
 #[tokio::test]
 async fn a_table_that_is_made_anew_at_once_or_not_logged_for_a_while_is_told_of() {
     let db = Db::start(false).await;

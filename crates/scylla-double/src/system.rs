@@ -48,6 +48,9 @@ fn ddl() -> Vec<String> {
             rack text, release_version text, rpc_address inet, schema_version uuid, supported_features text,
             tokens set<text>)"
             .into(),
+        "CREATE TABLE system.truncated (table_uuid uuid, shard int, position int, segment_id bigint,
+            truncated_at timestamp static, PRIMARY KEY (table_uuid, shard))"
+            .into(),
         "CREATE TABLE system.built_indexes (keyspace_name text, index_name text,
             PRIMARY KEY (keyspace_name, index_name))"
             .into(),

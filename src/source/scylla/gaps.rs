@@ -1,5 +1,10 @@
 //! What of a table's changes cannot be read, from when to when: its log is gone, or was made anew, or nothing is
 //! logged. No I/O.
+//!
+//! A TRUNCATE of the base table is no change to its log: ScyllaDB discards the table's own data and that of its views,
+//! writes nothing to the log and takes nothing from it (`replica/database.cc`, `truncate_table_on_all_shards`). So
+//! nothing is lost, but nobody downstream hears that all rows are gone. One of the log takes what was unread.
+//! `system.truncated` tells of both.
 
 use uuid::Uuid;
 
@@ -34,6 +39,16 @@ pub(super) enum Trouble {
     /// It was dropped and made again between two looks.
     #[error("the change log was dropped and made anew")]
     Anew,
+    /// What was unread is gone with the rest.
+    #[error("the change log was truncated")]
+    Emptied,
+}
+
+/// When a table and its log were last truncated, µs since the Unix epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Emptied {
+    pub(super) table_us: Option<i64>,
+    pub(super) log_us: Option<i64>,
 }
 
 /// What there is to tell.
@@ -47,6 +62,8 @@ pub(super) enum News {
         from_us: i64,
         until_us: i64,
     },
+    /// All rows of the table went, which its log does not say.
+    Unsaid { at_us: i64 },
 }
 
 /// See the module.
@@ -54,6 +71,7 @@ pub(super) enum News {
 pub(super) struct Gaps {
     seen: Option<(Seen, i64)>,
     now: Option<(Trouble, i64)>,
+    emptied: Option<Emptied>,
     /// How many there were.
     pub(super) count: u64,
     /// How long all of them were, µs.
@@ -101,6 +119,29 @@ impl Gaps {
                     .then(|| self.lost(Trouble::Anew, read_until_us.min(now_us), now_us))
             }
         }
+    }
+
+    /// Takes in a look at when both were truncated. One node may know of it and another, that was not there then, not.
+    pub(super) fn see_emptied(&mut self, seen: Emptied, read_until_us: i64) -> Vec<News> {
+        // Of what was before the first look it is not known what was read.
+        let Some(before) = self.emptied else {
+            self.emptied = Some(seen);
+            return Vec::new();
+        };
+        self.emptied = Some(Emptied {
+            table_us: before.table_us.max(seen.table_us),
+            log_us: before.log_us.max(seen.log_us),
+        });
+        let mut news = Vec::new();
+        if let Some(at_us) = seen.table_us.filter(|_| seen.table_us > before.table_us) {
+            self.count += 1;
+            news.push(News::Unsaid { at_us });
+        }
+        if let Some(at_us) = seen.log_us.filter(|_| seen.log_us > before.log_us) {
+            let from_us = read_until_us.min(at_us);
+            news.push(self.lost(Trouble::Emptied, from_us, at_us));
+        }
+        news
     }
 
     fn lost(&mut self, why: Trouble, from_us: i64, until_us: i64) -> News {
@@ -165,6 +206,24 @@ mod tests {
             gaps.see(seen(1, true), 90, 150),
             lost(Trouble::Off, 100, 150)
         );
+    }
+
+    #[test]
+    fn a_truncated_log_loses_what_was_unread_and_a_truncated_table_nothing() {
+        let mut gaps = Gaps::default();
+        let at = |table_us, log_us| Emptied { table_us, log_us };
+        assert_eq!(gaps.see_emptied(at(Some(5), None), 0), []);
+        assert_eq!(gaps.see_emptied(at(None, None), 10), [], "another node");
+        assert_eq!(
+            gaps.see_emptied(at(Some(20), None), 12),
+            [News::Unsaid { at_us: 20 }]
+        );
+        assert_eq!(
+            gaps.see_emptied(at(Some(20), Some(30)), 26),
+            Vec::from_iter(lost(Trouble::Emptied, 26, 30))
+        );
+        assert_eq!(gaps.see_emptied(at(Some(5), Some(30)), 40), []);
+        assert_eq!((gaps.count, gaps.us), (2, 4));
     }
 
     #[test]

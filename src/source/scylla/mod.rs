@@ -46,7 +46,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use scylla::client::session::Session;
 use scylla::response::query_result::QueryRowsResult;
 use scylla::serialize::row::SerializeRow;
 use scylla::statement::{Consistency, Statement};
@@ -59,7 +58,7 @@ use self::barrier::Barrier;
 use self::clock::{Clock, Doubt};
 use self::cursor::Cursor;
 use self::elsewhere::Ending;
-use self::gaps::Trouble;
+use self::gaps::{Emptied, Trouble};
 use self::generations::Generation;
 use self::link::Link;
 use self::log::LogTable;
@@ -82,6 +81,16 @@ const MAX_STREAMS: usize = 100;
 const TOLD_AGAIN: Duration = Duration::from_secs(10);
 /// Changes that came late are in health for so long after the last one.
 const LATE_NOTED: Duration = Duration::from_secs(60);
+
+/// Clocks of nodes may differ; a truncation that is later than this is none.
+const FUTURE_US: i64 = 3_600_000_000;
+
+/// What a table and its log are known by.
+#[derive(Clone, Copy, Default)]
+struct Ids {
+    table: Option<Uuid>,
+    log: Option<Uuid>,
+}
 
 /// A session with the cluster, and the tables to read.
 pub struct ScyllaSource {
@@ -312,21 +321,61 @@ impl ScyllaSource {
         read.filter(|us| *us > 0).min()
     }
 
-    /// Which log a table has.
-    async fn log_id(&self, table: &LogTable) -> Result<Option<Uuid>, SourceError> {
+    /// Which table it is, and which log it has.
+    async fn ids(&self, table: &LogTable) -> Result<Ids, SourceError> {
         const WHAT: &str = "cannot look for the change log";
+        let log = format!("{}{LOG_SUFFIX}", table.name);
         let rows = self
             .query(
                 WHAT,
-                "SELECT id FROM system_schema.tables WHERE keyspace_name = ? AND table_name = ?",
-                (&table.keyspace, format!("{}{LOG_SUFFIX}", table.name)),
+                "SELECT table_name, id FROM system_schema.tables WHERE keyspace_name = ? AND table_name IN (?, ?)",
+                (&table.keyspace, &table.name, &log),
                 Consistency::One,
             )
             .await?;
-        let id = rows
-            .maybe_first_row::<(Uuid,)>()
+        let mut ids = Ids::default();
+        let rows = rows
+            .rows::<(&str, Uuid)>()
             .map_err(|e| SourceError::answer(WHAT, e))?;
-        Ok(id.map(|(id,)| id))
+        for row in rows {
+            let (name, id) = row.map_err(|e| SourceError::answer(WHAT, e))?;
+            match name == log {
+                true => ids.log = Some(id),
+                false => ids.table = Some(id),
+            }
+        }
+        Ok(ids)
+    }
+
+    /// When they were last truncated, as far as the node that is asked knows.
+    async fn emptied(&self, ids: Ids) -> Result<Emptied, SourceError> {
+        const WHAT: &str = "cannot ask when a table was truncated";
+        let both: Vec<Uuid> = ids.table.into_iter().chain(ids.log).collect();
+        let rows = self
+            .query(
+                WHAT,
+                "SELECT table_uuid, truncated_at FROM system.truncated WHERE table_uuid IN ?",
+                (both,),
+                Consistency::One,
+            )
+            .await?;
+        let mut emptied = Emptied::default();
+        let rows = rows
+            .rows::<(Uuid, Option<CqlTimestamp>)>()
+            .map_err(|e| SourceError::answer(WHAT, e))?;
+        for row in rows {
+            let (id, at) = row.map_err(|e| SourceError::answer(WHAT, e))?;
+            let at_us = at.map(|CqlTimestamp(ms)| ms.saturating_mul(1000));
+            match ids.log == Some(id) {
+                true => emptied.log_us = at_us,
+                false => emptied.table_us = at_us,
+            }
+        }
+        // One that is dropped is truncated in the year 9999.
+        let past = |at: &i64| *at <= self.now_us().saturating_add(FUTURE_US);
+        emptied.log_us = emptied.log_us.filter(past);
+        emptied.table_us = emptied.table_us.filter(past);
+        Ok(emptied)
     }
 
     /// Counts a failed attempt; says so at once, and then now and then.

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::ScyllaSource;
 use super::error::SourceError;
-use super::gaps::{News, Seen};
+use super::gaps::{Emptied, News, Seen};
 use super::generations::Generation;
 use super::log::LogTable;
 use super::{classify, clock};
@@ -173,11 +173,18 @@ impl ScyllaSource {
     }
 
     async fn look(&self, index: usize, table: &LogTable) -> Result<(), SourceError> {
+        let capturing = self.ask(|| self.refresh_cdc_options(table)).await?;
+        let ids = self.ask(|| self.ids(table)).await?;
         let seen = Seen {
-            capturing: self.ask(|| self.refresh_cdc_options(table)).await?,
-            log: self.ask(|| self.log_id(table)).await?,
+            capturing,
+            log: ids.log,
         };
         self.note_gap(table, seen);
+        match self.emptied(ids).await {
+            Ok(emptied) => self.note_emptied(table, emptied),
+            // It takes a right of its own, where rights are asked for at all.
+            Err(error) => tracing::debug!(%error, "it is not known whether tables are truncated"),
+        }
         if table.has_appeared(seen.log.is_some()) {
             // How it is laid out is in no table of its own. What is not known after this is asked at the next look.
             let refreshed = async || {
@@ -228,21 +235,38 @@ impl ScyllaSource {
         // Before the other lock is taken: whoever asks for the status takes them in this order.
         let read_until_us = self.read_until_us().unwrap_or(now_us);
         let news = table.gaps.lock().see(seen, read_until_us, now_us);
+        if let Some(news) = news {
+            self.tell(table, news);
+        }
+    }
+
+    /// Says that a table or its log was truncated.
+    fn note_emptied(&self, table: &LogTable, emptied: Emptied) {
+        let read_until_us = self.read_until_us().unwrap_or(self.now_us());
+        let news = table.gaps.lock().see_emptied(emptied, read_until_us);
+        news.into_iter().for_each(|news| self.tell(table, news));
+    }
+
+    fn tell(&self, table: &LogTable, news: News) {
         let time = |us: i64| {
             let since = Duration::from_micros(us.max(0).unsigned_abs());
             humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + since)
         };
         match news {
-            None => {}
-            Some(News::Begins(trouble)) => {
+            News::Unsaid { at_us } => tracing::warn!(
+                table = %table.full,
+                at = %time(at_us),
+                "the table was truncated, which its change log does not say: what was made of its rows is still there"
+            ),
+            News::Begins(trouble) => {
                 let reason = self.trouble(table);
                 tracing::warn!(table = %table.full, reason, "{trouble}");
             }
-            Some(News::Lost {
+            News::Lost {
                 why,
                 from_us,
                 until_us,
-            }) => tracing::warn!(
+            } => tracing::warn!(
                 table = %table.full,
                 from = %time(from_us),
                 until = %time(until_us),

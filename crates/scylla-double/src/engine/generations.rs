@@ -297,6 +297,23 @@ impl Engine {
         put(&mut self.state.write(), keyspace, table, row, now)
     }
 
+    /// Notes when a table was truncated, where there are the node's own tables.
+    pub(super) fn note_truncation(&self, table: &TableSchema, now: i64) -> Result<(), CqlError> {
+        let mut state = self.state.write();
+        if state.schema.table("system", "truncated").is_none() {
+            return Ok(());
+        }
+        let bytes = |value: &[u8]| Some(bytes::Bytes::copy_from_slice(value));
+        let row = [
+            ("table_uuid", bytes(table.id.as_bytes())),
+            ("shard", bytes(&0_i32.to_be_bytes())),
+            ("position", bytes(&0_i32.to_be_bytes())),
+            ("segment_id", bytes(&0_i64.to_be_bytes())),
+            ("truncated_at", bytes(&now.div_euclid(1_000).to_be_bytes())),
+        ];
+        put(&mut state, "system", "truncated", &row, now)
+    }
+
     /// Removes rows of an internal table: the row with a full key, or all of a partition, or with an
     /// empty key all there are.
     pub fn remove_internal(

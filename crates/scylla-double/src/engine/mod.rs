@@ -572,6 +572,8 @@ impl Engine {
                 if generations::tells_of_generations(table) {
                     state.follow_generations(now);
                 }
+                drop(state);
+                self.note_truncation(table, now)?;
                 Ok(Outcome::Void)
             }
             Statement::Ddl {
