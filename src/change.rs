@@ -142,12 +142,15 @@ pub struct TableSchema {
 
 /// The streams read together, of one table: what a checkpoint belongs to.
 ///
-/// `keyspace.table/generation/first-stream`: stable over restarts and over a change of `shards`.
+/// `keyspace.table/generation/first-stream@number`: stable over restarts and over a change of `shards`. The number
+/// says which shard the group belongs to; without one, as keys of earlier versions are, a hash of the key does.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct GroupKey(pub Arc<str>);
 
 /// Between a group's key and the number of a leaf of its memory. No table's name has it.
 const LEAF: char = '#';
+/// Between a group's key and its number among those of its generation. No table's name has it.
+const NUMBER: char = '@';
 /// Begins the last part of the key that keeps the place of a shard without a group.
 const VACANT: &str = "shard-";
 /// The last part of the key that says where to begin.
@@ -184,10 +187,30 @@ impl GroupKey {
         Some((group, number.parse().ok()?))
     }
 
+    /// The key of a group that has this number among those of its generation: the shard is `number % shards`, so that
+    /// groups that are numbered one after the other are spread evenly over any number of shards.
+    pub fn numbered(&self, number: u32) -> Self {
+        Self(format!("{}{NUMBER}{number}", self.0).into())
+    }
+
+    /// The generation (`keyspace.table/generation`) of a key without a number: of one whose groups are placed by
+    /// their hash. `None` for one with a number, and for what is no group's key.
+    pub fn placed_by_hash(&self) -> Option<&str> {
+        let group = self.leaf_of().map_or(&*self.0, |(group, _)| group);
+        let (generation, last) = group.rsplit_once('/')?;
+        (!last.contains(NUMBER) && generation.contains('/')).then_some(generation)
+    }
+
     /// The slot out of `shards` that this group belongs to, the same in every process.
     pub fn shard(&self, shards: u32) -> u32 {
         use sha2::Digest;
         let group = self.leaf_of().map_or(&*self.0, |(group, _)| group);
+        let number = group
+            .rsplit_once(NUMBER)
+            .and_then(|(_, n)| n.parse::<u32>().ok());
+        if let Some(number) = number {
+            return number % shards;
+        }
         let vacant = group.rsplit_once('/').and_then(|(_, last)| {
             let shard: u32 = last.strip_prefix(VACANT)?.parse().ok()?;
             Some(shard % shards)
@@ -409,6 +432,23 @@ mod tests {
                 assert!(vacant.shard(1) == 0);
             }
         }
+    }
+
+    #[test]
+    fn a_number_says_which_shard_and_the_hash_where_there_is_none() {
+        let hashed = GroupKey("ks.t/17/00ff".into());
+        let numbered = hashed.numbered(9);
+        assert_eq!(&*numbered.0, "ks.t/17/00ff@9");
+        assert_eq!((numbered.shard(4), numbered.leaf(3).shard(4)), (1, 1));
+        assert_eq!(numbered.leaf(3).leaf_of(), Some(("ks.t/17/00ff@9", 3)));
+        for key in [&hashed, &hashed.leaf(3), &GroupKey::vacant("ks.t/17", 2)] {
+            assert_eq!(key.placed_by_hash(), Some("ks.t/17"), "{key:?}");
+        }
+        let vacant = GroupKey::vacant("ks.t/17", 2).numbered(2);
+        for key in [&numbered, &numbered.leaf(3), &vacant] {
+            assert_eq!(key.placed_by_hash(), None, "{key:?}");
+        }
+        assert_eq!(GroupKey("@owner".into()).placed_by_hash(), None);
     }
 
     #[test]

@@ -345,6 +345,76 @@ async fn generations_of_tablets_are_read_in_order() {
     generations(true).await;
 }
 
+/// Checkpoints of an earlier version name no numbers: their generation goes on where its groups are, in every shard, and
+/// the next one is spread evenly. Nothing is lost or repeated on the way.
+#[tokio::test]
+async fn a_generation_that_an_earlier_version_began_is_gone_on_with_and_the_next_is_spread_evenly()
+{
+    let options = scylla_double::Options {
+        vnodes: 10,
+        ..scylla_double::Options::default()
+    };
+    let db = Db::with(false, options).await;
+    let Some(node) = db.stand_in() else { return };
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    write(&db, "t", 0..60).await;
+    let settings = db.settings(&["t"], 4);
+    let rig = Rig::connect(settings.clone()).await.unwrap();
+    let first = rig.read(0, &Checkpoints::new(), 60).await;
+    let mut numbered = Checkpoints::new();
+    apply(&mut numbered, &first);
+    let share = |checkpoints: &Checkpoints, generation: &str| {
+        let mut of_shard = [0; 4];
+        for key in checkpoints.keys() {
+            let group = key.leaf_of().is_none() && !key.0.contains("shard-");
+            if group && key.0.contains(generation) {
+                of_shard[key.shard(4) as usize] += 1;
+            }
+        }
+        of_shard.sort_unstable();
+        of_shard
+    };
+    assert_eq!(share(&numbered, "/"), [2, 2, 3, 3]);
+    drop(rig);
+
+    // As the earlier version would have written it.
+    let hashed = numbered.into_iter().map(|(key, checkpoint)| {
+        let old = match key.leaf_of() {
+            Some((group, leaf)) => {
+                penstock::change::GroupKey(without_number(group).into()).leaf(leaf)
+            }
+            None => penstock::change::GroupKey(without_number(&key.0).into()),
+        };
+        (old, checkpoint)
+    });
+    let hashed: Checkpoints = hashed.collect();
+    let generations: BTreeSet<String> = hashed
+        .keys()
+        .filter_map(|key| Some(key.placed_by_hash()?.to_owned()))
+        .collect();
+    write(&db, "t", 60..100).await;
+    let at = node.engine().new_generation(Some(now_ms() + 50));
+    while now_ms() <= at {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    write(&db, "t", 100..140).await;
+    let log = db.log("t").await;
+    let rig = Rig::connect(settings).await.unwrap();
+    rig.source.placed_by_hash(&generations);
+    let rest = rig.read(1, &hashed, 80).await;
+    let mut all = positions(&first);
+    all.extend(positions(&rest));
+    exactly(&all, &log, "over the change of version");
+    let mut checkpoints = hashed;
+    apply(&mut checkpoints, &rest);
+    assert_eq!(share(&checkpoints, &format!("/{at}/")), [2, 2, 3, 3]);
+    assert!(checkpoints.keys().all(|key| key.placed_by_hash().is_none()));
+}
+
+fn without_number(key: &str) -> &str {
+    key.rsplit_once('@').map_or(key, |(key, _)| key)
+}
+
 /// `start_from = "latest"`, more shards than groups, and a generation that begins while nobody reads.
 #[tokio::test]
 async fn a_shard_that_has_nothing_to_read_keeps_its_place() {

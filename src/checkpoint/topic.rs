@@ -26,7 +26,7 @@
 //! is done. What it found elsewhere it writes to its own partition first and then clears where it was
 //! ([`Loaded::strays`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -193,6 +193,8 @@ pub struct Loaded {
     pub checkpoints: Checkpoints,
     /// Where checkpoints of this shard stand that belong into another partition.
     pub strays: Vec<(i32, GroupKey)>,
+    /// The generations that have keys, of whichever shard, that are placed by their hash.
+    pub hashed: BTreeSet<String>,
 }
 
 /// Folds the records of all partitions into the checkpoints of one shard.
@@ -202,6 +204,7 @@ pub struct Fold {
     shards: u32,
     found: BTreeMap<GroupKey, BTreeMap<i32, GroupCheckpoint>>,
     owners: BTreeMap<i32, Owner>,
+    hashed: BTreeSet<String>,
     /// Records that are no checkpoints: how many, and what is wrong with the first.
     foreign: (u64, Option<String>),
 }
@@ -227,6 +230,7 @@ impl Fold {
             shards,
             found: BTreeMap::new(),
             owners: BTreeMap::new(),
+            hashed: BTreeSet::new(),
             foreign: (0, None),
         }
     }
@@ -260,6 +264,11 @@ impl Fold {
                 return Ok(());
             }
         };
+        if let Some(generation) = group.placed_by_hash()
+            && !self.hashed.contains(generation)
+        {
+            self.hashed.insert(generation.to_owned());
+        }
         if !group.is_start() && group.shard(self.shards) != self.shard {
             return Ok(());
         }
@@ -278,7 +287,10 @@ impl Fold {
 
     /// What they come to; `own` is the shard's partition.
     pub fn finish(self, own: i32) -> Loaded {
-        let mut loaded = Loaded::default();
+        let mut loaded = Loaded {
+            hashed: self.hashed,
+            ..Loaded::default()
+        };
         for (group, mut places) in self.found {
             if group.is_start() {
                 // Each shard has its own. One that was added since has another's.
@@ -534,6 +546,10 @@ mod tests {
         fold.record(0, k, Some(&encode(&checkpoint(1, &[]))))
             .unwrap();
         fold.record(0, k, None).unwrap();
-        assert_eq!(fold.finish(0), Loaded::default());
+        let loaded = fold.finish(0);
+        assert!(loaded.checkpoints.is_empty() && loaded.strays.is_empty());
+        // How its generation is placed is not forgotten with it.
+        let generation = key.placed_by_hash().map(str::to_owned);
+        assert_eq!(loaded.hashed, BTreeSet::from_iter(generation));
     }
 }

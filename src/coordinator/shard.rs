@@ -35,6 +35,9 @@ impl Shard {
                 "the brokers have no checkpoints of the shard: it begins where source.start_from says"
             );
         }
+        pipeline
+            .source
+            .placed_by_hash(&pipeline.sink.placed_by_hash());
         let counters = pipeline.counters(number);
         Ok(Self {
             number,

@@ -25,6 +25,10 @@ pub trait Source: Send + Sync {
     /// long as a shard is open. Ends only with what is no use trying again; it may be begun again after that.
     fn survey(self: Arc<Self>) -> BoxFuture<'static, Result<Infallible, SourceError>>;
 
+    /// Says which generations (`keyspace.table/generation`) have groups in the checkpoint topic, of whichever shard, that
+    /// are placed by their hash: they stay so to their end. Has to be said before a shard is opened.
+    fn placed_by_hash(&self, generations: &BTreeSet<String>);
+
     /// Starts (or, after a rewind, restarts) the lane of a shard behind its checkpoints. No I/O happens here.
     ///
     /// `checkpoints` are those of the shard's groups. After a change of `shards`, hand all that there are to

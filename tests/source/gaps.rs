@@ -86,7 +86,8 @@ async fn made_later(tablets: bool) {
         write(&db, "b", 100..120).await;
         write(&db, "c", 200..220).await;
     };
-    let (batches, ()) = tokio::join!(rig.read(0, &Checkpoints::new(), 60), story);
+    let nowhere = Checkpoints::new();
+    let (batches, ()) = tokio::join!(rig.read(0, &nowhere, 60), story);
     assert_eq!(changes(&batches).len(), 60);
     until(&rig, "all is well", |s| s.complaint.is_none()).await;
     let laid_out: Vec<bool> = rig
@@ -115,7 +116,8 @@ async fn made_later(tablets: bool) {
         db.run(&format!("CREATE TABLE {ks}.t {TABLE}")).await;
         write(&db, &format!("{ks}.t"), 0..20).await;
     };
-    let (batches, ()) = tokio::join!(rig.read(0, &Checkpoints::new(), 20), story);
+    let nowhere = Checkpoints::new();
+    let (batches, ()) = tokio::join!(rig.read(0, &nowhere, 20), story);
     assert_eq!(changes(&batches).len(), 20);
 }
 
@@ -154,7 +156,8 @@ async fn a_truncate_is_told_of() {
         assert!(lost_for > Duration::from_secs(1), "{lost_for:?}");
         write(&db, "t", 60..80).await;
     };
-    let (batches, ()) = tokio::join!(rig.read(0, &Checkpoints::new(), 60), story);
+    let nowhere = Checkpoints::new();
+    let (batches, ()) = tokio::join!(rig.read(0, &nowhere, 60), story);
     let seen: Vec<_> = changes(&batches)
         .iter()
         .filter_map(|c| c.int("c"))

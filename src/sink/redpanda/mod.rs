@@ -98,6 +98,8 @@ pub struct RedpandaSink {
     ends: Arc<Ends>,
     /// Rung when the topics of ours are to be looked at again.
     again: Notify,
+    /// Generations that have groups in the checkpoint topic which are placed by their hash, as far as it was read.
+    hashed: Mutex<std::collections::BTreeSet<String>>,
     /// Of the checkpoint topic; 0: yet to be asked for.
     partitions: AtomicU32,
     /// Who this process is, in the checkpoint topic.
@@ -109,6 +111,11 @@ pub struct RedpandaSink {
 }
 
 impl RedpandaSink {
+    /// The generations whose groups are placed by their hash, of all shards, as the checkpoints that were loaded say.
+    pub fn placed_by_hash(&self) -> std::collections::BTreeSet<String> {
+        self.hashed.lock().clone()
+    }
+
     /// Connects to `sink.brokers`, or says in one line why that fails, within about 13 s.
     pub async fn connect(
         live: LiveSettings,
@@ -170,6 +177,7 @@ impl RedpandaSink {
             remade,
             again: Notify::new(),
             hint: hint.clone(),
+            hashed: Mutex::default(),
             partitions: AtomicU32::new(0),
             instance: uuid::Uuid::new_v4(),
             admin: Mutex::default(),

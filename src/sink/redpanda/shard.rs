@@ -881,6 +881,7 @@ impl RedpandaSink {
         })
         .await
         .unwrap_or(Err(SinkError::Reset))?;
+        self.hashed.lock().extend(loaded.hashed.iter().cloned());
         if !loaded.strays.is_empty() {
             tracing::info!(
                 shard,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::generations::{self, Generation, Start};
+use super::generations::{self, Generation, Placing, Start};
 use super::group::GroupId;
 use super::log::LogTable;
 use super::survey::{Known, Streams};
@@ -34,6 +34,8 @@ pub(super) struct Cursor {
     pub(super) groups: Vec<GroupId>,
     /// Of the generation: all groups, of all shards.
     pub(super) streams: Streams,
+    /// Which shards they fall to.
+    pub(super) placing: Placing,
     /// How many of them have not reached the generation's end.
     pub(super) unfinished: usize,
     /// The generation after this one, once announced.
@@ -56,6 +58,7 @@ impl Cursor {
             generation: Generation::MIN,
             groups: Vec::new(),
             streams: Streams::default(),
+            placing: Placing::Number,
             unfinished: 0,
             next: None,
             known_until_us: i64::MIN,

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::generations::{Generation, generation_of, group_key, start_us, vacant_key};
+use super::generations::{Generation, Placing, generation_of, group_keys, start_us, vacant_key};
 use super::survey::Streams;
 use crate::change::GroupKey;
 use crate::checkpoint::log::CheckpointLog;
@@ -19,6 +19,7 @@ pub(super) struct Ending<'a> {
     pub(super) generation: Generation,
     /// All groups of it, of all shards.
     pub(super) streams: &'a Streams,
+    pub(super) placing: Placing,
     pub(super) next: Generation,
 }
 
@@ -33,6 +34,7 @@ pub(super) fn is_done(
         table,
         generation,
         streams,
+        placing,
         next,
     } = ending;
     let others = (0..shards).filter(|shard| !here.contains(shard));
@@ -40,8 +42,7 @@ pub(super) fn is_done(
     if expected.is_empty() {
         return true;
     }
-    for first in streams.iter().filter_map(|group| group.first()) {
-        let key = group_key(table, generation, first);
+    for (key, _) in group_keys(table, generation, streams, placing) {
         if let Some(groups) = expected.get_mut(&key.shard(shards)) {
             groups.push(key);
         }
@@ -55,7 +56,7 @@ pub(super) fn is_done(
         .collect();
     expected.into_iter().all(|(shard, mut groups)| {
         if groups.is_empty() {
-            groups.push(vacant_key(table, generation, shard));
+            groups.push(vacant_key(table, generation, shard, placing));
         }
         let complete = |group: &GroupKey| {
             log.complete_until_us(group)
@@ -91,12 +92,18 @@ mod tests {
 
     #[test]
     fn a_generation_is_done_elsewhere_once_that_is_committed() {
+        for placing in [Placing::Number, Placing::Hash] {
+            done_elsewhere(placing);
+        }
+    }
+
+    fn done_elsewhere(placing: Placing) {
         let log = CheckpointLog::new(watch::Sender::new(()));
         let streams: Streams = (0..12_u8).map(|n| Arc::from([StreamId([n; 16])])).collect();
-        let keys: Vec<GroupKey> = streams
-            .iter()
-            .map(|s| group_key(TABLE, 10, &s[0]))
-            .collect();
+        let keys =
+            |generation| group_keys(TABLE, generation, &streams, placing).map(|(key, _)| key);
+        let keys_of_next: Vec<GroupKey> = keys(20).collect();
+        let keys: Vec<GroupKey> = keys(10).collect();
         let shards = 4;
         let here = BTreeSet::from([0]);
         let others: Vec<&GroupKey> = keys.iter().filter(|k| k.shard(shards) != 0).collect();
@@ -104,6 +111,7 @@ mod tests {
             table: TABLE,
             generation: 10,
             streams: &streams,
+            placing,
             next: 20,
         };
         let done = || is_done(&log, ending, shards, &here);
@@ -115,7 +123,11 @@ mod tests {
         for shard in 1..shards {
             if others.iter().all(|k| k.shard(shards) != shard) {
                 assert!(!done());
-                write(&log, &vacant_key(TABLE, 10, shard), Some(start_us(20)));
+                write(
+                    &log,
+                    &vacant_key(TABLE, 10, shard, placing),
+                    Some(start_us(20)),
+                );
             }
         }
         assert!(done());
@@ -123,10 +135,11 @@ mod tests {
         assert!(!done(), "its last change is not committed");
         // Gone on: what it has of the next generation says so, and the old checkpoints are forgotten.
         let shard = others[0].shard(shards);
-        let ahead = (0..=u8::MAX)
-            .map(|n| group_key(TABLE, 20, &StreamId([n; 16])))
-            .find(|key| key.shard(shards) == shard)
-            .unwrap();
+        let next_vacant = vacant_key(TABLE, 20, shard, placing);
+        let ahead = keys_of_next
+            .into_iter()
+            .find(|key| key.shard(shards) == shard);
+        let ahead = ahead.unwrap_or(next_vacant);
         write(&log, &ahead, Some(start_us(20)));
         for key in others.iter().filter(|k| k.shard(shards) == shard) {
             write(&log, key, None);

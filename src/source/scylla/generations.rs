@@ -7,6 +7,8 @@
 //! or else the newest with any, is where a process goes on.
 //! <https://docs.scylladb.com/manual/stable/features/cdc/cdc-stream-generations.html>
 
+use std::sync::Arc;
+
 use crate::change::{GroupKey, StreamId};
 use crate::checkpoint::{Checkpoints, GroupCheckpoint};
 
@@ -24,8 +26,51 @@ pub(super) fn group_key(table: &str, generation: Generation, first: &StreamId) -
 }
 
 /// Keeps the place of a shard without a stream in this generation.
-pub(super) fn vacant_key(table: &str, generation: Generation, shard: u32) -> GroupKey {
-    GroupKey::vacant(&format!("{table}/{generation}"), shard)
+pub(super) fn vacant_key(
+    table: &str,
+    generation: Generation,
+    shard: u32,
+    placing: Placing,
+) -> GroupKey {
+    let key = GroupKey::vacant(&format!("{table}/{generation}"), shard);
+    match placing {
+        Placing::Hash => key,
+        Placing::Number => key.numbered(shard),
+    }
+}
+
+/// Which shard the groups of a generation fall to. All shards have to agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Placing {
+    /// By a hash of the key, which leaves some shards with much and some with nothing: a generation of which an earlier
+    /// version has written checkpoints, which would not be found otherwise.
+    Hash,
+    /// By a number that the key ends with: no shard has more than its share.
+    Number,
+}
+
+/// The keys of a generation's groups, in the order in which the streams are given, which is the same for everybody.
+pub(super) fn group_keys(
+    table: &str,
+    generation: Generation,
+    streams: &[Arc<[StreamId]>],
+    placing: Placing,
+) -> impl Iterator<Item = (GroupKey, Arc<[StreamId]>)> {
+    // Many tables of few groups each are not all to begin with shard 0. In checkpoints: it must not change.
+    let first_number = (twox_hash::XxHash3_64::oneshot(table.as_bytes()) & 0xffff) as u32;
+    let of_streams = streams
+        .iter()
+        .filter_map(|streams| Some((streams.first()?, streams)));
+    (first_number..)
+        .zip(of_streams)
+        .map(move |(number, (first, streams))| {
+            let key = group_key(table, generation, first);
+            let key = match placing {
+                Placing::Hash => key,
+                Placing::Number => key.numbered(number),
+            };
+            (key, streams.clone())
+        })
 }
 
 /// The generation of a key of this table.
@@ -103,7 +148,39 @@ pub(super) fn start(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_shard_has_more_than_its_share_of_the_groups(
+            groups in 0usize..600, of_group in 1usize..4, shards in 1u32..300, table: u16,
+        ) {
+            let id = |n: usize, s: usize| {
+                let mut id = [0; 16];
+                id[..8].copy_from_slice(&(n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+                id[15] = s as u8;
+                StreamId(id)
+            };
+            let streams: Vec<Arc<[StreamId]>> =
+                (0..groups).map(|n| (0..of_group).map(|s| id(n, s)).collect()).collect();
+            let table = format!("ks.t{table}");
+            let mut of_shard = vec![0; shards as usize];
+            let mut seen = std::collections::BTreeSet::new();
+            for (key, _) in group_keys(&table, 10, &streams, Placing::Number) {
+                of_shard[key.shard(shards) as usize] += 1;
+                prop_assert_eq!(generation_of(&key, &table), Some(10));
+                prop_assert!(seen.insert(key));
+            }
+            prop_assert_eq!(of_shard.iter().sum::<usize>(), groups);
+            prop_assert!(of_shard.iter().all(|n| *n <= groups.div_ceil(shards as usize)));
+            for shard in 0..shards {
+                let vacant = vacant_key(&table, 10, shard, Placing::Number);
+                prop_assert_eq!(vacant.shard(shards), shard);
+            }
+        }
+    }
 
     const TABLE: &str = "ks.t";
 
@@ -183,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_shard_without_a_group_and_what_is_remembered_of_groups() {
-        let vacant = vacant_key(TABLE, 10, 3);
+        let vacant = vacant_key(TABLE, 10, 3, Placing::Number);
         let at = |complete_until_us| GroupCheckpoint {
             complete_until_us,
             ..Default::default()

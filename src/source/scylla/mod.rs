@@ -59,14 +59,14 @@ use self::clock::{Clock, Doubt};
 use self::cursor::Cursor;
 use self::elsewhere::Ending;
 use self::gaps::{Emptied, Trouble};
-use self::generations::Generation;
+use self::generations::{Generation, Placing};
 use self::link::Link;
 use self::log::LogTable;
 use self::reader::Reader;
 use self::room::Room;
 use self::survey::{Streams, Survey};
 use super::{ShardReader, ShardStatus, Source, SourceStatus, TableStatus};
-use crate::change::{Batch, Position, Progress, StreamId, timeuuid_us};
+use crate::change::{Batch, GroupKey, Position, Progress, StreamId, timeuuid_us};
 use crate::checkpoint::Checkpoints;
 use crate::checkpoint::log::CheckpointLog;
 use crate::config::settings::{self, LiveSettings, Nodes};
@@ -107,6 +107,8 @@ pub struct ScyllaSource {
     room: Room,
     connected_us: i64,
     shards: Mutex<BTreeMap<u32, Arc<ShardStats>>>,
+    /// Generations (`keyspace.table/generation`) whose groups are placed by their hash.
+    hashed: Mutex<BTreeSet<String>>,
     /// Stream groups that all of them read.
     groups: AtomicUsize,
     stats: Stats,
@@ -196,6 +198,7 @@ impl ScyllaSource {
             room: Room::new(),
             connected_us: i64::MIN,
             shards: Mutex::default(),
+            hashed: Mutex::default(),
             groups: AtomicUsize::new(0),
             stats: Stats::default(),
         };
@@ -469,12 +472,15 @@ impl ScyllaSource {
             let rows = rows
                 .rows::<(&[u8],)>()
                 .map_err(|e| SourceError::answer(WHAT, e))?;
-            return rows
+            let groups: Result<Vec<Arc<[StreamId]>>, _> = rows
                 .map(|r| {
                     let (id,) = r.map_err(|e| SourceError::answer(WHAT, e))?;
                     Ok(Arc::from([stream(id)?]))
                 })
                 .collect();
+            let mut groups = groups?;
+            groups.sort_unstable();
+            return Ok(groups.into());
         }
         let rows = self
             .query(
@@ -494,6 +500,8 @@ impl ScyllaSource {
             ids.sort_unstable();
             groups.extend(ids.chunks(MAX_STREAMS).map(Arc::from));
         }
+        // They are numbered in this order, by everybody.
+        groups.sort_unstable();
         Ok(groups.into())
     }
 
@@ -558,6 +566,7 @@ impl ScyllaSource {
             table: &cursor.table.full,
             generation: cursor.generation,
             streams: &cursor.streams,
+            placing: cursor.placing,
             next: *next,
         };
         let others = self.others.get();
@@ -565,7 +574,23 @@ impl ScyllaSource {
     }
 }
 
+impl ScyllaSource {
+    /// How the groups of a generation are placed: as an earlier version has begun to, or evenly.
+    fn placing(&self, table: &str, generation: Generation, own: &Checkpoints) -> Placing {
+        let generation = format!("{table}/{generation}");
+        let by_hash = |key: &GroupKey| key.placed_by_hash() == Some(&generation);
+        match self.hashed.lock().contains(&generation) || own.keys().any(by_hash) {
+            true => Placing::Hash,
+            false => Placing::Number,
+        }
+    }
+}
+
 impl Source for ScyllaSource {
+    fn placed_by_hash(&self, generations: &BTreeSet<String>) {
+        self.hashed.lock().extend(generations.iter().cloned());
+    }
+
     fn survey(self: Arc<Self>) -> BoxFuture<'static, Result<Infallible, SourceError>> {
         Box::pin(async move { self.keep_surveying().await })
     }

@@ -323,15 +323,13 @@ impl Reader {
         let cursor = &mut self.cursors[index];
         let table = cursor.table.full.clone();
         cursor.enter(generation);
-        let mut own: Vec<(GroupKey, _)> = streams
-            .iter()
-            .filter_map(|streams| {
-                let key = generations::group_key(&table, generation, streams.first()?);
-                (key.shard(self.shards) == self.shard).then(|| (key, streams.clone()))
-            })
-            .collect();
+        let placing = self.source.placing(&table, generation, &self.checkpoints);
+        let mut own: Vec<(GroupKey, _)> =
+            generations::group_keys(&table, generation, streams, placing)
+                .filter(|(key, _)| key.shard(self.shards) == self.shard)
+                .collect();
         if own.is_empty() {
-            let key = generations::vacant_key(&table, generation, self.shard);
+            let key = generations::vacant_key(&table, generation, self.shard, placing);
             own.push((key, Arc::default()));
         }
         tracing::info!(
@@ -343,6 +341,7 @@ impl Reader {
         );
         cursor.unfinished = own.len();
         cursor.streams = streams.clone();
+        cursor.placing = placing;
         self.source.barrier.enter(&table, self.shard, generation);
         for (key, streams) in own {
             let checkpoint = self.checkpoints.get(&key);

@@ -53,6 +53,8 @@ impl Source for Log {
         Box::pin(std::future::pending())
     }
 
+    fn placed_by_hash(&self, _: &std::collections::BTreeSet<String>) {}
+
     fn open_shard(
         self: Arc<Self>,
         shard: u32,
