@@ -339,11 +339,13 @@ async fn a_crash_over_a_dead_letter_restarts_nothing_else() {
 /// Given up on, the stage holds back its lane, not the other; what it has not kept is not passed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_dead_letter_stage_loses_no_letter() {
-    let world = world(
+    let mut world = world(
         None,
         "[health]\ncheck_interval = \"100ms\"\n[policies.supervision]\nbackoff = \"10ms\"\nmax_restarts = 1\n",
     )
     .await;
+    // The queue before the sink, which waits for its letter, is full when the drain is asked for.
+    world.set("pipeline.batch_size", 5);
     let keys = keys(8);
     let mut running = world.start_faulty(1, "stage::dead_letter=panic(a bug)");
     let fault = |k, n| {

@@ -338,7 +338,7 @@ async fn a_second_sigterm_stops_at_once() {
 async fn each_stage_keeps_its_own_rate_limit() {
     for (_, limited) in STAGES {
         let mut world = world("").await;
-        world.set(&format!("{limited}.rate_limit"), "400/s");
+        world.set(&format!("{limited}.rate_limit"), "300/s");
         let keys = keys(KEYS);
         world.write(&keys, 0, EVENTS).await;
         let running = world.start(1);

@@ -42,6 +42,7 @@ pub mod transforms;
 pub mod trend;
 pub mod watchdog;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -97,6 +98,8 @@ pub struct Coordinator {
     failed: (FailedStages, mpsc::Receiver<FailedStage>),
     /// The lanes that wait for a stage that was given up on; each once, since it waits.
     waiting: Vec<oneshot::Sender<()>>,
+    /// When each stage that was given up on was started anew last.
+    mended: HashMap<Stage, Instant>,
     health: HealthWatch,
     sharing: Sharing,
     watchdog: Watchdog,
@@ -181,6 +184,7 @@ impl Coordinator {
             asked: (Vec::new(), false),
             failed: mpsc::channel(COMMANDS),
             waiting: Vec::new(),
+            mended: HashMap::new(),
             listeners: Listeners::default(),
             started,
             failed_for_good: false,
@@ -385,6 +389,13 @@ impl Coordinator {
 
     fn fail(&mut self, failed: FailedStage) {
         let stage = &failed.stage;
+        let mended = self.mended.get(stage);
+        if mended.is_some_and(|mended| failed.read_at <= *mended) {
+            tracing::info!(%stage, cause = failed.cause, "a fault from before the stage was started anew");
+            self.forget_flood(stage);
+            failed.mended.send(()).ok();
+            return;
+        }
         self.supervisor
             .fail(stage, |id| id.stage.serves(stage), &failed.cause);
         self.waiting.retain(|lane| !lane.is_closed());
@@ -403,13 +414,18 @@ impl Coordinator {
         for stage in self.supervisor.revive(|_| true) {
             tracing::info!(%stage, "failed stage started anew");
             self.health.mended(&stage);
-            if let Some(pipeline) = self.shared.pipeline() {
-                pipeline.dead_letters.forget_flood(&stage.to_string());
-            }
+            self.forget_flood(&stage);
+            self.mended.insert(stage, Instant::now());
         }
         for lane in self.waiting.drain(..) {
             // One that was stopped meanwhile does not wait any more.
             lane.send(()).ok();
+        }
+    }
+
+    fn forget_flood(&self, stage: &Stage) {
+        if let Some(pipeline) = self.shared.pipeline() {
+            pipeline.dead_letters.forget_flood(&stage.to_string());
         }
     }
 

@@ -43,7 +43,7 @@ const ROWS: &[(&str, &str, See)] = &[
     ("orders.enabled", "false", Effect),
 
     ("pipeline.name", r#""other""#, Refused),
-    ("pipeline.delivery", r#""exactly-once""#, Rebuilt),
+    ("pipeline.delivery", r#""at-least-once""#, Rebuilt),
 
     ("pipeline.shards", "3", Effect),
     ("pipeline.instances", r#""shared""#, Refused),

@@ -134,7 +134,6 @@ impl World {
             r#"
 [pipeline]
 name = "{name}"
-delivery = "at-least-once"
 shards = 2
 
 [source]

@@ -57,6 +57,8 @@ pub struct FailedStage {
     pub stage: Stage,
     /// Why.
     pub cause: String,
+    /// When the changes were read that say so: if the stage was started anew since, they say nothing of what it is now.
+    pub read_at: std::time::Instant,
     /// Kept until the stage is started anew: the lane waits for that.
     pub mended: oneshot::Sender<()>,
 }
@@ -156,10 +158,10 @@ pub async fn run_sink(
                 }
                 "delivery failed"
             }
-            Err(Ended::Flood(flood)) => {
+            Err(Ended::Flood(flood, read_at)) => {
                 // Nothing stays open while it waits: readers of committed records would wait with it.
                 let found = reset(&lane, &mut parts, &mut failures).await?;
-                if !fail_stage(flood, &parts.failed, &scope).await? {
+                if !fail_stage(flood, read_at, &parts.failed, &scope).await? {
                     return Ok(());
                 }
                 go_back(
@@ -237,6 +239,7 @@ fn go_back(lane: &Lane, atomic: bool, found: Option<Checkpoints>, why: &str) {
 /// until the stage is started anew; `false`: until it is stopped.
 async fn fail_stage(
     flood: Flooded,
+    read_at: std::time::Instant,
     failed: &FailedStages,
     scope: &ChildScope,
 ) -> anyhow::Result<bool> {
@@ -248,6 +251,7 @@ async fn fail_stage(
     let stage = FailedStage {
         stage,
         cause: flood.to_string(),
+        read_at,
         mended,
     };
     if failed.send(stage).await.is_err() {
@@ -268,8 +272,8 @@ enum Ended {
     Delivery(SinkError),
     /// The child itself is at fault.
     Crash(anyhow::Error),
-    /// A stage made too many dead letters.
-    Flood(Flooded),
+    /// A stage made too many dead letters, of changes that were read then.
+    Flood(Flooded, std::time::Instant),
     /// Records of these groups wait for their topics. Nothing is under way.
     Park(Waiting),
     /// It was told to drain, and what it still holds cannot be settled: the stage for it was given up on.
@@ -572,7 +576,7 @@ impl Delivery<'_> {
                 return Ok(Asked::Blocked(batch, look.waits));
             }
             if !letters.is_empty() {
-                keep(&keeper, &scope, letters).await?;
+                keep(&keeper, &scope, &batch, letters).await?;
             }
             Ok(Asked::Ready(Ready {
                 leave: leave.await?,
@@ -640,11 +644,11 @@ impl Delivery<'_> {
             let refused = letters.len() - delivered.poison.len()..;
             let refused = letters.get(refused).unwrap_or_default();
             if !refused.is_empty() {
-                keep(self.dead_letters, self.scope, refused.to_vec()).await?;
+                keep(self.dead_letters, self.scope, &batch, refused.to_vec()).await?;
             }
             self.letters.extend(letters);
         } else if count > 0 {
-            keep(self.dead_letters, self.scope, letters).await?;
+            keep(self.dead_letters, self.scope, &batch, letters).await?;
         }
         let counters = &self.lane.counters;
         counters.dead_letters.fetch_add(count, Relaxed);
@@ -735,9 +739,15 @@ async fn settle_rest(lane: &Lane, parts: &mut SinkParts) -> Result<(), SinkError
 
 /// Has the stage `dead_letter` keep what is poison, or of an atomic sink, look at it. It is never given up on but in a
 /// drain, when that stage has failed.
-async fn keep(keeper: &Keeper, scope: &ChildScope, letters: Vec<DeadLetter>) -> Result<(), Ended> {
+async fn keep(
+    keeper: &Keeper,
+    scope: &ChildScope,
+    of: &RecordBatch,
+    letters: Vec<DeadLetter>,
+) -> Result<(), Ended> {
+    let read_at = of.source.read_at;
     tokio::select! {
-        kept = keeper.keep(letters) => kept.map_err(Ended::Flood),
+        kept = keeper.keep(letters) => kept.map_err(|flood| Ended::Flood(flood, read_at)),
         () = scope.stranded(&Stage::DeadLetter) => Err(Ended::LetGo),
     }
 }

@@ -104,8 +104,11 @@ pub async fn run_transforms(
         })?);
         scope.activity.record(u64::from(changes).max(1));
         let permit = tokio::select! {
+            biased;
             permit = lane.records.0.reserve() => permit?,
             () = scope.stranded(&Stage::Sink) => return Ok(()),
+            // The sink may wait for a letter to be kept, and is asked to drain only after this.
+            () = scope.stranded(&Stage::DeadLetter) => return Ok(()),
         };
         let source = &records.source;
         if lane.ledger.lock().hand(source.epoch, &source.progress) {
