@@ -26,7 +26,8 @@ const POINTS: &[(&str, u32)] = &[
 ];
 
 /// … and where several share the shards: while one is on its way to another.
-const SHARED_POINTS: &[(&str, u32)] = &[("crash::mid-hand-over", 1), ("crash::mid-take-over", 3)];
+const SHARED_POINTS: &[(&str, u32)] = &[(MID_HAND_OVER, 1), ("crash::mid-take-over", 1)];
+const MID_HAND_OVER: &str = "crash::mid-hand-over";
 
 /// Those that instances may come to.
 fn points(instances: usize) -> Vec<(&'static str, u32)> {
@@ -42,6 +43,10 @@ const SHARDS: u32 = 4;
 
 /// An instance that is given a point to end at and does not come there has this long.
 const COMES_THERE: Duration = Duration::from_secs(8);
+/// … where several share the shards, which a member that was killed keeps for a session.
+const COMES_THERE_SHARED: Duration = Duration::from_secs(20);
+/// Its part of the shards is open by then, as a rule.
+const JOINS: Duration = Duration::from_secs(7);
 
 #[derive(Clone, Debug)]
 struct Plan {
@@ -242,9 +247,24 @@ impl Crew {
                 self.kill(place);
                 let name = self.points[point].0;
                 self.start(place, &format!("{name}={times}*off->return"));
-                let running = self.places[place].as_mut().expect("it was just started");
                 let begun = Instant::now();
-                while running.ended().is_none() && begun.elapsed() < COMES_THERE {
+                if name == MID_HAND_OVER {
+                    // Another goes, so that this one has shards, and comes back, so that it has to hand some on.
+                    tokio::time::sleep(JOINS).await;
+                    let other = (place + 1) % self.places.len();
+                    if let Some(mut running) = self.places[other].take() {
+                        running.signal("-TERM");
+                        running.wait(LONG);
+                        self.stops += 1;
+                    }
+                    self.start(other, "");
+                }
+                let within = match self.places.len() {
+                    1 => COMES_THERE,
+                    _ => COMES_THERE_SHARED,
+                };
+                let running = self.places[place].as_mut().expect("it was just started");
+                while running.ended().is_none() && begun.elapsed() < within {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 match running.ended() {
@@ -296,6 +316,7 @@ async fn crashes(plan: Plan) {
     world.set("pipeline.shards", SHARDS);
     if plan.instances > 1 {
         world.set("pipeline.instances", "shared");
+        world.set("pipeline.session_timeout", "6s");
     }
     if trio.is_some() {
         world.set("sink.topics.replication_factor", 3);
