@@ -1,7 +1,7 @@
 //! One process: the real supervisor, and of each shard that it has a real lane. It does what the coordinator does with what
 //! the group says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ pub(super) struct Instance {
     /// By shard, what is open; ours, and not open: since when it may be opened.
     open: BTreeMap<usize, Arc<Shard>>,
     ours: BTreeMap<usize, Instant>,
+    /// What happened during a drain, to be seen to after it.
+    heard: VecDeque<Event>,
 }
 
 impl Instance {
@@ -66,12 +68,16 @@ impl Instance {
             keeper,
             open: BTreeMap::new(),
             ours: BTreeMap::new(),
+            heard: VecDeque::new(),
         }
     }
 
     /// Until it is told to stop, or whoever tells is gone: that is a kill.
     pub(super) async fn run(mut self, mut told: mpsc::UnboundedReceiver<Told>) {
         loop {
+            while let Some(event) = self.heard.pop_front() {
+                self.see(event).await;
+            }
             self.open_missing();
             let due = self.ours.iter().filter(|(s, _)| !self.open.contains_key(s));
             let due = due.map(|(_, at)| *at).min();
@@ -171,8 +177,7 @@ impl Instance {
             tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(until) => return,
-                // What was given up on holds nothing any more.
-                _ = self.supervisor.next_event() => {}
+                event = self.supervisor.next_event() => self.heard.push_back(event),
             }
         }
     }
