@@ -162,8 +162,16 @@ async fn an_instance_without_shards_is_a_standby_and_ready() {
     assert!(printed.contains("shared"), "{printed}");
     // Either knows whose the shard is, and asks the other where it is not its own.
     for running in [&first, &second] {
-        let (code, printed) = running.penstock(&["status", "--all", "--json"]);
-        assert_eq!(code, Some(0), "{printed}");
+        let deadline = Instant::now() + LONG;
+        let printed = loop {
+            // The claim of who took it last may be on its way.
+            let (code, printed) = running.penstock(&["status", "--all", "--json"]);
+            if code == Some(0) {
+                break printed;
+            }
+            assert!(Instant::now() < deadline, "{printed}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
         let shards: Value = serde_json::from_str(&printed).expect("JSON");
         let shards = shards.as_array().expect("a list");
         assert_eq!(shards.len(), 1, "{printed}");
