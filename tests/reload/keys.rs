@@ -43,7 +43,7 @@ const ROWS: &[(&str, &str, See)] = &[
     ("orders.enabled", "false", Effect),
 
     ("pipeline.name", r#""other""#, Refused),
-    ("pipeline.delivery", r#""at-least-once""#, Rebuilt),
+    ("pipeline.delivery", r#""exactly-once""#, Rebuilt),
 
     ("pipeline.shards", "3", Effect),
     ("pipeline.instances", r#""shared""#, Refused),
@@ -1031,6 +1031,8 @@ async fn every_key_takes_effect_by_its_class_under_load() {
         value(&prefix),
     );
     set(&mut base, "source.tables", value(r#"["outbox", "plain"]"#));
+    // What its checkpoint_interval does can be seen of this one.
+    set(&mut base, "pipeline.delivery", value(r#""at-least-once""#));
     for (name, secret) in [("secret", "tiger\n"), ("secret2", "lion\n")] {
         let path = world.dir.path().join(name);
         std::fs::write(&path, secret).expect("written");
