@@ -59,7 +59,7 @@ impl Rest {
         let after = since.saturating_duration_since(started).as_nanos() + period / 2;
         // The golden ratio's fraction spreads any run of numbers evenly (Knuth, TAOCP 3, 6.4).
         let spread = id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let phase = u128::from(spread) * period >> 32;
+        let phase = (u128::from(spread) * period) >> 32;
         let round = (after + period - 1 - phase) / period;
         let at = u64::try_from(round * period + phase).unwrap_or(u64::MAX);
         started + Duration::from_nanos(at)
