@@ -25,6 +25,12 @@ pub struct Changed {
     pub class: Class,
 }
 
+/// The key of the plugin of the transform that a key belongs to.
+fn plugin_of(key: &str) -> Option<String> {
+    let (name, _) = key.strip_prefix("transform.")?.split_once('.')?;
+    Some(format!("transform.{name}.plugin"))
+}
+
 /// Every key that differs, in order. A secret's value shows as `***` on both sides.
 pub fn diff(old: &[Effective], new: &[Effective]) -> Vec<Changed> {
     let by_key = |list: &'_ [Effective]| -> BTreeMap<String, Effective> {
@@ -40,8 +46,12 @@ pub fn diff(old: &[Effective], new: &[Effective]) -> Vec<Changed> {
             }
             let class = match (before, after) {
                 (Some(before), Some(_)) => before.class,
-                // A transform that comes or goes brings its keys along.
-                (Some(one), None) | (None, Some(one)) if key.starts_with("transform.") => {
+                // A transform that comes or goes brings its keys along; one that stays may set or unset one.
+                (Some(one), None) | (None, Some(one))
+                    if key.starts_with("transform.")
+                        && !plugin_of(key)
+                            .is_some_and(|p| old.contains_key(&p) && new.contains_key(&p)) =>
+                {
                     one.class.max(Class::Rebuild)
                 }
                 (Some(one), None) | (None, Some(one)) => one.class,
