@@ -127,7 +127,15 @@ function confirmed(title, text, yes, dangerous) {
   $("ask-yes").classList.toggle("danger", dangerous);
   dialog.returnValue = "no";
   dialog.showModal();
-  return new Promise((done) => dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true }));
+  return new Promise((done) => {
+    const closed = () => {
+      // That of an earlier question may come late.
+      if (dialog.open) return;
+      dialog.removeEventListener("close", closed);
+      done(dialog.returnValue === "yes");
+    };
+    dialog.addEventListener("close", closed);
+  });
 }
 
 const notes = new Map();
@@ -283,12 +291,13 @@ const still = { "vector-effect": "non-scaling-stroke" };
 
 function plot(spec) {
   const lines = spec.series.map((_, i) => svg("path", { class: `line s${i}`, ...still }));
+  const dots = spec.series.map((_, i) => svg("path", { class: `dots s${i}`, ...still }));
   const fill = svg("path", { class: "fill" });
   const cursor = svg("line", { class: "cursor", y1: 0, y2: HEIGHT, visibility: "hidden", ...still });
   const grid = [0, 0.5, 1].map((y) => svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: y * HEIGHT, y2: y * HEIGHT, ...still }));
   const picture = svg("svg", {
     viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", tabindex: 0, role: "img",
-  }, ...grid, fill, ...lines, cursor);
+  }, ...grid, fill, ...lines, ...dots, cursor);
   const top = el("span", { class: "top", "aria-hidden": "true" });
   const legend = el("span", { class: "legend" }, ...spec.series.map(([name], i) => {
     const key = svg("svg", { viewBox: "0 0 18 8", "aria-hidden": "true" }, svg("path", { class: `line s${i}`, d: "M0 4H18" }));
@@ -349,7 +358,7 @@ function plot(spec) {
       }
       if (last) area += `L${x(last)} ${HEIGHT}Z`;
       // One that stands alone is a dot: a line of next to no length.
-      d = d.replace(/M([\d.]+) ([\d.]+)(?=M|$)/g, "M$1 $2h0.1");
+      dots[i].setAttribute("d", (d.match(/M[\d.]+ [\d.]+(?=M|$)/g) ?? []).map((one) => `${one}h0.1`).join(""));
       lines[i].setAttribute("d", d);
       if (i === 0) fill.setAttribute("d", area);
       const latest = shown.at(-1)?.[key];
@@ -425,11 +434,14 @@ function components(report, now) {
 function shards(status) {
   const share = status.membership;
   const open = new Map(status.shards.map((s) => [s.shard, s]));
-  const count = Math.max(shardCount, ...[...open.keys()].map((n) => n + 1));
+  const owners = new Map((status.owners ?? []).map((o) => [o.shard, o]));
+  const count = Math.max(shardCount, ...[...open.keys(), ...owners.keys()].map((n) => n + 1));
   const all = Array.from({ length: count }, (_, n) => n);
   rows($("shards"), all, (n) => n, (n) => {
     const s = open.get(n);
-    const owner = s ? "this instance" : share?.owned.includes(n) ? "this instance, opening" : share ? "another instance" : "opening";
+    const other = owners.get(n);
+    const elsewhere = other && other.instance !== status.instance ? (other.admin ?? other.instance) : "another instance";
+    const owner = s ? "this instance" : share?.owned.includes(n) ? "this instance, opening" : share ? elsewhere : "opening";
     return s
       ? [String(n), owner, duration(s.lag_seconds), whole.format(s.read), whole.format(s.done), whole.format(s.in_flight), whole.format(s.rewinds)]
       : [String(n), owner, "", "", "", "", ""];
@@ -580,9 +592,12 @@ function draw(p) {
   say($("meta"), `${status.phase} · penstock ${status.version}`);
   if (!$("health").firstChild) $("health").append(chip());
   setChip($("health").firstChild, system?.status ?? "starting");
-  if (system?.reason && system.status !== "healthy") note("health", STATES[system.status] === "bad" ? "bad" : "warn", `${capital(system.status)}.`, system.reason);
-  else note("health");
   const bad = p.reloads.complaint;
+  // What one notice says, no other repeats.
+  const told = bad && system?.reason?.startsWith("config:");
+  if (bad && notes.get("asked")?.kind === "bad") note("asked");
+  if (system?.reason && system.status !== "healthy" && !told) note("health", STATES[system.status] === "bad" ? "bad" : "warn", `${capital(system.status)}.`, system.reason);
+  else note("health");
   if (bad) note("config", "bad", "The newest configuration is not in force.", bad.split("\n")[0]);
   else note("config");
   const r = status.reload;
