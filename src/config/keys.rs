@@ -40,7 +40,7 @@ pub fn pattern(path: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::raw;
+    use crate::config::{mask, raw};
 
     /// Where the table is wrong, nothing else can be right.
     #[test]
@@ -69,7 +69,7 @@ mod tests {
             // Only secrets are masked, and all of them.
             let steps: Vec<String> = key.path.split('.').map(str::to_owned).collect();
             assert_eq!(
-                raw::is_secret(&steps),
+                mask::is_secret(&steps),
                 matches!(key.kind, Kind::Secret),
                 "{}",
                 key.path

@@ -4,6 +4,8 @@ mod cross;
 pub mod error;
 mod key;
 pub mod keys;
+mod layer;
+mod mask;
 mod properties;
 mod raw;
 mod reading;

@@ -3,7 +3,8 @@
 use figment::value::Value;
 
 use super::error::{Place, Reason};
-use super::raw::{self, show_path};
+use super::mask;
+use super::raw::show_path;
 use super::reading::Reading;
 use super::settings::Settings;
 use super::validate::{Checks, ReservedProperty};
@@ -14,7 +15,7 @@ impl Reading<'_> {
         for (name, setting) in &settings.sink.properties {
             let path = ["sink".to_owned(), "properties".to_owned(), name.clone()];
             let place = self.property_place(&path);
-            if raw::is_secret(&path[2..]) {
+            if mask::is_secret(&path[2..]) {
                 let help = match name.as_str() {
                     "sasl.password" => {
                         "use sink.password_file, or PENSTOCK_SINK__PASSWORD in the environment"

@@ -17,6 +17,8 @@ use toml::de::{DeTable, DeValue};
 use super::error::{Place, Problem, Reason, Text};
 use super::key::Kind;
 use super::keys;
+use super::layer::{FileLayer, Spans};
+use super::mask::{clamp, is_secret, mask};
 
 /// No configuration is as large; a device or a wrong file is not read into memory.
 const LARGEST: u64 = 1 << 20;
@@ -52,7 +54,6 @@ impl Inputs {
     }
 }
 
-type Spans = BTreeMap<Vec<String>, (Range<usize>, Range<usize>)>;
 /// The key's or the value's span of the two.
 type Which = fn(&(Range<usize>, Range<usize>)) -> &Range<usize>;
 
@@ -569,119 +570,6 @@ fn key_path(table: &DeTable<'_>) -> Option<Vec<String>> {
     Some(path)
 }
 
-/// What converting one file collects.
-#[derive(Default)]
-struct FileLayer {
-    spans: Spans,
-    secrets: Vec<Range<usize>>,
-    names: Vec<String>,
-    /// Path of the later one, index of the earlier one, the name.
-    twice: Vec<(Vec<String>, usize, String)>,
-    /// There is a `transform` that is no array.
-    not_array: bool,
-}
-
-impl FileLayer {
-    fn table(&mut self, table: &DeTable<'_>, path: &mut Vec<String>) -> Dict {
-        table
-            .iter()
-            .map(|(key, value)| {
-                path.push(key.get_ref().to_string());
-                self.spans.insert(path.clone(), (key.span(), value.span()));
-                let converted = self.value(value.get_ref(), value.span(), path);
-                path.pop();
-                (key.get_ref().to_string(), converted)
-            })
-            .collect()
-    }
-
-    fn value(&mut self, value: &DeValue<'_>, span: Range<usize>, path: &mut Vec<String>) -> Value {
-        if is_secret(path) {
-            self.secrets.push(span);
-        }
-        match value {
-            DeValue::String(s) => Value::from(s.as_ref()),
-            DeValue::Integer(i) => {
-                let (text, radix) = (i.as_str(), i.radix());
-                match i64::from_str_radix(text, radix) {
-                    Ok(n) => Value::from(n),
-                    Err(_) => i128::from_str_radix(text, radix)
-                        .map_or_else(|_| Value::from(f64::INFINITY), Value::from),
-                }
-            }
-            DeValue::Float(f) => Value::from(f.as_str().parse::<f64>().unwrap_or(f64::NAN)),
-            DeValue::Boolean(b) => Value::from(*b),
-            // Only a time is legal somewhere, and there as a string too.
-            DeValue::Datetime(d) => Value::from(d.to_string()),
-            DeValue::Array(array) => {
-                let elements = array.iter().enumerate().map(|(i, element)| {
-                    path.push(format!("[{i}]"));
-                    self.spans
-                        .insert(path.clone(), (element.span(), element.span()));
-                    let converted = self.value(element.get_ref(), element.span(), path);
-                    path.pop();
-                    converted
-                });
-                Value::from(elements.collect::<Vec<_>>())
-            }
-            DeValue::Table(table) => Value::from(self.table(table, path)),
-        }
-    }
-
-    /// Turns the array of `[[transform]]` into a table by name. One without a legal name, or with one
-    /// that is taken, is kept under its number, to be checked like the others.
-    fn transforms(&mut self, data: &mut Dict) {
-        let Some(Value::Array(_, entries)) = data.get_mut("transform") else {
-            self.not_array = data.remove("transform").is_some();
-            return;
-        };
-        let mut by_name = Dict::new();
-        let mut first: BTreeMap<String, usize> = BTreeMap::new();
-        for (i, entry) in std::mem::take(entries).into_iter().enumerate() {
-            let name = entry
-                .as_dict()
-                .and_then(|d| d.get("name"))
-                .and_then(|n| n.as_str())
-                .map(str::to_owned);
-            let numbered = format!("[{i}]");
-            let id = match name {
-                Some(name) => match first.get(&name) {
-                    Some(earlier) => {
-                        let path = vec!["transform".to_owned(), numbered.clone()];
-                        self.twice.push((path, *earlier, name));
-                        numbered
-                    }
-                    None => {
-                        first.insert(name.clone(), i);
-                        name
-                    }
-                },
-                None => numbered,
-            };
-            self.rename(i, &id);
-            self.names.push(id.clone());
-            by_name.insert(id, entry);
-        }
-        data.insert("transform".to_owned(), Value::from(by_name));
-    }
-
-    fn rename(&mut self, index: usize, id: &str) {
-        let old = vec!["transform".to_owned(), format!("[{index}]")];
-        let moved: Vec<_> = self
-            .spans
-            .range(old.clone()..)
-            .take_while(|(path, _)| path.starts_with(&old))
-            .map(|(path, spans)| (path.clone(), spans.clone()))
-            .collect();
-        for (path, spans) in moved {
-            let mut renamed = path.clone();
-            renamed[1] = id.to_owned();
-            self.spans.remove(&path);
-            self.spans.insert(renamed, spans);
-        }
-    }
-}
-
 /// A path as users write it.
 pub(super) fn show_path(path: &[String]) -> String {
     let mut out = String::new();
@@ -702,71 +590,4 @@ pub(super) fn show_path(path: &[String]) -> String {
         }
     }
     out
-}
-
-/// Whether what stands here must never be shown. Typos count: `passwrod = "…"` holds the password all the same.
-pub(super) fn is_secret(path: &[String]) -> bool {
-    path.iter().any(|step| secret_word(step))
-}
-
-fn secret_word(step: &str) -> bool {
-    let step = step.to_ascii_lowercase();
-    if step.ends_with("_file") || step.ends_with(".location") {
-        return false;
-    }
-    step.split(['.', '_', '-']).any(|word| {
-        ["passwd", "pem"].contains(&word)
-            || [("password", 2), ("token", 1), ("secret", 1)]
-                .iter()
-                .any(|(w, near)| strsim::damerau_levenshtein(w, word) <= *near)
-    })
-}
-
-/// The text with secrets replaced by as many bytes of `*`, by span and, where TOML could not be parsed, by
-/// line.
-fn mask(text: &str, spans: &[Range<usize>]) -> String {
-    let mut spans: Vec<Range<usize>> = spans.iter().map(|s| clamp(s.clone(), text)).collect();
-    let mut start = 0;
-    for line in text.split_inclusive('\n') {
-        for (at, key) in keys_of(line) {
-            if secret_word(key) {
-                let at = at + (line[at..].len() - line[at..].trim_start().len());
-                spans.push(start + at..start + line.trim_end().len().max(at));
-            }
-        }
-        start += line.len();
-    }
-    let mut bytes = text.as_bytes().to_vec();
-    for span in spans {
-        for byte in &mut bytes[span] {
-            if !matches!(byte, b'\n' | b'\r') {
-                *byte = b'*';
-            }
-        }
-    }
-    // Spans lie on character boundaries, so this never replaces.
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// The words before each `=` of a line, with the place after the `=`.
-fn keys_of(line: &str) -> impl Iterator<Item = (usize, &str)> {
-    line.match_indices('=').map(|(at, _)| {
-        let key = line[..at].trim_end().trim_end_matches(['"', '\'']);
-        let start = key
-            .rfind(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '-' | '.')))
-            .map_or(0, |n| n + key[n..].chars().next().map_or(0, char::len_utf8));
-        (at + 1, &key[start..])
-    })
-}
-
-fn clamp(span: Range<usize>, text: &str) -> Range<usize> {
-    let fit = |mut n: usize| {
-        n = n.min(text.len());
-        while !text.is_char_boundary(n) {
-            n -= 1;
-        }
-        n
-    };
-    let start = fit(span.start);
-    start..fit(span.end).max(start)
 }

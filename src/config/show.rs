@@ -13,7 +13,7 @@ use super::section::Values;
 use super::settings::Settings;
 use super::validate::{Effective, Loaded};
 use super::value::{Nodes, StartFrom};
-use super::{keys, raw};
+use super::{keys, mask};
 use crate::policy::rate;
 
 impl Reading<'_> {
@@ -70,7 +70,7 @@ impl Reading<'_> {
             // A plugin's settings are free: what is called a secret is treated as one.
             Leaf::Map(map) => {
                 let masked = map.iter().map(|(k, v)| {
-                    let secret = raw::is_secret(std::slice::from_ref(k));
+                    let secret = mask::is_secret(std::slice::from_ref(k));
                     (k.clone(), if secret { "***".to_owned() } else { v.clone() })
                 });
                 show_leaf(&key.kind, &Leaf::Map(masked.collect()))

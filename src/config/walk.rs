@@ -7,7 +7,8 @@ use figment::value::Value;
 use super::error::Reason;
 use super::key::{self, Fallback, Fault, Kind, Step};
 use super::keys;
-use super::raw::{self, show_path};
+use super::mask;
+use super::raw::show_path;
 use super::reading::{Got, Reading};
 
 impl Reading<'_> {
@@ -168,7 +169,7 @@ fn is_section(pattern: &str) -> bool {
 }
 
 pub(super) fn found(path: &[String], value: &Value) -> String {
-    if raw::is_secret(path) {
+    if mask::is_secret(path) {
         "***".to_owned()
     } else {
         key::show(value)

@@ -2,7 +2,7 @@
 //!
 //! A dead letter is a record of the compacted topic `<pipeline>.dead-letters`. Its key is the change's
 //! position, so that a change that fails again replaces its letter, and a tombstone purges it. Its value holds
-//! the original change in full ([`letter`]): a [`Batch`](crate::change::Batch) made from it has the very bytes
+//! the original change in full ([`change`]): a [`Batch`](crate::change::Batch) made from it has the very bytes
 //! that the source read. Its headers say what happened.
 //!
 //! An outage makes no dead letters: only what is poison by the classification of its stage gets here. Too many
@@ -10,11 +10,13 @@
 //!
 //! Writing and reading the topic is [`DeadLetters`], on the sink's driver.
 
+mod change;
 pub mod flood;
 pub mod letter;
 
 pub use crate::sink::redpanda::DeadLetters;
-pub use letter::{Change, DeadLetter, Filter, RebuildError};
+pub use change::{Change, RebuildError};
+pub use letter::{DeadLetter, Filter};
 
 /// What is in the topic.
 #[derive(Clone, Debug, Default, PartialEq)]
