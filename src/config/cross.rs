@@ -6,10 +6,12 @@ use figment::value::Value;
 
 use super::error::{Place, Reason};
 use super::reading::{Reading, stage_of};
+use super::section::Values;
 use super::settings::*;
 use super::validate::{Checks, PluginFault, SettingFault, SettingTrouble};
 use super::walk::{found, nearest};
 use super::{key, keys, raw, rules};
+use crate::tls::Part;
 use crate::topic;
 
 impl Reading<'_> {
@@ -33,6 +35,9 @@ impl Reading<'_> {
         self.compaction(settings);
         self.orders();
         self.credentials(settings);
+        self.logins(settings);
+        self.tls("source", &settings.source.tls);
+        self.tls("sink", &settings.sink.tls);
         self.properties(settings, checks);
         self.addresses(settings);
         self.stages(settings);
@@ -214,6 +219,106 @@ impl Reading<'_> {
                 );
             }
         }
+    }
+
+    /// `sink.sasl` and what it takes.
+    fn logins(&mut self, settings: &Settings) {
+        let sink = &settings.sink;
+        if !self.ok(&["sink.sasl", "sink.username"]) {
+            return;
+        }
+        let token = ["sink.token", "sink.token_file"]
+            .into_iter()
+            .find(|k| self.leaves.contains_key(*k) || self.failed.contains(*k));
+        let bearer = sink.sasl == Some(SaslMechanism::OauthBearer);
+        let mut half = |key: &str, other: &str, help: &str| {
+            let reason = Reason::Half {
+                key: key.to_owned(),
+                other: other.to_owned(),
+            };
+            self.problem(reason, self.place(key), [help.to_owned()]);
+        };
+        match sink.sasl {
+            Some(_) if bearer && token.is_none() => half(
+                "sink.sasl",
+                "sink.token",
+                "set sink.token_file, or PENSTOCK_SINK__TOKEN in the environment",
+            ),
+            Some(_) if !bearer && sink.username.is_none() => {
+                half("sink.sasl", "sink.username", "set sink.username")
+            }
+            None if sink.username.is_some() => half(
+                "sink.username",
+                "sink.sasl",
+                "set sink.sasl = \"SCRAM-SHA-512\", or the mechanism that the brokers offer",
+            ),
+            _ => {}
+        }
+        if !bearer && let Some(key) = token {
+            half(
+                key,
+                "sink.sasl",
+                "set sink.sasl = \"OAUTHBEARER\", or leave it out",
+            );
+        }
+    }
+
+    /// Whether what TLS is to be spoken with fits together.
+    fn tls(&mut self, stage: &str, tls: &Tls) {
+        let key = |name: &str| format!("{stage}.tls.{name}");
+        let files = ["ca_file", "certificate_file", "key_file"].map(key);
+        let password = ["key_password", "key_password_file"].map(key);
+        let all: Vec<&String> = files.iter().chain(&password).collect();
+        if !self.ok(&all.iter().map(|k| k.as_str()).collect::<Vec<_>>()) {
+            return;
+        }
+        let first = all.iter().find(|k| self.leaves.contains_key(**k));
+        let mut half = |key: &str, other: &str| {
+            let reason = Reason::Half {
+                key: key.to_owned(),
+                other: other.to_owned(),
+            };
+            let help = match other.strip_suffix(".enabled") {
+                Some(_) => format!("set {other} = true"),
+                None => format!("set {other}"),
+            };
+            self.problem(reason, self.place(key), [help]);
+        };
+        let [_, certificate, secret] = &files;
+        if !tls.enabled {
+            if let Some(first) = first {
+                half(first, &key("enabled"));
+            }
+            return;
+        }
+        match (&tls.certificate_file, &tls.key_file) {
+            (Some(_), None) => return half(certificate, secret),
+            (None, Some(_)) => return half(secret, certificate),
+            _ => {}
+        }
+        let Some(unsound) = tls.trust().and_then(|trust| trust.check().err()) else {
+            return;
+        };
+        let [authorities, ..] = &files;
+        let at = match unsound.part {
+            Part::Authorities => authorities,
+            Part::Certificate => certificate,
+            Part::Key => secret,
+        };
+        let path = Values::path(self, at);
+        let reason = Reason::SecretFile {
+            key: at.clone(),
+            path: path.map_or_else(String::new, |p| p.display().to_string()),
+            error: unsound.reason,
+        };
+        let help = match unsound.part {
+            Part::Authorities => "expected the authority's certificate, as PEM",
+            Part::Certificate => "expected a certificate that is valid now, as PEM",
+            Part::Key => {
+                "expected the certificate's private key, as PEM, with key_password_file where it is encrypted"
+            }
+        };
+        self.problem(reason, self.place(at), [help.to_owned()]);
     }
 
     fn addresses(&mut self, settings: &Settings) {

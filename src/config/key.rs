@@ -64,6 +64,8 @@ pub enum Kind {
     Secret,
     /// A path, relative to the folder of the file that names it.
     Path,
+    /// The path of a text that is read with the configuration, likewise relative.
+    File,
     /// `ip:port`
     Address,
     /// A list of `host:port`, or `"embedded"`.
@@ -201,7 +203,7 @@ impl Kind {
             Kind::Choice(words) => one_of(words),
             Kind::Text(_) => "a string".into(),
             Kind::Secret => "a string".into(),
-            Kind::Path => "a path".into(),
+            Kind::Path | Kind::File => "a path".into(),
             Kind::Address => "an address such as \"127.0.0.1:9180\"".into(),
             Kind::Nodes => "a list such as [\"host:9042\"], or \"embedded\"".into(),
             Kind::List(_) => "a list of strings".into(),
@@ -296,7 +298,7 @@ impl Kind {
                 nonempty(text).map_err(Fault::Rule)?;
                 Ok(Leaf::Text(text.to_owned()))
             }
-            Kind::Path => {
+            Kind::Path | Kind::File => {
                 let text = text()?;
                 nonempty(text).map_err(Fault::Rule)?;
                 if text.contains('\0') {

@@ -20,6 +20,10 @@ impl Reading<'_> {
                     "sasl.password" => {
                         "use sink.password_file, or PENSTOCK_SINK__PASSWORD in the environment"
                     }
+                    "ssl.ca.pem" => "use sink.tls.ca_file",
+                    "ssl.certificate.pem" => "use sink.tls.certificate_file",
+                    "ssl.key.pem" => "use sink.tls.key_file",
+                    "ssl.key.password" => "use sink.tls.key_password_file",
                     _ => "give librdkafka a file instead, such as ssl.key.location",
                 };
                 self.problem(
@@ -87,6 +91,33 @@ impl Reading<'_> {
     }
 }
 
+/// What stands for librdkafka's own names of how to connect.
+fn secured(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "security.protocol" => {
+            "set sink.tls.enabled = true for SSL and SASL_SSL, and sink.sasl = \"SCRAM-SHA-512\" (or another mechanism) for \
+             SASL_PLAINTEXT and SASL_SSL"
+        }
+        "sasl.mechanism" | "sasl.mechanisms" => "use sink.sasl",
+        "sasl.username" => "use sink.username",
+        "ssl.ca.location" => "use sink.tls.ca_file, and sink.tls.enabled = true",
+        "ssl.certificate.location" => "use sink.tls.certificate_file",
+        "ssl.key.location" => "use sink.tls.key_file",
+        "ssl.keystore.location" => {
+            "use sink.tls.certificate_file and sink.tls.key_file: `openssl pkcs12 -nodes` makes both of it"
+        }
+        "enable.ssl.certificate.verification" => {
+            "leave it out: name the authority in sink.tls.ca_file, or set sink.tls.verify_hostname = false"
+        }
+        "ssl.endpoint.identification.algorithm" => "use sink.tls.verify_hostname",
+        "sasl.oauthbearer.config" | "sasl.oauthbearer.method" => "use sink.token_file",
+        "enable.sasl.oauthbearer.unsecure.jwt" => {
+            "leave it out: sink.token_file may hold a token that nobody signed"
+        }
+        _ => return None,
+    })
+}
+
 /// Why librdkafka's property must not be set so, and what to do instead.
 fn forbidden(
     name: &str,
@@ -95,13 +126,13 @@ fn forbidden(
 ) -> Option<(&'static str, &'static str)> {
     const LEAVE: &str = "leave it out";
     Some(match name {
+        name if let Some(help) = secured(name) => (
+            "how the sink connects would be said in two places, and what is rotated would not be read again",
+            help,
+        ),
         "bootstrap.servers" | "metadata.broker.list" => (
             "the brokers would be named in two places",
             "use sink.brokers",
-        ),
-        "sasl.username" => (
-            "the credentials would stand in two places",
-            "use sink.username",
         ),
         "enable.idempotence" if setting != "true" => (
             "without idempotence a resend repeats or reorders records",

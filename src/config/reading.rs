@@ -8,7 +8,7 @@ use super::key::{Fallback, Key, Kind, Leaf};
 use super::keys;
 use super::raw::{self, Raw, Sources};
 use super::section::{FromKey, Values};
-use super::value::Secret;
+use super::value::{Contents, Secret};
 
 /// A decoded value and where it stands.
 pub(super) struct Got {
@@ -28,6 +28,8 @@ pub(super) struct Reading<'a> {
     pub(super) sources: Sources,
     /// By the path of the key; read before the sections are.
     pub(super) secrets: BTreeMap<String, Secret>,
+    /// Likewise.
+    pub(super) files: BTreeMap<String, Contents>,
 }
 
 impl<'a> Reading<'a> {
@@ -40,6 +42,7 @@ impl<'a> Reading<'a> {
             failed: BTreeSet::new(),
             contents: BTreeMap::new(),
             secrets: BTreeMap::new(),
+            files: BTreeMap::new(),
         }
     }
 }
@@ -125,6 +128,10 @@ impl Values for Reading<'_> {
 
     fn secret(&self, path: &str) -> Option<Secret> {
         self.secrets.get(path).cloned()
+    }
+
+    fn file(&self, path: &str) -> Option<Contents> {
+        self.files.get(path).cloned()
     }
 }
 

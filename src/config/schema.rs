@@ -109,7 +109,7 @@ fn leaf(key: &Key) -> Value {
             { "type": "string", "format": "date-time" },
         ]}),
         Kind::Choice(words) => json!({ "type": "string", "enum": words }),
-        Kind::Text(_) | Kind::Path => json!({ "type": "string", "minLength": 1 }),
+        Kind::Text(_) | Kind::Path | Kind::File => json!({ "type": "string", "minLength": 1 }),
         // In a file it is an error, wherever it would be legal: the environment.
         Kind::Secret => json!({ "not": {} }),
         Kind::Address => json!({ "type": "string", "pattern": ":[0-9]+$" }),

@@ -1,5 +1,7 @@
 //! Secrets: by the environment or by a file, never both, and never in the open.
 
+use std::path::Path;
+
 use sha2::{Digest, Sha256};
 
 use super::error::{Place, Reason};
@@ -8,7 +10,7 @@ use super::keys;
 use super::raw;
 use super::reading::Reading;
 use super::section::Values;
-use super::value::Secret;
+use super::value::{Contents, Secret};
 
 impl Reading<'_> {
     /// Reads every secret that is set.
@@ -24,6 +26,56 @@ impl Reading<'_> {
             if let Some(secret) = self.read_secret(&path) {
                 self.secrets.insert(path, secret);
             }
+        }
+        let files = keys::all()
+            .iter()
+            .filter(|key| matches!(key.kind, Kind::File));
+        let paths: Vec<String> = files
+            .flat_map(|key| self.concrete(key))
+            .map(|(path, _)| path)
+            .collect();
+        for key in paths {
+            let Some(path) = self.path(&key) else {
+                continue;
+            };
+            match self.read_text(&key, &path) {
+                Ok(text) => {
+                    self.files.insert(key, Contents::new(text));
+                }
+                Err(reason) => {
+                    let help = "expected a readable PEM file".to_owned();
+                    self.problem(reason, self.place(&key), [help]);
+                    self.failed.insert(key);
+                }
+            }
+        }
+    }
+
+    /// The text of the file that a key names, and that it is a source of the configuration now.
+    fn read_text(&mut self, key: &str, path: &Path) -> Result<String, Reason> {
+        let read = raw::read_bounded(path);
+        let seen = match &read {
+            Ok(Ok(bytes)) => Sha256::digest(bytes).into(),
+            _ => raw::digest(path),
+        };
+        self.sources.insert(path.to_owned(), seen);
+        let bad = |error: String| Reason::SecretFile {
+            key: key.to_owned(),
+            path: path.display().to_string(),
+            error,
+        };
+        let bytes = match read {
+            Err(error) => return Err(bad(error.to_string())),
+            Ok(Err(_)) => return Err(bad("it is too large for a secret".to_owned())),
+            Ok(Ok(bytes)) => bytes,
+        };
+        self.contents.insert(key.to_owned(), seen);
+        match String::from_utf8(bytes) {
+            Err(_) => Err(bad("it is not UTF-8".to_owned())),
+            Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {
+                Err(bad("it is empty".to_owned()))
+            }
+            Ok(text) => Ok(text),
         }
     }
 
@@ -62,33 +114,17 @@ impl Reading<'_> {
             );
             return None;
         }
-        let read = raw::read_bounded(&path);
-        let seen = match &read {
-            Ok(Ok(bytes)) => Sha256::digest(bytes).into(),
-            _ => raw::digest(&path),
-        };
-        self.sources.insert(path.clone(), seen);
-        let bad = |error: String| Reason::SecretFile {
-            key: file_key.clone(),
-            path: path.display().to_string(),
-            error,
-        };
-        let reason = match read {
-            Err(error) => bad(error.to_string()),
-            Ok(Err(_)) => bad("it is too large for a secret".to_owned()),
-            Ok(Ok(bytes)) => {
-                self.contents.insert(file_key.clone(), seen);
-                match String::from_utf8(bytes) {
-                    Err(_) => bad("it is not UTF-8".to_owned()),
-                    Ok(text) => match text.trim_end_matches(['\r', '\n']) {
-                        "" => bad("it is empty".to_owned()),
-                        secret => return Some(Secret::new(secret.to_owned())),
-                    },
-                }
+        match self.read_text(&file_key, &path) {
+            Ok(text) => {
+                let secret = text.trim_end_matches(['\r', '\n']);
+                Some(Secret::new(secret.to_owned()))
             }
-        };
-        let help = "expected a readable file that holds the secret and nothing else".to_owned();
-        self.problem(reason, self.place(&file_key), [help]);
-        None
+            Err(reason) => {
+                let help =
+                    "expected a readable file that holds the secret and nothing else".to_owned();
+                self.problem(reason, self.place(&file_key), [help]);
+                None
+            }
+        }
     }
 }

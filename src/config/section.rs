@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::key::{Key, Leaf};
-use super::value::{Nodes, Secret, StartFrom};
+use super::value::{Contents, Nodes, Secret, StartFrom};
 use crate::policy::rate;
 use crate::words::Word;
 
@@ -37,6 +37,8 @@ pub(super) trait Values {
     fn path(&self, path: &str) -> Option<PathBuf>;
     /// A secret, wherever it comes from.
     fn secret(&self, path: &str) -> Option<Secret>;
+    /// What the file holds that a key names.
+    fn file(&self, path: &str) -> Option<Contents>;
 }
 
 /// A table of pipeline.toml.
@@ -230,6 +232,12 @@ impl FromKey for Option<Secret> {
     }
 }
 
+impl FromKey for Option<Contents> {
+    fn from_key(from: &dyn Values, path: &str) -> Self {
+        from.file(path)
+    }
+}
+
 impl<T: Word> FromKey for T {
     fn from_key(from: &dyn Values, path: &str) -> Self {
         let word = String::from_key(from, path);
@@ -292,6 +300,10 @@ mod tests {
         }
 
         fn secret(&self, _: &str) -> Option<Secret> {
+            None
+        }
+
+        fn file(&self, _: &str) -> Option<Contents> {
             None
         }
     }

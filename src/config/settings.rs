@@ -11,7 +11,7 @@ use super::key::Key;
 use super::rules;
 use super::section::{Section, Values};
 pub use super::sections::*;
-pub use super::value::{Nodes, Secret, StartFrom};
+pub use super::value::{Contents, Nodes, Secret, StartFrom};
 pub use crate::policy::Policies;
 pub use crate::policy::health::{OpenBreaker, Settings as Health};
 use crate::policy::stage::Tuned;
@@ -49,6 +49,12 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The topic of what no transform routed, of this table.
+    pub fn default_topic(&self, table: &str) -> String {
+        let (pipeline, keyspace) = (&self.pipeline.name, &self.source.keyspace);
+        rules::fill(&self.sink.topic, pipeline, keyspace, table)
+    }
+
     /// Every key, in the order in which they are documented.
     pub(super) fn keys() -> Vec<Key> {
         let mut keys = Vec::new();

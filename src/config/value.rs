@@ -36,6 +36,28 @@ impl Secret {
     }
 }
 
+/// What a file holds that a key names, as it was read with the configuration. Never printed: it may be a key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Contents(std::sync::Arc<str>);
+
+impl Contents {
+    /// Wraps it.
+    pub fn new(text: String) -> Self {
+        Self(text.into())
+    }
+
+    /// The text, for whoever needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Contents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("***")

@@ -457,8 +457,13 @@ impl Coordinator {
 fn orders_differ(old: &Settings, new: &Settings) -> bool {
     let service = |s: &Settings| (s.orders.enabled, s.orders.listen, s.orders.keyspace.clone());
     let database = |s: &Settings| {
-        let password = s.source.password.as_ref().map(|p| p.expose().to_owned());
-        (s.source.nodes.clone(), s.source.username.clone(), password)
+        let source = &s.source;
+        (
+            source.nodes.clone(),
+            source.username.clone(),
+            source.password.clone(),
+            source.tls.clone(),
+        )
     };
     service(old) != service(new) || (new.orders.enabled && database(old) != database(new))
 }

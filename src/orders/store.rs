@@ -21,6 +21,8 @@ use crate::config::Settings;
 use crate::config::settings::Nodes;
 use crate::cql::quoted;
 use crate::policy::Class;
+use crate::reach;
+use crate::source::scylla::secure::Credentials;
 
 /// The schema as it is created, with `{keyspace}`, `{replication_factor}` and `{outbox_ttl}` to fill in.
 const SCHEMA: &str = include_str!("../../deploy/schema/orders.cql");
@@ -34,7 +36,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A read or write of orders failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// No node answers.
+    /// No node answers as it should.
+    #[error(
+        "cannot connect to ScyllaDB for the orders: {reason}; check source.nodes, source.tls and that it runs"
+    )]
+    Unreachable {
+        /// What each one met.
+        reason: String,
+    },
+    /// No session is to be had.
     #[error(
         "cannot connect to ScyllaDB at {nodes}: {error}; check `source.nodes` and that it runs"
     )]
@@ -78,7 +88,7 @@ impl StoreError {
     /// Whether trying again may help.
     pub fn class(&self) -> Class {
         match self {
-            Self::Connect { .. } => Class::Retryable,
+            Self::Connect { .. } | Self::Unreachable { .. } => Class::Retryable,
             Self::Schema { .. } => Class::Fatal,
             Self::Row { .. } => Class::Poison,
             Self::Execution(error) => match error.as_ref() {
@@ -125,16 +135,20 @@ pub fn schema_statements(settings: &Settings, replication_factor: u32) -> Vec<St
 }
 
 async fn connect(settings: &Settings) -> Result<Session, StoreError> {
+    let unreachable = |reason: String| StoreError::Unreachable { reason };
     let nodes = match &settings.source.nodes {
         Nodes::At(nodes) => nodes.clone(),
         Nodes::Embedded => Vec::new(),
     };
-    let mut builder = SessionBuilder::new()
-        .known_nodes(&nodes)
+    let credentials = Credentials::of(&settings.source);
+    // The driver says the same in several lines of its log, and less plainly.
+    let answering = reach::cql(&nodes, credentials.trust.as_ref())
+        .await
+        .map_err(unreachable)?;
+    let builder = SessionBuilder::new()
+        .known_nodes(&answering)
         .connection_timeout(CONNECT_TIMEOUT);
-    if let (Some(user), Some(password)) = (&settings.source.username, &settings.source.password) {
-        builder = builder.user(user, password.expose());
-    }
+    let builder = credentials.apply(builder, &nodes).map_err(unreachable)?;
     builder.build().await.map_err(|error| StoreError::Connect {
         nodes: nodes.join(", "),
         error: Box::new(error),

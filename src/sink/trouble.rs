@@ -29,6 +29,8 @@ pub enum Cause {
     Brokers,
     /// They answer, and acknowledge nothing.
     Acknowledgements,
+    /// What was rotated is not taken.
+    Login,
     /// One topic is not there, or not as it has to be.
     Topic(Arc<str>),
     /// Its records are refused.
@@ -38,7 +40,7 @@ pub enum Cause {
 impl Cause {
     fn topic(&self) -> Option<&Arc<str>> {
         match self {
-            Self::Brokers | Self::Acknowledgements => None,
+            Self::Brokers | Self::Acknowledgements | Self::Login => None,
             Self::Topic(topic) | Self::Writing(topic) => Some(topic),
         }
     }
@@ -82,6 +84,9 @@ impl Troubles {
             Some(known) if known.reason == reason && known.help == help => known.refusals + 1,
             known => {
                 match cause.topic() {
+                    None if cause == Cause::Login => {
+                        tracing::warn!(reason = &*reason, "the new credentials are not in force");
+                    }
                     None => tracing::warn!(reason = &*reason, "waiting for the brokers"),
                     Some(topic) => {
                         tracing::warn!(topic = &**topic, reason = &*reason, "waiting for a topic");
@@ -112,6 +117,7 @@ impl Troubles {
         match cause {
             Cause::Brokers => tracing::info!("the brokers answer again"),
             Cause::Acknowledgements => tracing::info!("the brokers acknowledge again"),
+            Cause::Login => tracing::info!("the brokers take the credentials"),
             Cause::Topic(topic) => tracing::info!(topic = &**topic, "the topic is there"),
             Cause::Writing(topic) => {
                 tracing::info!(topic = &**topic, "the topic takes records again")
@@ -165,6 +171,7 @@ impl Troubles {
         let reasons: Vec<String> = worst(told)
             .take(NAMED)
             .map(|(cause, trouble)| match cause.topic() {
+                None if *cause == Cause::Login => trouble.reason.to_string(),
                 None => format!("waiting for the brokers: {}", trouble.reason),
                 Some(topic) => format!("waiting for topic {topic}: {}", trouble.reason),
             })

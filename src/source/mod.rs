@@ -17,7 +17,7 @@ use crate::change::{Batch, GroupKey, Position, Progress};
 use crate::checkpoint::Checkpoints;
 use crate::policy::health::Status;
 
-pub use scylla::{ScyllaSource, SourceError};
+pub use scylla::{ScyllaSource, SourceError, examine};
 
 /// A connected source, shared by the shards.
 pub trait Source: Send + Sync {

@@ -288,15 +288,8 @@ impl<'a> Scene<'a> {
         {
             bail!("the embedded broker has no replicas");
         }
-        let extra = match own {
-            Some(_) => {
-                "[sink.properties]\n\"security.protocol\" = \"sasl_plaintext\"\n\"sasl.mechanism\" = \"PLAIN\"\n"
-            }
-            None => "",
-        };
         let mut world = World::with(Setup {
             brokers: Some(brokers.clone()),
-            extra: extra.to_owned(),
             ..Setup::default()
         })
         .await;
@@ -317,6 +310,7 @@ impl<'a> Scene<'a> {
         if let Some(own) = own {
             let n = own.users.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             user = format!("p{}", n % USERS);
+            world.set("sink.sasl", "PLAIN");
             world.set("sink.username", &user);
             let file = world.dir.path().join("password");
             std::fs::write(&file, PASSWORD)?;

@@ -26,10 +26,12 @@ enum See {
     Rebuilt,
     /// It is in force; why no more can be seen of it here.
     InForce(&'static str),
+    /// The other side does not take it: it is not applied, with these words, and nothing changes.
+    Fails(&'static str),
     /// No file can change it in a running process: why, and what validation says to an attempt.
     Never(&'static str, &'static str),
 }
-use See::{Effect, InForce, Never, Rebuilt, Refused, Stage};
+use See::{Effect, Fails, InForce, Never, Rebuilt, Refused, Stage};
 
 /// Key, the value that it changes to (`{…}` is filled in), what is looked for.
 #[rustfmt::skip]
@@ -67,7 +69,14 @@ const ROWS: &[(&str, &str, See)] = &[
     ("source.consistency", r#""one""#, InForce("the stand-in answers alike")),
     ("source.username", r#""penstock""#, Rebuilt),
     ("source.password", r#""hunter2""#, Never("a process's environment does not change", "open-secret")),
-    ("source.password_file", r#""{dir}/secret2""#, Rebuilt),
+    ("source.password_file", r#""{dir}/secret2""#, InForce("tests/secure.rs rotates one under load")),
+    ("source.tls.enabled", "true", Fails("is it a port without TLS?")),
+    ("source.tls.ca_file", r#""{dir}/secret""#, Never("TLS is not enabled", "half")),
+    ("source.tls.certificate_file", r#""{dir}/secret""#, Never("TLS is not enabled", "half")),
+    ("source.tls.key_file", r#""{dir}/secret""#, Never("TLS is not enabled", "half")),
+    ("source.tls.key_password", r#""hunter2""#, Never("a process's environment does not change", "open-secret")),
+    ("source.tls.key_password_file", r#""{dir}/secret""#, Never("TLS is not enabled", "half")),
+    ("source.tls.verify_hostname", "false", InForce("tests/secure.rs connects with it and without")),
     ("transform.*.name", r#""router""#, Effect),
     ("transform.*.plugin", r#""{dir}/other.wasm""#, Effect),
     ("transform.*.tables", r#"["outbox"]"#, InForce("tests/plugins.rs looks at what a transform of some tables sees")),
@@ -79,9 +88,19 @@ const ROWS: &[(&str, &str, See)] = &[
     ("sink.brokers", r#"["localhost:{broker_port}"]"#, Rebuilt),
     ("sink.new_cluster", r#""carry""#, InForce("tests/topics.rs takes a pipeline to other brokers")),
     ("sink.properties", r#"{ "linger.ms" = 7 }"#, Rebuilt),
-    ("sink.username", r#""penstock""#, Rebuilt),
+    ("sink.sasl", r#""PLAIN""#, Never("nobody is named", "half")),
+    ("sink.username", r#""penstock""#, Never("it does not log in", "half")),
     ("sink.password", r#""hunter2""#, Never("a process's environment does not change", "open-secret")),
-    ("sink.password_file", r#""{dir}/secret2""#, Rebuilt),
+    ("sink.password_file", r#""{dir}/secret2""#, Never("it does not log in", "half")),
+    ("sink.token", r#""hunter2""#, Never("a process's environment does not change", "open-secret")),
+    ("sink.token_file", r#""{dir}/secret2""#, Never("it does not log in", "half")),
+    ("sink.tls.enabled", "true", Fails("is it a port without TLS?")),
+    ("sink.tls.ca_file", r#""{dir}/secret""#, Never("TLS is not enabled", "half")),
+    ("sink.tls.certificate_file", r#""{dir}/secret""#, Never("TLS is not enabled", "half")),
+    ("sink.tls.key_file", r#""{dir}/secret""#, Never("TLS is not enabled", "half")),
+    ("sink.tls.key_password", r#""hunter2""#, Never("a process's environment does not change", "open-secret")),
+    ("sink.tls.key_password_file", r#""{dir}/secret""#, Never("TLS is not enabled", "half")),
+    ("sink.tls.verify_hostname", "false", InForce("tests/secure.rs connects with it and without")),
     ("sink.attempt_timeout", r#""9s""#, InForce("the broker is never silent that long")),
     ("sink.topic", r#""{name}.alt.{table}""#, Effect),
     ("sink.key", r#""primary-key""#, InForce("tests/sink.rs tells the two apart")),
@@ -354,6 +373,15 @@ impl Table {
             let complaint = self.rig.get("/config").await["complaint"].to_string();
             assert!(!complaint.contains("hunter2"), "{complaint}");
             seen = format!("rejected ({code}): {why}");
+        } else if let Fails(words) = see {
+            let before = self.counts().await;
+            let revision = self.rig.save(&table.to_string()).await;
+            assert_eq!(revision["outcome"], "failed", "{concrete}: {revision}");
+            let error = revision["error"].as_str().unwrap_or_default();
+            assert!(error.contains(words), "{concrete}: {error}");
+            let after = self.counts().await;
+            assert_eq!(before.pipelines, after.pipelines, "{concrete}: rebuilt");
+            seen = format!("not applied: {words}");
         } else {
             let prior = self.before(&key.path).await;
             let revision = self.apply(&table.to_string(), key, &concrete).await;
@@ -379,7 +407,7 @@ impl Table {
                     assert_ne!(self.in_force(&concrete).await, old_text);
                     format!("in force ({why})")
                 }
-                Never(..) => unreachable!("is above"),
+                Never(..) | Fails(_) => unreachable!("is above"),
             });
         }
         self.restore(key, &concrete, see, new_name).await;
@@ -396,7 +424,7 @@ impl Table {
     async fn restore(&mut self, key: &Key, concrete: &str, see: See, renamed: bool) {
         let text = self.base.to_string();
         match (key.path.as_str(), see) {
-            (_, Never(..) | Refused) => {
+            (_, Never(..) | Fails(_) | Refused) => {
                 // What is in the file is what is in force: the complaint is over.
                 self.rig.world.save(&text);
                 self.rig.no_complaint().await;
@@ -1037,12 +1065,10 @@ async fn every_key_takes_effect_by_its_class_under_load() {
         let path = world.dir.path().join(name);
         std::fs::write(&path, secret).expect("written");
     }
-    // Neither stand-in asks who it is.
+    // The stand-in does not ask who it is.
     let secret = format!("{:?}", world.dir.path().join("secret"));
-    for stage in ["source", "sink"] {
-        set(&mut base, &format!("{stage}.username"), value("\"first\""));
-        set(&mut base, &format!("{stage}.password_file"), value(&secret));
-    }
+    set(&mut base, "source.username", value("\"first\""));
+    set(&mut base, "source.password_file", value(&secret));
     // So that it can go back to where it was.
     set(
         &mut base,

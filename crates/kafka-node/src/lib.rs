@@ -120,8 +120,22 @@ pub struct Spec {
     /// Clients have to name themselves (SASL PLAIN): user and password of each. The first one may do anything;
     /// the others what ACLs allow. Empty: nobody is asked.
     pub users: Vec<(String, String)>,
+    /// Listeners by TLS besides.
+    pub secure: Option<Secure>,
     /// The nodes end with the value; else they outlive the process that started them.
     pub ends_with_us: bool,
+}
+
+/// Two more listeners on each node: one by TLS that takes clients with a certificate only, and one by TLS where clients
+/// log in, by SCRAM, PLAIN or an unsigned token.
+#[derive(Clone, Debug)]
+pub struct Secure {
+    /// A PEM file with the node's key and certificate.
+    pub identity: PathBuf,
+    /// A PEM file with the authorities of the clients' certificates.
+    pub authorities: PathBuf,
+    /// Who logs in, and with which password.
+    pub users: Vec<(String, String)>,
 }
 
 impl Spec {
@@ -136,6 +150,7 @@ impl Spec {
             relays: 0,
             properties: Vec::new(),
             users: Vec::new(),
+            secure: None,
             ends_with_us: true,
         }
     }
@@ -155,6 +170,8 @@ pub struct Cluster {
 struct Node {
     dir: PathBuf,
     port: u16,
+    /// Of the listeners of [`Secure`]: by certificate, and by login.
+    secure: Option<[u16; 2]>,
 }
 
 /// Ports that were free a moment ago: held together, so that no two are the same.
@@ -193,7 +210,8 @@ impl Cluster {
         fs::create_dir_all(&spec.dir)?;
         let nodes = usize::from(spec.nodes);
         // For each node: a listener, a controller, and two for each relay: what is behind it and what is told.
-        let each = 2 + 2 * usize::from(spec.relays);
+        let secure = if spec.secure.is_some() { 2 } else { 0 };
+        let each = 2 + 2 * usize::from(spec.relays) + secure;
         let mut ports = free_ports(nodes * each)?;
         let mut take = || ports.pop().context("a port for each");
         let mut plain = Vec::new();
@@ -211,23 +229,29 @@ impl Cluster {
         let id = id.trim();
         let mut relays: Vec<Vec<String>> = vec![Vec::new(); usize::from(spec.relays)];
         let mut made = Vec::new();
+        let open = match spec.users.is_empty() {
+            true => "PLAINTEXT",
+            false => "SASL_PLAINTEXT",
+        };
         for n in 0..nodes {
             let dir = spec.dir.join(format!("node-{}", n + 1));
             fs::create_dir_all(&dir)?;
             let mut listeners = vec![
-                (
-                    "PLAIN".to_owned(),
-                    plain[n],
-                    Some(plain[n]),
-                    !spec.users.is_empty(),
-                ),
-                ("CONTROLLER".to_owned(), controllers[n], None, false),
+                ("PLAIN".to_owned(), plain[n], Some(plain[n]), open),
+                ("CONTROLLER".to_owned(), controllers[n], None, "PLAINTEXT"),
             ];
+            let mut secure = None;
+            if spec.secure.is_some() {
+                let [certified, login] = [take()?, take()?];
+                secure = Some([certified, login]);
+                listeners.push(("CERTIFIED".to_owned(), certified, Some(certified), "SSL"));
+                listeners.push(("LOGIN".to_owned(), login, Some(login), "SASL_SSL"));
+            }
             // Brokers among themselves need not name themselves: they would have to in every test's ACLs.
             for (r, relay) in relays.iter_mut().enumerate() {
                 let (back, front) = (take()?, take()?);
                 let name = format!("RELAY{r}");
-                listeners.push((name, back, Some(front), !spec.users.is_empty()));
+                listeners.push((name, back, Some(front), open));
                 relay.push(format!("{front}/{back}"));
             }
             fs::write(dir.join("log4j2.properties"), LOGGING)?;
@@ -235,10 +259,22 @@ impl Cluster {
             fs::write(dir.join("server.properties"), text)?;
             let config = dir.join("server.properties");
             let config = config.to_str().context("a path that is UTF-8")?;
-            storage_tool(&spec.jars, &["format", "-t", id, "-c", config])?;
+            let scram: Vec<String> = spec
+                .secure
+                .iter()
+                .flat_map(|secure| &secure.users)
+                .flat_map(|(name, password)| {
+                    ["256", "512"]
+                        .map(|bits| format!("SCRAM-SHA-{bits}=[name={name},password={password}]"))
+                })
+                .collect();
+            let scram = scram.iter().flat_map(|user| ["--add-scram", user]);
+            let format = ["format", "-t", id, "-c", config].into_iter().chain(scram);
+            storage_tool(&spec.jars, &format.collect::<Vec<_>>())?;
             made.push(Node {
                 dir,
                 port: plain[n],
+                secure,
             });
         }
         let relays: Vec<String> = relays.iter().map(|nodes| nodes.join("+")).collect();
@@ -277,6 +313,7 @@ impl Cluster {
             Ok(Node {
                 dir: dir.join(format!("node-{}", n + 1)),
                 port: port.parse().context("a port")?,
+                secure: None,
             })
         };
         Ok(Some(Self {
@@ -300,6 +337,20 @@ impl Cluster {
             .map(|node| format!("127.0.0.1:{}", node.port))
             .collect();
         all.join(",")
+    }
+
+    /// Where clients come by TLS, with a certificate and to log in; of a cluster that this value started with them.
+    pub fn secure(&self) -> Option<(String, String)> {
+        let ports: Option<Vec<[u16; 2]>> = self.nodes.iter().map(|node| node.secure).collect();
+        let ports = ports?;
+        let all = |which: usize| {
+            let all: Vec<String> = ports
+                .iter()
+                .map(|ports| format!("localhost:{}", ports[which]))
+                .collect();
+            all.join(",")
+        };
+        Some((all(0), all(1)))
     }
 
     /// The relays, joined by commas: each `front/back`, ports of one node, and those of more nodes joined by `+`.
@@ -487,8 +538,8 @@ impl Drop for Cluster {
     }
 }
 
-/// A listener: its name, port, the port that clients are told, and whether they have to name themselves.
-type Listener = (String, u16, Option<u16>, bool);
+/// A listener: its name, port, the port that clients are told, and what is spoken there.
+type Listener = (String, u16, Option<u16>, &'static str);
 
 fn properties(
     id: usize,
@@ -500,18 +551,16 @@ fn properties(
     let join = |parts: Vec<String>| parts.join(",");
     let all = listeners.iter();
     // Nodes speak to each other on a listener of their own kind when clients have to name themselves.
-    let told =
-        |(name, _, told, _): &Listener| told.map(|told| format!("{name}://127.0.0.1:{told}"));
-    let protocol = |(name, _, _, named): &Listener| {
-        format!(
-            "{name}:{}",
-            if *named {
-                "SASL_PLAINTEXT"
-            } else {
-                "PLAINTEXT"
-            }
-        )
+    let told = |(name, _, told, spoken): &Listener| {
+        // A certificate is for a name.
+        let host = if spoken.ends_with("SSL") {
+            "localhost"
+        } else {
+            "127.0.0.1"
+        };
+        told.map(|told| format!("{name}://{host}:{told}"))
     };
+    let protocol = |(name, _, _, spoken): &Listener| format!("{name}:{spoken}");
     let copies = spec.nodes.to_string();
     let in_sync = if spec.nodes == 1 { "1" } else { "2" };
     let mut lines: Vec<(String, String)> = Vec::new();
@@ -564,7 +613,7 @@ fn properties(
             .map(|(user, password)| format!("user_{user}=\"{password}\""))
             .collect();
         let (user, password) = &spec.users[0];
-        for (name, ..) in all.filter(|(.., named)| *named) {
+        for (name, ..) in all.filter(|(.., spoken)| *spoken == "SASL_PLAINTEXT") {
             line(
                 &format!(
                     "listener.name.{}.plain.sasl.jaas.config",
@@ -592,6 +641,9 @@ fn properties(
         );
         line("super.users", &format!("User:{first};User:ANONYMOUS"));
     }
+    if let Some(secure) = &spec.secure {
+        lines.extend(secure_lines(secure));
+    }
     for (key, value) in &spec.properties {
         lines.retain(|(k, _)| k != key);
         lines.push((key.clone(), value.clone()));
@@ -600,6 +652,50 @@ fn properties(
         .iter()
         .map(|(key, value)| format!("{key}={value}\n"))
         .collect()
+}
+
+fn secure_lines(secure: &Secure) -> Vec<(String, String)> {
+    let mut lines = Vec::new();
+    let mut line = |key: String, value: String| lines.push((key, value));
+    for (listener, wants) in [("certified", "required"), ("login", "none")] {
+        let of = |key: &str| format!("listener.name.{listener}.ssl.{key}");
+        line(of("keystore.type"), "PEM".into());
+        line(
+            of("keystore.location"),
+            secure.identity.display().to_string(),
+        );
+        line(of("truststore.type"), "PEM".into());
+        line(
+            of("truststore.location"),
+            secure.authorities.display().to_string(),
+        );
+        line(of("client.auth"), wants.into());
+    }
+    let of = |key: &str| format!("listener.name.login.{key}");
+    let module = "org.apache.kafka.common.security";
+    line(
+        of("sasl.enabled.mechanisms"),
+        "SCRAM-SHA-256,SCRAM-SHA-512,PLAIN,OAUTHBEARER".into(),
+    );
+    for bits in ["256", "512"] {
+        let login = format!("{module}.scram.ScramLoginModule required;");
+        line(of(&format!("scram-sha-{bits}.sasl.jaas.config")), login);
+    }
+    let users: Vec<String> = secure
+        .users
+        .iter()
+        .map(|(name, password)| format!("user_{name}=\"{password}\""))
+        .collect();
+    let plain = format!(
+        "{module}.plain.PlainLoginModule required {};",
+        users.join(" ")
+    );
+    line(of("plain.sasl.jaas.config"), plain);
+    let bearer = format!(
+        "{module}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub=\"node\";"
+    );
+    line(of("oauthbearer.sasl.jaas.config"), bearer);
+    lines
 }
 
 /// Runs one of Kafka's tools by its class; what it prints.

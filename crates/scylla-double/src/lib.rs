@@ -7,8 +7,8 @@
 //! - one node, one shard, one replica: a consistency that needs more is refused, token ranges and CDC
 //!   streams are told as a node with [`Options::vnodes`] and [`Options::shards_per_vnode`], or a table
 //!   of so many tablets, would have them, but all data is in one place;
-//! - no authentication, no TLS, no roles, no tracing (asked for, it is not done), no materialized
-//!   views, secondary indexes, functions or aggregates of users, no protocol version but 4;
+//! - no TLS, no roles beyond names and passwords ([`Node::set_users`]), no tracing (asked for, it is not
+//!   done), no materialized views, secondary indexes, functions or aggregates of users, no protocol version but 4;
 //! - what it does not know it refuses with a CQL error; it never pretends.
 //!
 //! Faults (slow, failing, silent, broken) are injected on demand: see [`Faults`].
@@ -184,6 +184,12 @@ impl Node {
     /// What goes wrong on demand.
     pub fn faults(&self) -> &Arc<Faults> {
         &self.faults
+    }
+
+    /// Who may log in from now on, and with which password; with nobody, nobody is asked. Connections that are there
+    /// stay.
+    pub fn set_users(&self, users: Vec<(String, String)>) {
+        self.shared.set_users(users);
     }
 
     /// Starts a new CDC generation of vnode keyspaces, as a change of the cluster's topology does; a

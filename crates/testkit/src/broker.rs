@@ -248,7 +248,7 @@ impl Drop for Valve {
 
 /// A broker of its own behind a port of its own: what it says its address is, is the valve's, so that clients
 /// connect to nothing else.
-fn embedded() -> (TcpListener, SocketAddr) {
+pub(crate) fn embedded() -> (TcpListener, SocketAddr) {
     let front = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
     let back = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
     let address = front.local_addr().expect("an address");

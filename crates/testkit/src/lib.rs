@@ -12,6 +12,7 @@ pub mod browser;
 pub mod plugins;
 pub mod process;
 pub mod scylla;
+pub mod secure;
 pub mod settings;
 pub mod transforms;
 

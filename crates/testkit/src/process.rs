@@ -120,11 +120,14 @@ impl World {
     }
 
     fn toml(&self, setup: &Setup) -> String {
-        let router = format!(
-            "[[transform]]\nname = \"outbox-router\"\nplugin = \"{}\"\nsettings = {{ topic_prefix = \"{{name}}.\" }}",
-            crate::plugins::plugin("outbox-router").display()
-        );
-        let transforms = setup.transforms.as_ref().unwrap_or(&router);
+        // Built for those who want it.
+        let router = || {
+            format!(
+                "[[transform]]\nname = \"outbox-router\"\nplugin = \"{}\"\nsettings = {{ topic_prefix = \"{{name}}.\" }}",
+                crate::plugins::plugin("outbox-router").display()
+            )
+        };
+        let transforms = setup.transforms.clone().unwrap_or_else(router);
         let tables = if setup.tables.is_empty() {
             "outbox"
         } else {

@@ -12,6 +12,7 @@ mod reload;
 mod shutdown;
 mod sink;
 mod source;
+mod tls;
 mod transform;
 
 pub use admin::*;
@@ -24,4 +25,5 @@ pub use reload::*;
 pub use shutdown::*;
 pub use sink::*;
 pub use source::*;
+pub use tls::*;
 pub use transform::*;

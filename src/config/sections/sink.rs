@@ -11,6 +11,8 @@ use crate::config::key::Kind;
 use crate::config::rules;
 use crate::config::section::{FromKey, Values, section};
 use crate::config::value::{Nodes, Secret};
+
+use super::tls::Tls;
 use crate::policy::Policies;
 use crate::words::{Word, words};
 
@@ -19,6 +21,20 @@ words! {
     pub enum SinkType {
         /// Redpanda, and whatever speaks Kafka's protocol as it does.
         Redpanda = "redpanda",
+    }
+}
+
+words! {
+    /// `sink.sasl`
+    pub enum SaslMechanism {
+        /// User and password as they are.
+        Plain = "PLAIN",
+        /// A proof of the password.
+        ScramSha256 = "SCRAM-SHA-256",
+        /// A proof of the password.
+        ScramSha512 = "SCRAM-SHA-512",
+        /// A token that somebody else issues.
+        OauthBearer = "OAUTHBEARER",
     }
 }
 
@@ -94,6 +110,13 @@ impl FromKey for RecordHeaders {
     }
 }
 
+impl FromKey for Option<SaslMechanism> {
+    fn from_key(from: &dyn Values, path: &str) -> Self {
+        from.leaf(path)?;
+        Some(SaslMechanism::from_key(from, path))
+    }
+}
+
 impl Sink {
     /// Whether the producers compress: how large a record is then, nobody knows before it is sent.
     pub fn compresses(&self) -> bool {
@@ -124,12 +147,21 @@ section! {
         new_cluster: NewCluster = { Kind::Choice(NewCluster::WORDS), Value(r#""refuse""#), Live, r#""carry""# },
         /// librdkafka properties, except those that would break a guarantee
         properties: BTreeMap<String, String> = { Kind::Properties, Value("{}"), Rebuild, r#"{ "compression.type" = "lz4" }"# },
-        /// Logs in to Redpanda by SASL; the mechanism and the protocol are properties
+        /// How it logs in (SASL); absent: it does not. PLAIN and SCRAM take sink.username and a password, OAUTHBEARER a
+        /// token; PLAIN and OAUTHBEARER show them to whoever listens unless sink.tls is enabled
+        sasl: Option<SaslMechanism> = { Kind::Choice(SaslMechanism::WORDS), Absent, Rebuild, r#""SCRAM-SHA-512""# },
+        /// Who logs in
         username: Option<String> = { Kind::Text(rules::nonempty), Absent, Rebuild, r#""penstock""# },
         /// The password, by PENSTOCK_SINK__PASSWORD only
-        password: Option<Secret> = { Kind::Secret, Absent, Rebuild, r#""…""# },
+        password: Option<Secret> = { Kind::Secret, Absent, Live, r#""…""# },
         /// A file with the password; a newline at its end is not part of it
-        password_file: Option<PathBuf> = { Kind::Path, Absent, Rebuild, r#""/run/secrets/redpanda""# },
+        password_file: Option<PathBuf> = { Kind::Path, Absent, Live, r#""/run/secrets/redpanda""# },
+        /// The token of OAUTHBEARER, by PENSTOCK_SINK__TOKEN only
+        token: Option<Secret> = { Kind::Secret, Absent, Live, r#""…""# },
+        /// A file with the token (a JWT), written anew by whoever issues it before it expires
+        token_file: Option<PathBuf> = { Kind::Path, Absent, Live, r#""/run/secrets/tokens/redpanda""# },
+        /// `[sink.tls]`
+        tls: Tls = table,
         /// A batch not acknowledged in this time is a failed attempt for the breaker
         attempt_timeout: Duration = { Kind::Duration(10, 3_600_000), Value(r#""10s""#), Live, r#""10s""# },
         /// Topic of changes that no transform routed; {pipeline}, {keyspace} and {table} are filled in

@@ -10,6 +10,8 @@ use crate::config::key::{DAY, Kind};
 use crate::config::rules;
 use crate::config::section::section;
 use crate::config::value::{Nodes, Secret, StartFrom};
+
+use super::tls::Tls;
 use crate::policy::Policies;
 use crate::words::{Word, words};
 
@@ -69,9 +71,11 @@ section! {
         /// Logs in to ScyllaDB; absent: no authentication
         username: Option<String> = { Kind::Text(rules::nonempty), Absent, Rebuild, r#""penstock""# },
         /// The password, by PENSTOCK_SOURCE__PASSWORD only
-        password: Option<Secret> = { Kind::Secret, Absent, Rebuild, r#""…""# },
+        password: Option<Secret> = { Kind::Secret, Absent, Live, r#""…""# },
         /// A file with the password; a newline at its end is not part of it
-        password_file: Option<PathBuf> = { Kind::Path, Absent, Rebuild, r#""/run/secrets/scylla""# },
+        password_file: Option<PathBuf> = { Kind::Path, Absent, Live, r#""/run/secrets/scylla""# },
+        /// `[source.tls]`
+        tls: Tls = table,
         /// Policies of stage `source`
         policies: Policies = flat,
     }

@@ -42,7 +42,7 @@ impl RedpandaSink {
     /// # Errors
     /// It cannot be read, or a later version wrote in it.
     pub async fn read_all_checkpoints(&self) -> Result<BTreeMap<i32, Held>, SinkError> {
-        let (config, topic) = (self.reader_config(), self.checkpoint_topic());
+        let (config, topic) = (self.reader(), self.checkpoint_topic());
         super::blocking(move || {
             let mut held: BTreeMap<i32, Held> = BTreeMap::new();
             reader::read(&config, &topic, |m| {
@@ -84,10 +84,10 @@ impl RedpandaSink {
     /// The brokers do not say.
     pub async fn members(&self) -> Result<usize, SinkError> {
         let group = format!("penstock.{}", self.live.borrow().pipeline.name);
-        let config = self.reader_config();
+        let (config, security) = self.reader();
         super::blocking(move || {
             let consumer: BaseConsumer<Quiet> = config
-                .create_with_context(Quiet::default())
+                .create_with_context(Quiet::of(&security))
                 .map_err(client::creation)?;
             let found = consumer.fetch_group_list(Some(&group), ASKING);
             let found = found.map_err(|error| SinkError::Group {

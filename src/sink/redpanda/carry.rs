@@ -13,7 +13,7 @@ use rdkafka::Message;
 impl RedpandaSink {
     /// Whether the cluster knows none of these groups.
     pub async fn lacks(&self, checkpoints: &Checkpoints) -> Result<bool, SinkError> {
-        let (config, topic) = (self.reader_config(), self.checkpoint_topic());
+        let (config, topic) = (self.reader(), self.checkpoint_topic());
         let known = super::blocking(move || {
             let mut known: HashSet<Vec<u8>> = HashSet::new();
             reader::read(&config, &topic, |m| {

@@ -143,6 +143,12 @@ pub(super) fn is_connection(error: &KafkaError) -> bool {
     )
 }
 
+/// Whether a connection was refused for what this side showed, or for what it was shown: until a file is changed here
+/// or someone helps there.
+pub(super) fn is_refused_connection(error: &KafkaError) -> bool {
+    matches!(code(error), Some(Code::Authentication | Code::SSL))
+}
+
 /// Classifies a code of the protocol or of librdkafka. Meanings: `rdkafka.h` of librdkafka 2.12 and
 /// <https://kafka.apache.org/protocol#protocol_error_codes>.
 pub(super) fn class_of(code: Code) -> Class {
@@ -164,10 +170,11 @@ pub(super) fn class_of(code: Code) -> Class {
         // when they do.
         code if is_refused(code) => Class::Retryable,
 
+        // A login or a certificate that is refused: it may be rotated, there or here.
+        Code::Authentication | Code::SSL => Class::Retryable,
+
         // What is wrong in this process or its configuration.
-        Code::Authentication
-        | Code::SSL
-        | Code::UnsupportedFeature
+        Code::UnsupportedFeature
         | Code::UnsupportedCompressionType
         | Code::BadCompression
         | Code::InvalidArgument

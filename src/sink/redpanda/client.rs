@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rdkafka::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::ProducerContext;
 use tokio::sync::Notify;
 
 use super::classify;
+use super::security::InForce;
 use crate::sink::SinkError;
 
 /// Messages a producer holds at most: enough for several full requests to each broker, little enough that an
@@ -192,6 +195,8 @@ pub(super) struct Quiet {
     last: Arc<Mutex<Option<String>>>,
     /// Rung when a connection is lost or refused.
     hint: Option<Arc<Notify>>,
+    /// Where a token comes from.
+    security: InForce,
 }
 
 impl Quiet {
@@ -200,12 +205,25 @@ impl Quiet {
         self.last.lock().clone()
     }
 
-    /// One that rings this when it complains about a connection.
-    pub(super) fn hinting(hint: Arc<Notify>) -> Self {
+    /// For a client that connects with this.
+    pub(super) fn of(security: &InForce) -> Self {
         Self {
-            hint: Some(hint),
+            security: security.clone(),
             ..Self::default()
         }
+    }
+
+    /// One that rings this when it complains about a connection.
+    pub(super) fn hinting(security: &InForce, hint: Arc<Notify>) -> Self {
+        Self {
+            hint: Some(hint),
+            ..Self::of(security)
+        }
+    }
+
+    /// The token for the next connection.
+    pub(super) fn token(&self) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.security.get().token()
     }
 
     pub(super) fn note(&self, error: &KafkaError, reason: &str) {
@@ -224,6 +242,15 @@ pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 }
 
 impl ClientContext for Quiet {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(
+        &self,
+        _: Option<&str>,
+    ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.token()
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
     }
@@ -234,6 +261,13 @@ impl ClientContext for Quiet {
 }
 
 impl ConsumerContext for Quiet {}
+
+/// Of producers that only ask.
+impl ProducerContext for Quiet {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
 
 #[cfg(test)]
 mod tests {

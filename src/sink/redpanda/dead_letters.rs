@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex as SyncMutex;
+use rdkafka::config::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use tokio::sync::Mutex;
 
@@ -40,22 +41,31 @@ pub struct DeadLetters {
     flood: SyncMutex<Flood>,
 }
 
+/// What letters are written with: a letter may be far larger than a record.
+fn producer(sink: &RedpandaSink) -> (ClientConfig, u64) {
+    let (mut config, version) = sink.producer_config("dead-letters");
+    config
+        .set("message.max.bytes", LARGEST.to_string())
+        .set(
+            "queue.buffering.max.kbytes",
+            (2 * LARGEST / 1024).to_string(),
+        )
+        .set("compression.type", "zstd");
+    (config, version)
+}
+
 impl DeadLetters {
     /// Of the sink's pipeline; `policies` are those of the stage `dead_letter`.
     pub fn open(sink: &Arc<RedpandaSink>, policies: StagePolicies) -> Result<Self, SinkError> {
-        let lane = Arc::new(Lane::new(sink.troubles.clone(), sink.ends.clone()));
-        let mut config = sink.producer_config("dead-letters");
-        config
-            .set("message.max.bytes", LARGEST.to_string())
-            .set(
-                "queue.buffering.max.kbytes",
-                (2 * LARGEST / 1024).to_string(),
-            )
-            .set("compression.type", "zstd");
+        let lane = Arc::new(Lane::new(
+            sink.troubles.clone(),
+            sink.ends.clone(),
+            sink.security.clone(),
+        ));
         Ok(Self {
             sink: Arc::clone(sink),
             policies,
-            outlet: Mutex::new(Outlet::new(config, Arc::clone(&lane))?),
+            outlet: Mutex::new(Outlet::new(producer(sink), Arc::clone(&lane))?),
             lane,
             flood: SyncMutex::default(),
         })
@@ -218,7 +228,9 @@ impl DeadLetters {
         let mut outlet = self.outlet.lock().await;
         if outlet.window().broken().is_some() {
             outlet.stop().await;
-            outlet.restart().await?;
+            outlet.restart_with(producer(&self.sink)).await?;
+        } else if outlet.is_outdated() && outlet.window().messages() == 0 {
+            outlet.replace_producer_with(producer(&self.sink)).await?;
         }
         let window = Arc::clone(outlet.window());
         let (submission, ticket) = window.open(None, None)?;
@@ -252,7 +264,7 @@ impl DeadLetters {
     /// … and what else is in the topic: records of somebody else, or of a later version, which are left as they are.
     pub async fn read(&self, filter: &Filter) -> Result<Listed, SinkError> {
         let topic = self.topic();
-        let config = self.sink.reader_config();
+        let config = self.sink.reader();
         let filter = filter.clone();
         super::blocking(move || {
             // By position: the last record of a key is the letter, or the tombstone that took it away.

@@ -1,5 +1,6 @@
 //! Follows the checkpoint topic, in no group, as committed.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -29,31 +30,21 @@ impl RedpandaSink {
     ) -> Result<(), SinkError> {
         let topic = self.checkpoint_topic();
         let shards = self.live.borrow().pipeline.shards.get();
-        let mut config = self.reader_config();
-        config.set("enable.partition.eof", "false");
-        let consumer: BaseConsumer<Quiet> = config
-            .create_with_context(Quiet::default())
-            .map_err(client::creation)?;
-        let failed = |error: &KafkaError| SinkError::Read {
-            topic: topic.clone(),
-            reason: error.to_string(),
-            class: classify::class(error),
-        };
-        let mut partitions = TopicPartitionList::new();
-        for partition in 0..shards {
-            partitions
-                .add_partition_offset(&topic, partition as i32, Offset::Beginning)
-                .map_err(|e| failed(&e))?;
-        }
-        consumer.assign(&partitions).map_err(|e| failed(&e))?;
+        // The next offset of each partition that had a record: from there another consumer goes on.
+        let mut read = BTreeMap::new();
+        let (mut consumer, mut version) = self.follower(&topic, shards, &read)?;
         let mut trouble = None;
         while !stop.is_cancelled() {
+            if self.security.version() != version {
+                (consumer, version) = self.follower(&topic, shards, &read)?;
+            }
             let mut next = consumer.poll(POLL);
             let mut news = false;
-            while let Some(read) = next {
-                match read {
+            while let Some(met) = next {
+                match met {
                     Ok(m) => {
                         (news, trouble) = (true, None);
+                        read.insert(m.partition(), m.offset() + 1);
                         log.record(m.partition(), m.key(), m.payload())
                             .map_err(|reason| SinkError::Corrupt {
                                 topic: topic.clone(),
@@ -82,5 +73,35 @@ impl RedpandaSink {
             }
         }
         Ok(())
+    }
+
+    /// A consumer that goes on behind what was read, and which version of the credentials it has.
+    fn follower(
+        &self,
+        topic: &str,
+        shards: u32,
+        read: &BTreeMap<i32, i64>,
+    ) -> Result<(BaseConsumer<Quiet>, u64), SinkError> {
+        let failed = |error: KafkaError| SinkError::Read {
+            topic: topic.to_owned(),
+            reason: error.to_string(),
+            class: classify::class(&error),
+        };
+        let version = self.security.version();
+        let mut config = self.reader_config();
+        config.set("enable.partition.eof", "false");
+        let consumer: BaseConsumer<Quiet> = config
+            .create_with_context(Quiet::of(&self.security))
+            .map_err(client::creation)?;
+        let mut partitions = TopicPartitionList::new();
+        for partition in (0..shards).map(|shard| shard as i32) {
+            let from = read.get(&partition);
+            let from = from.map_or(Offset::Beginning, |next| Offset::Offset(*next));
+            partitions
+                .add_partition_offset(topic, partition, from)
+                .map_err(failed)?;
+        }
+        consumer.assign(&partitions).map_err(failed)?;
+        Ok((consumer, version))
     }
 }

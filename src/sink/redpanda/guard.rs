@@ -47,6 +47,10 @@ impl RedpandaSink {
     /// are there ([`crate::sink::rounds`]). Never returns: the coordinator drives it beside the shards. Without it an
     /// outage opens no breaker.
     pub async fn guard(&self) {
+        tokio::join!(self.look_after(), self.follow_security());
+    }
+
+    async fn look_after(&self) {
         let mut guard = Guard::default();
         let mut asking: Option<BoxFuture<'_, Met>> = None;
         let mut checking: Option<BoxFuture<'_, ()>> = None;
@@ -256,10 +260,11 @@ impl RedpandaSink {
                 }
                 Met::Answer
             }
-            Err(error) => Met::Silence(format!(
-                "{}: connected, but no answer: {error}",
-                addresses.join(", ")
-            )),
+            Err(error) => {
+                let said = self.security.get().explain_all(&addresses).await;
+                let said = said.unwrap_or_else(|| format!("connected, but no answer: {error}"));
+                Met::Silence(format!("{}: {said}", addresses.join(", ")))
+            }
         }
     }
 }

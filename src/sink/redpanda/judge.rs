@@ -57,12 +57,12 @@ impl Judge {
     /// For a shard. `config`: transactional, with an id of its own.
     pub(super) fn new(
         shard: u32,
-        mut config: ClientConfig,
+        (mut config, version): (ClientConfig, u64),
         lane: Arc<Lane>,
     ) -> Result<Self, SinkError> {
         config.set("batch.num.messages", "1");
         Ok(Self {
-            outlet: Outlet::new(config, lane)?,
+            outlet: Outlet::new((config, version), lane)?,
             shard,
             opened: false,
         })

@@ -21,16 +21,17 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rdkafka::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::client::{self, Quiet};
+use super::security::InForce;
 use super::{RedpandaSink, classify};
 use crate::sink::SinkError;
 
@@ -89,7 +90,9 @@ impl Default for Standing {
 
 /// Who takes part in the group.
 pub struct Member {
+    /// Without what it connects with, which may change meanwhile.
     config: ClientConfig,
+    security: InForce,
     topic: String,
     /// How long shards that go to somebody else may take to be settled. After that they are given back nevertheless.
     patience: Duration,
@@ -149,6 +152,7 @@ impl RedpandaSink {
         }
         Ok(Member {
             config,
+            security: self.security.clone(),
             topic,
             patience: session,
         })
@@ -170,6 +174,15 @@ enum Rebalance {
 }
 
 impl ClientContext for Told {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(
+        &self,
+        _: Option<&str>,
+    ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.quiet.token()
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         client::log(level, facility, message);
     }
@@ -242,6 +255,15 @@ struct Leaving {
     until: Instant,
 }
 
+/// Why a client takes part no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// It left, or nobody listens.
+    Left,
+    /// It cannot connect with what it was made with, and there is something newer.
+    Outdated,
+}
+
 /// Whoever ran the shards is gone, so nobody takes part for it any more.
 struct NobodyListens;
 
@@ -258,22 +280,37 @@ impl Member {
         standing: &watch::Sender<Standing>,
         stop: &CancellationToken,
     ) -> Result<(), SinkError> {
+        loop {
+            let ended = self.take_part_once(changes, standing, stop)?;
+            if ended == Ended::Left {
+                return Ok(());
+            }
+        }
+    }
+
+    fn take_part_once(
+        &self,
+        changes: &mpsc::Sender<Change>,
+        standing: &watch::Sender<Standing>,
+        stop: &CancellationToken,
+    ) -> Result<Ended, SinkError> {
         let told = Told {
-            quiet: Quiet::default(),
+            quiet: Quiet::of(&self.security),
             rebalances: Mutex::default(),
             leaving: AtomicBool::new(false),
         };
-        let consumer: BaseConsumer<Told> = self
-            .config
-            .create_with_context(told)
-            .map_err(client::creation)?;
+        let version = self.security.version();
+        let mut config = self.config.clone();
+        self.security.get().apply(&mut config);
+        let consumer: BaseConsumer<Told> =
+            config.create_with_context(told).map_err(client::creation)?;
         let mut leaving = None;
         let ended = consumer
             .subscribe(&[&self.topic])
             .map_err(failed)
-            .and_then(|()| self.follow(&consumer, changes, standing, stop, &mut leaving));
+            .and_then(|()| self.follow(&consumer, version, changes, standing, stop, &mut leaving));
         let owned = standing.send_replace(Standing::default()).owned;
-        if ended.is_err() && !owned.is_empty() {
+        if !matches!(ended, Ok(Ended::Left)) && !owned.is_empty() {
             // Nobody listens only where everything is being stopped.
             tell(changes, Change::Lost(owned)).ok();
         }
@@ -294,13 +331,28 @@ impl Member {
     fn follow(
         &self,
         consumer: &BaseConsumer<Told>,
+        mut version: u64,
         changes: &mpsc::Sender<Change>,
         standing: &watch::Sender<Standing>,
         stop: &CancellationToken,
         leaving: &mut Option<Leaving>,
-    ) -> Result<(), SinkError> {
+    ) -> Result<Ended, SinkError> {
+        let made_with = version;
         while !stop.is_cancelled() {
+            let current = self.security.version();
+            if current != version {
+                self.security.hand_password(consumer.client())?;
+                version = current;
+            }
             match consumer.poll(POLL) {
+                // Another certificate takes another client, and that is another member.
+                Some(Err(error))
+                    if version != made_with
+                        && classify::is_refused_connection(&error)
+                        && error.rdkafka_error_code() == Some(RDKafkaErrorCode::SSL) =>
+                {
+                    return Ok(Ended::Outdated);
+                }
                 Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
                     return Err(failed(error));
                 }
@@ -337,7 +389,7 @@ impl Member {
                 None => Ok(()),
             };
             if heard.is_err() {
-                return Ok(());
+                return Ok(Ended::Left);
             }
             let Some(going) = leaving else { continue };
             let is_done = !matches!(
@@ -357,7 +409,7 @@ impl Member {
                 *leaving = None;
             }
         }
-        Ok(())
+        Ok(Ended::Left)
     }
 }
 

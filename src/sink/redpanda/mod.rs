@@ -35,13 +35,16 @@ mod carry;
 mod classify;
 mod client;
 mod dead_letters;
+pub mod examine;
 mod follow;
 mod guard;
 mod judge;
 pub mod membership;
+mod native;
 mod outlet;
 mod parts;
 mod reader;
+mod security;
 mod shard;
 pub mod tail;
 mod topics;
@@ -54,6 +57,7 @@ pub use shard::ShardSink;
 
 use client::Quiet;
 use outlet::{Ends, Lane};
+use security::{InForce, Security};
 use topics::Wanted;
 
 /// A question about the checkpoint topic takes no longer.
@@ -85,7 +89,10 @@ const MOST_RETENTION_MS: i64 = 7 * 86_400_000;
 pub struct RedpandaSink {
     live: LiveSettings,
     policies: StagePolicies,
+    /// Without what [`security`] adds.
     base: ClientConfig,
+    /// With what clients connect.
+    security: InForce,
     topics: topics::Topics,
     /// What it waits for.
     troubles: Troubles,
@@ -140,36 +147,34 @@ impl RedpandaSink {
         policies: StagePolicies,
     ) -> Result<Arc<Self>, SinkError> {
         let hint = Arc::<Notify>::default();
-        let (base, admin) = {
+        let (base, security, admin) = {
             let settings = live.borrow();
             let id = format!("penstock.{}", settings.pipeline.name);
-            let mut base = client::base(brokers, &id, &settings.sink.properties)?;
-            if let Some(username) = &settings.sink.username {
-                base.set("sasl.username", username);
-            }
-            if let Some(password) = &settings.sink.password {
-                base.set("sasl.password", password.expose());
-            }
-            let quiet = Quiet::hinting(hint.clone());
+            let base = client::base(brokers, &id, &settings.sink.properties)?;
+            let security = InForce::new(Security::of(&settings.sink));
+            let quiet = Quiet::hinting(&security, hint.clone());
             let mut asking = base.clone();
+            security.get().apply(&mut asking);
             // A broker would make a topic that it is asked for: by its own settings, and where none is to be made.
             asking.set("allow.auto.create.topics", "false");
             let admin: AdminClient<Quiet> = asking
                 .create_with_context(quiet)
                 .map_err(client::creation)?;
             // Made once to find properties that librdkafka refuses for a producer.
-            client::producer(&base, 1)
+            client::producer(&asking, 1)
                 .create_native_config()
                 .map_err(client::creation)?;
-            (base, admin)
+            security.hand_token(admin.inner())?;
+            (base, security, admin)
         };
         let troubles = Troubles::default();
         let remade = watch::Sender::new(0);
         let topic = crate::checkpoint::topic::topic_name(&live.borrow().pipeline.name);
-        let mut sink = Self {
+        let sink = Self {
             live,
             policies,
             base,
+            security,
             topics: topics::Topics::new(admin, troubles.clone()),
             troubles,
             addresses: Mutex::new(split(brokers)),
@@ -185,9 +190,7 @@ impl RedpandaSink {
         };
         sink.reach(brokers).await?;
         if sink.topics.makes_by_asking() {
-            let quiet = Quiet::hinting(hint.clone());
-            let admin = sink.base.create_with_context(quiet);
-            sink.topics.ask_with(admin.map_err(client::creation)?);
+            sink.renew_admin()?;
         }
         Ok(Arc::new(sink))
     }
@@ -201,11 +204,21 @@ impl RedpandaSink {
         };
         // librdkafka only says that nobody answered in time; a plain connection tells why, and at once.
         reach::any(&addresses).await.map_err(unreachable)?;
-        let metadata = self.topics.metadata(None).await.map_err(|e| {
-            unreachable(format!(
-                "connected, but got no metadata: {e} (is this a Kafka listener, and do TLS and SASL fit?)"
-            ))
-        })?;
+        let security = self.security.get();
+        if !security.is_plain()
+            && let Some(reason) = self.why_not(&addresses, &security).await
+        {
+            return Err(unreachable(reason));
+        }
+        let metadata = match self.topics.metadata(None).await {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                let reason = self.why_not(&addresses, &security).await;
+                return Err(unreachable(reason.unwrap_or_else(|| {
+                    format!("connected, but got no metadata: {error} (is this a Kafka listener?)")
+                })));
+            }
+        };
         self.note_addresses(&metadata);
         self.topics.look_at_cluster().await;
         tracing::info!(
@@ -272,12 +285,13 @@ impl RedpandaSink {
     }
 
     fn open_with(self: &Arc<Self>, shard: u32, delivery: Delivery) -> Result<ShardSink, SinkError> {
-        let lane = Arc::clone(
-            self.lanes
-                .lock()
-                .entry(shard)
-                .or_insert_with(|| Arc::new(Lane::new(self.troubles.clone(), self.ends.clone()))),
-        );
+        let lane = Arc::clone(self.lanes.lock().entry(shard).or_insert_with(|| {
+            Arc::new(Lane::new(
+                self.troubles.clone(),
+                self.ends.clone(),
+                self.security.clone(),
+            ))
+        }));
         ShardSink::open(Arc::clone(self), shard, lane, delivery)
     }
 
@@ -446,9 +460,12 @@ impl RedpandaSink {
         }
     }
 
-    fn producer_config(&self, who: &str) -> ClientConfig {
+    /// … and of which version of the credentials.
+    fn producer_config(&self, who: &str) -> (ClientConfig, u64) {
         let live = self.live.borrow();
-        let mut config = client::producer(&self.base, live.pipeline.shards.get());
+        // Before they are read: at worst they are taken for older than they are.
+        let version = self.security.version();
+        let mut config = client::producer(&self.base(), live.pipeline.shards.get());
         config.set(
             "client.id",
             format!("penstock.{}.{who}", live.pipeline.name),
@@ -456,12 +473,17 @@ impl RedpandaSink {
         if !self.topics.makes_by_asking() {
             config.set("allow.auto.create.topics", "false");
         }
-        config
+        (config, version)
     }
 
     fn reader_config(&self) -> ClientConfig {
         let group = format!("penstock.{}.reader", self.live.borrow().pipeline.name);
-        client::reader(&self.base, &group)
+        client::reader(&self.base(), &group)
+    }
+
+    /// What [`reader`] reads with.
+    fn reader(&self) -> (ClientConfig, InForce) {
+        (self.reader_config(), self.security.clone())
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rdkafka::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::classify::{self, Refusal};
 use super::client::{self, Quiet};
+use super::security::InForce;
 use crate::sink::SinkError;
 use crate::sink::flight::{BatchId, Counters, Report, Snapshot, Tag, Window};
 use crate::sink::trouble::Troubles;
@@ -68,15 +69,31 @@ pub(super) struct Reports {
     quiet: Quiet,
     troubles: Troubles,
     ends: Arc<Ends>,
+    /// What the producer connects with, and which version of it was in force when it was made.
+    security: (InForce, u64),
 }
 
 impl ClientContext for Reports {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(
+        &self,
+        _: Option<&str>,
+    ) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.quiet.token()
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         client::log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.quiet.note(&error, reason);
+        let (security, made_with) = &self.security;
+        if classify::is_refused_connection(&error) && security.version() != *made_with {
+            // With what was rotated meanwhile another producer may be let in; this one will not.
+            self.window.fail(SinkError::Reset);
+        }
     }
 }
 
@@ -132,11 +149,12 @@ pub(super) struct Lane {
     window: Mutex<Arc<Window>>,
     troubles: Troubles,
     ends: Arc<Ends>,
+    security: InForce,
 }
 
 impl Lane {
-    /// Of a sink that waits for these, and whose checkpoints are written so far.
-    pub(super) fn new(troubles: Troubles, ends: Arc<Ends>) -> Self {
+    /// Of a sink that waits for these, whose checkpoints are written so far, and that connects with this.
+    pub(super) fn new(troubles: Troubles, ends: Arc<Ends>, security: InForce) -> Self {
         let counters = Arc::<Counters>::default();
         let window = Mutex::new(Arc::new(Window::new(Arc::clone(&counters))));
         Self {
@@ -144,6 +162,7 @@ impl Lane {
             window,
             troubles,
             ends,
+            security,
         }
     }
 
@@ -190,6 +209,8 @@ pub(super) enum Handed {
 
 pub(super) struct Outlet {
     config: ClientConfig,
+    /// Of the credentials in it.
+    version: u64,
     lane: Arc<Lane>,
     window: Arc<Window>,
     /// Always there but while it is being replaced.
@@ -197,15 +218,24 @@ pub(super) struct Outlet {
 }
 
 impl Outlet {
-    pub(super) fn new(config: ClientConfig, lane: Arc<Lane>) -> Result<Self, SinkError> {
+    pub(super) fn new(
+        (config, version): (ClientConfig, u64),
+        lane: Arc<Lane>,
+    ) -> Result<Self, SinkError> {
         let window = lane.renew();
-        let producer = Some(create(&config, &window, &lane)?);
+        let producer = Some(create(&config, version, &window, &lane)?);
         Ok(Self {
             config,
+            version,
             lane,
             window,
             producer,
         })
+    }
+
+    /// Whether other credentials are in force than those that the producer was made with.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.lane.security.version() != self.version
     }
 
     pub(super) fn window(&self) -> &Arc<Window> {
@@ -311,8 +341,18 @@ impl Outlet {
     pub(super) async fn replace_producer(&mut self) -> Result<(), SinkError> {
         self.close().await;
         self.lane.counters().reset();
-        self.producer = Some(create(&self.config, &self.window, &self.lane)?);
+        let made = create(&self.config, self.version, &self.window, &self.lane)?;
+        self.producer = Some(made);
         Ok(())
+    }
+
+    /// … made otherwise.
+    pub(super) async fn replace_producer_with(
+        &mut self,
+        made: (ClientConfig, u64),
+    ) -> Result<(), SinkError> {
+        (self.config, self.version) = made;
+        self.replace_producer().await
     }
 
     /// Lets go of everything under way. After it no report comes in any more.
@@ -328,8 +368,11 @@ impl Outlet {
     }
 
     /// … made otherwise.
-    pub(super) async fn restart_with(&mut self, config: ClientConfig) -> Result<(), SinkError> {
-        self.config = config;
+    pub(super) async fn restart_with(
+        &mut self,
+        made: (ClientConfig, u64),
+    ) -> Result<(), SinkError> {
+        (self.config, self.version) = made;
         self.restart().await
     }
 
@@ -353,6 +396,7 @@ impl Drop for Outlet {
 
 fn create(
     config: &ClientConfig,
+    version: u64,
     window: &Arc<Window>,
     lane: &Lane,
 ) -> Result<ThreadedProducer<Reports>, SinkError> {
@@ -360,7 +404,8 @@ fn create(
         troubles: lane.troubles.clone(),
         ends: Arc::clone(&lane.ends),
         window: Arc::clone(window),
-        quiet: Quiet::default(),
+        quiet: Quiet::of(&lane.security),
+        security: (lane.security.clone(), version),
     };
     config
         .create_with_context(reports)

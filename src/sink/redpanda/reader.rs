@@ -9,6 +9,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::security::InForce;
 use super::{classify, client, client::Quiet};
 use crate::policy::Class;
 use crate::sink::SinkError;
@@ -21,32 +22,32 @@ const POLL: Duration = Duration::from_millis(100);
 /// empty. The end is the broker's end-of-partition, not the high watermark less one: behind the last record
 /// there may be the markers of a transaction.
 pub(super) fn read(
-    config: &ClientConfig,
+    reader: &(ClientConfig, InForce),
     topic: &str,
     each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
 ) -> Result<(), SinkError> {
-    read_within(config, topic, STALLED, None, each)
+    read_within(reader, topic, STALLED, None, each)
 }
 
 /// … every record of one partition, which has to be there: without it nobody knows what was in it.
 pub(super) fn read_partition(
-    config: &ClientConfig,
+    reader: &(ClientConfig, InForce),
     topic: &str,
     partition: i32,
     stalled: Duration,
     each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
 ) -> Result<(), SinkError> {
-    read_within(config, topic, stalled, Some(partition), each)
+    read_within(reader, topic, stalled, Some(partition), each)
 }
 
 fn read_within(
-    config: &ClientConfig,
+    (config, security): &(ClientConfig, InForce),
     topic: &str,
     stalled: Duration,
     wanted: Option<i32>,
     mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
 ) -> Result<(), SinkError> {
-    let quiet = Quiet::default();
+    let quiet = Quiet::of(security);
     let consumer: BaseConsumer<Quiet> = config
         .create_with_context(quiet.clone())
         .map_err(client::creation)?;

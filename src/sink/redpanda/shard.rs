@@ -85,13 +85,13 @@ impl ShardSink {
         lane: Arc<Lane>,
         delivery: Delivery,
     ) -> Result<Self, SinkError> {
-        let (config, widest) = sink.shard_config(shard, delivery);
+        let (made, widest) = sink.shard_config(shard, delivery);
         let transaction = match delivery {
             Delivery::AtLeastOnce => Transaction::Never,
             Delivery::ExactlyOnce => Transaction::Unopened,
         };
         Ok(Self {
-            outlet: Outlet::new(config, lane)?,
+            outlet: Outlet::new(made, lane)?,
             widest,
             sink,
             shard,
@@ -198,6 +198,10 @@ impl ShardSink {
         let within = self.sink.live.borrow().sink.attempt_timeout;
         let partition = self.sink.own_partition(self.shard).await?;
         let (_, owner) = self.sink.read_shard(self.shard, partition, within).await?;
+        self.is_ours(owner)
+    }
+
+    fn is_ours(&self, owner: Option<Owner>) -> Result<(), SinkError> {
         match owner {
             Some(owner) if owner.instance != self.sink.instance => {
                 let at = owner.admin.map_or(String::new(), |at| format!(" at {at}"));
@@ -216,6 +220,9 @@ impl ShardSink {
     /// Aborts, and says whether the producer is as good as new.
     async fn abort(&mut self) -> bool {
         self.outlet.window().fail(SinkError::Reset);
+        if self.outlet.is_outdated() {
+            return false;
+        }
         let within = self.sink.live.borrow().sink.attempt_timeout;
         let aborted = tokio::time::timeout(within, self.outlet.abort(self.shard)).await;
         let good = matches!(aborted, Ok(Ok(()))) && !self.outlet.is_finished();
@@ -478,7 +485,11 @@ impl ShardSink {
         let mut judge = match self.judge.take() {
             Some(judge) => judge,
             None => {
-                let lane = Lane::new(self.sink.troubles.clone(), self.sink.ends.clone());
+                let lane = Lane::new(
+                    self.sink.troubles.clone(),
+                    self.sink.ends.clone(),
+                    self.sink.security.clone(),
+                );
                 Judge::new(
                     self.shard,
                     self.sink.judge_config(self.shard),
@@ -621,9 +632,47 @@ impl ShardSink {
             Transaction::Never => Delivery::AtLeastOnce,
             _ => Delivery::ExactlyOnce,
         };
-        let (config, widest) = self.sink.shard_config(self.shard, delivery);
+        let (made, widest) = self.sink.shard_config(self.shard, delivery);
         self.widest = widest;
-        self.outlet.restart_with(config).await
+        self.outlet.restart_with(made).await
+    }
+
+    /// Between two transactions: goes on with a producer that has the credentials that are in force now. Nothing is under
+    /// way then, so nothing is lost, repeated or read again.
+    async fn renew(&mut self) -> Result<(), SinkError> {
+        let delivery = match self.transaction {
+            Transaction::Never => Delivery::AtLeastOnce,
+            Transaction::None { .. } => Delivery::ExactlyOnce,
+            _ => return Ok(()),
+        };
+        let window = Arc::clone(self.outlet.window());
+        window.room(0).await?;
+        let renewed = async {
+            let within = self.sink.live.borrow().sink.attempt_timeout;
+            if delivery == Delivery::ExactlyOnce && self.shard != REPLAY_SHARD {
+                // Whoever has the shard by now must not be fenced for a password's sake.
+                let partition = self.sink.own_partition(self.shard).await?;
+                let (_, owner) = self.sink.read_shard(self.shard, partition, within).await?;
+                self.is_ours(owner)?;
+            }
+            let (made, widest) = self.sink.shard_config(self.shard, delivery);
+            self.widest = widest;
+            self.outlet.replace_producer_with(made).await?;
+            if delivery == Delivery::ExactlyOnce {
+                let topic = self.sink.checkpoint_topic();
+                self.outlet.take_over(self.shard, &topic, within).await?;
+            }
+            tracing::info!(shard = self.shard, "the producer has the new credentials");
+            Ok(())
+        };
+        let renewed: Result<(), SinkError> = renewed.await;
+        if renewed.is_err() {
+            if delivery == Delivery::ExactlyOnce {
+                self.transaction = Transaction::Unopened;
+            }
+            window.fail(SinkError::Reset);
+        }
+        renewed
     }
 
     /// Learns from the reports that have come in which records are refused, or may be.
@@ -739,6 +788,9 @@ impl Settle for ShardSink {
                 self.outlet.window().fail(error.clone());
                 return Err(error);
             }
+            if self.outlet.is_outdated() {
+                self.renew().await?;
+            }
             let verdict = self.judge(&batch).await?;
             self.begin()?;
             let window = Arc::clone(self.outlet.window());
@@ -832,8 +884,8 @@ fn name(shard: u32) -> String {
 impl RedpandaSink {
     /// What a shard's producer is made with, and the largest batch that it makes, if a topic in use takes less than
     /// usual: a batch that is refused for its size would take the good records in it along.
-    fn shard_config(&self, shard: u32, delivery: Delivery) -> (ClientConfig, Option<usize>) {
-        let mut config = self.producer_config(&shard.to_string());
+    fn shard_config(&self, shard: u32, delivery: Delivery) -> ((ClientConfig, u64), Option<usize>) {
+        let (mut config, version) = self.producer_config(&shard.to_string());
         let widest = self.topics.narrowest().filter(|bytes| *bytes < WIDEST);
         if let Some(bytes) = widest {
             config.set("batch.size", bytes.to_string());
@@ -845,14 +897,14 @@ impl RedpandaSink {
                 client::transactional(config, &id)
             }
         };
-        (config, widest)
+        ((config, version), widest)
     }
 
     /// What finds out for a shard which records are refused is made with this.
-    fn judge_config(&self, shard: u32) -> ClientConfig {
-        let (config, _) = self.shard_config(shard, Delivery::AtLeastOnce);
+    fn judge_config(&self, shard: u32) -> (ClientConfig, u64) {
+        let ((config, version), _) = self.shard_config(shard, Delivery::AtLeastOnce);
         let id = format!("{}-{}-judge", self.live.borrow().pipeline.name, name(shard));
-        client::transactional(config, &id)
+        (client::transactional(config, &id), version)
     }
 
     /// Reads a shard's checkpoints, and moves those to its partition that an earlier number of shards left in
@@ -861,7 +913,7 @@ impl RedpandaSink {
         let own = self.own_partition(shard).await?;
         let shards = self.live.borrow().pipeline.shards.get();
         let topic = self.checkpoint_topic();
-        let config = self.reader_config();
+        let config = self.reader();
         let mut fold = checkpoint::Fold::new(shard, shards);
         let loaded = super::blocking(move || {
             reader::read(&config, &topic, |m| {
@@ -922,7 +974,7 @@ impl RedpandaSink {
     ) -> Result<(Checkpoints, Option<Owner>), SinkError> {
         let shards = self.live.borrow().pipeline.shards.get();
         let topic = self.checkpoint_topic();
-        let config = self.reader_config();
+        let config = self.reader();
         let mut fold = checkpoint::Fold::new(shard, shards);
         super::blocking(move || {
             reader::read_partition(&config, &topic, partition, within, |m| {

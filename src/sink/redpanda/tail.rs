@@ -46,7 +46,7 @@ impl RedpandaSink {
             .set("fetch.wait.max.ms", "50")
             .set("enable.partition.eof", "false");
         let consumer = config
-            .create_with_context(Quiet::default())
+            .create_with_context(Quiet::of(&self.security))
             .map_err(client::creation)?;
         Ok(Tail {
             consumer,

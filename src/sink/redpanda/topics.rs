@@ -1,6 +1,6 @@
 //! Topics: looked up or made on first use, looked at now and then, and made again when they are gone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -83,7 +83,7 @@ struct Used {
 
 /// Looks topics up, creates them, and remembers which exist.
 pub(super) struct Topics {
-    admin: Arc<AdminClient<Quiet>>,
+    admin: RwLock<Arc<AdminClient<Quiet>>>,
     troubles: Troubles,
     known: RwLock<HashSet<Arc<str>>>,
     used: RwLock<HashMap<Arc<str>, Used>>,
@@ -100,7 +100,7 @@ pub(super) struct Topics {
 impl Topics {
     pub(super) fn new(admin: AdminClient<Quiet>, troubles: Troubles) -> Self {
         Self {
-            admin: Arc::new(admin),
+            admin: RwLock::new(Arc::new(admin)),
             troubles,
             known: RwLock::default(),
             used: RwLock::default(),
@@ -115,7 +115,7 @@ impl Topics {
     /// (`rd_kafka_mock_cluster_new`) answers no CreateTopics, not even with an error; `noida-db` completes no round of a
     /// group whose members rejoin one by one.
     pub(super) async fn look_at_cluster(&self) {
-        let admin = Arc::clone(&self.admin);
+        let admin = self.admin();
         let id = super::blocking(move || admin.inner().fetch_cluster_id(REQUEST)).await;
         let id = id.flatten().unwrap_or_default();
         self.auto.store(id.starts_with("mockCluster"), Relaxed);
@@ -132,9 +132,13 @@ impl Topics {
         self.auto.load(Relaxed)
     }
 
-    /// Goes on with a client that may ask so.
-    pub(super) fn ask_with(&mut self, admin: AdminClient<Quiet>) {
-        self.admin = Arc::new(admin);
+    /// Goes on with another client.
+    pub(super) fn ask_with(&self, admin: AdminClient<Quiet>) {
+        *self.admin.write() = Arc::new(admin);
+    }
+
+    fn admin(&self) -> Arc<AdminClient<Quiet>> {
+        self.admin.read().clone()
     }
 
     /// Whether [`Self::ensure_within`] has nothing to do.
@@ -228,7 +232,7 @@ impl Topics {
             new = new.set(name, value);
         }
         let options = options(within);
-        let outcome = match self.admin.create_topics([&new], &options).await {
+        let outcome = match self.admin().create_topics([&new], &options).await {
             Ok(results) => results.into_iter().next().map(|r| r.map_err(|(_, c)| c)),
             Err(KafkaError::AdminOp(code)) => Some(Err(code)),
             Err(error) => return Err(refusal(topic, &error)),
@@ -340,13 +344,13 @@ impl Topics {
     }
 
     /// The topic's settings; `None`: the brokers do not say.
-    async fn describe(&self, topic: &str, within: Duration) -> Option<ConfigResource> {
+    pub(super) async fn describe(&self, topic: &str, within: Duration) -> Option<ConfigResource> {
         if self.makes_by_asking() {
             return None;
         }
         let options = options(within.min(DESCRIBE));
         let asked = [ResourceSpecifier::Topic(topic)];
-        match self.admin.describe_configs(asked.iter(), &options).await {
+        match self.admin().describe_configs(asked.iter(), &options).await {
             Ok(found) => match found.into_iter().next()? {
                 Ok(found) => Some(found),
                 Err(code) => {
@@ -415,7 +419,10 @@ impl Topics {
         for wanted in &wrong {
             alter = alter.set(wanted.name, wanted.value);
         }
-        let altered = self.admin.alter_configs([&alter], &options(REQUEST)).await;
+        let altered = self
+            .admin()
+            .alter_configs([&alter], &options(REQUEST))
+            .await;
         let code = match altered {
             Ok(results) => results
                 .into_iter()
@@ -440,7 +447,7 @@ impl Topics {
         }
         let more = NewPartitions::new(topic, partitions as usize);
         let results = self
-            .admin
+            .admin()
             .create_partitions([&more], &options(REQUEST))
             .await
             .map_err(|e| failed(topic, &e))?;
@@ -491,7 +498,7 @@ impl Topics {
         partitions: u32,
         deadline: Instant,
     ) -> Result<(), KafkaError> {
-        let (admin, topic) = (Arc::clone(&self.admin), topic.to_owned());
+        let (admin, topic) = (self.admin(), topic.to_owned());
         let asked = super::blocking(move || {
             (0..partitions).try_for_each(|partition| {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -522,12 +529,39 @@ impl Topics {
         self.metadata_within(topic, REQUEST).await
     }
 
+    /// What this client may do with these topics, where the brokers say, see [`super::native::allowed`].
+    pub(super) async fn allowed(&self, topics: Vec<String>) -> BTreeMap<String, Vec<i32>> {
+        let admin = self.admin();
+        let asked =
+            super::blocking(move || super::native::allowed(admin.inner(), &topics, REQUEST)).await;
+        asked.and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// Whether a topic could be made so, and why not; makes none.
+    pub(super) async fn could_make(&self, topic: &str, settings: &Settings) -> Option<Code> {
+        if self.makes_by_asking() {
+            return None;
+        }
+        let replicas = settings.replication_factor.map_or(-1, |n| n.get() as i32);
+        let new = NewTopic::new(
+            topic,
+            settings.partitions.get() as i32,
+            TopicReplication::Fixed(replicas),
+        );
+        let options = options(REQUEST).validate_only(true);
+        match self.admin().create_topics([&new], &options).await {
+            Ok(results) => results.into_iter().next()?.err().map(|(_, code)| code),
+            Err(KafkaError::AdminOp(code)) => Some(code),
+            Err(_) => None,
+        }
+    }
+
     pub(super) async fn metadata_within(
         &self,
         topic: Option<String>,
         within: Duration,
     ) -> Result<Metadata, KafkaError> {
-        let admin = Arc::clone(&self.admin);
+        let admin = self.admin();
         super::blocking(move || admin.inner().fetch_metadata(topic.as_deref(), within))
             .await
             .unwrap_or(Err(KafkaError::Canceled))
@@ -687,7 +721,7 @@ fn options(within: Duration) -> AdminOptions {
         .operation_timeout(Some(within))
 }
 
-fn number(found: &ConfigResource, name: &str) -> Option<usize> {
+pub(super) fn number(found: &ConfigResource, name: &str) -> Option<usize> {
     found.get(name)?.value.as_deref()?.parse().ok()
 }
 

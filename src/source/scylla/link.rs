@@ -16,6 +16,7 @@ use scylla::policies::retry::FallthroughRetryPolicy;
 use tokio::sync::watch;
 
 use super::error::SourceError;
+use super::secure::Credentials;
 use super::{ScyllaSource, consistency};
 use crate::config::settings;
 use crate::policy::breaker::State;
@@ -25,6 +26,8 @@ use crate::reach;
 const LOOK: Duration = Duration::from_millis(250);
 /// A node that answers has the driver back by itself within this time, unless the driver pauses.
 const DRIVER: Duration = Duration::from_millis(250);
+/// Rotated credentials that are refused are tried again after this long: the other side may be rotated a moment later.
+const RENEW: Duration = Duration::from_secs(2);
 /// A session is there within this time, or its nodes hang.
 const SESSION: Duration = Duration::from_secs(30);
 
@@ -32,6 +35,10 @@ const SESSION: Duration = Duration::from_secs(30);
 pub(super) struct Link {
     nodes: Vec<String>,
     session: Mutex<Arc<Session>>,
+    /// With what the session connects.
+    credentials: Mutex<Credentials>,
+    /// Why what was rotated is not in force.
+    refused: Mutex<Option<String>>,
     /// Since when there is no connection; `None`: there is one.
     lost: watch::Sender<Option<Instant>>,
 }
@@ -45,6 +52,8 @@ impl Link {
         Ok(Self {
             nodes: nodes.to_vec(),
             session: Mutex::new(Arc::new(open(nodes, source).await?)),
+            credentials: Mutex::new(Credentials::of(source)),
+            refused: Mutex::default(),
             lost: watch::Sender::new(None),
         })
     }
@@ -59,6 +68,13 @@ impl Link {
         self.lost
             .borrow()
             .map(|_| format!("no connection to ScyllaDB at {}", self.nodes.join(", ")))
+    }
+
+    /// Why what was rotated is not in force.
+    pub(super) fn refusal(&self) -> Option<String> {
+        let refused = self.refused.lock().clone();
+        refused
+            .map(|why| format!("the new credentials are not in force, the old ones go on: {why}"))
     }
 
     fn is_connected(&self) -> bool {
@@ -83,21 +99,21 @@ async fn open(nodes: &[String], source: &settings::Source) -> Result<Session, So
         reason,
     };
     // The driver says the same in several lines of its log, and less plainly.
-    let answering = reach::cql(nodes).await.map_err(unreachable)?;
+    let credentials = Credentials::of(source);
+    let answering = reach::cql(nodes, credentials.trust.as_ref())
+        .await
+        .map_err(unreachable)?;
     // Retries are the stage's business: it backs off, counts, and sees the first failure.
     let profile = ExecutionProfile::builder()
         .consistency(consistency(source.consistency))
         .request_timeout(Some(source.read_timeout))
         .retry_policy(Arc::new(FallthroughRetryPolicy::new()))
         .build();
-    let mut builder = SessionBuilder::new()
+    let builder = SessionBuilder::new()
         .known_nodes(&answering)
         .keyspaces_to_fetch([source.keyspace.as_str()])
         .default_execution_profile_handle(profile.into_handle_with_label("penstock-source".into()));
-    if let Some(user) = &source.username {
-        let password = source.password.as_ref().map_or("", |p| p.expose());
-        builder = builder.user(user, password);
-    }
+    let builder = credentials.apply(builder, nodes).map_err(unreachable)?;
     match tokio::time::timeout(SESSION, builder.build()).await {
         Ok(built) => built.map_err(|e| SourceError::connect(nodes, e)),
         Err(_) => {
@@ -124,8 +140,12 @@ impl ScyllaSource {
 
     /// Sees that there is a connection, and says when there is none.
     pub(super) async fn follow_link(&self) -> Result<Infallible, SourceError> {
+        let mut try_at = Instant::now();
         loop {
             tokio::time::sleep(LOOK).await;
+            if try_at <= Instant::now() && !self.renew().await {
+                try_at = Instant::now() + RENEW;
+            }
             let lost = *self.link.lost.borrow();
             match (self.link.is_connected(), lost) {
                 (true, None) => {}
@@ -143,8 +163,43 @@ impl ScyllaSource {
         }
     }
 
+    /// Connects anew, beside the session that is there, where its credentials were rotated; whether all is as it should
+    /// be. What is asked of the old session meanwhile is answered.
+    async fn renew(&self) -> bool {
+        let settings = self.live.borrow().source.clone();
+        let wanted = Credentials::of(&settings);
+        if wanted == *self.link.credentials.lock() {
+            *self.link.refused.lock() = None;
+            return true;
+        }
+        match open(&self.link.nodes, &settings).await {
+            Ok(session) => {
+                self.take(session, wanted);
+                tracing::info!("connected to ScyllaDB with the new credentials");
+                true
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                let mut refused = self.link.refused.lock();
+                if refused.as_ref() != Some(&reason) {
+                    tracing::warn!(reason, "the new credentials are not in force");
+                }
+                *refused = Some(reason);
+                false
+            }
+        }
+    }
+
+    fn take(&self, session: Session, credentials: Credentials) {
+        *self.link.session.lock() = Arc::new(session);
+        *self.link.credentials.lock() = credentials;
+        *self.link.refused.lock() = None;
+        self.tables.iter().for_each(|t| t.forget_statement());
+    }
+
     async fn reconnect(&self) {
-        if reach::cql(&self.link.nodes).await.is_err() {
+        let trust = self.link.credentials.lock().trust.clone();
+        if reach::cql(&self.link.nodes, trust.as_ref()).await.is_err() {
             return;
         }
         tokio::time::sleep(DRIVER).await;
@@ -153,10 +208,7 @@ impl ScyllaSource {
         }
         let settings = self.live.borrow().source.clone();
         match open(&self.link.nodes, &settings).await {
-            Ok(session) => {
-                *self.link.session.lock() = Arc::new(session);
-                self.tables.iter().for_each(|t| t.forget_statement());
-            }
+            Ok(session) => self.take(session, Credentials::of(&settings)),
             Err(error) => tracing::debug!(%error, "not connected yet"),
         }
     }

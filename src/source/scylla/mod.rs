@@ -21,6 +21,7 @@ mod cursor;
 mod decode;
 mod elsewhere;
 mod error;
+pub mod examine;
 mod gaps;
 mod generations;
 mod group;
@@ -33,6 +34,7 @@ mod requests;
 mod room;
 mod schedule;
 mod schema;
+pub(crate) mod secure;
 mod segment;
 mod survey;
 
@@ -287,6 +289,9 @@ impl ScyllaSource {
                 false => Status::Degraded(reason),
             });
         }
+        if let Some(refusal) = self.link.refusal() {
+            return Some(Status::Degraded(refusal.into()));
+        }
         let now = Instant::now();
         match self.clock.lock().doubt(now) {
             Some(Doubt::Stepped(why)) => return Some(Status::Unhealthy(why.into())),
@@ -519,14 +524,35 @@ impl ScyllaSource {
         let rows = self
             .query(
                 WHAT,
-                "SELECT cdc FROM system_schema.scylla_tables WHERE keyspace_name = ? AND table_name = ?",
+                CDC_OPTIONS,
                 (&table.keyspace, &table.name),
                 Consistency::One,
             )
             .await?;
+        let options = CdcOptions::read(WHAT, &rows)?;
+        *table.ttl.lock() = Some((Instant::now(), options.ttl));
+        table.postimages.store(options.postimages, Relaxed);
+        Ok(options.enabled)
+    }
+}
+
+const CDC_OPTIONS: &str =
+    "SELECT cdc FROM system_schema.scylla_tables WHERE keyspace_name = ? AND table_name = ?";
+
+/// What a table says of its change log.
+struct CdcOptions {
+    enabled: bool,
+    /// `None`: changes do not expire.
+    ttl: Option<Duration>,
+    postimages: bool,
+}
+
+impl CdcOptions {
+    /// Of the answer to [`CDC_OPTIONS`].
+    fn read(what: &'static str, rows: &QueryRowsResult) -> Result<Self, SourceError> {
         let options = rows
             .maybe_first_row::<(Option<BTreeMap<String, String>>,)>()
-            .map_err(|e| SourceError::answer(WHAT, e))?
+            .map_err(|e| SourceError::answer(what, e))?
             .and_then(|(options,)| options)
             .unwrap_or_default();
         let seconds = options
@@ -534,15 +560,15 @@ impl ScyllaSource {
             .and_then(|t| t.parse().ok())
             // ScyllaDB's default, 24 hours.
             .unwrap_or(86_400);
-        let ttl = (seconds > 0).then(|| Duration::from_secs(seconds));
-        *table.ttl.lock() = Some((Instant::now(), ttl));
-        let postimages = options
-            .get("postimage")
-            .is_some_and(|p| !p.eq_ignore_ascii_case("false"));
-        table.postimages.store(postimages, Relaxed);
-        Ok(options
-            .get("enabled")
-            .is_none_or(|e| !e.eq_ignore_ascii_case("false")))
+        let is_on = |name: &str, absent| {
+            let option = options.get(name);
+            option.map_or(absent, |o| !o.eq_ignore_ascii_case("false"))
+        };
+        Ok(Self {
+            enabled: is_on("enabled", true),
+            ttl: (seconds > 0).then(|| Duration::from_secs(seconds)),
+            postimages: is_on("postimage", false),
+        })
     }
 }
 

@@ -23,7 +23,7 @@ use super::{
     error::ProtocolError,
     frame::{self, COMPRESSED, Frame},
     request::Request,
-    response::{self, Draft, EventType, PROTOCOL_ERROR},
+    response::{self, BAD_CREDENTIALS, Draft, EventType, PROTOCOL_ERROR},
     session::Session,
 };
 use crate::{
@@ -317,7 +317,11 @@ impl Connection {
                 return Accepted::Done;
             }
         };
-        if let Request::Options | Request::Startup(_) | Request::Register(_) = request {
+        if let Request::Options
+        | Request::Startup(_)
+        | Request::Register(_)
+        | Request::AuthResponse(_) = request
+        {
             let reply = reply(self, stream);
             // Not delayed here, where it would hold up what follows.
             match self.shared.faults.hit(&Target {
@@ -376,6 +380,11 @@ impl Connection {
     async fn control(&self, request: Request) -> Draft {
         match request {
             Request::Startup(options) => self.startup(&options),
+            Request::AuthResponse(token) => self.log_in(token.as_deref().unwrap_or_default()),
+            Request::Register(_) if !self.started.load(Ordering::Relaxed) => {
+                let e = ProtocolError::NotStarted("REGISTER");
+                response::error(PROTOCOL_ERROR, &e.to_string())
+            }
             Request::Register(names) => {
                 // Unknown types are events that this node never has.
                 let types = names
@@ -410,9 +419,26 @@ impl Connection {
                 );
             }
         }
+        if self.shared.asks_for_login() {
+            return response::authenticate();
+        }
         self.started.store(true, Ordering::Relaxed);
         // Answered in plain, for READY has no body.
         response::ready()
+    }
+
+    /// SASL PLAIN: an identity that is left empty, a name and a password, with NULs between them.
+    fn log_in(&self, token: &[u8]) -> Draft {
+        let mut parts = token.split(|byte| *byte == 0).skip(1);
+        let (name, password) = (parts.next(), parts.next());
+        if !self
+            .shared
+            .knows(name.unwrap_or_default(), password.unwrap_or_default())
+        {
+            return response::error(BAD_CREDENTIALS, "Username and/or password are incorrect");
+        }
+        self.started.store(true, Ordering::Relaxed);
+        response::auth_success()
     }
 
     async fn run(&self, stream: i16, request: Request) {

@@ -24,9 +24,11 @@ const COMPRESS_FROM: usize = 512;
 pub(crate) enum Opcode {
     Error = 0x00,
     Ready = 0x02,
+    Authenticate = 0x03,
     Supported = 0x06,
     Result = 0x08,
     Event = 0x0C,
+    AuthSuccess = 0x10,
 }
 
 /// A request's header and body.

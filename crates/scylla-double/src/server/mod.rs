@@ -10,7 +10,11 @@ mod response;
 mod session;
 mod wire;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::{net::TcpListener, sync::broadcast};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -47,6 +51,8 @@ pub(crate) struct Shared {
     supported: Vec<(&'static str, Vec<String>)>,
     prepared: PreparedStatements,
     events: broadcast::Sender<(EventType, Arc<[u8]>)>,
+    /// Who may log in, and with which password; empty: nobody is asked.
+    users: Mutex<Vec<(String, String)>>,
 }
 
 impl Shared {
@@ -78,7 +84,25 @@ impl Shared {
             supported,
             prepared,
             events: broadcast::Sender::new(EVENT_QUEUE),
+            users: Mutex::default(),
         }
+    }
+
+    pub(crate) fn set_users(&self, users: Vec<(String, String)>) {
+        *self.users() = users;
+    }
+
+    fn asks_for_login(&self) -> bool {
+        !self.users().is_empty()
+    }
+
+    fn knows(&self, name: &[u8], password: &[u8]) -> bool {
+        let known = |(n, p): &(String, String)| (n.as_bytes(), p.as_bytes()) == (name, password);
+        self.users().iter().any(known)
+    }
+
+    fn users(&self) -> MutexGuard<'_, Vec<(String, String)>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn push_schema(&self, change: &SchemaChange) {

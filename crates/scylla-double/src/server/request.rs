@@ -31,7 +31,7 @@ pub(crate) enum Request {
         params: QueryParams,
     },
     /// Credentials; nobody asked for them.
-    AuthResponse,
+    AuthResponse(Option<Bytes>),
 }
 
 /// What a statement of a batch is.
@@ -125,7 +125,7 @@ impl Request {
             }),
             0x0B => Ok(Self::Register(r.string_list()?)),
             0x0D => Self::batch(&mut r),
-            0x0F => Ok(Self::AuthResponse),
+            0x0F => Ok(Self::AuthResponse(r.bytes()?)),
             other => Err(ProtocolError::Opcode(other)),
         }
     }
@@ -185,7 +185,7 @@ impl Request {
             Self::Query { .. } => "QUERY",
             Self::Execute { .. } => "EXECUTE",
             Self::Batch { .. } => "BATCH",
-            Self::AuthResponse => "AUTH_RESPONSE",
+            Self::AuthResponse(_) => "AUTH_RESPONSE",
         }
     }
 }

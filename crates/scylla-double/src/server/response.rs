@@ -15,6 +15,8 @@ use crate::{
 
 /// `Protocol_error`.
 pub(crate) const PROTOCOL_ERROR: u32 = 0x000A;
+/// `Bad credentials`.
+pub(crate) const BAD_CREDENTIALS: u32 = 0x0100;
 const UNPREPARED: u32 = 0x2500;
 
 /// A response without its stream: a whole frame whose length is filled in when it is sent.
@@ -134,6 +136,20 @@ pub(crate) fn replica_error(kind: ReplicaError, consistency: u16, table: &str) -
 /// `READY`.
 pub(crate) fn ready() -> Draft {
     draft(Opcode::Ready, 0)
+}
+
+/// `AUTHENTICATE`: a name and a password are wanted.
+pub(crate) fn authenticate() -> Draft {
+    let mut out = draft(Opcode::Authenticate, 64);
+    out.string("org.apache.cassandra.auth.PasswordAuthenticator");
+    out
+}
+
+/// `AUTH_SUCCESS`.
+pub(crate) fn auth_success() -> Draft {
+    let mut out = draft(Opcode::AuthSuccess, 4);
+    out.bytes(None);
+    out
 }
 
 /// `SUPPORTED`.
