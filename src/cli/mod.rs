@@ -10,6 +10,7 @@ pub mod admin;
 pub mod checkpoint;
 pub mod config;
 pub mod demo;
+pub mod doctor;
 pub mod init;
 pub mod init_schema;
 pub mod manual;
@@ -98,6 +99,8 @@ enum Command {
     Validate(validate::ValidateArgs),
     /// Run the [[tests]] of pipeline.toml over its chain of transforms
     Test(test::TestArgs),
+    /// Look for what will go wrong, on both sides and here, and say what to do; silent where nothing will
+    Doctor(doctor::DoctorArgs),
     /// Print the settings in force and where each came from
     Config(config::ConfigCommandArgs),
     /// Print the JSON Schema of pipeline.toml
@@ -133,6 +136,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&cli.config, args),
         Command::Validate(args) => validate::run(&cli.config, args, run::connect),
         Command::Test(args) => test::run(&cli.config, &args),
+        Command::Doctor(args) => doctor::run(&cli.config, args),
         Command::Config(args) => config::run(&cli.config, args),
         Command::Schema(args) => schema::run(&cli.config, args),
         Command::Init(args) => init::run(args),

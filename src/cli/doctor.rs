@@ -1,0 +1,180 @@
+//! `penstock doctor`: what will go wrong, before it does, and what to do about it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+
+use super::{ConfigArgs, exit, validate};
+use crate::config::Settings;
+use crate::config::settings::Nodes;
+use crate::coordinator::child::Stage;
+use crate::coordinator::pipeline::PolicyRegistry;
+use crate::finding::{Finding, Severity};
+use crate::sink::redpanda::examine as brokers;
+use crate::source::examine as database;
+
+/// `penstock doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print the findings as JSON: an array, empty if there is nothing to say
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Looks at everything, and prints what is not as it should be: nothing, if nothing is. The exit code is 0 without an
+/// error among it, 1 with one, 64 for a configuration that is refused.
+pub fn run(config: &ConfigArgs, args: DoctorArgs) -> u8 {
+    // Plugins are compiled and configured, too.
+    let settings = match validate::check(config, args.json) {
+        Ok(loaded) => loaded.settings,
+        Err(code) => return code,
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return exit::FAILURE;
+        }
+    };
+    let mut findings = host(&settings);
+    findings.extend(runtime.block_on(examine(&settings)));
+    findings.sort_by_key(|f| f.severity);
+    if args.json {
+        say!("{:#}", serde_json::json!(findings));
+    } else {
+        for finding in &findings {
+            say!("{finding}");
+        }
+    }
+    match findings.iter().any(|f| f.severity == Severity::Error) {
+        true => exit::FAILURE,
+        false => exit::OK,
+    }
+}
+
+async fn examine(settings: &Arc<Settings>) -> Vec<Finding> {
+    let live = tokio::sync::watch::Sender::new(settings.clone());
+    let policies = PolicyRegistry::new(live.subscribe());
+    let source = async {
+        match &settings.source.nodes {
+            Nodes::Embedded => database::Examined::default(),
+            Nodes::At(nodes) => database::examine(nodes, settings).await,
+        }
+    };
+    let sink = async {
+        match &settings.sink.brokers {
+            Nodes::Embedded => brokers::Examined::default(),
+            Nodes::At(at) => {
+                let policies = policies.stage(&Stage::Sink);
+                brokers::examine(at, live.subscribe(), policies).await
+            }
+        }
+    };
+    let (source, sink) = tokio::join!(source, sink);
+    let mut findings = source.findings;
+    findings.extend(sink.findings);
+    if let (Some(ttl), Some(until)) = (source.ttl, sink.complete_until_us) {
+        findings.extend(headroom(ttl, until, settings));
+    }
+    findings
+}
+
+/// How much of the changes' time to live is left behind the last checkpoint.
+fn headroom(ttl: Duration, complete_until_us: i64, settings: &Settings) -> Option<Finding> {
+    let until = UNIX_EPOCH + Duration::from_micros(u64::try_from(complete_until_us).ok()?);
+    let lag = SystemTime::now().duration_since(until).ok()?;
+    let left = 1.0 - lag.as_secs_f64() / ttl.as_secs_f64();
+    let whole = |span: Duration| humantime::format_duration(Duration::from_secs(span.as_secs()));
+    let found = format!(
+        "it has delivered up to {} ago, and changes are gone after {}",
+        whole(lag),
+        whole(ttl)
+    );
+    let about = format!("pipeline {}", settings.pipeline.name);
+    if left <= 0.0 {
+        Some(Finding::error(
+            "headroom",
+            about,
+            found,
+            "changes in between are lost to it: raise the ttl of cdc, and fill in what is missing from the tables",
+        ))
+    } else if left < settings.health.headroom_degraded {
+        Some(Finding::warning(
+            "headroom",
+            about,
+            found,
+            "start it, or see what holds it up (penstock health); raise the ttl of cdc meanwhile",
+        ))
+    } else {
+        None
+    }
+}
+
+/// Threads, files of the program itself, and what else is open before anything is connected.
+const FILES_AT_REST: u64 = 64;
+/// Connections to the two HTTP servers, see docs/probes.md.
+const HTTP_FILES: u64 = 2 * (256 + 32);
+/// A client of librdkafka has a connection to each of a few brokers, and a pair of pipes.
+const FILES_A_CLIENT: u64 = 8;
+/// What the process takes at rest, and what the sources' pages and the late writes' memory take at most.
+const MEMORY_AT_REST: u64 = (64 + 64 + 64) << 20;
+/// A change of usual size, decoded and rendered.
+const BYTES_A_CHANGE: u64 = 4 << 10;
+
+/// What this machine gives the process.
+fn host(settings: &Settings) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let shards = u64::from(settings.pipeline.shards.get());
+    let files = FILES_AT_REST + HTTP_FILES + (shards + 4) * FILES_A_CLIENT;
+    if let Some(limit) = open_files().filter(|limit| *limit < files) {
+        findings.push(Finding::warning(
+            "files",
+            "open files",
+            format!("this process may have {limit} open, and {files} may be needed"),
+            format!(
+                "ulimit -n {}, or LimitNOFILE= of the unit",
+                files.next_power_of_two()
+            ),
+        ));
+    }
+    let plugins: u64 = settings.transforms.iter().map(|t| t.limits.memory).sum();
+    let in_flight = u64::from(settings.pipeline.max_in_flight.get()) * BYTES_A_CHANGE;
+    let memory = MEMORY_AT_REST + shards * (plugins + in_flight);
+    if let Some(limit) = memory_limit().filter(|limit| *limit < memory) {
+        let mib = |bytes: u64| bytes >> 20;
+        findings.push(Finding::warning(
+            "memory",
+            "memory limit",
+            format!(
+                "it is {} MiB, and {shards} shards may take {} MiB: max_in_flight changes and the memory of the \
+                 plugins each",
+                mib(limit),
+                mib(memory)
+            ),
+            "raise the limit, or lower pipeline.max_in_flight, pipeline.shards or transform limits.memory",
+        ));
+    }
+    findings
+}
+
+/// The soft limit.
+fn open_files() -> Option<u64> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find(|l| l.starts_with("Max open files"))?;
+    line.split_whitespace().nth(3)?.parse().ok()
+}
+
+/// Of the control group, where there is one.
+fn memory_limit() -> Option<u64> {
+    let files = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ];
+    let read = |file: &&str| std::fs::read_to_string(file).ok()?.trim().parse().ok();
+    // Without a limit the second says one that no machine has.
+    files
+        .iter()
+        .find_map(|file| read(file))
+        .filter(|limit: &u64| *limit < 1 << 50)
+}

@@ -1,0 +1,235 @@
+//! `penstock doctor` against set-ups that are broken, one thing at a time, and against a good one.
+
+use std::process::Command;
+
+use serde_json::Value;
+use testkit::broker::{Operator, unique};
+use testkit::process::{LONG, Setup, World, keys};
+use testkit::secure::{Authority, Door};
+
+/// The findings, and the exit code. `before`: a command of the shell's before the program is run.
+fn doctor(world: &World, before: &str, more: &[String]) -> (Option<i32>, Vec<Value>) {
+    let output = Command::new("sh")
+        .args(["-c", &format!("{before} exec \"$0\" \"$@\"")])
+        .arg(testkit::penstock())
+        .args(["doctor", "--json", "--config"])
+        .arg(world.config())
+        .args(world.flags())
+        .args(more)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let found: Value = serde_json::from_str(&text)
+        .unwrap_or_else(|_| panic!("{text}{}", String::from_utf8_lossy(&output.stderr)));
+    (output.status.code(), found.as_array().cloned().unwrap())
+}
+
+fn flags(all: &[(&str, &dyn std::fmt::Display)]) -> Vec<String> {
+    all.iter()
+        .map(|(key, value)| format!("--set={key}={value}"))
+        .collect()
+}
+
+/// Exactly these findings: code and what it is about.
+fn finds(what: &str, (code, found): (Option<i32>, Vec<Value>), wanted: &[(&str, &str)], exit: i32) {
+    let told: Vec<(&str, &str)> = found
+        .iter()
+        .map(|f| (f["code"].as_str().unwrap(), f["about"].as_str().unwrap()))
+        .collect();
+    assert_eq!(told, wanted, "{what}: {found:#?}");
+    assert_eq!(code, Some(exit), "{what}: {found:#?}");
+    for finding in &found {
+        println!(
+            "{what}: {}[{}] {}: {} — {}",
+            finding["severity"].as_str().unwrap(),
+            finding["code"].as_str().unwrap(),
+            finding["about"].as_str().unwrap(),
+            finding["found"].as_str().unwrap(),
+            finding["help"].as_str().unwrap()
+        );
+        assert!(finding["help"].as_str().is_some_and(|help| help.len() > 5));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_broken_set_up_is_found_for_what_it_is_and_a_good_one_is_met_with_silence() {
+    // Without a plugin: the program is run often.
+    let mut world = World::with(Setup {
+        transforms: Some(String::new()),
+        ..Setup::default()
+    })
+    .await;
+    world.set("pipeline.delivery", "exactly-once");
+    let (node, broker) = (world.node.addr().to_string(), world.cluster.brokers.clone());
+    let list = |address: &str| format!("[\"{address}\"]");
+    let closed = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().to_string()
+    };
+    let run = |more: &[(&str, &dyn std::fmt::Display)]| doctor(&world, "", &flags(more));
+
+    finds("good, before the first start", run(&[]), &[], 0);
+    let running = world.start(0);
+    world.write(&keys(4), 0, 5).await;
+    running
+        .await_metrics("all delivered", LONG, |m| {
+            m.sum("penstock_sink_records_total", &[]) >= 20.0
+        })
+        .await;
+    finds("good, while it runs", run(&[]), &[], 0);
+    running.stop_cleanly();
+
+    let nowhere = "nowhere.invalid:9042";
+    finds(
+        "1 no such host",
+        run(&[("source.nodes", &list(nowhere))]),
+        &[("dns", nowhere)],
+        1,
+    );
+    finds(
+        "2 nobody listens",
+        run(&[("sink.brokers", &list(&closed))]),
+        &[("tcp", &closed)],
+        1,
+    );
+    let half = format!("[\"{node}\", \"{closed}\"]");
+    finds(
+        "3 one node of two is away",
+        run(&[("source.nodes", &half)]),
+        &[("tcp", &closed)],
+        0,
+    );
+    let (authority, other) = (Authority::new("Trusted"), Authority::new("Other"));
+    let door = Door::before(
+        world.node.addr(),
+        &authority.issue("node", &["localhost"], 9),
+        &[],
+    )
+    .await;
+    let by_tls = format!("localhost:{}", door.address.port());
+    let ca = world.dir.path().join("other.pem");
+    std::fs::write(&ca, other.pem()).unwrap();
+    finds(
+        "4 a certificate that nobody trusts",
+        run(&[
+            ("source.nodes", &list(&by_tls)),
+            ("source.tls.enabled", &true),
+            ("source.tls.ca_file", &ca.display()),
+        ]),
+        &[("tls", &by_tls)],
+        1,
+    );
+    finds(
+        "5 TLS where none is spoken",
+        run(&[("sink.tls.enabled", &true)]),
+        &[("tls", &broker)],
+        1,
+    );
+    let password = world.dir.path().join("password");
+    std::fs::write(&password, "wrong").unwrap();
+    world
+        .node
+        .set_users(vec![("penstock".to_owned(), "right".to_owned())]);
+    finds(
+        "6 a wrong password",
+        run(&[
+            ("source.username", &"penstock"),
+            ("source.password_file", &password.display()),
+        ]),
+        &[("login", &node)],
+        1,
+    );
+    world.node.set_users(Vec::new());
+    finds(
+        "7 no such table",
+        run(&[("source.tables", &"[\"outbox\", \"outbux\"]")]),
+        &[("table", "ks.outbux")],
+        1,
+    );
+    for cql in [
+        "CREATE TABLE ks.silent (id int PRIMARY KEY)",
+        "CREATE TABLE ks.brief (id int PRIMARY KEY) WITH cdc = {'enabled': true, 'ttl': 300}",
+    ] {
+        world.session.query_unpaged(cql, ()).await.unwrap();
+    }
+    finds(
+        "8 no change log",
+        run(&[("source.tables", &"[\"outbox\", \"silent\"]")]),
+        &[("cdc", "ks.silent")],
+        1,
+    );
+    finds(
+        "9 changes that go too soon",
+        run(&[
+            ("source.tables", &"[\"outbox\", \"brief\"]"),
+            ("health.headroom_unhealthy", &0.000_01),
+            ("health.headroom_degraded", &0.000_02),
+        ]),
+        &[("ttl", "ks.brief")],
+        0,
+    );
+    finds(
+        "10 more copies wanted than there are",
+        run(&[("source.consistency", &"two")]),
+        &[("consistency", "keyspace ks")],
+        1,
+    );
+    finds(
+        "11 more replicas wanted than there are brokers",
+        run(&[("sink.topics.replication_factor", &3)]),
+        &[("replication", "sink.topics.replication_factor")],
+        1,
+    );
+    let operator = Operator::new(&broker);
+    let name = unique("emptied");
+    let checkpoints = format!("penstock.{name}.checkpoints");
+    operator
+        .create(&checkpoints, 2, &[("cleanup.policy", "delete")])
+        .await;
+    finds(
+        "12 checkpoints that are deleted",
+        run(&[("pipeline.name", &name)]),
+        &[("cleanup", &checkpoints)],
+        1,
+    );
+    let name = unique("missing");
+    finds(
+        "13 topics that nobody makes",
+        run(&[("pipeline.name", &name), ("sink.topics.create", &false)]),
+        &[
+            ("topic", &format!("penstock.{name}.checkpoints")),
+            ("topic", &format!("{name}.dead-letters")),
+            ("topic", &format!("{name}.ks.outbox")),
+        ],
+        1,
+    );
+    finds(
+        "14 too few files",
+        doctor(&world, "ulimit -n 256;", &[]),
+        &[("files", "open files")],
+        0,
+    );
+    finds(
+        "15 TLS where this side speaks none",
+        run(&[("source.nodes", &list(&by_tls))]),
+        &[("tls", &by_tls)],
+        1,
+    );
+
+    // A plugin that does not load, as validation says it.
+    let broken = format!("\n[[transform]]\nname = \"broken\"\nplugin = {ca:?}\n");
+    let good = std::fs::read_to_string(world.config()).unwrap();
+    world.save(&(good.clone() + &broken));
+    let (code, found) = run(&[]);
+    assert_eq!(code, Some(64));
+    assert_eq!(found[0]["code"], "plugin-rejected");
+    world.save(&good);
+    // And for people: nothing at all.
+    let output = Command::new(testkit::penstock())
+        .args(["doctor", "--config"])
+        .arg(world.config())
+        .args(world.flags())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+}
