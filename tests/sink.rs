@@ -361,6 +361,62 @@ async fn a_delivery_error_fails_all_in_flight_once_and_a_reset_starts_over() {
     assert_eq!(shard.snapshot().resets, 1);
 }
 
+/// What librdkafka's threads for brokers have used of the processor.
+#[cfg(target_os = "linux")]
+fn broker_threads() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("this process's threads");
+    let of = |name: std::ffi::OsString| {
+        let dir = std::path::Path::new("/proc/self/task").join(name);
+        let comm = std::fs::read_to_string(dir.join("comm")).ok()?;
+        let ran = std::fs::read_to_string(dir.join("schedstat")).ok()?;
+        let ns: u64 = ran.split(' ').next()?.parse().ok()?;
+        comm.starts_with("rdk:broker")
+            .then(|| Duration::from_nanos(ns))
+    };
+    tasks.flatten().filter_map(|t| of(t.file_name())).sum()
+}
+
+/// librdkafka's thread asks without a pause whether it may send what waits for an answer about what went before: a
+/// processor for each shard, while brokers are slower than the source. Only in a process of its own are these threads
+/// the test's.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_backlog_takes_no_processor() {
+    const ALONE: &str = "PENSTOCK_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let this = std::env::current_exe().expect("the path of this test");
+        let mut alone = std::process::Command::new(this);
+        alone.args(["a_backlog_takes_no_processor", "--exact", "--nocapture"]);
+        let status = alone.env(ALONE, "1").status().expect("it runs");
+        assert!(status.success(), "{status}");
+        return;
+    }
+    let faulty = Faulty::start();
+    let b = bench(settings::settings(&unique("p"), &faulty.brokers, 1)).await;
+    let mut shard = b.sink.open_shard(0).unwrap();
+    let topic = unique("backlog");
+    faulty.mock.create_topic(&topic, 1, 1).unwrap();
+    let first = shard.submit(numbered(&topic, 0, 1, 1)).await.unwrap();
+    first.await.unwrap();
+    let slow = Duration::from_millis(60);
+    faulty.mock.broker_round_trip_time(1, slow).unwrap();
+    let (began, before) = (Instant::now(), broker_threads());
+    let mut tickets = Vec::new();
+    for batch in 0..60 {
+        let from = 1 + batch * 50;
+        let batch = numbered(&topic, from, from + 50, 7);
+        tickets.push(shard.submit(batch).await.unwrap());
+    }
+    for ticket in tickets {
+        ticket.await.unwrap();
+    }
+    let (took, used) = (began.elapsed(), broker_threads() - before);
+    let share = used.as_secs_f64() / took.as_secs_f64();
+    println!("3000 records in {took:.1?}, of which the threads for brokers ran {used:.1?}");
+    assert!(took > slow, "there was a backlog");
+    assert!(share < 0.15, "{used:?} of {took:?}");
+}
+
 /// Kafka takes any first sequence of a producer in a partition. So where the first request is refused, as while the
 /// partition's leader is not ready yet, and the second, already on its way, is taken, librdkafka takes the first for
 /// acknowledged by the second, and its records are gone (KAFKA-15591).

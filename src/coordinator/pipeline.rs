@@ -106,28 +106,40 @@ impl Pipeline {
         let started = Instant::now();
         let settings = live.borrow().clone();
         let shared = settings.pipeline.instances == Instances::Shared;
-        let transforms = tokio::task::block_in_place(|| {
-            Transforms::load(
-                plugins.engine(),
-                &live,
-                &settings,
-                replaces.as_deref().map(|p| &*p.transforms),
-            )
-        })?;
+        let mut transforms = {
+            let (plugins, live, settings) = (plugins.clone(), live.clone(), settings.clone());
+            let known = replaces.as_ref().map(|p| p.transforms.clone());
+            tokio::task::spawn_blocking(move || {
+                let known = known.as_deref();
+                let loaded = Transforms::load(plugins.engine(), &live, &settings, known);
+                tracing::info!(transforms = settings.transforms.len(), took = ?started.elapsed(), "transforms ready");
+                loaded
+            })
+        };
         let counters = replaces.as_ref().map(|p| p.counters.lock().clone());
-        tracing::info!(transforms = settings.transforms.len(), took = ?started.elapsed(), "transforms ready");
-        let (source, sink) = tokio::try_join!(
-            async {
-                ScyllaSource::connect(live.clone(), policies.stage(&Stage::Source))
-                    .await
-                    .map_err(anyhow::Error::from)
-            },
-            async {
-                RedpandaSink::connect(live.clone(), policies.stage(&Stage::Sink))
-                    .await
-                    .map_err(anyhow::Error::from)
-            },
-        )?;
+        let connecting = async {
+            tokio::try_join!(
+                async {
+                    let policies = policies.stage(&Stage::Source);
+                    let source = ScyllaSource::connect(live.clone(), policies).await;
+                    source.map_err(anyhow::Error::from)
+                },
+                async {
+                    let policies = policies.stage(&Stage::Sink);
+                    let sink = RedpandaSink::connect(live.clone(), policies).await;
+                    sink.map_err(anyhow::Error::from)
+                },
+            )
+        };
+        // What is wrong with a plugin is told first: it is nothing to wait for.
+        let (transforms, sides) = {
+            let mut connecting = std::pin::pin!(connecting);
+            tokio::select! {
+                transforms = &mut transforms => (transforms??, connecting.await),
+                sides = &mut connecting => (transforms.await??, sides),
+            }
+        };
+        let (source, sink) = sides?;
         tracing::info!(took = ?started.elapsed(), "connected to ScyllaDB and Redpanda");
         // What runs is not given up for a name that may be wrong; at a start there is nothing else to do than wait.
         if let Some(runs) = replaces {

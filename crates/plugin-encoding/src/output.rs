@@ -97,6 +97,30 @@ const KEY: u8 = 0;
 const VALUE: u8 = 1;
 const HEADER: u8 = 2;
 
+/// Bytes that are copied in place in a guest. A copy whose length is known only as it runs is a call into the host
+/// there (`memory.copy`), which costs more than so many bytes.
+const SHORT: usize = 96;
+
+/// Appends bytes.
+#[inline]
+fn put(buf: &mut Vec<u8>, bytes: &[u8]) {
+    if !cfg!(target_arch = "wasm32") || bytes.len() > SHORT {
+        return buf.extend_from_slice(bytes);
+    }
+    buf.reserve(bytes.len());
+    let (words, rest) = bytes.as_chunks::<8>();
+    for word in words {
+        buf.extend_from_slice(word);
+    }
+    let (half, rest) = rest.as_chunks::<4>();
+    for word in half {
+        buf.extend_from_slice(word);
+    }
+    for byte in rest {
+        buf.push(*byte);
+    }
+}
+
 /// Writes the output of one batch.
 #[derive(Debug)]
 pub struct OutputWriter {
@@ -154,7 +178,7 @@ impl OutputWriter {
             self.entries += 1;
             self.buf.push(TOPIC);
             self.buf.extend_from_slice(&len.to_le_bytes());
-            self.buf.extend_from_slice(name.as_bytes());
+            put(&mut self.buf, name.as_bytes());
             self.topics.push(name.to_owned());
             self.topics.len() - 1
         });
@@ -185,7 +209,7 @@ impl OutputWriter {
             Field::Bytes(bytes) => {
                 let [a, b, c, d] = (bytes.len() as u32).to_le_bytes();
                 self.buf.extend_from_slice(&[1, a, b, c, d]);
-                self.buf.extend_from_slice(bytes);
+                put(&mut self.buf, bytes);
             }
             Field::Column(column) => {
                 let [a, b, c, d] = column.row.to_le_bytes();
@@ -211,11 +235,12 @@ impl OutputWriter {
     ///
     /// # Panics
     /// On a name longer than 65,535 bytes.
+    #[inline]
     pub fn header(&mut self, name: &str, field: Field<'_>) {
         self.part(HEADER);
         let len = u16::try_from(name.len()).expect("a header's name of less than 64 KiB");
         self.buf.extend_from_slice(&len.to_le_bytes());
-        self.buf.extend_from_slice(name.as_bytes());
+        put(&mut self.buf, name.as_bytes());
         self.field(field);
     }
 

@@ -408,6 +408,31 @@ impl Rows {
         Ok(Self { buf, starts })
     }
 
+    /// Takes the bytes of a batch from whoever made them by [`RowsBuilder`]: finds the rows, and leaves it to
+    /// [`Row::column`] to look at a column where it is read. That is what a guest does with what its host sends.
+    pub fn of_host(buf: Vec<u8>) -> Result<Self, InvalidRows> {
+        let bad = |row: usize, what| InvalidRows {
+            row: row as u32,
+            what,
+        };
+        let n = buf.get(..4).map(le_u32).ok_or(bad(0, "no row count"))? as usize;
+        let mut starts = Vec::with_capacity(n.min(buf.len() / (HEADER + 4)));
+        let mut at = 4usize;
+        for i in 0..n {
+            let rest = buf.get(at..).unwrap_or_default();
+            let (len, rest) = rest.split_first_chunk().ok_or(bad(i, "truncated"))?;
+            let len = u32::from_le_bytes(*len) as usize;
+            let row = rest.get(..len).ok_or(bad(i, "truncated"))?;
+            check_head(row).map_err(|what| bad(i, what))?;
+            starts.push(at as u32);
+            at += 4 + len;
+        }
+        if at != buf.len() {
+            return Err(bad(n, "bytes after the last row"));
+        }
+        Ok(Self { buf, starts })
+    }
+
     /// The encoded batch.
     pub fn as_bytes(&self) -> &[u8] {
         &self.buf
@@ -455,16 +480,23 @@ fn le_u32(b: &[u8]) -> u32 {
     u32::from_le_bytes([b[0], b[1], b[2], b[3]])
 }
 
-fn check_row(row: &[u8]) -> Result<(), &'static str> {
+/// Gives the number of columns and where their data begins.
+#[inline]
+fn check_head(row: &[u8]) -> Result<(usize, usize), &'static str> {
     if row.len() < HEADER {
         return Err("shorter than its header");
     }
     Operation::from_i8(row[0] as i8).ok_or("unknown operation")?;
     let ncols = usize::from(u16::from_le_bytes([row[2], row[3]]));
     let data = HEADER + ncols * 5;
-    if row.len() < data {
-        return Err("shorter than its columns");
+    match row.len() < data {
+        true => Err("shorter than its columns"),
+        false => Ok((ncols, data)),
     }
+}
+
+fn check_row(row: &[u8]) -> Result<(), &'static str> {
+    let (ncols, data) = check_head(row)?;
     let mut last = 0;
     for i in 0..ncols {
         let end = le_u32(&row[HEADER + i * 4..]);
@@ -477,7 +509,7 @@ fn check_row(row: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// A view of one checked row.
+/// A view of one row.
 #[derive(Clone, Copy, Debug)]
 pub struct Row<'a> {
     bytes: &'a [u8],
@@ -548,11 +580,11 @@ impl<'a> Row<'a> {
         usize::from(u16::from_le_bytes([self.bytes[2], self.bytes[3]]))
     }
 
-    /// A column's tag and bytes; `None` past the last column.
+    /// A column's tag and bytes; `None` past the last column, and where those of [`Rows::of_host`] do not hold.
     #[inline]
     pub fn column(&self, index: usize) -> Option<(ColumnTag, &'a [u8])> {
         let (tag, range) = self.column_range(index)?;
-        Some((tag, &self.bytes[range]))
+        Some((tag, self.bytes.get(range)?))
     }
 
     /// Where a column's bytes stand in [`Rows::as_bytes`].
@@ -664,6 +696,8 @@ mod tests {
         let whole = b.finish().as_bytes().to_vec();
         for cut in 0..whole.len() {
             assert!(Rows::parse(whole[..cut].to_vec()).is_err(), "cut at {cut}");
+            let unread = Rows::of_host(whole[..cut].to_vec());
+            assert!(unread.is_err(), "cut at {cut}");
         }
     }
 
@@ -682,7 +716,7 @@ mod tests {
             let mut bytes = b.finish().into_bytes();
             let at = at.index(bytes.len());
             bytes[at] = to;
-            if let Ok(rows) = Rows::parse(bytes) {
+            for rows in [Rows::parse(bytes.clone()), Rows::of_host(bytes)].into_iter().flatten() {
                 for row in rows.iter() {
                     row.meta();
                     let linked = [row.preimage(), row.end()];

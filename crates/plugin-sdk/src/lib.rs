@@ -175,7 +175,7 @@ impl<T: Transform> Runtime<T> {
 
     /// Processes an encoded batch into an encoded output.
     pub fn process(&mut self, batch: Vec<u8>) -> Result<Vec<u8>, Error> {
-        let rows = Rows::parse(batch)?;
+        let rows = Rows::of_host(batch)?;
         let mut out = Output::new(OutputWriter::with_capacity(64 * rows.len()));
         for (index, row) in (0..).zip(rows.iter()) {
             if !row.is_change() {

@@ -40,6 +40,7 @@ fn build(triple: &str) -> PathBuf {
         .args(
             [
                 "outbox-router",
+                "event-filter",
                 "debezium-envelope",
                 "filter",
                 "redact",

@@ -153,9 +153,6 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// made again, so it may be given up on: before the transaction itself is, and a request before the record is.
 pub(super) fn transactional(mut config: ClientConfig, id: &str) -> ClientConfig {
     let ms = TRANSACTION_TIMEOUT.as_millis();
-    if config.get("linger.ms").is_none() && config.get("queue.buffering.max.ms").is_none() {
-        config.set("linger.ms", "0");
-    }
     config
         .set("transactional.id", id)
         .set("transaction.timeout.ms", ms.to_string())

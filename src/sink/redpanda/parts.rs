@@ -14,8 +14,8 @@ pub(super) struct Parts {
     time: RecordTime,
     /// `keyspace.table` by schema id.
     tables: Vec<(u32, String)>,
-    /// The change of the last record.
-    change: Option<(u32, headers::PositionText, [u8; 55])>,
+    /// The change of the last record, and what of its headers is chosen.
+    change: Option<(u32, Option<headers::PositionText>, Option<[u8; 55]>)>,
 }
 
 impl Parts {
@@ -59,11 +59,11 @@ impl Parts {
             Some(change) if change.0 == record.source => change,
             _ => *self.change.insert((
                 record.source,
-                headers::PositionText::new(position),
-                headers::traceparent(position),
+                (self.chosen.position).then(|| headers::PositionText::new(position)),
+                (self.chosen.traceparent).then(|| headers::traceparent(position)),
             )),
         };
-        if self.chosen.position {
+        if let Some(text) = text {
             out = insert(out, headers::POSITION, Some(text.as_bytes()));
         }
         if let Some(row) = batch.source.rows.get(source) {
@@ -83,7 +83,7 @@ impl Parts {
                 out = insert(out, headers::MISSING, Some(missing.as_bytes()));
             }
         }
-        let mut traced = !self.chosen.traceparent;
+        let mut traced = false;
         for (name, value) in custom {
             let Some(name) = batch.bytes(*name).and_then(|n| std::str::from_utf8(n).ok()) else {
                 continue;
@@ -94,10 +94,9 @@ impl Parts {
             traced |= name == headers::TRACEPARENT;
             out = insert(out, name, batch.bytes(*value));
         }
-        if traced {
-            out
-        } else {
-            insert(out, headers::TRACEPARENT, Some(&trace))
+        match trace {
+            Some(trace) if !traced => insert(out, headers::TRACEPARENT, Some(&trace)),
+            _ => out,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Message};
+use tokio::time::Instant;
 
 use super::judge::{Judge, Verdict};
 use super::outlet::{Handed, Lane, Outgoing, Outlet};
@@ -37,6 +38,13 @@ const WIDEST: usize = 1_000_000;
 /// Waits for a full queue that holds nothing, before a record is taken to be larger than the queue.
 const FULL_AND_EMPTY: u32 = 1000;
 
+/// What comes within this time of a round's first records joins them: librdkafka's own `linger.ms`, before which none of
+/// them is sent.
+const GATHERING: Duration = Duration::from_millis(5);
+/// … and what comes later waits for the round's reports, but no longer than this: brokers that are this far away are
+/// kept busy.
+const ROUND: Duration = Duration::from_millis(100);
+
 /// A shard's producer.
 ///
 /// It is the shard's alone, so its records keep their order. With `delivery = "exactly-once"` it is transactional: a
@@ -55,6 +63,8 @@ pub struct ShardSink {
     transaction: Transaction,
     /// Bytes of the largest batch that the producer makes, if it is bounded for a topic's sake.
     widest: Option<usize>,
+    /// When the records that are under way began to be handed over.
+    round: Instant,
 }
 
 /// Where a producer is with its transactions.
@@ -93,6 +103,7 @@ impl ShardSink {
         Ok(Self {
             outlet: Outlet::new(made, lane)?,
             widest,
+            round: Instant::now(),
             sink,
             shard,
             suspects: HashSet::new(),
@@ -100,6 +111,27 @@ impl ShardSink {
             condemned: HashMap::new(),
             transaction,
         })
+    }
+
+    /// Waits for the turn of the next batch.
+    ///
+    /// Of an idempotent producer, librdkafka has one request of a partition under way at a time, for it holds the
+    /// *messages* under way against the five requests that it allows (`rd_kafka_toppar_producer_serve`, 2.12); and as
+    /// long as there are more of them whose `linger.ms` is over, the thread that would send them asks whether it may
+    /// without a pause, a processor for each shard. So there are none: batches go in rounds, and what comes while a
+    /// round is under way waits here, where waiting costs nothing.
+    async fn turn(&mut self) -> Result<(), SinkError> {
+        let window = self.outlet.window();
+        if window.messages() > 0 {
+            if self.round.elapsed() < GATHERING {
+                return Ok(());
+            }
+            if let Ok(over) = tokio::time::timeout(ROUND, window.room(0)).await {
+                over?;
+            }
+        }
+        self.round = Instant::now();
+        Ok(())
     }
 
     /// Waits for leave and hands a batch over; the ticket resolves with its delivery.
@@ -791,6 +823,7 @@ impl Settle for ShardSink {
             if self.outlet.is_outdated() {
                 self.renew().await?;
             }
+            self.turn().await?;
             let verdict = self.judge(&batch).await?;
             self.begin()?;
             let window = Arc::clone(self.outlet.window());

@@ -119,28 +119,57 @@ impl Engine {
         &self.inner
     }
 
-    /// Compiles a component, or takes it from the cache.
-    pub(super) fn compile(&self, component: &[u8]) -> wasmtime::Result<Component> {
-        let Some(cache) = &self.cache else {
-            return Component::from_binary(&self.inner, component);
-        };
+    /// Where the compiled code of a plugin's file with this digest is kept.
+    fn path(&self, digest: &[u8; 32]) -> Option<PathBuf> {
         let mut config = DefaultHasher::new();
         self.inner.precompile_compatibility_hash().hash(&mut config);
-        let (wasm, config) = (Sha256::digest(component), config.finish());
-        let path = cache.join(format!("{}-{config:016x}.bin", hex::encode(wasm)));
-        if let Some(compiled) = read_cached(&path) {
-            match deserialize(&self.inner, &compiled) {
-                Ok(component) => return Ok(component),
-                Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "cached plugin code is not usable")
-                }
+        let name = format!("{}-{:016x}.bin", hex::encode(digest), config.finish());
+        Some(self.cache.as_ref()?.join(name))
+    }
+
+    /// What was compiled of a plugin's file with this digest before, by whichever process.
+    pub(super) fn cached(&self, digest: &[u8; 32]) -> Option<Component> {
+        let path = self.path(digest)?;
+        match deserialize(&self.inner, &read_cached(&path)?) {
+            Ok(component) => Some(component),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cached plugin code is not usable");
+                None
             }
         }
+    }
+
+    /// Compiles the component that was made of a plugin's file with this digest, and keeps it.
+    pub(super) fn compile(
+        &self,
+        digest: &[u8; 32],
+        component: &[u8],
+    ) -> wasmtime::Result<Component> {
         let compiled = Component::from_binary(&self.inner, component)?;
-        if let Err(error) = write_cached(&path, &compiled.serialize()?) {
-            tracing::warn!(path = %path.display(), %error, "plugin code was not cached");
+        if let Some(path) = self.path(digest) {
+            if let Err(error) = write_cached(&path, &compiled.serialize()?) {
+                tracing::warn!(path = %path.display(), %error, "plugin code was not cached");
+            }
+            self.cache.as_deref().map(prune);
         }
         Ok(compiled)
+    }
+}
+
+/// Files that are kept: a machine runs few plugins, and whoever writes one compiles many.
+const KEPT: usize = 64;
+
+/// Removes the files that are more, the oldest first. Best effort.
+fn prune(cache: &Path) {
+    let Ok(entries) = std::fs::read_dir(cache) else {
+        return;
+    };
+    let aged =
+        |entry: std::fs::DirEntry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()));
+    let mut files: Vec<_> = entries.flatten().filter_map(aged).collect();
+    files.sort_unstable();
+    for (_, path) in files.iter().take(files.len().saturating_sub(KEPT)) {
+        std::fs::remove_file(path).ok();
     }
 }
 

@@ -142,7 +142,8 @@ impl Plugin {
             path: path.clone(),
             reason,
         };
-        let component = match bytes {
+        let digest: [u8; 32] = Sha256::digest(bytes).into();
+        let component = || match bytes {
             // The magic number, then a version and a layer: 0 for a core module, 1 for a component.
             [0, b'a', b's', b'm', _, _, 0, 0, ..] => {
                 // The encoder panics on a file that is not all there yet.
@@ -151,15 +152,18 @@ impl Plugin {
                 wit_component::ComponentEncoder::default()
                     .module(bytes)
                     .and_then(|encoder| encoder.validate(true).encode())
-                    .map_err(|e| world(format!("{e:#}")))?
+                    .map_err(|e| world(format!("{e:#}")))
             }
-            [0, b'a', b's', b'm', _, _, 1, 0, ..] => bytes.to_vec(),
-            [] => return Err(not_wasm("it is empty".to_owned())),
-            _ => return Err(not_wasm("it does not begin with \"\\0asm\"".to_owned())),
+            [0, b'a', b's', b'm', _, _, 1, 0, ..] => Ok(bytes.to_vec()),
+            [] => Err(not_wasm("it is empty".to_owned())),
+            _ => Err(not_wasm("it does not begin with \"\\0asm\"".to_owned())),
         };
-        let component = engine
-            .compile(&component)
-            .map_err(|e| not_wasm(format!("{e:#}")))?;
+        let component = match engine.cached(&digest) {
+            Some(component) => component,
+            None => engine
+                .compile(&digest, &component()?)
+                .map_err(|e| not_wasm(format!("{e:#}")))?,
+        };
         let mut linker = Linker::new(engine.wasmtime());
         contract::Plugin::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)
             .map_err(|e| world(format!("{e:#}")))?;
@@ -182,7 +186,7 @@ impl Plugin {
         Ok(Arc::new(Self {
             engine: engine.clone(),
             pre,
-            digest: Sha256::digest(bytes).into(),
+            digest,
             path,
         }))
     }

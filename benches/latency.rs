@@ -1,0 +1,359 @@
+//! From a write to ScyllaDB until a reader of committed records has it: percentiles, by delivery, by rate and by
+//! `source.safety_interval`.
+//!
+//! `cargo xtask bench latency [full rate] [seconds a line] [--mock]`. The node, the writer, the real program and an Apache
+//! Kafka (Java and Maven are needed; `--mock`: librdkafka's mock) run in processes of their own. Every row says when its
+//! write was sent, and which of its key's it is, so a line tells also what was lost, what came twice, and what came out of
+//! order. The writers are several, busy, and give their own timestamps, as the drivers of Java and Python do: that is what
+//! makes writes late.
+//!
+//! The *full rate* is found by letting the writers write as fast as they can for a while: the node, the writers, the
+//! broker, the reader and the program share the machine, so it is the machine's, not the program's.
+#![allow(missing_docs)]
+
+#[allow(dead_code)]
+#[path = "support/machine.rs"]
+mod machine;
+#[allow(dead_code)]
+#[path = "support/rig.rs"]
+mod rig;
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::Headers as _;
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use rig::{
+    Broker, INSERT, PAYLOAD, Process, VNODES, block_on, event_id, make_topic, own, penstock,
+    pipeline, scylla, serve_broker, stand_in, stay,
+};
+use scylla::client::session_builder::SessionBuilder;
+use scylla::policies::timestamp_generator::MonotonicTimestampGenerator;
+use scylla::statement::batch::{Batch, BatchType};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+const SECONDS: u64 = 12;
+/// What is written in the first of them is not counted: connections are made, code is paged in.
+const WARM: Duration = Duration::from_secs(2);
+/// Keys a writer.
+const KEYS: u64 = 500;
+const WRITERS: usize = 4;
+/// A writer's rows of one moment.
+const TICK: Duration = Duration::from_millis(5);
+/// What is not there by then is lost.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let role: Vec<&str> = args.iter().map(String::as_str).collect();
+    match role[..] {
+        ["role", "node"] => block_on(serve_node()),
+        ["role", "broker"] => serve_broker(),
+        ["role", "write", node, writer, rate, seconds] => block_on(write(
+            node,
+            writer.parse()?,
+            rate.parse()?,
+            Duration::from_secs(seconds.parse()?),
+        )),
+        _ => {
+            let mut numbers = args.iter().filter_map(|a| a.parse::<u64>().ok());
+            if role.contains(&"--test") {
+                return table(Some(200), 3, false, true);
+            }
+            let full = numbers.next().filter(|n| *n > 0);
+            let seconds = numbers.next().unwrap_or(SECONDS);
+            table(full, seconds, !role.contains(&"--mock"), false)
+        }
+    }
+}
+
+async fn serve_node() -> Result<()> {
+    let (node, session, _) = scylla(VNODES).await?;
+    let address = node.addr().to_string();
+    tokio::task::spawn_blocking(move || stay(&address)).await??;
+    drop((node, session));
+    Ok(())
+}
+
+fn now_us() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_micros() as u64)
+}
+
+/// When it was sent, whose it is, and the how manieth of its key.
+fn payload(key: u64, nth: u64) -> String {
+    let head = format!("{:020}:{key:020}:{nth:020}:", now_us());
+    format!("{head:x<PAYLOAD$}")
+}
+
+/// Writes at this rate (0: as fast as is taken), then prints how many rows it wrote.
+async fn write(node: &str, writer: u64, rate: u64, time: Duration) -> Result<()> {
+    let session = SessionBuilder::new()
+        .known_node(node)
+        .timestamp_generator(Arc::new(MonotonicTimestampGenerator::new()))
+        .build()
+        .await?;
+    let session = Arc::new(session);
+    let insert = session.prepare(INSERT).await?;
+    let (mut row, mut under_way) = (0, JoinSet::new());
+    let began = Instant::now();
+    while began.elapsed() < time {
+        let due = match rate {
+            0 => row + 64,
+            rate => (began.elapsed().as_secs_f64() * rate as f64) as u64,
+        };
+        while row < due {
+            let n = (due - row).min(16);
+            let mut batch = Batch::new(BatchType::Unlogged);
+            let mut values = Vec::new();
+            for i in row..row + n {
+                let key = writer * KEYS + i % KEYS;
+                batch.append_statement(insert.clone());
+                let id = Uuid::from_u128(u128::from(key));
+                values.push((id, event_id(), payload(key, i / KEYS)));
+            }
+            row += n;
+            let session = session.clone();
+            under_way.spawn(async move { session.batch(&batch, values).await.map(drop) });
+        }
+        while under_way.len() >= 32
+            && let Some(done) = under_way.join_next().await
+        {
+            done??;
+        }
+        if rate > 0 {
+            tokio::time::sleep(TICK).await;
+        }
+    }
+    while let Some(done) = under_way.join_next().await {
+        done??;
+    }
+    println!("{row}");
+    Ok(())
+}
+
+/// What a line is of.
+struct Case {
+    what: String,
+    delivery: &'static str,
+    /// `source.*` keys.
+    source: String,
+    rate: u64,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// µs from the write to the reader, of what was written when all was warm.
+    took: Vec<u64>,
+    rows: u64,
+    repeated: u64,
+    disordered: u64,
+    late: u64,
+    first: Option<Instant>,
+    last: Option<Instant>,
+    /// By key: those that have come.
+    keys: HashMap<u64, Vec<u64>>,
+}
+
+impl Seen {
+    fn take(&mut self, payload: &[u8], late: bool, warm_us: u64) -> Result<()> {
+        let now = now_us();
+        let text = std::str::from_utf8(payload)?;
+        let mut parts = text.split(':').map(str::parse::<u64>);
+        let mut next = || parts.next().context("a part")?.context("a number");
+        let (at, key, nth) = (next()?, next()?, next()?);
+        let came = self.keys.entry(key).or_default();
+        if came.contains(&nth) {
+            self.repeated += 1;
+            return Ok(());
+        }
+        self.disordered += u64::from(came.last().is_some_and(|last| *last > nth));
+        came.push(nth);
+        self.rows += 1;
+        self.late += u64::from(late);
+        self.last = Some(Instant::now());
+        self.first = self.first.or(self.last);
+        if at >= warm_us {
+            self.took.push(now.saturating_sub(at));
+        }
+        Ok(())
+    }
+
+    fn ms(&self, part: f64) -> f64 {
+        let last = self.took.len().saturating_sub(1);
+        let at = (last as f64 * part).round() as usize;
+        self.took.get(at).copied().unwrap_or_default() as f64 / 1e3
+    }
+}
+
+/// Runs one line: a new pipeline beside the node, which goes on from now.
+fn run(
+    case: &Case,
+    nth: usize,
+    node: &str,
+    broker: &Broker,
+    seconds: u64,
+    dir: &Path,
+) -> Result<(u64, Seen)> {
+    let name = format!("latency{nth}");
+    let topic = format!("{name}.order");
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &broker.address)
+        .set("isolation.level", "read_committed")
+        .set("group.id", "bench")
+        .set("fetch.wait.max.ms", "10")
+        .set("fetch.queue.backoff.ms", "1")
+        .create()?;
+    make_topic(broker, &consumer, &topic)?;
+    let mut all = TopicPartitionList::new();
+    for partition in 0..VNODES as i32 {
+        all.add_partition_offset(&topic, partition, Offset::Beginning)?;
+    }
+    consumer.assign(&all)?;
+    let config = pipeline(node, &broker.address, &name, case.delivery, "")
+        .replace("[[transform]]", &format!("{}\n[[transform]]", case.source));
+    let log = std::fs::File::create(dir.join("log"))?;
+    let said = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+    let child = penstock(dir, &config)?
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .stdin(Stdio::null())
+        .spawn()?;
+    let mut program = Process(child);
+    let up = Instant::now();
+    while !said().contains("all supervised stages started") {
+        ensure!(up.elapsed() < PATIENCE, "it does not start:\n{}", said());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut writers = Vec::new();
+    for writer in 0..WRITERS {
+        let (writer, rate) = (
+            writer.to_string(),
+            case.rate.div_ceil(WRITERS as u64).to_string(),
+        );
+        let child = own(&["write", node, &writer, &rate, &seconds.to_string()])?
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        writers.push(Process(child));
+    }
+    let warm_us = now_us() + WARM.as_micros() as u64;
+    let mut seen = Seen::default();
+    let mut written = None;
+    let mut over: Option<Instant> = None;
+    loop {
+        if let Some(message) = consumer.poll(Duration::from_millis(5)) {
+            let message = message?;
+            let is_late = |name: &str| name == "penstock-late";
+            let late = message
+                .headers()
+                .is_some_and(|headers| headers.iter().any(|h| is_late(h.key)));
+            seen.take(message.payload().unwrap_or_default(), late, warm_us)?;
+        } else if let Some(status) = program.0.try_wait()? {
+            anyhow::bail!("it ended with {status}:\n{}", said());
+        } else if over.is_none() {
+            let mut ended = true;
+            for writer in &mut writers {
+                ended &= writer.0.try_wait()?.is_some();
+            }
+            if ended {
+                let mut sum = 0;
+                for writer in &mut writers {
+                    let mut line = String::new();
+                    let out = writer.0.stdout.as_mut().context("a pipe")?;
+                    BufReader::new(out).read_line(&mut line)?;
+                    sum += line.trim().parse::<u64>().context("a count")?;
+                }
+                written = Some(sum);
+                over = Some(Instant::now());
+            }
+        }
+        let done = written.is_some_and(|written| seen.rows >= written);
+        if done || over.is_some_and(|over| over.elapsed() > PATIENCE) {
+            seen.took.sort_unstable();
+            return Ok((written.unwrap_or_default(), seen));
+        }
+    }
+}
+
+fn table(full: Option<u64>, seconds: u64, kafka: bool, short: bool) -> Result<()> {
+    machine::print();
+    let dir = tempfile::tempdir()?;
+    let broker = Broker::start(kafka)?;
+    let (_node, node) = stand_in(&["node"])?;
+    const FAST: &str = "safety_interval = \"0ms\"\npoll_interval = \"10ms\"";
+    let case = |what: &str, delivery, source: &str, rate| Case {
+        what: what.to_owned(),
+        delivery,
+        source: source.to_owned(),
+        rate,
+    };
+    let mut nth = 0;
+    let mut measure = |case: Case, seconds| {
+        nth += 1;
+        let (written, seen) = run(&case, nth, &node, &broker, seconds, dir.path())?;
+        let million = |n: u64| n as f64 * 1e6 / seen.rows.max(1) as f64;
+        println!(
+            "| {} | {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {} | {} |",
+            case.what,
+            case.delivery,
+            case.rate,
+            written,
+            seen.ms(0.5),
+            seen.ms(0.99),
+            seen.ms(0.999),
+            million(seen.late),
+            million(seen.disordered),
+            written.saturating_sub(seen.rows),
+            seen.repeated,
+        );
+        anyhow::Ok(seen)
+    };
+    println!(
+        "{}; {WRITERS} writers, {} keys, {seconds} s a line, the first {} of them not counted\n",
+        broker.name(),
+        KEYS * WRITERS as u64,
+        WARM.as_secs()
+    );
+    println!(
+        "| | delivery | rows/s asked | rows | p50 ms | p99 ms | p99.9 ms | late a million | out of order a million | lost | repeated |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
+    let full = match full {
+        Some(full) => full,
+        None => {
+            let seen = measure(
+                case("as fast as is taken", "exactly-once", FAST, 0),
+                seconds,
+            )?;
+            let took = seen.last.zip(seen.first).map(|(last, first)| last - first);
+            (seen.rows as f64 / took.context("rows")?.as_secs_f64()) as u64
+        }
+    };
+    let rates: &[u64] = if short { &[100] } else { &[1, 50, 90] };
+    for (what, source) in [("defaults", ""), ("fast", FAST)] {
+        for delivery in ["exactly-once", "at-least-once"] {
+            for percent in rates {
+                let what = format!("{what}, {percent} % of {full}/s");
+                measure(case(&what, delivery, source, full * percent / 100), seconds)?;
+            }
+        }
+    }
+    let intervals: &[u64] = match short {
+        true => &[],
+        false => &[0, 10, 50, 100, 200, 500, 1_000, 2_000],
+    };
+    for ms in intervals {
+        let source = format!("safety_interval = \"{ms}ms\"");
+        let what = format!("safety_interval {ms} ms, 50 %");
+        measure(case(&what, "exactly-once", &source, full / 2), seconds)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,282 @@
+//! What the benchmarks run beside each other: the stand-ins, each in a process of its own, and contestants.
+#![allow(unreachable_pub)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kafka_node::{Cluster, Spec};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::mocking::MockCluster;
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use scylla::statement::batch::{Batch, BatchType};
+use scylla::statement::prepared::PreparedStatement;
+use scylla::value::CqlTimeuuid;
+use uuid::Uuid;
+
+/// Partitions of the outbox table.
+pub const KEYS: u64 = 10_000;
+pub const PAYLOAD: usize = 250;
+/// Stream groups.
+pub const VNODES: u32 = 4;
+/// `/proc/PID/stat` counts in these (Linux: USER_HZ is 100).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+pub fn block_on(future: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Runtime::new()?.block_on(future)
+}
+
+pub async fn session(node: &str) -> Result<Session> {
+    Ok(SessionBuilder::new().known_node(node).build().await?)
+}
+
+/// Says where it is, and stays until it is ended.
+pub fn stay(address: &str) -> Result<()> {
+    println!("{address}");
+    std::io::stdout().flush()?;
+    // The parent holds the other end; when it goes away, so does this process.
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(())
+}
+
+/// What fills the outbox.
+pub const INSERT: &str = "INSERT INTO ks.outbox (aggregate_id, event_id, aggregate_type, event_type, payload, created_at, \
+     traceparent) VALUES (?, ?, 'order', 'order.updated', ?, toTimestamp(now()), \
+     '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01')";
+
+/// A node with the outbox table, empty.
+pub async fn scylla(vnodes: u32) -> Result<(scylla_double::Node, Arc<Session>, PreparedStatement)> {
+    let options = scylla_double::Options {
+        vnodes,
+        ..Default::default()
+    };
+    let node = scylla_double::Node::start(options).await?;
+    let session = Arc::new(session(&node.addr().to_string()).await?);
+    for cql in [
+        "CREATE KEYSPACE ks WITH replication = {'class': 'NetworkTopologyStrategy', 'replication_factor': 1} \
+         AND tablets = {'enabled': false}",
+        "CREATE TABLE ks.outbox (aggregate_id uuid, event_id timeuuid, aggregate_type text, event_type text, \
+         payload text, created_at timestamp, traceparent text, PRIMARY KEY (aggregate_id, event_id)) \
+         WITH cdc = {'enabled': true}",
+    ] {
+        session.query_unpaged(cql, ()).await?;
+    }
+    let insert = session.prepare(INSERT).await?;
+    Ok((node, session, insert))
+}
+
+/// An event id of now.
+pub fn event_id() -> CqlTimeuuid {
+    CqlTimeuuid::from(Uuid::now_v1(&[1, 2, 3, 4, 5, 6]))
+}
+
+pub async fn serve_scylla(rows: u64) -> Result<()> {
+    let (node, session, insert) = scylla(VNODES).await?;
+    let address = node.addr().to_string();
+    let payload: String = "x".repeat(PAYLOAD);
+    // Different partitions in a batch: each row is a write of its own in the log.
+    const TOGETHER: u64 = 16;
+    let mut written = 0;
+    let mut under_way = tokio::task::JoinSet::new();
+    while written < rows {
+        let n = TOGETHER.min(rows - written);
+        let mut batch = Batch::new(BatchType::Unlogged);
+        let mut values = Vec::new();
+        for i in written..written + n {
+            batch.append_statement(insert.clone());
+            values.push((
+                Uuid::from_u128(u128::from(i % KEYS)),
+                event_id(),
+                payload.clone(),
+            ));
+        }
+        written += n;
+        let session = Arc::clone(&session);
+        under_way.spawn(async move { session.batch(&batch, values).await.map(drop) });
+        if under_way.len() >= 32
+            && let Some(done) = under_way.join_next().await
+        {
+            done??;
+        }
+    }
+    while let Some(done) = under_way.join_next().await {
+        done??;
+    }
+    tokio::task::spawn_blocking(move || stay(&address)).await??;
+    drop(node);
+    Ok(())
+}
+
+pub fn serve_broker() -> Result<()> {
+    let mock = MockCluster::new(1)?;
+    stay(&mock.bootstrap_servers())
+}
+
+/// A process that is ended with this.
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+pub fn own(role: &[&str]) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("role").args(role);
+    Ok(command)
+}
+
+/// Starts a stand-in and waits for its address.
+pub fn stand_in(role: &[&str]) -> Result<(Process, String)> {
+    let child = own(role)?
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut process = Process(child);
+    let stdout = process.0.stdout.take().context("a pipe")?;
+    let mut address = String::new();
+    BufReader::new(stdout).read_line(&mut address)?;
+    ensure!(!address.is_empty(), "{role:?} did not start");
+    Ok((process, address.trim().to_owned()))
+}
+
+/// The CPU seconds that a process has used, and the most memory that it had, in bytes.
+pub fn used(pid: u32) -> Result<(f64, u64)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("no stat")?;
+    // utime and stime are fields 14 and 15; the name in brackets is the second.
+    let ticks = fields.split(' ').skip(11).take(2);
+    let cpu: f64 = ticks.filter_map(|f| f.parse::<f64>().ok()).sum();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let peak = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmHWM:")?.split_whitespace().next())
+        .context("no peak")?;
+    Ok((cpu / TICKS_PER_SECOND, peak.parse::<u64>()? * 1024))
+}
+
+pub fn records(consumer: &BaseConsumer, topic: &str) -> u64 {
+    let second = Duration::from_secs(1);
+    let Ok(metadata) = consumer.fetch_metadata(Some(topic), second) else {
+        return 0;
+    };
+    let partitions = metadata
+        .topics()
+        .first()
+        .map_or(0, |t| t.partitions().len());
+    (0..partitions as i32)
+        .filter_map(|p| consumer.fetch_watermarks(topic, p, second).ok())
+        .map(|(_, high)| high.max(0) as u64)
+        .sum()
+}
+
+/// The configuration of the real program on these two, `more` after its tables.
+pub fn pipeline(node: &str, brokers: &str, name: &str, delivery: &str, more: &str) -> String {
+    let plugin = testkit::root().join("plugins/outbox_router.wasm");
+    format!(
+        r#"
+[pipeline]
+name = "{name}"
+delivery = "{delivery}"
+shards = {VNODES}
+[source]
+type = "scylla-cdc"
+nodes = ["{node}"]
+keyspace = "ks"
+tables = ["outbox"]
+[[transform]]
+name = "outbox-router"
+plugin = "{plugin}"
+settings = {{ topic_prefix = "{name}." }}
+[sink]
+type = "redpanda"
+brokers = ["{brokers}"]
+[admin]
+enabled = false
+{more}
+"#,
+        plugin = plugin.display()
+    )
+}
+
+/// The real program with this configuration, which is written to `dir`.
+pub fn penstock(dir: &Path, config: &str) -> Result<Command> {
+    let path = dir.join("pipeline.toml");
+    std::fs::write(&path, config)?;
+    let mut command = Command::new(testkit::penstock());
+    command.args(["run", "--quiet", "--config"]).arg(path);
+    Ok(command)
+}
+
+/// Where records go: librdkafka's mock in a process of its own, or a real Kafka.
+pub struct Broker {
+    pub address: String,
+    kafka: Option<(Cluster, tempfile::TempDir)>,
+    _mock: Option<Process>,
+}
+
+impl Broker {
+    /// Starts one; it ends with this.
+    pub fn start(kafka: bool) -> Result<Self> {
+        if !kafka {
+            let (mock, address) = stand_in(&["broker"])?;
+            return Ok(Self {
+                address,
+                kafka: None,
+                _mock: Some(mock),
+            });
+        }
+        kafka_node::available()?;
+        let state = testkit::root().join("target/kafka");
+        std::fs::create_dir_all(&state)?;
+        let dir = tempfile::tempdir()?;
+        let spec = Spec {
+            ends_with_us: true,
+            ..Spec::one(kafka_node::jars(&state)?, dir.path().to_owned())
+        };
+        let cluster = Cluster::start(&spec)?;
+        Ok(Self {
+            address: cluster.brokers(),
+            kafka: Some((cluster, dir)),
+            _mock: None,
+        })
+    }
+
+    pub fn is_real(&self) -> bool {
+        self.kafka.is_some()
+    }
+
+    /// For people.
+    pub fn name(&self) -> String {
+        match self.is_real() {
+            true => format!("Apache Kafka {}", kafka_node::VERSION),
+            false => "librdkafka's mock broker".into(),
+        }
+    }
+}
+
+/// Makes a topic of [`VNODES`] partitions. The mock makes it on the first question about it.
+pub fn make_topic(broker: &Broker, consumer: &BaseConsumer, topic: &str) -> Result<()> {
+    if broker.is_real() {
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", &broker.address)
+            .create()?;
+        let new = NewTopic::new(topic, VNODES as i32, TopicReplication::Fixed(1));
+        let made = admin.create_topics([&new], &AdminOptions::new());
+        let made = tokio::runtime::Runtime::new()?.block_on(made)?;
+        for topic in made {
+            topic.map_err(|(topic, error)| anyhow::anyhow!("{topic}: {error}"))?;
+        }
+    }
+    records(consumer, topic);
+    Ok(())
+}
