@@ -175,6 +175,6 @@ fn memory_limit() -> Option<u64> {
     // Without a limit the second says one that no machine has.
     files
         .iter()
-        .find_map(|file| read(file))
+        .find_map(read)
         .filter(|limit: &u64| *limit < 1 << 50)
 }

@@ -165,7 +165,7 @@ fn cargo(folder: &Path, offline: bool) -> Result<PathBuf, BuildError> {
         });
     }
     let messages = String::from_utf8_lossy(&output.stdout);
-    let made = messages.lines().filter_map(|line| {
+    let mut made = messages.lines().filter_map(|line| {
         let message: Value = serde_json::from_str(line).ok()?;
         let files = message["filenames"].as_array()?.clone();
         files
@@ -174,5 +174,5 @@ fn cargo(folder: &Path, offline: bool) -> Result<PathBuf, BuildError> {
             .find(|file| file.ends_with(".wasm"))
             .map(PathBuf::from)
     });
-    made.last().ok_or(BuildError::NoLibrary)
+    made.next_back().ok_or(BuildError::NoLibrary)
 }

@@ -511,11 +511,13 @@ mod tests {
             progress: Vec::new(),
             read_at: Instant::now(),
         });
+        let key = draft.keep(b"key");
+        draft.batch.headers.push((key, Slice::Null));
         let topic = draft.topic("first").unwrap();
         let record = Record {
             source: 0,
             topic,
-            key: Slice::Output { start: 0, end: 3 },
+            key,
             value: Slice::Null,
             headers: 0..1,
         };
