@@ -78,11 +78,15 @@ async fn outage(world: &World, what: &str, fail: impl FnOnce(), mend: impl FnOnc
     world.write(&keys, 0, before).await;
     let running = world.start(1);
     world.await_records(keys.len() * before as usize, LONG, &running);
-    running
+    let settled = running
         .await_metrics("all is settled", LONG, |m| {
             m.sum("penstock_in_flight_changes", &[]) == 0.0
         })
         .await;
+    // librdkafka looks for a transaction's coordinator a second time only after half a second, which is more than an
+    // attempt may take here: the breaker may have opened and closed over the start.
+    let closed = |m: &Metrics| m.stage("penstock_breaker_closed_total", "sink");
+    let at_the_start = closed(&settled);
 
     fail();
     let failed_at = Instant::now();
@@ -121,7 +125,7 @@ async fn outage(world: &World, what: &str, fail: impl FnOnce(), mend: impl FnOnc
     assert_eq!(during.sum("penstock_dead_letters_total", &[]), 0.0);
     let probes = during.stage("penstock_breaker_half_opened_total", "sink");
     assert!(probes >= 1.0, "{what}: probed while it lasted");
-    assert_eq!(during.stage("penstock_breaker_closed_total", "sink"), 0.0);
+    assert_eq!(closed(&during), at_the_start, "{what}: {}", running.text());
 
     mend();
     let mended_at = Instant::now();
@@ -134,7 +138,7 @@ async fn outage(world: &World, what: &str, fail: impl FnOnce(), mend: impl FnOnc
     let total = before + after;
     world.await_records(keys.len() * total as usize, LONG, &running);
     let end = running.metrics().await;
-    assert_eq!(end.stage("penstock_breaker_closed_total", "sink"), 1.0);
+    assert_eq!(closed(&end), at_the_start + 1.0);
     assert_eq!(end.sum("penstock_dead_letters_total", &[]), 0.0);
     assert_eq!(end.sum("penstock_restarts_total", &[]), 0.0);
     let story = story(&running);

@@ -86,7 +86,7 @@ impl Filter {
             context.add_variable_from_value("topic", change.get::<&str>("topic")?);
             context.add_variable_from_value("key", key.map_or(Value::Null, text));
             let value: Option<&[u8]> = change.find("value")?;
-            let parsed = value.map(|v| serde_json::from_slice::<serde_json::Value>(v));
+            let parsed = value.map(serde_json::from_slice::<serde_json::Value>);
             context.add_variable_from_value(
                 "value",
                 match (parsed, value) {
