@@ -400,21 +400,28 @@ async fn a_backlog_takes_no_processor() {
     first.await.unwrap();
     let slow = Duration::from_millis(60);
     faulty.mock.broker_round_trip_time(1, slow).unwrap();
-    let (began, before) = (Instant::now(), broker_threads());
-    let mut tickets = Vec::new();
-    for batch in 0..60 {
-        let from = 1 + batch * 50;
-        let batch = numbered(&topic, from, from + 50, 7);
-        tickets.push(shard.submit(batch).await.unwrap());
+    // A machine that is busy otherwise may spoil one backlog; of threads that never pause none is cheap.
+    let mut shares = Vec::new();
+    for backlog in 0..5 {
+        let (began, before) = (Instant::now(), broker_threads());
+        let mut tickets = Vec::new();
+        for batch in 0..60 {
+            let from = 1 + (backlog * 60 + batch) * 50;
+            let batch = numbered(&topic, from, from + 50, 7);
+            tickets.push(shard.submit(batch).await.unwrap());
+        }
+        for ticket in tickets {
+            ticket.await.unwrap();
+        }
+        let (took, used) = (began.elapsed(), broker_threads() - before);
+        println!("3000 records in {took:.1?}, of which the threads for brokers ran {used:.1?}");
+        assert!(took > slow, "there was a backlog");
+        shares.push(used.as_secs_f64() / took.as_secs_f64());
+        if shares.last() < Some(&0.15) {
+            return;
+        }
     }
-    for ticket in tickets {
-        ticket.await.unwrap();
-    }
-    let (took, used) = (began.elapsed(), broker_threads() - before);
-    let share = used.as_secs_f64() / took.as_secs_f64();
-    println!("3000 records in {took:.1?}, of which the threads for brokers ran {used:.1?}");
-    assert!(took > slow, "there was a backlog");
-    assert!(share < 0.15, "{used:?} of {took:?}");
+    panic!("{shares:?}");
 }
 
 /// Kafka takes any first sequence of a producer in a partition. So where the first request is refused, as while the
