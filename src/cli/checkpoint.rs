@@ -74,7 +74,7 @@ pub struct Reset {
 /// `penstock checkpoint copy`
 #[derive(Debug, Args)]
 pub struct Copy {
-    /// A configuration file of the pipeline with the other cluster in its [sink]
+    /// A configuration file of the pipeline whose sink is the other cluster
     #[arg(long, value_name = "PATH")]
     pub to: PathBuf,
     /// Also over checkpoints that are there

@@ -97,7 +97,7 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Check the configuration and print everything that is wrong with it
     Validate(validate::ValidateArgs),
-    /// Run the [[tests]] of pipeline.toml over its chain of transforms
+    /// Run the tests that pipeline.toml has over its chain of transforms
     Test(test::TestArgs),
     /// Look for what will go wrong, on both sides and here, and say what to do; silent where nothing will
     Doctor(doctor::DoctorArgs),

@@ -16,7 +16,7 @@ pub struct DeadLetter {
     pub position: Position,
     /// `keyspace.table`.
     pub table: String,
-    /// [`Operation::name`]; empty for a row that could not be decoded.
+    /// The name of what it does; empty for a row that could not be decoded.
     pub operation: String,
     /// The stage that gave up.
     pub stage: Arc<str>,
