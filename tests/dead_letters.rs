@@ -92,6 +92,8 @@ async fn one_change_that_panics_the_plugin_is_one_dead_letter_and_replay_deliver
     })
     .await;
     await_done(&running, total, 10 * LONG).await;
+    // Done is delivered; what a reader sees is committed, a moment later.
+    world.await_records(total - 1, LONG, &running);
     let took = began.elapsed();
 
     // All but one, in order, each once.
@@ -403,6 +405,7 @@ async fn a_dead_letter_waits_for_the_end_of_an_outage() {
     assert_eq!(during.sum("penstock_dead_letters_total", &[]), 0.0);
     valve.set(Flow::Open);
     await_done(&running, 8 * 30, LONG).await;
+    world.await_records(8 * 30 - 1, LONG, &running);
     let (_, list) = running.penstock(&["dead-letters", "list"]);
     assert_eq!(list.lines().count(), 1, "{list}");
     running.stop_cleanly();
