@@ -142,7 +142,8 @@ fn tell(cluster: &Cluster) -> Result<()> {
 pub(crate) fn test(rest: &[String]) -> Result<()> {
     with_broker(|broker| {
         let mut suites = cargo();
-        suites.args(["test", "--no-fail-fast"]);
+        // The same packages as for all tests, so that cargo builds nothing of them anew.
+        suites.args(["test", "--workspace", "--no-fail-fast"]);
         let short = rest.first().is_some_and(|first| first == "--short");
         let (suites_asked, rest) = match rest.split_first() {
             Some((_, rest)) if short => (SHORT, rest),
@@ -153,7 +154,13 @@ pub(crate) fn test(rest: &[String]) -> Result<()> {
         if short {
             // Of this suite, what the stand-in cannot judge.
             let mut followed = cargo();
-            followed.args(["test", "--test", "sharing", "a_new_generation"]);
+            followed.args([
+                "test",
+                "--workspace",
+                "--test",
+                "sharing",
+                "a_new_generation",
+            ]);
             check(followed.args(rest).envs(broker.iter().cloned()))?;
         }
         Ok(())

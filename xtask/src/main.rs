@@ -5,6 +5,7 @@ mod kafka;
 mod plugins;
 mod proof;
 mod run;
+mod suite;
 
 use std::fmt::Write;
 use std::process::ExitCode;

@@ -7,6 +7,7 @@ use anyhow::Result;
 use crate::cargo::{cargo, check, root, target_dir};
 use crate::kafka;
 use crate::plugins::ensure_target;
+use crate::suite;
 
 pub(crate) fn demo(rest: &[String]) -> Result<()> {
     penstock("demo", rest)
@@ -39,6 +40,9 @@ fn exec(mut command: Command) -> Result<()> {
 pub(crate) fn test(rest: &[String]) -> Result<()> {
     // For the test that takes a plugin as a component of its own making.
     ensure_target("wasm32-wasip2")?;
+    if rest.is_empty() {
+        return suite::all();
+    }
     check(
         cargo()
             .args(["test", "--workspace", "--no-fail-fast"])
