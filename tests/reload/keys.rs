@@ -608,7 +608,14 @@ impl Table {
                 assert_eq!(code, 201, "{order}");
                 f64::from(self.ttl("shop", &order).await)
             }
-            "pipeline.batch_size" => self.records_a_batch().await,
+            "pipeline.batch_size" => {
+                let what = "a batch of several records";
+                self.rig
+                    .until(what, async || {
+                        Some(self.records_a_batch().await).filter(|mean| *mean > 1.2)
+                    })
+                    .await
+            }
             "source.poll_interval" => self.rig.rate("penstock_source_windows_total", moment).await,
             "source.page_size" => self.further_pages().await,
             "sink.checkpoint_interval" => {
@@ -654,9 +661,14 @@ impl Table {
         let before = at().await;
         let burst = BURST as u32;
         self.rig.world.write(&[Uuid::new_v4()], 0, burst).await;
-        tokio::time::sleep(Duration::from_millis(700)).await;
-        let after = at().await;
-        (after.0 - before.0) / (after.1 - before.1).max(1.0)
+        let what = "the burst to be acknowledged";
+        self.rig
+            .until(what, async || {
+                let now = at().await;
+                let records = now.0 - before.0;
+                (records >= f64::from(burst)).then(|| records / (now.1 - before.1).max(1.0))
+            })
+            .await
     }
 
     async fn health_of(&self, component: &str) -> Value {
@@ -775,9 +787,13 @@ impl Table {
                 "a read that takes 1 s fails, and is tried again".into()
             }
             "source.page_size" => {
-                let now = self.further_pages().await;
                 let half = BURST as f64 / 2.0;
-                assert!(now > prior + half, "{prior} {now}");
+                let now = rig
+                    .until("more pages for a write", async || {
+                        let now = self.further_pages().await;
+                        (now > prior + half).then_some(now)
+                    })
+                    .await;
                 format!("a write of {BURST} rows takes {now:.0} pages more, before {prior:.0}")
             }
             "transform.*.name" => {
