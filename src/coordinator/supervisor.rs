@@ -5,10 +5,11 @@
 //! stage share one window, so that a stage that is broken everywhere fails as fast as one that is broken in
 //! one shard.
 
+mod event;
+mod spec;
+
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,128 +18,12 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::event::{ChildStatus, Event, Fault, Standing};
+pub use self::spec::{Blamed, ChildFuture, ChildScope, ChildSpec, Relieved};
 use super::activity::Activity;
 use super::child::{ChildId, Stage};
 use crate::config::LiveSettings;
-use crate::policy::restart::{self, Decision, OnFailed, RestartWindow, Strategy};
-
-/// Why a child died.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum Fault {
-    /// It returned an error.
-    #[error("{0}")]
-    Failed(String),
-    /// It panicked with this message.
-    #[error("panicked: {0}")]
-    Panicked(String),
-    /// It was at one piece of work for this long.
-    #[error("hung: at one piece of work for {}", humantime::format_duration(*.0))]
-    Hung(Duration),
-}
-
-/// An error of a child that serves several stages, and the one whose doing it is.
-#[derive(Debug, thiserror::Error)]
-#[error("{error:#}")]
-pub struct Blamed {
-    /// Whose supervision policy it counts against.
-    pub stage: Stage,
-    /// What happened.
-    pub error: anyhow::Error,
-}
-
-/// An error of a child whose work another process has taken over: it has not crashed, and to start it again would be
-/// to fight for it.
-#[derive(Debug, thiserror::Error)]
-#[error("{0:#}")]
-pub struct Relieved(pub anyhow::Error);
-
-/// What a child is given.
-#[derive(Clone)]
-pub struct ChildScope {
-    /// Cancelled when the child is to finish what it holds and return.
-    pub drain: CancellationToken,
-    /// Where it shows what it does.
-    pub activity: Arc<Activity>,
-    /// The stages that were given up on.
-    failed: watch::Receiver<BTreeSet<Stage>>,
-}
-
-impl ChildScope {
-    /// Waits until the child is to drain and `stage` was given up on: what it still has for that stage, nobody
-    /// will take. It may then be let go of, for it is not checkpointed; a restart of the process makes good.
-    ///
-    /// Cancel-safe.
-    pub async fn stranded(&self, stage: &Stage) {
-        self.drain.cancelled().await;
-        let mut failed = self.failed.clone();
-        if failed
-            .wait_for(|failed| failed.contains(stage))
-            .await
-            .is_err()
-        {
-            // The supervisor is gone, and with it whatever there was to drain.
-            std::future::pending().await
-        }
-    }
-}
-
-/// The work of one incarnation.
-pub type ChildFuture = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
-
-/// A child and how to start it, again and again.
-pub struct ChildSpec {
-    /// Which it is, and whose policies it has.
-    pub id: ChildId,
-    /// Makes an incarnation.
-    pub run: Box<dyn FnMut(ChildScope) -> ChildFuture + Send>,
-}
-
-impl ChildSpec {
-    /// A child from a closure that returns a future.
-    pub fn new<F, Fut>(id: impl Into<ChildId>, mut run: F) -> Self
-    where
-        F: FnMut(ChildScope) -> Fut + Send + 'static,
-        Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
-    {
-        Self {
-            id: id.into(),
-            run: Box::new(move |scope| Box::pin(run(scope))),
-        }
-    }
-}
-
-/// What the supervisor has to tell.
-#[derive(Debug)]
-pub enum Event {
-    /// A child finished by itself.
-    Finished {
-        /// Which.
-        child: ChildId,
-    },
-    /// A child crashed and will be started again.
-    Restarting {
-        /// Which.
-        child: ChildId,
-        /// What it died of.
-        fault: Fault,
-    },
-    /// Another process has taken over what a child worked for. It is not started again by itself.
-    Relieved {
-        /// Which.
-        child: ChildId,
-        /// How it knows.
-        cause: String,
-    },
-    /// A stage crashed too often and is given up.
-    Failed {
-        /// The stage.
-        stage: Stage,
-        /// The first fault of this run of crashes.
-        cause: String,
-        /// What is to become of the rest.
-        on_failed: OnFailed,
-    },
-}
+use crate::policy::restart::{self, Decision, RestartWindow, Strategy};
 
 enum State {
     Running { task: AbortHandle },
@@ -155,35 +40,6 @@ struct Child {
     last_fault: Option<String>,
     /// Finishes what it holds, and is forgotten then; another one has taken its place.
     retired: bool,
-}
-
-/// What a child is at, as `status` shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Standing {
-    /// At work.
-    Running,
-    /// … from the end of its restart's backoff on.
-    Waiting,
-    /// Drained.
-    Finished,
-    /// Given up on.
-    Failed,
-}
-
-/// A child as `status` shows it.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct ChildStatus {
-    /// Its name.
-    pub name: String,
-    /// Its stage's name.
-    pub stage: String,
-    /// What it is at.
-    pub state: Standing,
-    /// Restarts so far.
-    pub restarts: u64,
-    /// What it last died of.
-    pub last_fault: Option<String>,
 }
 
 /// Owns the tasks of its children.

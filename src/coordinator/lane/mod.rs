@@ -5,6 +5,7 @@
 //! down or losing a change: the channels, and the [`Ledger`], which knows how far everything is and what is in whose
 //! hands.
 
+mod delivery;
 mod parking;
 #[cfg(test)]
 mod simulator;

@@ -43,6 +43,7 @@ pub mod membership;
 mod native;
 mod outlet;
 mod parts;
+mod place;
 mod reader;
 mod security;
 mod shard;

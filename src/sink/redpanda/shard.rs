@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::judge::{Judge, Verdict};
 use super::outlet::{Handed, Lane, Outgoing, Outlet};
 use super::parts::{self, Parts};
-use super::topics::Place;
+use super::place::Place;
 use super::{RedpandaSink, client, dead_letters, reader};
 use crate::change::{Position, RecordBatch};
 use crate::checkpoint::topic::Owner;

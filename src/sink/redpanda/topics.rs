@@ -1,24 +1,24 @@
 //! Topics: looked up or made on first use, looked at now and then, and made again when they are gone.
 
+mod settings;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use rdkafka::admin::{
-    AdminClient, AdminOptions, AlterConfig, ConfigResource, ConfigSource, NewPartitions, NewTopic,
-    ResourceSpecifier, TopicReplication,
-};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::{Metadata, MetadataTopic};
 use tokio::time::Instant;
 
-use super::{RedpandaSink, classify, client::Quiet};
+pub(super) use self::settings::{Wanted, number};
+use super::{classify, client::Quiet};
 use crate::config::settings::Topics as Settings;
 use crate::policy::Class;
+use crate::sink::SinkError;
 use crate::sink::trouble::{Cause, Help, Troubles};
-use crate::sink::{Fit, Recovery, SinkError};
 
 /// The cluster id that every `noida-db` says it has.
 const NOIDA: &str = "MkU3OEVBNTctOEUyRi00";
@@ -26,10 +26,6 @@ const NOIDA: &str = "MkU3OEVBNTctOEUyRi00";
 const REQUEST: Duration = Duration::from_secs(10);
 /// A new partition's leader is asked again after this long.
 const LEADER_POLL: Duration = Duration::from_millis(20);
-/// What a topic's settings are is good to know, and no more than that: asking takes no longer.
-const DESCRIBE: Duration = Duration::from_secs(2);
-/// A topic that is waited for is asked about again after this long at the latest.
-const OTHERWISE: Duration = Duration::from_secs(1);
 
 /// Why a topic cannot be used.
 #[derive(Clone, Debug)]
@@ -56,18 +52,6 @@ impl Refusal {
             class,
         }
     }
-}
-
-/// How a topic of ours has to be set.
-pub(super) struct Wanted {
-    /// The property.
-    pub(super) name: &'static str,
-    /// What it is set to if it may be.
-    pub(super) value: &'static str,
-    /// What would do as well.
-    pub(super) fits: fn(&str) -> bool,
-    /// What comes of something else.
-    pub(super) otherwise: &'static str,
 }
 
 /// A topic that is in use here.
@@ -343,102 +327,6 @@ impl Topics {
         self.thin.read().clone()
     }
 
-    /// The topic's settings; `None`: the brokers do not say.
-    pub(super) async fn describe(&self, topic: &str, within: Duration) -> Option<ConfigResource> {
-        if self.makes_by_asking() {
-            return None;
-        }
-        let options = options(within.min(DESCRIBE));
-        let asked = [ResourceSpecifier::Topic(topic)];
-        match self.admin().describe_configs(asked.iter(), &options).await {
-            Ok(found) => match found.into_iter().next()? {
-                Ok(found) => Some(found),
-                Err(code) => {
-                    tracing::debug!(topic, %code, "the topic's settings cannot be looked at");
-                    None
-                }
-            },
-            Err(error) => {
-                tracing::debug!(topic, %error, "the topic's settings cannot be looked at");
-                None
-            }
-        }
-    }
-
-    /// Whether a topic of ours is set as its records need it: mends what may be mended.
-    ///
-    /// Asks the brokers each time.
-    pub(super) async fn check(
-        &self,
-        topic: &str,
-        wanted: &[Wanted],
-        may_mend: bool,
-    ) -> Result<(), Refusal> {
-        let Some(found) = self.describe(topic, DESCRIBE).await else {
-            return Ok(());
-        };
-        let is = |name: &str| found.get(name).and_then(|e| e.value.as_deref());
-        let wrong: Vec<_> = wanted
-            .iter()
-            .filter(|wanted| is(wanted.name).is_some_and(|is| !(wanted.fits)(is)))
-            .collect();
-        if wrong.is_empty() {
-            return Ok(());
-        }
-        let told: Vec<String> = wrong
-            .iter()
-            .map(
-                |Wanted {
-                     name,
-                     value,
-                     otherwise,
-                     ..
-                 }| {
-                    format!(
-                        "{name} is {:?}, {otherwise}: set it to {value:?}",
-                        is(name).unwrap_or_default()
-                    )
-                },
-            )
-            .collect();
-        let told = told.join("; ");
-        if !may_mend {
-            return Err(Refusal::Help(told));
-        }
-        // The request replaces all that is set on the topic, so what was set stays part of it.
-        let mut alter = AlterConfig::new(ResourceSpecifier::Topic(topic));
-        for entry in &found.entries {
-            let ours = wrong.iter().any(|wanted| wanted.name == entry.name);
-            if entry.source == ConfigSource::DynamicTopic
-                && !ours
-                && let Some(value) = &entry.value
-            {
-                alter = alter.set(&entry.name, value);
-            }
-        }
-        for wanted in &wrong {
-            alter = alter.set(wanted.name, wanted.value);
-        }
-        let altered = self
-            .admin()
-            .alter_configs([&alter], &options(REQUEST))
-            .await;
-        let code = match altered {
-            Ok(results) => results
-                .into_iter()
-                .next()
-                .and_then(|r| r.err().map(|(_, code)| code)),
-            Err(error) => return Err(refusal(topic, &error)),
-        };
-        match code {
-            None => {
-                tracing::warn!(topic, was = told, "the topic's settings are mended");
-                Ok(())
-            }
-            Some(code) => Err(Refusal::Help(format!("{told} (setting it failed: {code})"))),
-        }
-    }
-
     /// Gives a topic at least this many partitions; returns how many it has.
     pub(super) async fn widen(&self, topic: &str, partitions: u32) -> Result<u32, SinkError> {
         let have = self.partitions(topic).await?;
@@ -568,140 +456,6 @@ impl Topics {
     }
 }
 
-/// What is to be done with a record for a topic.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// It may be sent.
-    There(Fit),
-    /// … to see whether the topic takes records again.
-    ToBeTried(Fit),
-    /// It has to wait until someone has helped.
-    Waits,
-}
-
-impl RedpandaSink {
-    /// Makes sure that a topic takes records, as far as that takes no help. `apart`: one that refused records may be
-    /// tried again if it is time.
-    ///
-    /// A question about it is an attempt like a batch: without an answer in `attempt_timeout` it failed. So an outage
-    /// that meets a shard here opens the breaker too, and the shard keeps what it has in flight. An answer that someone
-    /// has to help with is no failure of the brokers: what is for this topic waits, and the rest goes on.
-    pub(super) async fn find_topic(&self, topic: &str, apart: bool) -> Result<Place, SinkError> {
-        let cause = Cause::Topic(topic.into());
-        let refused = self.troubles.again_at(&Cause::Writing(topic.into()));
-        let now = Instant::now();
-        if refused.is_some_and(|at| at > now || !apart)
-            || self.troubles.help_at(&cause).is_some_and(|at| at > now)
-        {
-            return Ok(Place::Waits);
-        }
-        let place = |fit| match refused {
-            Some(_) => Place::ToBeTried(fit),
-            None => Place::There(fit),
-        };
-        let mut attempt = 0_u32;
-        loop {
-            if self.topics.knows(topic) {
-                return Ok(place(self.fit(topic)));
-            }
-            let permit = self.gate().await;
-            let (settings, within) = {
-                let live = self.live.borrow();
-                (live.sink.topics.clone(), live.sink.attempt_timeout)
-            };
-            let found = self.topics.ensure_within(topic, &settings, within).await;
-            let error = match found {
-                Ok(()) => {
-                    permit.success();
-                    self.troubles.clear(&cause);
-                    return Ok(place(self.fit(topic)));
-                }
-                Err(Refusal::Never(reason)) => {
-                    permit.success();
-                    return Ok(Place::There(Fit::Never(reason.into())));
-                }
-                Err(Refusal::Help(reason)) => {
-                    permit.success();
-                    self.troubles.raise(cause, Help::Needed, reason);
-                    return Ok(Place::Waits);
-                }
-                Err(Refusal::Outage(error)) => error,
-            };
-            if error.class() != Class::Retryable {
-                return Err(error);
-            }
-            permit.failure(&error);
-            attempt = attempt.saturating_add(1);
-            if !self.policies.back_off(attempt).await {
-                return Err(error);
-            }
-            tracing::debug!(%error, attempt, "asking about a topic again");
-        }
-    }
-
-    /// Waits until one of these topics may be tried again. It takes no leave of the breaker, which whoever waits for
-    /// this may need: while that is not closed, nobody is asked.
-    pub(super) async fn recovery(&self, topics: &[Arc<str>]) -> Recovery {
-        loop {
-            let now = Instant::now();
-            let mut next = now + OTHERWISE;
-            for topic in topics {
-                let cause = Cause::Topic(Arc::clone(topic));
-                let refused = self.troubles.again_at(&Cause::Writing(Arc::clone(topic)));
-                let due = match refused {
-                    Some(at) => at,
-                    None => self.troubles.again_at(&cause).unwrap_or(now),
-                };
-                if due > now {
-                    next = next.min(due);
-                    continue;
-                }
-                let recovered = |is_certain| Recovery {
-                    topic: Arc::clone(topic),
-                    is_certain,
-                };
-                if refused.is_some() {
-                    return recovered(false);
-                }
-                if !self.is_closed() {
-                    continue;
-                }
-                let (settings, within) = {
-                    let live = self.live.borrow();
-                    (live.sink.topics.clone(), live.sink.attempt_timeout)
-                };
-                match self.topics.ensure_within(topic, &settings, within).await {
-                    // A name that is refused for good makes letters of its records.
-                    Ok(()) | Err(Refusal::Never(_)) => {
-                        self.troubles.clear(&cause);
-                        return recovered(true);
-                    }
-                    Err(Refusal::Help(reason)) => {
-                        self.troubles.raise(cause.clone(), Help::Needed, reason);
-                        let again = self.troubles.again_at(&cause);
-                        next = next.min(again.unwrap_or(next));
-                    }
-                    Err(Refusal::Outage(error)) => {
-                        tracing::debug!(%error, "asking about a topic again");
-                    }
-                }
-            }
-            tokio::time::sleep_until(next).await;
-        }
-    }
-}
-
-impl RedpandaSink {
-    /// What a topic takes. Compressed, a record is smaller than it is here, and nobody knows by how much.
-    fn fit(&self, topic: &str) -> Fit {
-        let compressed = self.live.borrow().sink.compresses();
-        match self.topics.takes(topic) {
-            Some(bytes) if !compressed => Fit::Within(bytes),
-            _ => Fit::Any,
-        }
-    }
-}
-
 /// A partition of the topic that takes no records for want of replicas.
 fn too_thin(found: &Metadata, topic: &str, wanted: usize) -> Option<String> {
     let topic = found.topics().iter().find(|t| t.name() == topic)?;
@@ -719,10 +473,6 @@ fn options(within: Duration) -> AdminOptions {
     AdminOptions::new()
         .request_timeout(Some(within))
         .operation_timeout(Some(within))
-}
-
-pub(super) fn number(found: &ConfigResource, name: &str) -> Option<usize> {
-    found.get(name)?.value.as_deref()?.parse().ok()
 }
 
 /// The topic of another name that Kafka takes for the same in its metrics

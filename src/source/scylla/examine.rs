@@ -7,10 +7,11 @@ use scylla::cluster::metadata::Strategy;
 use scylla::statement::{Consistency as Level, Statement};
 use scylla::value::CqlTimeuuid;
 
+use super::SourceError;
 use super::link::Link;
 use super::log::LogTable;
+use super::questions::{CDC_OPTIONS, CdcOptions};
 use super::secure::Credentials;
-use super::{CDC_OPTIONS, CdcOptions, SourceError};
 use crate::change::timeuuid_us;
 use crate::config::settings::{Consistency, Settings, Source};
 use crate::finding::Finding;

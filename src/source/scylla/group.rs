@@ -1,34 +1,29 @@
 //! A stream group: how far it is read, the window that is being read, and what of a write is in the next page.
 //! No I/O.
 
+mod window;
+mod write;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use penstock_plugin_encoding::Operation;
 use scylla::response::PagingState;
-use uuid::Uuid;
 
+use self::window::{Kind, Window};
+use self::write::{MAX_WRITE, Write, WriteId, goes_on};
 use super::batches::Batches;
-use super::decode::{self, LogRow, Torn};
+use super::decode::{self, Torn};
 use super::error::SourceError;
 use super::generations;
 use super::log::{Columns, Keys, Page, Read};
 use super::pace::Span;
 use super::past::{Known, Met, Past, Reading, spans};
 use super::requests::Got;
-use super::schema::Version;
 use super::segment::Part;
 use crate::change::{GroupKey, Memory, Position, Progress, StreamId, fingerprint, timeuuid_us};
 use crate::checkpoint::GroupCheckpoint;
 
-/// The rows of one stream and time stay together in a batch, so that their links hold, up to this size; a larger
-/// write is handed on in parts, which say what of their images is in another one. A write is one mutation, and
-/// ScyllaDB takes none larger than half a segment of its commit log, 32 MiB unless set otherwise.
-const MAX_WRITE: usize = 32 << 20;
-/// What a row takes beside its values: its head, and 5 bytes a column.
-const ROW: usize = 64;
-const COLUMN: usize = 5;
 /// A group is looked back at no more often than this, unless it has to be.
 const LOOK_REST: Duration = Duration::from_secs(1);
 
@@ -73,9 +68,6 @@ pub(super) struct Group {
     pub(super) done: bool,
 }
 
-/// A write is known by its stream and time.
-type WriteId = (StreamId, Uuid);
-
 /// What is done now, and how far it may go.
 pub(super) struct Turn {
     pub(super) at: Instant,
@@ -95,26 +87,6 @@ pub(super) struct Turn {
     pub(super) rest_us: i64,
 }
 
-/// What a window is for.
-enum Kind {
-    Forward,
-    /// To see what is late; with the times of the writes found.
-    Look(Vec<i64>),
-    /// To read what is late.
-    Late,
-}
-
-struct Window {
-    reading: Reading,
-    kind: Kind,
-    /// Where it was to end; it ends earlier if the database has too much to do.
-    wanted_us: i64,
-    /// The span, not the present, set its end.
-    limited: bool,
-    paging: PagingState,
-    pages: u32,
-}
-
 /// What a group has to do next.
 pub(super) enum Next {
     Read(Read),
@@ -131,19 +103,6 @@ pub(super) enum Absorbed {
     Page,
     /// It did; the group may be behind.
     Window { behind: bool },
-}
-
-/// The rows of one write (one stream and time), as far as they have been seen, and their cells.
-#[derive(Default)]
-struct Write<'p> {
-    rows: Vec<LogRow<'p>>,
-    cells: Vec<Option<&'p [u8]>>,
-    bytes: usize,
-    late: bool,
-    postimages: bool,
-    /// The page and the row in it with which it began, and those of its last row.
-    begun: (usize, usize),
-    last: (usize, usize),
 }
 
 impl Group {
@@ -623,197 +582,5 @@ impl Group {
     }
 }
 
-impl Window {
-    fn new(reading: Reading, kind: Kind, limited: bool) -> Self {
-        Self {
-            wanted_us: reading.to_us,
-            reading,
-            kind,
-            limited,
-            paging: PagingState::start(),
-            pages: 0,
-        }
-    }
-}
-
-/// The bytes of a page's rows if all are of this write, and its end is not among them.
-fn goes_on(page: &Page, write: WriteId) -> Result<Option<usize>, SourceError> {
-    let mut bytes = 0;
-    let mut cells = Vec::new();
-    for columns in page.rows_from(0)? {
-        cells.clear();
-        for column in columns? {
-            let column =
-                column.map_err(|e| SourceError::answer("cannot decode a row of the log", e))?;
-            cells.push(column.slice.map(|s| s.as_slice()));
-        }
-        match decode::head(&page.version, &cells) {
-            Ok(head)
-                if (head.position.stream, head.position.time) == write && !head.end_of_batch =>
-            {
-                bytes += size(&cells);
-            }
-            _ => return Ok(None),
-        }
-    }
-    Ok(Some(bytes))
-}
-
-/// What a row takes.
-fn size(cells: &[Option<&[u8]>]) -> usize {
-    let values = cells.iter().flatten().map(|c| c.len()).sum::<usize>();
-    ROW + cells.len() * COLUMN + values
-}
-
-impl<'p> Write<'p> {
-    /// Whether a row with this position begins another one.
-    fn is_another(&self, position: &Position) -> bool {
-        self.rows.first().is_some_and(|first| {
-            let first = &first.head.position;
-            (first.stream, first.time) != (position.stream, position.time)
-        })
-    }
-
-    /// Adds the row whose cells were added last.
-    fn push(&mut self, version: &'p Version, head: decode::Head, place: (usize, usize)) {
-        if self.rows.is_empty() {
-            self.begun = place;
-        }
-        self.last = place;
-        let start = self.cells.len() - version.wire.len();
-        self.bytes += size(&self.cells[start..]);
-        self.rows.push(LogRow {
-            version,
-            head,
-            start,
-        });
-    }
-
-    /// It is handed on in parts.
-    fn is_large(&self) -> bool {
-        self.bytes >= MAX_WRITE
-    }
-
-    fn id(&self) -> Option<WriteId> {
-        let position = self.rows.first()?.head.position;
-        Some((position.stream, position.time))
-    }
-
-    /// The rows and cells before its last row, if that begins a range.
-    fn open_range(&self) -> Option<(usize, usize)> {
-        let last = self.rows.last().filter(|_| self.rows.len() > 1)?;
-        let operation = decode::operation(last.version, &self.cells[last.start..]);
-        let begins = matches!(
-            operation,
-            Some(Operation::RangeDeleteStartInclusive | Operation::RangeDeleteStartExclusive)
-        );
-        begins.then_some((self.rows.len() - 1, last.start))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::change::StreamId;
-
-    const WINDOW: Duration = Duration::from_micros(1000);
-
-    fn group(streams: u8, checkpoint: Option<i64>) -> Group {
-        let streams: Vec<StreamId> = (0..streams).map(|s| StreamId([s; 16])).collect();
-        let checkpoint = checkpoint.map(|complete_until_us| GroupCheckpoint {
-            complete_until_us,
-            ..GroupCheckpoint::default()
-        });
-        let key = GroupKey("ks.t/10/00".into());
-        let (streams, at) = (streams.into(), checkpoint.as_ref());
-        Group::new(key, 0, streams, at, std::iter::empty(), 10, 10_500)
-    }
-
-    fn go_on(group: &mut Group, safe_us: i64, known_until_us: i64) -> Next {
-        let turn = Turn {
-            at: Instant::now(),
-            now_us: safe_us,
-            safe_us,
-            known_until_us,
-            window: WINDOW,
-            horizon_us: 0,
-            may_look: true,
-            rest_us: 0,
-        };
-        group.next(&turn, &mut Batches::new(0, 0))
-    }
-
-    fn window(group: &mut Group, safe_us: i64, known_until_us: i64) -> Option<(i64, i64)> {
-        match go_on(group, safe_us, known_until_us) {
-            Next::Read(read) => Some((read.from_us, read.to_us)),
-            Next::CaughtUp => None,
-            Next::Finished => panic!("finished"),
-        }
-    }
-
-    #[test]
-    fn it_starts_where_its_checkpoint_is_or_where_it_is_told() {
-        assert_eq!(
-            window(&mut group(1, None), 99_000, 99_000),
-            Some((10_500, 11_500))
-        );
-        assert_eq!(
-            window(&mut group(1, Some(20_000)), 99_000, 99_000),
-            Some((20_000, 21_000))
-        );
-        assert_eq!(
-            window(&mut group(1, Some(3)), 99_000, 99_000),
-            Some((10_000, 11_000)),
-            "not before its generation"
-        );
-    }
-
-    #[test]
-    fn a_window_passes_neither_what_is_safe_nor_what_is_known() {
-        assert_eq!(
-            window(&mut group(1, None), 10_700, 99_000),
-            Some((10_500, 10_700))
-        );
-        assert_eq!(
-            window(&mut group(1, None), 99_000, 10_600),
-            Some((10_500, 10_600))
-        );
-        assert_eq!(window(&mut group(1, None), 99_000, i64::MIN), None);
-    }
-
-    #[test]
-    fn a_window_that_is_being_read_stays_what_it_is() {
-        let mut group = group(1, None);
-        let first = window(&mut group, 10_700, 99_000);
-        assert_eq!(window(&mut group, 99_000, 99_000), first);
-        group.pressed(1, 10_600);
-        assert_eq!(window(&mut group, 99_000, 99_000), Some((10_500, 10_600)));
-    }
-
-    #[test]
-    fn streams_that_go_on_are_left_at_the_switch_and_others_drained_past_it() {
-        let margin = Duration::from_micros(300);
-        let (stays, other) = (StreamId([0; 16]), StreamId([9; 16]));
-        for (next, drained_us) in [(stays, 20_000), (other, 20_300)] {
-            let mut group = group(1, Some(20_000));
-            group.ends(20_000, margin, &HashSet::from([&next]));
-            match go_on(&mut group, 99_000, i64::MIN) {
-                Next::Read(read) => assert_eq!(read.to_us, drained_us),
-                Next::Finished => assert_eq!(drained_us, 20_000),
-                Next::CaughtUp => panic!("it need not know more"),
-            }
-        }
-    }
-
-    #[test]
-    fn without_streams_it_passes_the_time_and_reads_nothing() {
-        let mut group = group(0, None);
-        assert!(matches!(go_on(&mut group, 12_000, 99_000), Next::CaughtUp));
-        assert_eq!(group.complete_until_us(), 12_000);
-        group.ends(13_000, Duration::ZERO, &HashSet::new());
-        assert!(matches!(
-            go_on(&mut group, 99_000, i64::MIN),
-            Next::Finished
-        ));
-    }
-}
+mod tests;

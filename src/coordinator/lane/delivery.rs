@@ -1,0 +1,578 @@
+//! One run of deliveries: what is handed to the sink, followed in order, and settled.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::super::child::Stage;
+use super::super::dead_letters::Keeper;
+use super::super::faults;
+use super::super::supervisor::ChildScope;
+use super::Lane;
+use super::parking::{self, Waiting};
+use crate::change::{Position, Progress, RecordBatch};
+use crate::checkpoint::Settlement;
+use crate::config::LiveSettings;
+use crate::dead_letter::DeadLetter;
+use crate::dead_letter::flood::Flooded;
+use crate::sink::{Delivered, Fit, Leave, Recovery, Settle, SinkError, Ticket};
+use crate::source::Source;
+
+/// Batches that may wait for their acknowledgement; `max_in_flight` bounds the changes in them.
+const IN_FLIGHT_BATCHES: usize = 1_024;
+
+/// Why the delivery of a lane ended before its time.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// A batch was not delivered, or not settled.
+    Delivery(SinkError),
+    /// The child itself is at fault.
+    Crash(anyhow::Error),
+    /// A stage made too many dead letters, of changes that were read then.
+    Flood(Flooded, std::time::Instant),
+    /// Records of these groups wait for their topics. Nothing is under way.
+    Park(Waiting),
+    /// It was told to drain, and what it still holds cannot be settled: the stage for it was given up on.
+    LetGo,
+}
+
+impl From<SinkError> for Ended {
+    fn from(error: SinkError) -> Self {
+        Self::Delivery(error)
+    }
+}
+
+impl From<anyhow::Error> for Ended {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Crash(error)
+    }
+}
+
+type Submitted = (Arc<RecordBatch>, Ticket);
+
+/// The batch after those in flight.
+enum Next {
+    /// None was there.
+    Nothing,
+    /// It waits for leave.
+    Waiting(BoxFuture<'static, Result<Asked, Ended>>),
+    /// It has leave, and waits for the settlement of those before.
+    Ready(Ready),
+    /// It has to wait for topics, and those before are to be settled first.
+    Blocked(Arc<RecordBatch>, Vec<u32>),
+}
+
+/// A batch that may be handed over.
+struct Ready {
+    batch: Arc<RecordBatch>,
+    fits: Vec<Fit>,
+    leave: Leave,
+    /// It tries a topic that refused records: alone, so that another refusal undoes nothing else.
+    is_trial: bool,
+}
+
+/// What came of asking for leave.
+enum Asked {
+    Ready(Ready),
+    Blocked(Arc<RecordBatch>, Vec<u32>),
+}
+
+impl From<Asked> for Next {
+    fn from(asked: Asked) -> Self {
+        match asked {
+            Asked::Ready(ready) => Self::Ready(ready),
+            Asked::Blocked(batch, topics) => Self::Blocked(batch, topics),
+        }
+    }
+}
+
+impl Next {
+    /// Waits until the batch has leave. Cancel-safe.
+    async fn leave(&mut self) -> Result<(), Ended> {
+        if let Self::Waiting(waiting) = self {
+            *self = waiting.await?.into();
+        }
+        Ok(())
+    }
+
+    fn is_waiting(&self) -> bool {
+        matches!(self, Self::Waiting(_))
+    }
+
+    /// Whether it goes on only when all before it is settled.
+    fn wants_settled(&self) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Waiting(_) | Self::Blocked(..) => true,
+            Self::Ready(ready) => ready.is_trial,
+        }
+    }
+}
+
+/// What of an atomic sink is handed over and not settled.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Open {
+    /// Since when there is something.
+    pub(super) since: Option<Instant>,
+    pub(super) changes: usize,
+    /// Of the records' keys and values.
+    pub(super) bytes: usize,
+}
+
+/// Bytes of a transaction; more would only make a longer one to repeat.
+const OPEN_BYTES: usize = 32 << 20;
+
+/// Delivering at least once, a backlog is checkpointed by the time of its changes too, at most so often in a
+/// `checkpoint_interval`.
+const CATCHING_UP: u32 = 20;
+
+/// What is delivered at least once and not checkpointed.
+///
+/// A shard that catches up delivers many seconds of changes in one: by the clock alone a crash would repeat all of them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unsaved {
+    /// The oldest and the newest of its changes, µs since the Unix epoch.
+    span: Option<(i64, i64)>,
+}
+
+impl Unsaved {
+    fn delivered(&mut self, positions: &[Position]) {
+        for at in positions.iter().map(Position::timestamp_us) {
+            let (oldest, newest) = self.span.get_or_insert((at, at));
+            (*oldest, *newest) = (at.min(*oldest), at.max(*newest));
+        }
+    }
+
+    /// When it is to be checkpointed that was last at this time.
+    fn due(&self, last: Option<Instant>, interval: Duration) -> Instant {
+        let Some(last) = last else {
+            // The first after a start: what was repeated by one crash is not by the next.
+            return Instant::now();
+        };
+        let us = self
+            .span
+            .map_or(0, |(oldest, newest)| newest.saturating_sub(oldest));
+        let reached = Duration::from_micros(us.unsigned_abs()) >= interval;
+        last + if reached {
+            interval / CATCHING_UP
+        } else {
+            interval
+        }
+    }
+}
+
+/// One run of the sink's child, from its start or a step back to the next failure.
+pub(super) struct Delivery<'a> {
+    lane: &'a Lane,
+    source: &'a dyn Source,
+    dead_letters: &'a Keeper,
+    pipeline: &'a Arc<str>,
+    scope: &'a ChildScope,
+    next: Next,
+    /// Waits for topics that groups are parked for.
+    recovering: Option<BoxFuture<'static, Recovery>>,
+    /// What is in flight tries a topic, and is to be settled before anything else is taken.
+    is_trial: bool,
+    /// What the producer has, oldest first; bounded by `max_in_flight`.
+    in_flight: VecDeque<Submitted>,
+    /// The changes in them.
+    changes: usize,
+    /// Of an atomic sink: the letters that go with the next settlement; bounded by `dead_letter.max`.
+    letters: Vec<DeadLetter>,
+    pub(super) settling: Open,
+    unsaved: Unsaved,
+    /// Failed deliveries since the last success.
+    failures: &'a mut u32,
+    /// The checkpoint topic was made again, and what was in it is not written into it yet.
+    anew: &'a mut bool,
+}
+
+impl<'a> Delivery<'a> {
+    /// With nothing under way.
+    pub(super) fn new(
+        lane: &'a Lane,
+        source: &'a dyn Source,
+        dead_letters: &'a Keeper,
+        pipeline: &'a Arc<str>,
+        scope: &'a ChildScope,
+        failures: &'a mut u32,
+        anew: &'a mut bool,
+    ) -> Self {
+        Self {
+            lane,
+            source,
+            dead_letters,
+            pipeline,
+            scope,
+            next: Next::Nothing,
+            recovering: None,
+            is_trial: false,
+            in_flight: VecDeque::new(),
+            changes: 0,
+            letters: Vec::new(),
+            settling: Open::default(),
+            unsaved: Unsaved::default(),
+            failures,
+            anew,
+        }
+    }
+
+    /// Takes records from the transforms, hands them to the producer within the bound on what is in flight, follows
+    /// the acknowledgements in order, and settles: an atomic sink as soon as nothing more is on its way to it, and
+    /// at bounds of count, bytes and time; another at intervals.
+    pub(super) async fn run(
+        &mut self,
+        sink: &mut dyn Settle,
+        live: &LiveSettings,
+        remade: &mut watch::Receiver<u64>,
+        records: &mut mpsc::Receiver<Arc<RecordBatch>>,
+    ) -> Result<(), Ended> {
+        let mut live = live.clone();
+        let mut settled_at = None;
+        let mut at_once = *self.anew;
+        if at_once {
+            self.lane.ledger.lock().say_again();
+        }
+        loop {
+            let (max, commit_interval, checkpoint_interval) = {
+                let settings = live.borrow_and_update();
+                let max = settings.pipeline.max_in_flight.get() as usize;
+                let sink = &settings.sink;
+                (max, sink.commit_interval, sink.checkpoint_interval)
+            };
+            let (idle, settled) = {
+                let ledger = self.lane.ledger.lock();
+                let idle = ledger.is_idle_upstream() || self.next.wants_settled();
+                (idle || self.is_trial, ledger.is_settled())
+            };
+            let save_at = self.unsaved.due(settled_at, checkpoint_interval);
+            let most = self.lane.appetite.lock().most().unwrap_or(max).min(max);
+            let close_at = self.settling.since.map(|since| since + commit_interval);
+            let closing = close_at.is_some_and(|at| at <= Instant::now())
+                || self.settling.changes >= most
+                || self.settling.bytes >= OPEN_BYTES;
+            let due = match (sink.is_atomic(), close_at) {
+                (true, Some(_)) => self.in_flight.is_empty() && (closing || idle),
+                _ => !settled && (at_once || save_at <= Instant::now()),
+            };
+            if due {
+                self.settle(sink, max).await?;
+                settled_at = Some(Instant::now());
+                at_once = false;
+                if std::mem::take(self.anew) {
+                    tracing::info!(shard = self.lane.shard, "the checkpoints are written anew");
+                }
+                continue;
+            }
+            let nothing_open = self.in_flight.is_empty() && self.settling.since.is_none();
+            if nothing_open {
+                self.is_trial = false;
+                if let Next::Blocked(batch, topics) = &self.next {
+                    let waiting = parking::groups_for(batch, topics);
+                    let waiting = waiting.filter(|waiting| !waiting.is_empty());
+                    return Err(match waiting {
+                        Some(waiting) => Ended::Park(waiting),
+                        None => anyhow::anyhow!("a change of no stream group").into(),
+                    });
+                }
+            }
+            let room = self.changes < max
+                && self.in_flight.len() < IN_FLIGHT_BATCHES
+                && !closing
+                && !self.is_trial
+                && (nothing_open || !matches!(&self.next, Next::Ready(ready) if ready.is_trial))
+                && !matches!(self.next, Next::Blocked(..));
+            if self.recovering.is_none() {
+                let topics = self.lane.parking.lock().topics();
+                self.recovering = (!topics.is_empty()).then(|| sink.recovery(topics));
+            }
+            let look_again = match close_at {
+                Some(at) if !closing => Some(at),
+                None if !settled => Some(save_at),
+                _ => None,
+            };
+            let none_next = matches!(self.next, Next::Nothing);
+            tokio::select! {
+                biased;
+                () = at(look_again), if look_again.is_some() => {}
+                delivered = next_delivered(&mut self.in_flight), if !self.in_flight.is_empty() => {
+                    self.delivered(sink.is_atomic(), delivered?).await?;
+                }
+                Recovery { topic, is_certain } = recovered(&mut self.recovering) => {
+                    self.recovering = None;
+                    match is_certain {
+                        true => self.lane.unpark(&topic),
+                        false => {
+                            self.lane.parking.lock().try_again(&topic);
+                            self.lane.tell_source();
+                        }
+                    }
+                }
+                left = self.next.leave(), if room && !none_next => {
+                    left?;
+                    if let Next::Ready(ready) = &self.next
+                        && (nothing_open || !ready.is_trial)
+                        && let Next::Ready(ready) = std::mem::replace(&mut self.next, Next::Nothing)
+                    {
+                        self.submit(sink, ready).await?;
+                    }
+                }
+                Some(batch) = records.recv(), if room && none_next => {
+                    self.take(sink, batch).await?;
+                }
+                // Another interval or another bound: both are looked at anew. Without a sender nothing changes.
+                Ok(()) = live.changed() => {}
+                Ok(()) = remade.changed() => {
+                    self.lane.ledger.lock().say_again();
+                    *self.anew = true;
+                    at_once = true;
+                }
+                // Only once there is nothing left to do: the transforms are through before the sink drains.
+                () = self.scope.drain.cancelled(),
+                    if self.in_flight.is_empty() && none_next && records.is_empty() =>
+                {
+                    return self.settle(sink, max).await;
+                }
+            }
+        }
+    }
+
+    /// Takes a batch and asks for leave to hand it over.
+    async fn take(&mut self, sink: &mut dyn Settle, batch: Arc<RecordBatch>) -> Result<(), Ended> {
+        let changes = batch.source.positions.len();
+        if !self.lane.ledger.lock().submit(batch.source.epoch, changes) {
+            return Ok(());
+        }
+        let busy = self.scope.activity.busy();
+        faults::point(&Stage::Sink).await?;
+        drop(busy);
+        let letters = match sink.is_atomic() {
+            true => dead_letters(self.pipeline, &batch, &[]),
+            false => Vec::new(),
+        };
+        let (keeper, scope) = (self.dead_letters.clone(), self.scope.clone());
+        let apart = self.lane.parking.lock().is_apart(&batch);
+        let look = sink.look(batch.clone(), apart);
+        let leave = sink.leave(batch.clone());
+        let mut waiting = Box::pin(async move {
+            // First of all: what has to wait is asked about again, and its letters would count twice.
+            let look = look.await?;
+            if !look.waits.is_empty() {
+                return Ok(Asked::Blocked(batch, look.waits));
+            }
+            if !letters.is_empty() {
+                keep(&keeper, &scope, &batch, letters).await?;
+            }
+            Ok(Asked::Ready(Ready {
+                leave: leave.await?,
+                batch,
+                fits: look.fits,
+                is_trial: look.is_trial,
+            }))
+        });
+        self.next = match (&mut waiting).now_or_never() {
+            Some(asked) => asked?.into(),
+            None => Next::Waiting(waiting),
+        };
+        Ok(())
+    }
+
+    /// Hands a batch to the producer. That may wait for a full queue; what was handed over before is followed
+    /// meanwhile.
+    async fn submit(
+        &mut self,
+        sink: &mut dyn Settle,
+        Ready {
+            batch,
+            fits,
+            leave,
+            is_trial,
+        }: Ready,
+    ) -> Result<(), Ended> {
+        self.is_trial = is_trial;
+        let atomic = sink.is_atomic();
+        let carries = !batch.records.is_empty()
+            || !batch.rejected.is_empty()
+            || !batch.source.undecodable.is_empty();
+        if atomic && carries {
+            self.settling.since.get_or_insert_with(Instant::now);
+        }
+        if self.settling.since.is_some() {
+            self.settling.changes += batch.source.positions.len();
+            self.settling.bytes += batch.output.len() + batch.source.rows.as_bytes().len();
+        }
+        let mut handed = sink.hand(batch.clone(), fits, leave);
+        let ticket = loop {
+            tokio::select! {
+                biased;
+                ticket = &mut handed => break ticket?,
+                delivered = next_delivered(&mut self.in_flight), if !self.in_flight.is_empty() => {
+                    self.delivered(atomic, delivered?).await?;
+                }
+            }
+        };
+        drop(handed);
+        self.changes += batch.source.positions.len();
+        self.in_flight.push_back((batch, ticket));
+        Ok(())
+    }
+
+    /// A batch is delivered: what was refused goes to the dead letters.
+    async fn delivered(
+        &mut self,
+        atomic: bool,
+        (batch, delivered): (Arc<RecordBatch>, Delivered),
+    ) -> Result<(), Ended> {
+        let letters = dead_letters(self.pipeline, &batch, &delivered.poison);
+        let count = letters.len() as u64;
+        if atomic {
+            let refused = letters.len() - delivered.poison.len()..;
+            let refused = letters.get(refused).unwrap_or_default();
+            if !refused.is_empty() {
+                keep(self.dead_letters, self.scope, &batch, refused.to_vec()).await?;
+            }
+            self.letters.extend(letters);
+        } else if count > 0 {
+            keep(self.dead_letters, self.scope, &batch, letters).await?;
+        }
+        let counters = &self.lane.counters;
+        counters.dead_letters.fetch_add(count, Relaxed);
+        counters.acknowledged.fetch_add(
+            (batch.records.len() - delivered.poison.len()) as u64,
+            Relaxed,
+        );
+        let changes = batch.source.positions.len();
+        self.changes -= changes;
+        self.unsaved.delivered(&batch.source.positions);
+        self.lane
+            .ledger
+            .lock()
+            .deliver(changes, &batch.source.progress);
+        *self.failures = 0;
+        if self.is_trial {
+            for topic in &batch.topics {
+                self.lane.unpark(topic);
+            }
+        }
+        counters.done.fetch_add(changes as u64, Relaxed);
+        let mut rate = counters.rate.lock();
+        rate.add(changes as u64, Instant::now());
+        drop(rate);
+        let newest = batch.source.positions.iter().map(|p| p.timestamp_us());
+        if let Some(newest) = newest.max() {
+            counters
+                .newest_done_us
+                .fetch_max(newest.max(0) as u64, Relaxed);
+        }
+        counters.latencies.done(&batch.source);
+        self.scope.activity.record((changes as u64).max(1));
+        Ok(())
+    }
+
+    /// Commits what is delivered. Whoever waits for leave goes on waiting meanwhile.
+    async fn settle(&mut self, sink: &mut dyn Settle, max: usize) -> Result<(), Ended> {
+        let settlement = self.lane.ledger.lock().settlement();
+        if settlement.is_empty() && self.letters.is_empty() && self.settling.since.is_none() {
+            return Ok(());
+        }
+        {
+            let mut settling = sink.settle(&self.letters, &settlement);
+            loop {
+                tokio::select! {
+                    biased;
+                    settled = &mut settling => break settled?,
+                    left = self.next.leave(), if self.next.is_waiting() => left?,
+                }
+            }
+        }
+        self.letters.clear();
+        let open = std::mem::take(&mut self.settling);
+        self.unsaved = Unsaved::default();
+        if let Some(since) = open.since {
+            self.lane.fitted(open.changes, since.elapsed(), max);
+        }
+        self.lane.ledger.lock().commit(&settlement);
+        committed(self.lane, self.source, &settlement);
+        Ok(())
+    }
+}
+
+/// Tells what a commit moved.
+pub(super) fn committed(lane: &Lane, source: &dyn Source, settlement: &Settlement) {
+    let progress: Vec<Progress> = settlement
+        .progress
+        .iter()
+        .map(|(group, checkpoint)| Progress {
+            complete_until_us: Some(checkpoint.complete_until_us),
+            ..Progress::new(group.clone())
+        })
+        .collect();
+    source.acknowledged(lane.shard, &progress);
+    lane.counters.commits.fetch_add(1, Relaxed);
+}
+
+/// Has the stage `dead_letter` keep what is poison, or of an atomic sink, look at it. It is never given up on but in a
+/// drain, when that stage has failed.
+async fn keep(
+    keeper: &Keeper,
+    scope: &ChildScope,
+    of: &RecordBatch,
+    letters: Vec<DeadLetter>,
+) -> Result<(), Ended> {
+    let read_at = of.source.read_at;
+    tokio::select! {
+        kept = keeper.keep(letters) => kept.map_err(|flood| Ended::Flood(flood, read_at)),
+        () = scope.stranded(&Stage::DeadLetter) => Err(Ended::LetGo),
+    }
+}
+
+async fn recovered(recovering: &mut Option<BoxFuture<'static, Recovery>>) -> Recovery {
+    match recovering {
+        Some(recovering) => recovering.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the oldest batch and takes it out once it is delivered. Cancel-safe.
+async fn next_delivered(
+    in_flight: &mut VecDeque<Submitted>,
+) -> Result<(Arc<RecordBatch>, Delivered), SinkError> {
+    let Some((_, ticket)) = in_flight.front_mut() else {
+        return std::future::pending().await;
+    };
+    let delivered = ticket.await?;
+    let Some((batch, _)) = in_flight.pop_front() else {
+        return std::future::pending().await;
+    };
+    Ok((batch, delivered))
+}
+
+/// Everything of a batch that can never succeed, in the order of its changes.
+fn dead_letters(pipeline: &str, batch: &RecordBatch, poison: &[(u32, String)]) -> Vec<DeadLetter> {
+    let source = &batch.source;
+    let undecodable = source
+        .undecodable
+        .iter()
+        .map(|row| DeadLetter::of_undecodable(pipeline, source, row));
+    let rejected = batch
+        .rejected
+        .iter()
+        .filter_map(|r| DeadLetter::of_rejected(pipeline, source, r));
+    let refused = poison
+        .iter()
+        .filter_map(|p| DeadLetter::of_poison(pipeline, batch, p));
+    undecodable.chain(rejected).chain(refused).collect()
+}
