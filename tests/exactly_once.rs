@@ -115,6 +115,39 @@ async fn what_a_dead_owner_left_open_is_aborted_by_the_next() {
     assert_eq!(texts(&cluster.brokers, &topic), ["0", "1", "2", "3"]);
 }
 
+/// Producers are made and connected while somebody else has the shard; it is read once, after that one is fenced.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_is_prepared_fences_nobody_before_the_shard_is_opened() {
+    let cluster = Cluster::start();
+    let (name, topic) = (unique("prepared"), unique("prepared"));
+    let one = Instance::start(&name, &cluster.brokers).await;
+    let (mut old, _) = one.open().await;
+    deliver(&mut old, &topic, 0, 2).await;
+    old.settle(&[], &upto(2)).await.unwrap();
+
+    let two = Instance::start(&name, &cluster.brokers).await;
+    let prepared = two.sink.prepare([0, 1]).await.unwrap();
+    deliver(&mut old, &topic, 2, 4).await;
+    old.settle(&[], &upto(4)).await.expect("nobody is fenced");
+    deliver(&mut old, &topic, 4, 9).await;
+
+    let opened = two.sink.open_shards(&[0], prepared).await.unwrap();
+    let [opened] = <[_; 1]>::try_from(opened).ok().expect("of two, one");
+    assert_eq!((opened.shard, opened.checkpoints), (0, upto(4).progress));
+    let lost = old.settle(&[], &upto(9)).await.unwrap_err();
+    assert!(!matches!(lost, SinkError::Topic { .. }), "{lost}");
+
+    let mut new = opened.producer.expect("it is the shard's");
+    assert_eq!(new.open().await.unwrap(), None, "it was read already");
+    deliver(&mut new, &topic, 4, 6).await;
+    new.settle(&[], &upto(6)).await.unwrap();
+    let wanted: Vec<String> = (0..6).map(|n| n.to_string()).collect();
+    assert_eq!(texts(&cluster.brokers, &topic), wanted);
+    // Whoever takes it again has to read.
+    let (_, found) = two.open().await;
+    assert_eq!(found, upto(6).progress);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_lost_the_shard_can_write_nothing_and_is_told() {
     let cluster = Cluster::start();

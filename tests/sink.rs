@@ -606,8 +606,8 @@ fn checkpoint(until_us: i64) -> GroupCheckpoint {
 async fn load(name: &str, brokers: &str, shards: u32) -> Checkpoints {
     let b = bench(settings::settings(name, brokers, shards)).await;
     let mut all = Checkpoints::new();
-    for shard in 0..shards {
-        let mine = b.sink.load(shard).await.unwrap();
+    let numbers: Vec<u32> = (0..shards).collect();
+    for (shard, mine) in b.sink.load(&numbers).await.unwrap() {
         assert!(mine.keys().all(|g| g.shard(shards) == shard));
         all.extend(mine);
     }
@@ -689,11 +689,11 @@ async fn a_foreign_checkpoint_is_skipped_and_one_of_a_later_version_named_by_its
     // What somebody else writes there is skipped.
     write("x", "x");
     let b = bench(settings::settings(&name, &cluster.brokers, 1)).await;
-    let found = b.sink.load(0).await.unwrap();
-    assert_eq!(found[&GroupKey(group.into())].complete_until_us, 5);
+    let found = b.sink.load(&[0]).await.unwrap();
+    assert_eq!(found[0].1[&GroupKey(group.into())].complete_until_us, 5);
     // What a later version writes is not: its place would be lost.
     write(group, r#"{"v":99,"complete_until_us":7}"#);
-    let error = b.sink.load(0).await.unwrap_err();
+    let error = b.sink.load(&[0]).await.unwrap_err();
     assert_eq!(error.class(), Class::Fatal);
     let text = error.to_string();
     assert!(
@@ -956,7 +956,11 @@ async fn a_checkpoint_topic_that_deletes_is_mended_or_refused() {
     let mut settings = settings::settings(&name, &cluster.brokers, 3);
     settings.sink.topics.create = false;
     let b = bench(settings.clone()).await;
-    let error = b.sink.load(0).await.expect_err("it would lose checkpoints");
+    let error = b
+        .sink
+        .load(&[0])
+        .await
+        .expect_err("it would lose checkpoints");
     let said = error.to_string();
     assert!(
         said.contains("cleanup.policy is \"delete\"") && said.contains("set it to \"compact\""),
@@ -971,7 +975,7 @@ async fn a_checkpoint_topic_that_deletes_is_mended_or_refused() {
 
     settings.sink.topics.create = true;
     let b = bench(settings).await;
-    b.sink.load(0).await.expect("mended");
+    b.sink.load(&[0]).await.expect("mended");
     assert_eq!(b.sink.complaint(), None);
     let property = async |name: &str| operator.property(&topic, name).await;
     assert_eq!(property("cleanup.policy").await.as_deref(), Some("compact"));

@@ -197,10 +197,10 @@ pub struct Loaded {
     pub hashed: BTreeSet<String>,
 }
 
-/// Folds the records of all partitions into the checkpoints of one shard.
+/// Folds the records of all partitions into the checkpoints of some shards.
 #[derive(Debug)]
 pub struct Fold {
-    shard: u32,
+    wanted: BTreeSet<u32>,
     shards: u32,
     found: BTreeMap<GroupKey, BTreeMap<i32, GroupCheckpoint>>,
     owners: BTreeMap<i32, Owner>,
@@ -223,10 +223,10 @@ fn names_a_group(key: Option<&[u8]>) -> bool {
 }
 
 impl Fold {
-    /// Nothing read yet.
-    pub fn new(shard: u32, shards: u32) -> Self {
+    /// Nothing read yet, for these of so many shards.
+    pub fn new(wanted: impl IntoIterator<Item = u32>, shards: u32) -> Self {
         Self {
-            shard,
+            wanted: wanted.into_iter().collect(),
             shards,
             found: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -269,7 +269,7 @@ impl Fold {
         {
             self.hashed.insert(generation.to_owned());
         }
-        if !group.is_start() && group.shard(self.shards) != self.shard {
+        if !group.is_start() && !self.wanted.contains(&group.shard(self.shards)) {
             return Ok(());
         }
         let places = self.found.entry(group).or_default();
@@ -285,34 +285,49 @@ impl Fold {
         self.owners.get(&partition).cloned()
     }
 
-    /// What they come to; `own` is the shard's partition.
-    pub fn finish(self, own: i32) -> Loaded {
-        let mut loaded = Loaded {
-            hashed: self.hashed,
+    /// What they come to, by shard; `own`: the partition of each.
+    pub fn finish(self, own: &BTreeMap<u32, i32>) -> BTreeMap<u32, Loaded> {
+        let nothing = || Loaded {
+            hashed: self.hashed.clone(),
             ..Loaded::default()
         };
-        for (group, mut places) in self.found {
+        let mut all: BTreeMap<u32, (i32, Loaded)> = own
+            .iter()
+            .map(|(shard, own)| (*shard, (*own, nothing())))
+            .collect();
+        for (group, places) in self.found {
             if group.is_start() {
-                // Each shard has its own. One that was added since has another's.
-                let found = places.remove(&own).or_else(|| Some(places.pop_first()?.1));
-                loaded.checkpoints.extend(found.map(|c| (group, c)));
-                continue;
-            }
-            let mut joined: Option<GroupCheckpoint> = None;
-            for (partition, checkpoint) in places {
-                if partition != own {
-                    loaded.strays.push((partition, group.clone()));
+                for (own, loaded) in all.values_mut() {
+                    // Each shard has its own. One that was added since has another's.
+                    let found = places.get(own).or_else(|| places.values().next());
+                    let found = found.map(|at| (group.clone(), at.clone()));
+                    loaded.checkpoints.extend(found);
                 }
-                joined = Some(match joined {
-                    None => checkpoint,
-                    Some(other) => furthest(other, checkpoint),
-                });
-            }
-            if let Some(checkpoint) = joined {
-                loaded.checkpoints.insert(group, checkpoint);
+            } else if let Some((own, loaded)) = all.get_mut(&group.shard(self.shards)) {
+                loaded.join(group, places, *own);
             }
         }
-        loaded
+        let loaded = all.into_iter();
+        loaded.map(|(shard, (_, loaded))| (shard, loaded)).collect()
+    }
+}
+
+impl Loaded {
+    /// Takes in what is said of a group, by partition.
+    fn join(&mut self, group: GroupKey, places: BTreeMap<i32, GroupCheckpoint>, own: i32) {
+        let mut joined: Option<GroupCheckpoint> = None;
+        for (partition, checkpoint) in places {
+            if partition != own {
+                self.strays.push((partition, group.clone()));
+            }
+            joined = Some(match joined {
+                None => checkpoint,
+                Some(other) => furthest(other, checkpoint),
+            });
+        }
+        if let Some(checkpoint) = joined {
+            self.checkpoints.insert(group, checkpoint);
+        }
     }
 }
 
@@ -352,6 +367,11 @@ fn furthest(mut a: GroupCheckpoint, b: GroupCheckpoint) -> GroupCheckpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn finish(fold: Fold, shard: u32, own: i32) -> Loaded {
+        let mut all = fold.finish(&BTreeMap::from([(shard, own)]));
+        all.remove(&shard).unwrap()
+    }
 
     fn group(n: u32) -> GroupKey {
         GroupKey(format!("ks.t/1764000000000/{n:032x}").into())
@@ -431,12 +451,12 @@ mod tests {
         for shards in [6, 3] {
             let mut seen = Checkpoints::new();
             for shard in 0..shards {
-                let mut fold = Fold::new(shard, shards);
+                let mut fold = Fold::new([shard], shards);
                 for (partition, key, value) in &records {
                     fold.record(*partition, Some(key.0.as_bytes()), Some(value))
                         .unwrap();
                 }
-                let loaded = fold.finish(shard as i32);
+                let loaded = finish(fold, shard, shard as i32);
                 for (partition, group) in &loaded.strays {
                     assert_eq!(group.shard(4) as i32, *partition);
                     assert_ne!(*partition, shard as i32);
@@ -455,14 +475,14 @@ mod tests {
     fn the_last_record_of_a_partition_counts_and_the_furthest_of_several() {
         let key = group(1);
         let (shard, k) = (key.shard(1), Some(key.0.as_bytes()));
-        let mut fold = Fold::new(shard, 1);
+        let mut fold = Fold::new([shard], 1);
         let old = checkpoint(1_000, &[(1, at(9_000, 0)), (2, at(1_500, 0))]);
         let new = checkpoint(2_000, &[(1, at(8_000, 0)), (3, at(2_500, 1))]);
         fold.record(0, k, Some(&encode(&checkpoint(9_999, &[]))))
             .unwrap();
         fold.record(0, k, Some(&encode(&new))).unwrap();
         fold.record(5, k, Some(&encode(&old))).unwrap();
-        let loaded = fold.finish(0);
+        let loaded = finish(fold, 0, 0);
         assert_eq!(
             loaded.checkpoints[&key],
             checkpoint(2_000, &[(1, at(9_000, 0)), (3, at(2_500, 1))])
@@ -476,7 +496,7 @@ mod tests {
         let key = group(1);
         let k = Some(key.0.as_bytes());
         let good = checkpoint(1_000, &[]);
-        let mut fold = Fold::new(0, 1);
+        let mut fold = Fold::new([0], 1);
         fold.record(0, k, Some(&encode(&good))).unwrap();
         assert_eq!(fold.foreign(), None);
         let other: [(Option<&[u8]>, &[u8]); 4] = [
@@ -492,7 +512,7 @@ mod tests {
         assert_eq!(told, Some((4, "its key is not a stream group".to_owned())));
         let later = fold.record(0, k, Some(br#"{"v":9}"#)).unwrap_err();
         assert!(later.to_string().contains("upgrade"), "{later}");
-        assert_eq!(fold.finish(0).checkpoints[&key], good);
+        assert_eq!(finish(fold, 0, 0).checkpoints[&key], good);
     }
 
     #[test]
@@ -500,16 +520,43 @@ mod tests {
         let key = GroupKey::start("ks.t");
         assert!(key.is_start() && !group(1).is_start());
         for (shard, shards) in [(0, 2), (1, 2), (2, 3)] {
-            let mut fold = Fold::new(shard, shards);
+            let mut fold = Fold::new([shard], shards);
             for partition in 0..2 {
                 let value = encode(&checkpoint(i64::from(partition) + 7, &[]));
                 let k = Some(key.0.as_bytes());
                 fold.record(partition, k, Some(&value)).unwrap();
             }
-            let loaded = fold.finish(shard as i32);
+            let loaded = finish(fold, shard, shard as i32);
             let own = if shard == 1 { 8 } else { 7 };
             assert_eq!(loaded.checkpoints[&key], checkpoint(own, &[]));
             assert_eq!(loaded.strays, []);
+        }
+    }
+
+    #[test]
+    fn several_shards_are_told_together_what_each_would_be_alone() {
+        let start = GroupKey::start("ks.t");
+        let keys: Vec<GroupKey> = (0..40).map(group).chain([start]).collect();
+        let shards = 5;
+        let read = |fold: &mut Fold| {
+            for (n, key) in (0_i64..).zip(&keys) {
+                for partition in [0, 3] {
+                    let value = encode(&checkpoint(n + i64::from(partition), &[]));
+                    let k = Some(key.0.as_bytes());
+                    fold.record(partition, k, Some(&value)).unwrap();
+                }
+            }
+        };
+        let mut together = Fold::new([0, 2, 4], shards);
+        read(&mut together);
+        let own = BTreeMap::from([(0, 0), (2, 2), (4, 0)]);
+        let together = together.finish(&own);
+        assert_eq!(together.len(), 3);
+        for (shard, loaded) in together {
+            let mut alone = Fold::new([shard], shards);
+            read(&mut alone);
+            assert!(loaded.checkpoints.len() > 1, "{loaded:?}");
+            assert_eq!(loaded, finish(alone, shard, own[&shard]));
         }
     }
 
@@ -541,12 +588,12 @@ mod tests {
     #[test]
     fn a_tombstone_forgets() {
         let key = group(1);
-        let mut fold = Fold::new(0, 1);
+        let mut fold = Fold::new([0], 1);
         let k = Some(key.0.as_bytes());
         fold.record(0, k, Some(&encode(&checkpoint(1, &[]))))
             .unwrap();
         fold.record(0, k, None).unwrap();
-        let loaded = fold.finish(0);
+        let loaded = finish(fold, 0, 0);
         assert!(loaded.checkpoints.is_empty() && loaded.strays.is_empty());
         // How its generation is placed is not forgotten with it.
         let generation = key.placed_by_hash().map(str::to_owned);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -22,7 +22,11 @@ use crate::dead_letter::DeadLetters;
 use crate::policy::stage::StagePolicies;
 use crate::sink::SinkError;
 use crate::sink::redpanda::RedpandaSink;
+use crate::sink::redpanda::opening::Prepared;
 use crate::source::{ScyllaSource, Source};
+
+/// What the source can find out before it is needed is found out in this time, or later.
+const LOOKING_AHEAD: Duration = Duration::from_secs(1);
 
 /// The policies of every stage, made once a stage: a rebuild neither resets a breaker nor its counts.
 #[derive(Clone)]
@@ -84,6 +88,8 @@ pub struct Pipeline {
     pub transforms: Arc<Transforms>,
     /// By number.
     shards: RwLock<BTreeMap<u32, Arc<Shard>>>,
+    /// What the shards that are opened first are opened with.
+    prepared: Mutex<Prepared>,
     /// Of every shard that was ever open here: one that comes back goes on counting.
     counters: Mutex<BTreeMap<u32, Arc<Counters>>>,
     /// Held by the replay under way.
@@ -91,9 +97,9 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Connects to both sides and compiles the plugins that the pipeline that this one is to replace has not
-    /// compiled; touches nothing that runs. No shard is open yet: another pipeline may still be at work on them.
-    /// They go on counting from those of the one that this one replaces.
+    /// Connects to both sides, with a producer for each of `own`, and compiles the plugins that the pipeline that this
+    /// one is to replace has not compiled; touches nothing that runs. No shard is open yet: another pipeline may still be
+    /// at work on them. They go on counting from those of the one that this one replaces.
     ///
     /// # Errors
     /// What cannot be reached, found or compiled.
@@ -101,6 +107,7 @@ impl Pipeline {
         live: LiveSettings,
         policies: PolicyRegistry,
         plugins: Arc<PluginHost>,
+        own: Vec<u32>,
         replaces: Option<Arc<Self>>,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
@@ -118,7 +125,7 @@ impl Pipeline {
         };
         let counters = replaces.as_ref().map(|p| p.counters.lock().clone());
         let connecting = async {
-            tokio::try_join!(
+            let (source, sink) = tokio::try_join!(
                 async {
                     let policies = policies.stage(&Stage::Source);
                     let source = ScyllaSource::connect(live.clone(), policies).await;
@@ -126,20 +133,33 @@ impl Pipeline {
                 },
                 async {
                     let policies = policies.stage(&Stage::Sink);
-                    let sink = RedpandaSink::connect(live.clone(), policies).await;
-                    sink.map_err(anyhow::Error::from)
+                    let sink = RedpandaSink::connect(live.clone(), policies).await?;
+                    sink.find_checkpoints().await;
+                    anyhow::Ok(sink)
                 },
-            )
+            )?;
+            // Only now: producers take their time to end, should there be no ScyllaDB.
+            let ahead = source.look_ahead(LOOKING_AHEAD);
+            let (prepared, ()) = tokio::join!(sink.prepare(own), ahead);
+            let prepared = prepared?;
+            anyhow::Ok((source, sink, prepared))
         };
         // What is wrong with a plugin is told first: it is nothing to wait for.
         let (transforms, sides) = {
             let mut connecting = std::pin::pin!(connecting);
             tokio::select! {
                 transforms = &mut transforms => (transforms??, connecting.await),
-                sides = &mut connecting => (transforms.await??, sides),
+                sides = &mut connecting => match (transforms.await?, sides) {
+                    (Ok(transforms), sides) => (transforms, sides),
+                    (Err(error), Ok((_, _, prepared))) => {
+                        prepared.close().await;
+                        return Err(error.into());
+                    }
+                    (Err(error), Err(_)) => return Err(error.into()),
+                },
             }
         };
-        let (source, sink) = sides?;
+        let (source, sink, prepared) = sides?;
         tracing::info!(took = ?started.elapsed(), "connected to ScyllaDB and Redpanda");
         // What runs is not given up for a name that may be wrong; at a start there is nothing else to do than wait.
         if let Some(runs) = replaces {
@@ -152,6 +172,7 @@ impl Pipeline {
                 .collect();
             let new = |(table, _): &(Arc<str>, _)| !read.iter().any(|t| **t == **table);
             if let Some((_, error)) = source.absent().into_iter().find(new) {
+                prepared.close().await;
                 return Err(error.into());
             }
         }
@@ -168,6 +189,7 @@ impl Pipeline {
             letters: dead_letters::channel(),
             transforms: Arc::new(transforms),
             shards: RwLock::default(),
+            prepared: Mutex::new(prepared),
             counters: Mutex::new(counters.unwrap_or_default()),
             replaying: tokio::sync::Mutex::default(),
         })
@@ -182,12 +204,16 @@ impl Pipeline {
         numbers: impl IntoIterator<Item = u32>,
     ) -> Result<Vec<Arc<Shard>>, SinkError> {
         let started = Instant::now();
-        if self.settings().pipeline.instances == Instances::One {
-            self.sink.retire_surplus().await?;
+        let numbers: Vec<u32> = numbers.into_iter().collect();
+        let prepared = std::mem::take(&mut *self.prepared.lock());
+        if self.settings().pipeline.instances == Instances::One
+            && let Err(error) = self.sink.retire_surplus().await
+        {
+            prepared.close().await;
+            return Err(error);
         }
-        let opening = numbers.into_iter().map(|n| Shard::open(self, n));
-        let opened = futures::future::try_join_all(opening).await?;
-        let opened: Vec<Arc<Shard>> = opened.into_iter().map(Arc::new).collect();
+        let opened = self.sink.open_shards(&numbers, prepared).await?.into_iter();
+        let opened: Vec<Arc<Shard>> = opened.map(|o| Arc::new(Shard::new(self, o))).collect();
         let mut shards = self.shards.write();
         shards.extend(opened.iter().map(|s| (s.number, s.clone())));
         drop(shards);

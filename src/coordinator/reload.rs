@@ -19,6 +19,7 @@ use crate::config::watch::Watch;
 use crate::config::{Checks, Class, Inputs, Invalid, LiveSettings, Loaded, Settings, Sources};
 use crate::embedded::StandIns;
 use crate::orders::Service;
+use crate::sink::redpanda::membership::Member;
 
 /// The configuration in force, where it came from, and what became of changes of it.
 pub struct Reloads {
@@ -329,10 +330,15 @@ impl Coordinator {
             false => PluginHost::new(new)?,
         };
         self.reloads.history.step("connecting to both sides");
+        let own = match self.is_shared() {
+            true => self.sharing.owned(),
+            false => (0..new.pipeline.shards.get()).collect(),
+        };
         let connected = Pipeline::connect(
             settings.subscribe(),
             self.policies.clone(),
             plugins.clone(),
+            own,
             self.shared.pipeline(),
         );
         let (shared, admin) = (self.is_shared(), self.admin_address());
@@ -346,7 +352,34 @@ impl Coordinator {
             anyhow::Ok((connected, member))
         };
         let (connected, member) = self.meanwhile(signals, made).await??;
+        let connected = Arc::new(connected);
+        let made = Made {
+            connected: connected.clone(),
+            member,
+            settings,
+            plugins,
+        };
+        let replaced = self.replace(old, new, made, signals).await;
+        if replaced.is_err() {
+            self.let_go(connected);
+        }
+        replaced
+    }
 
+    /// Has a pipeline that is connected take the place of the one that runs.
+    async fn replace(
+        &mut self,
+        old: &Arc<Settings>,
+        new: &Arc<Settings>,
+        made: Made,
+        signals: &mut Signals,
+    ) -> Result<(), Unapplied> {
+        let Made {
+            connected,
+            member,
+            settings,
+            plugins,
+        } = made;
         let committed = |pipeline: Option<Arc<Pipeline>>| -> Checkpoints {
             let lanes = pipeline.iter().flat_map(|p| p.lanes());
             lanes.flat_map(|lane| lane.committed()).collect()
@@ -424,7 +457,7 @@ impl Coordinator {
                 self.pipeline_live = settings;
                 self.plugins = plugins;
                 self.reloads.sender.send_replace(new.clone());
-                self.run_pipeline(Arc::new(connected));
+                self.run_pipeline(connected);
                 self.shared.set_phase(Phase::Running);
                 if let Some(replaced) = replaces {
                     for shard in shards {
@@ -451,6 +484,16 @@ impl Coordinator {
             }
         }
     }
+}
+
+/// What a rebuild makes aside of what runs.
+struct Made {
+    connected: Arc<Pipeline>,
+    /// Its part in the group, where instances share the shards.
+    member: Option<Member>,
+    /// What its parts read their settings from.
+    settings: watch::Sender<Arc<Settings>>,
+    plugins: Arc<PluginHost>,
 }
 
 /// Whether the order service has to be made anew: it connects by itself to where the source reads.

@@ -8,7 +8,8 @@ use super::pipeline::Pipeline;
 use super::shutdown::Step;
 use super::supervisor::{ChildSpec, Relieved, Supervisor};
 use crate::policy::stage::StagePolicies;
-use crate::sink::SinkError;
+use crate::sink::redpanda::opening::{Opened, Prepared};
+use crate::sink::{Settle, SinkError};
 
 /// An open shard. Its children can be made again after they have ended: they go on where those left off.
 pub struct Shard {
@@ -19,18 +20,29 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Takes the shard: reads its checkpoints, which nobody else may be writing any more; starts nothing. It goes
-    /// on counting where the pipeline's counters of it are.
+    /// Opens a shard by itself: reads its checkpoints, which nobody else may be writing any more; starts nothing.
     ///
     /// # Errors
     /// What the brokers have against it.
     pub async fn open(pipeline: &Pipeline, number: u32) -> Result<Self, SinkError> {
-        let shards = pipeline.settings().pipeline.shards.get();
-        let checkpoints = pipeline.sink.load(number).await?;
+        let numbers = [number];
+        let opening = pipeline.sink.open_shards(&numbers, Prepared::default());
+        let opened = opening.await?.pop().ok_or(SinkError::Reset)?;
+        Ok(Self::new(pipeline, opened))
+    }
+
+    /// As it was opened. It goes on counting where the pipeline's counters of it are.
+    pub(super) fn new(pipeline: &Pipeline, opened: Opened) -> Self {
+        let Opened {
+            shard,
+            checkpoints,
+            producer,
+        } = opened;
+        let settings = pipeline.settings();
         if checkpoints.is_empty() {
-            let start_from = pipeline.settings().source.start_from;
+            let start_from = settings.source.start_from;
             tracing::info!(
-                shard = number,
+                shard,
                 ?start_from,
                 "the brokers have no checkpoints of the shard: it begins where source.start_from says"
             );
@@ -38,11 +50,15 @@ impl Shard {
         pipeline
             .source
             .placed_by_hash(&pipeline.sink.placed_by_hash());
-        let counters = pipeline.counters(number);
-        Ok(Self {
-            number,
-            lane: Lane::new(number, shards, checkpoints, counters),
-        })
+        let (shards, counters) = (settings.pipeline.shards.get(), pipeline.counters(shard));
+        let lane = Lane::new(shard, shards, checkpoints, counters);
+        if let Some(producer) = producer {
+            lane.keep(Box::new(producer));
+        }
+        Self {
+            number: shard,
+            lane,
+        }
     }
 
     /// The children that carry its changes, downstream first: whoever starts finds its taker ready.
@@ -62,9 +78,15 @@ impl Shard {
         let remade = sink.remade();
         let id = ChildId::of_shard(Stage::Sink, self.number);
         ChildSpec::new(id, move |scope| {
-            let parts = sink.open_shard(lane.shard).map(|sink| SinkParts {
+            let producer = lane.kept().map_or_else(
+                || -> Result<Box<dyn Settle>, SinkError> {
+                    Ok(Box::new(sink.open_shard(lane.shard)?))
+                },
+                Ok,
+            );
+            let parts = producer.map(|sink| SinkParts {
                 source: source.clone(),
-                sink: Box::new(sink),
+                sink,
                 dead_letters: keeper.clone(),
                 policies: policies.clone(),
                 live: live.clone(),

@@ -40,10 +40,16 @@ impl Coordinator {
         let settings = self.live.borrow().clone();
         let (live, policies, shared) = (self.live.clone(), self.policies.clone(), self.is_shared());
         let admin = self.admin_address();
+        // Which shards are those of one that shares them, the group has yet to say.
+        let own = match shared {
+            true => Vec::new(),
+            false => (0..settings.pipeline.shards.get()).collect(),
+        };
         let connected = Pipeline::connect(
             self.pipeline_live.subscribe(),
             self.policies.clone(),
             self.plugins.clone(),
+            own,
             None,
         );
         async move {

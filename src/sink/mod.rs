@@ -255,8 +255,9 @@ pub trait Settle: Send {
     /// Whether records and letters are visible only with their settlement.
     fn is_atomic(&self) -> bool;
 
-    /// Takes the shard: whoever had it before can do nothing any more. Says where an atomic one stands; call it
-    /// before anything else, and again after an error of it.
+    /// Takes the shard: whoever had it before can do nothing any more. Says where an atomic one stands, but for one that
+    /// had taken the shard before its checkpoints were read, where whoever read them knows; call it before anything else,
+    /// and again after an error of it.
     fn open(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>>;
 
     /// Looks at the topics of a batch: what each takes, and which it would have to wait for. `apart`: nothing else is

@@ -360,7 +360,7 @@ pub fn read_all(brokers: &str, topic: &str) -> Vec<Seen> {
         .set("group.id", "test-reader")
         .set("enable.partition.eof", "true")
         .set("isolation.level", "read_committed")
-        .set("fetch.wait.max.ms", "20")
+        .set("fetch.wait.max.ms", "10")
         .create()
         .expect("a consumer");
     let metadata = consumer
@@ -407,9 +407,12 @@ pub fn read_all(brokers: &str, topic: &str) -> Vec<Seen> {
     seen
 }
 
+/// Numbered events by key, in the order in which they stand in their partition, and when each came.
+type Arrived = BTreeMap<String, Vec<(u32, Instant)>>;
+
 /// Reads a topic of numbered events as committed, from its start on and for as long as it lives.
 pub struct Follower {
-    numbers: Arc<Mutex<BTreeMap<String, Vec<u32>>>>,
+    arrived: Arc<Mutex<Arrived>>,
     ended: Arc<AtomicBool>,
 }
 
@@ -420,25 +423,36 @@ impl Follower {
 
     /// … as a client with these properties.
     pub fn with(brokers: &str, topic: &str, properties: &[(String, String)]) -> Self {
-        let numbers = Arc::<Mutex<BTreeMap<String, Vec<u32>>>>::default();
+        let arrived = Arc::<Mutex<Arrived>>::default();
         let ended = Arc::<AtomicBool>::default();
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", brokers)
             .set("group.id", "test-reader")
             .set("isolation.level", "read_committed")
-            .set("fetch.wait.max.ms", "20");
+            .set("fetch.wait.max.ms", "10");
         for (key, value) in properties {
             config.set(key, value);
         }
-        let (topic, into, end) = (topic.to_owned(), numbers.clone(), ended.clone());
+        let (topic, into, end) = (topic.to_owned(), arrived.clone(), ended.clone());
         std::thread::spawn(move || follow(&config, &topic, &into, &end));
-        Self { numbers, ended }
+        Self { arrived, ended }
     }
 
     /// The numbers of each key so far, in the order in which they stand in their partition.
     pub fn numbers(&self) -> BTreeMap<String, Vec<u32>> {
-        self.numbers.lock().expect("not poisoned").clone()
+        let arrived = self.arrived.lock().expect("not poisoned");
+        let numbers = |all: &Vec<(u32, Instant)>| all.iter().map(|(n, _)| *n).collect();
+        let of_keys = arrived.iter();
+        of_keys.map(|(k, all)| (k.clone(), numbers(all))).collect()
+    }
+
+    /// When each event came so far, whatever its key; sorted.
+    pub fn arrivals(&self) -> Vec<Instant> {
+        let arrived = self.arrived.lock().expect("not poisoned");
+        let mut times: Vec<Instant> = arrived.values().flatten().map(|(_, at)| *at).collect();
+        times.sort_unstable();
+        times
     }
 }
 
@@ -448,12 +462,7 @@ impl Drop for Follower {
     }
 }
 
-fn follow(
-    config: &ClientConfig,
-    topic: &str,
-    into: &Mutex<BTreeMap<String, Vec<u32>>>,
-    ended: &AtomicBool,
-) {
+fn follow(config: &ClientConfig, topic: &str, into: &Mutex<Arrived>, ended: &AtomicBool) {
     let consumer: BaseConsumer = config.create().expect("a consumer");
     let partitions = loop {
         if ended.load(Ordering::Relaxed) {
@@ -484,7 +493,7 @@ fn follow(
             let text = String::from_utf8_lossy(m.payload().unwrap_or_default());
             let number = text.parse().expect("a numbered payload");
             let mut into = into.lock().expect("not poisoned");
-            into.entry(key).or_default().push(number);
+            into.entry(key).or_default().push((number, Instant::now()));
         }
     }
 }

@@ -31,7 +31,7 @@ use super::ledger::{InFlight, Ledger};
 use super::transforms::Handover;
 use crate::change::{Batch, RecordBatch};
 use crate::checkpoint::Checkpoints;
-use crate::sink::SinkError;
+use crate::sink::{Settle, SinkError};
 use crate::source::Aside;
 use parking::{Appetite, Parking, Waiting};
 
@@ -133,6 +133,8 @@ pub struct Lane {
     aside: watch::Sender<Arc<Aside>>,
     /// The ledger's, for whoever waits for another one.
     epoch: watch::Sender<u64>,
+    /// A producer that is ready for the sink's child.
+    producer: Mutex<Option<Box<dyn Settle>>>,
     batches: (
         mpsc::Sender<Batch>,
         tokio::sync::Mutex<mpsc::Receiver<Batch>>,
@@ -163,6 +165,7 @@ impl Lane {
             appetite: Mutex::default(),
             aside: watch::Sender::default(),
             epoch: watch::Sender::new(0),
+            producer: Mutex::default(),
             batches: (batch_tx, tokio::sync::Mutex::new(batch_rx)),
             records: (record_tx, tokio::sync::Mutex::new(record_rx)),
         })
@@ -189,6 +192,16 @@ impl Lane {
     /// What is committed, group by group.
     pub fn committed(&self) -> Checkpoints {
         self.ledger.lock().committed().clone()
+    }
+
+    /// Keeps a producer that stands where the lane does, for the sink's next child.
+    pub fn keep(&self, producer: Box<dyn Settle>) {
+        *self.producer.lock() = Some(producer);
+    }
+
+    /// The producer that was kept.
+    pub fn kept(&self) -> Option<Box<dyn Settle>> {
+        self.producer.lock().take()
     }
 
     /// Has these groups wait for their topics.

@@ -12,7 +12,7 @@ use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::shard::CheckpointRecord;
-use super::{RedpandaSink, ShardSink, classify, client, client::Quiet, reader};
+use super::{RedpandaSink, ShardSink, classify, client, client::Quiet};
 use crate::change::GroupKey;
 use crate::checkpoint::topic::{self as checkpoint, Owner};
 use crate::checkpoint::{Checkpoints, GroupCheckpoint};
@@ -42,10 +42,10 @@ impl RedpandaSink {
     /// # Errors
     /// It cannot be read, or a later version wrote in it.
     pub async fn read_all_checkpoints(&self) -> Result<BTreeMap<i32, Held>, SinkError> {
-        let (config, topic) = (self.reader(), self.checkpoint_topic());
+        let (reader, topic) = (self.reader(), self.checkpoint_topic());
         super::blocking(move || {
             let mut held: BTreeMap<i32, Held> = BTreeMap::new();
-            reader::read(&config, &topic, |m| {
+            reader.read(&topic, |m| {
                 let (partition, key, value) = (m.partition(), m.key(), m.payload());
                 let held = held.entry(partition).or_default();
                 if key == Some(checkpoint::OWNER_KEY.as_bytes()) {
@@ -84,7 +84,7 @@ impl RedpandaSink {
     /// The brokers do not say.
     pub async fn members(&self) -> Result<usize, SinkError> {
         let group = format!("penstock.{}", self.live.borrow().pipeline.name);
-        let (config, security) = self.reader();
+        let (config, security) = (self.reader_config(), self.security.clone());
         super::blocking(move || {
             let consumer: BaseConsumer<Quiet> = config
                 .create_with_context(Quiet::of(&security))

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{RedpandaSink, reader};
+use super::RedpandaSink;
 use crate::checkpoint::{Checkpoints, topic as checkpoint};
 use crate::config::settings::Delivery;
 use crate::sink::redpanda::ShardSink;
@@ -13,10 +13,10 @@ use rdkafka::Message;
 impl RedpandaSink {
     /// Whether the cluster knows none of these groups.
     pub async fn lacks(&self, checkpoints: &Checkpoints) -> Result<bool, SinkError> {
-        let (config, topic) = (self.reader(), self.checkpoint_topic());
+        let (reader, topic) = (self.reader(), self.checkpoint_topic());
         let known = super::blocking(move || {
             let mut known: HashSet<Vec<u8>> = HashSet::new();
-            reader::read(&config, &topic, |m| {
+            reader.read(&topic, |m| {
                 let key = m.key().unwrap_or_default().to_vec();
                 match m.payload() {
                     Some(_) => known.insert(key),

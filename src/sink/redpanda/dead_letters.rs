@@ -9,8 +9,8 @@ use rdkafka::config::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use tokio::sync::Mutex;
 
+use super::RedpandaSink;
 use super::outlet::{Lane, Outgoing, Outlet};
-use super::{RedpandaSink, reader};
 use crate::change::Position;
 use crate::config::settings;
 use crate::dead_letter::flood::Flood;
@@ -264,13 +264,13 @@ impl DeadLetters {
     /// … and what else is in the topic: records of somebody else, or of a later version, which are left as they are.
     pub async fn read(&self, filter: &Filter) -> Result<Listed, SinkError> {
         let topic = self.topic();
-        let config = self.sink.reader();
+        let reader = self.sink.reader();
         let filter = filter.clone();
         super::blocking(move || {
             // By position: the last record of a key is the letter, or the tombstone that took it away.
             let mut letters: BTreeMap<Vec<u8>, DeadLetter> = BTreeMap::new();
             let mut foreign: BTreeMap<Vec<u8>, Foreign> = BTreeMap::new();
-            reader::read(&config, &topic, |m| {
+            reader.read(&topic, |m| {
                 let key = m.key().unwrap_or_default().to_vec();
                 if m.payload().is_none() {
                     letters.remove(&key);

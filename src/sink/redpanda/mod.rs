@@ -41,6 +41,7 @@ mod guard;
 mod judge;
 pub mod membership;
 mod native;
+pub mod opening;
 mod outlet;
 mod parts;
 mod place;
@@ -58,6 +59,7 @@ pub use shard::ShardSink;
 
 use client::Quiet;
 use outlet::{Ends, Lane};
+use reader::{Ended, Reader};
 use security::{InForce, Security};
 use topics::Wanted;
 
@@ -114,6 +116,8 @@ pub struct RedpandaSink {
     instance: uuid::Uuid,
     /// … and where it can be asked.
     admin: Mutex<Option<SocketAddr>>,
+    /// What was read with.
+    ended: Arc<Ended>,
     /// By shard; a lane stays when its shard is given up, so that counters never fall.
     lanes: Mutex<BTreeMap<u32, Arc<Lane>>>,
 }
@@ -187,6 +191,7 @@ impl RedpandaSink {
             partitions: AtomicU32::new(0),
             instance: uuid::Uuid::new_v4(),
             admin: Mutex::default(),
+            ended: Arc::default(),
             lanes: Mutex::default(),
         };
         sink.reach(brokers).await?;
@@ -482,9 +487,12 @@ impl RedpandaSink {
         client::reader(&self.base(), &group)
     }
 
-    /// What [`reader`] reads with.
-    fn reader(&self) -> (ClientConfig, InForce) {
-        (self.reader_config(), self.security.clone())
+    fn reader(&self) -> Reader {
+        Reader {
+            config: self.reader_config(),
+            security: self.security.clone(),
+            ended: self.ended.clone(),
+        }
     }
 }
 

@@ -337,6 +337,11 @@ impl Outlet {
             .is_none_or(|p| p.client().fatal_error().is_some())
     }
 
+    /// Whoever looks on sees this one's window: another producer of the lane may have been there since it was made.
+    pub(super) fn show(&self) {
+        *self.lane.window.lock() = Arc::clone(&self.window);
+    }
+
     /// A new producer with the same window: nothing is under way.
     pub(super) async fn replace_producer(&mut self) -> Result<(), SinkError> {
         self.close().await;

@@ -1,13 +1,16 @@
 //! Reads partitions from their start to their end, as committed, in no group.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::task::JoinHandle;
 
 use super::security::InForce;
 use super::{classify, client, client::Quiet};
@@ -17,40 +20,80 @@ use crate::sink::SinkError;
 /// Without a record or an end of partition for this long, reading is given up.
 const STALLED: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
+/// A broker that has nothing more of a partition says so after this long, in ms, and not of another one before: the next
+/// end is waited for, as often as there are partitions.
+const NOTHING_MORE: &str = "1";
 
-/// Hands every record of a topic to `each`, per partition in order. Blocks; a topic that does not exist is
-/// empty. The end is the broker's end-of-partition, not the high watermark less one: behind the last record
-/// there may be the markers of a transaction.
-pub(super) fn read(
-    reader: &(ClientConfig, InForce),
-    topic: &str,
-    each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
-) -> Result<(), SinkError> {
-    read_within(reader, topic, STALLED, None, each)
+/// Consumers that are done. Each looks every 100 ms whether it is closed, which nobody is to wait for.
+#[derive(Debug, Default)]
+pub(super) struct Ended(Mutex<Vec<JoinHandle<()>>>);
+
+impl Ended {
+    fn end(&self, consumer: BaseConsumer<Quiet>) {
+        let ended = tokio::task::spawn_blocking(move || drop(consumer));
+        let mut all = self.0.lock();
+        all.retain(|ending| !ending.is_finished());
+        all.push(ended);
+    }
 }
 
-/// … every record of one partition, which has to be there: without it nobody knows what was in it.
-pub(super) fn read_partition(
-    reader: &(ClientConfig, InForce),
-    topic: &str,
-    partition: i32,
-    stalled: Duration,
-    each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
-) -> Result<(), SinkError> {
-    read_within(reader, topic, stalled, Some(partition), each)
+/// What topics are read with.
+pub(super) struct Reader {
+    pub(super) config: ClientConfig,
+    pub(super) security: InForce,
+    pub(super) ended: Arc<Ended>,
 }
 
-fn read_within(
-    (config, security): &(ClientConfig, InForce),
+impl Reader {
+    /// Hands every record of a topic to `each`, per partition in order. Blocks, on a thread of the runtime for that; a
+    /// topic that does not exist is empty. The end is the broker's end-of-partition, not the high watermark less one:
+    /// behind the last record there may be the markers of a transaction.
+    pub(super) fn read(
+        &self,
+        topic: &str,
+        each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
+    ) -> Result<(), SinkError> {
+        self.read_within(topic, STALLED, None, each)
+    }
+
+    /// … every record of one partition, which has to be there: without it nobody knows what was in it.
+    pub(super) fn read_partition(
+        &self,
+        topic: &str,
+        partition: i32,
+        stalled: Duration,
+        each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
+    ) -> Result<(), SinkError> {
+        self.read_within(topic, stalled, Some(partition), each)
+    }
+
+    fn read_within(
+        &self,
+        topic: &str,
+        stalled: Duration,
+        wanted: Option<i32>,
+        each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
+    ) -> Result<(), SinkError> {
+        let quiet = Quiet::of(&self.security);
+        let mut config = self.config.clone();
+        config.set("fetch.wait.max.ms", NOTHING_MORE);
+        let consumer: BaseConsumer<Quiet> = config
+            .create_with_context(quiet.clone())
+            .map_err(client::creation)?;
+        let read = read(&consumer, &quiet, topic, stalled, wanted, each);
+        self.ended.end(consumer);
+        read
+    }
+}
+
+fn read(
+    consumer: &BaseConsumer<Quiet>,
+    quiet: &Quiet,
     topic: &str,
     stalled: Duration,
     wanted: Option<i32>,
     mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
 ) -> Result<(), SinkError> {
-    let quiet = Quiet::of(security);
-    let consumer: BaseConsumer<Quiet> = config
-        .create_with_context(quiet.clone())
-        .map_err(client::creation)?;
     let failed = |error: &KafkaError| SinkError::Read {
         topic: topic.to_owned(),
         reason: match quiet.last_error() {
@@ -63,7 +106,7 @@ fn read_within(
     // Knowing the leaders first saves the half second that an assignment to unknown ones waits.
     let deadline = Instant::now() + stalled;
     let mut partitions = loop {
-        match partitions(&consumer, topic) {
+        match partitions(consumer, topic) {
             Ok(Some(partitions)) => break partitions,
             Ok(None) if wanted.is_none() => return Ok(()),
             Ok(None) => return Err(failed(&KafkaError::MetadataFetch(Code::UnknownTopic))),

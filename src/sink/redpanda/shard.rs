@@ -1,6 +1,6 @@
 //! One shard's way to the brokers: batches in order, and its checkpoints.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::judge::{Judge, Verdict};
 use super::outlet::{Handed, Lane, Outgoing, Outlet};
 use super::parts::{self, Parts};
 use super::place::Place;
-use super::{RedpandaSink, client, dead_letters, reader};
+use super::{RedpandaSink, client, dead_letters};
 use crate::change::{Position, RecordBatch};
 use crate::checkpoint::topic::Owner;
 use crate::checkpoint::{Checkpoints, Settlement, topic as checkpoint};
@@ -65,6 +65,8 @@ pub struct ShardSink {
     widest: Option<usize>,
     /// When the records that are under way began to be handed over.
     round: Instant,
+    /// It has taken the shard, whose checkpoints were read after that, and has said so; nothing was done with it since.
+    is_ready: bool,
 }
 
 /// Where a producer is with its transactions.
@@ -110,7 +112,41 @@ impl ShardSink {
             judge: None,
             condemned: HashMap::new(),
             transaction,
+            is_ready: false,
         })
+    }
+
+    /// Has the producer connect, so that it answers at once when it is needed.
+    ///
+    /// Metadata is what makes librdkafka ask for a producer's id and for a transaction's coordinator at once
+    /// (`rd_kafka_idemp_pid_fsm`): of a fresh producer it does so after 500 ms only, for nobody is connected yet.
+    pub(super) async fn warm(&self, within: Duration) {
+        let topic = self.sink.checkpoint_topic();
+        if let Err(error) = self.outlet.find(topic, within).await {
+            tracing::debug!(shard = self.shard, %error, "the producer has yet to connect");
+        }
+    }
+
+    /// Takes the shard: whoever had it before can do nothing any more. One that delivers at least once takes nothing.
+    pub(super) async fn fence(&mut self, within: Duration) -> Result<(), SinkError> {
+        if self.transaction == Transaction::Unopened {
+            let topic = self.sink.checkpoint_topic();
+            self.outlet.take_over(self.shard, &topic, within).await?;
+            self.transaction = Transaction::None { claimed: false };
+        }
+        Ok(())
+    }
+
+    /// Says whose the shard is, within this time.
+    pub(super) async fn claim_within(&mut self, within: Duration) -> Result<(), SinkError> {
+        let said = tokio::time::timeout(within, self.say_whose()).await;
+        said.unwrap_or(Err(SinkError::Reset))
+    }
+
+    /// The shard's checkpoints were read after [`Self::fence`], so [`Settle::open`] has nothing to do.
+    pub(super) fn is_read(&mut self) {
+        self.outlet.show();
+        self.is_ready = true;
     }
 
     /// Waits for the turn of the next batch.
@@ -733,7 +769,11 @@ impl Settle for ShardSink {
 
     fn open(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>> {
         Box::pin(async move {
-            if self.outlet.window().broken().is_some() {
+            let is_broken = self.outlet.window().broken().is_some();
+            if std::mem::take(&mut self.is_ready) && !is_broken {
+                return Ok(None);
+            }
+            if is_broken {
                 self.outlet.stop().await;
                 self.outlet.restart().await?;
             }
@@ -940,64 +980,6 @@ impl RedpandaSink {
         (client::transactional(config, &id), version)
     }
 
-    /// Reads a shard's checkpoints, and moves those to its partition that an earlier number of shards left in
-    /// others. Only for that it makes a producer, which takes up to half a second to end.
-    pub async fn load(self: &Arc<Self>, shard: u32) -> Result<Checkpoints, SinkError> {
-        let own = self.own_partition(shard).await?;
-        let shards = self.live.borrow().pipeline.shards.get();
-        let topic = self.checkpoint_topic();
-        let config = self.reader();
-        let mut fold = checkpoint::Fold::new(shard, shards);
-        let loaded = super::blocking(move || {
-            reader::read(&config, &topic, |m| {
-                fold.record(m.partition(), m.key(), m.payload())
-                    .map_err(|reason| corrupt(&topic, m, &reason))
-            })?;
-            // Every shard reads all: one tells.
-            if let Some((records, first)) = fold.foreign().filter(|_| shard == 0) {
-                tracing::warn!(
-                    topic,
-                    records,
-                    first,
-                    "records that are no checkpoints are skipped"
-                );
-            }
-            Ok(fold.finish(own))
-        })
-        .await
-        .unwrap_or(Err(SinkError::Reset))?;
-        self.hashed.lock().extend(loaded.hashed.iter().cloned());
-        if !loaded.strays.is_empty() {
-            tracing::info!(
-                shard,
-                groups = loaded.strays.len(),
-                "moving checkpoints from the partitions of an earlier number of shards"
-            );
-            let moved = loaded.strays.iter().filter_map(|(_, group)| {
-                let checkpoint = loaded.checkpoints.get(group)?;
-                Some((
-                    own,
-                    group.0.to_string(),
-                    Some(checkpoint::encode(checkpoint)),
-                ))
-            });
-            // First here, acknowledged, then there: a crash in between leaves two, of which the furthest counts.
-            let mut producer = self.open_with(shard, Delivery::AtLeastOnce)?;
-            producer
-                .move_checkpoints(&moved.collect::<Vec<_>>())
-                .await?;
-            let cleared = loaded
-                .strays
-                .iter()
-                .map(|(p, group)| (*p, group.0.to_string(), None));
-            producer
-                .move_checkpoints(&cleared.collect::<Vec<_>>())
-                .await?;
-            producer.close().await;
-        }
-        Ok(loaded.checkpoints)
-    }
-
     /// Reads a shard's own partition to its end: its checkpoints, and who wrote them.
     async fn read_shard(
         &self,
@@ -1007,22 +989,24 @@ impl RedpandaSink {
     ) -> Result<(Checkpoints, Option<Owner>), SinkError> {
         let shards = self.live.borrow().pipeline.shards.get();
         let topic = self.checkpoint_topic();
-        let config = self.reader();
-        let mut fold = checkpoint::Fold::new(shard, shards);
+        let reader = self.reader();
+        let mut fold = checkpoint::Fold::new([shard], shards);
         super::blocking(move || {
-            reader::read_partition(&config, &topic, partition, within, |m| {
+            reader.read_partition(&topic, partition, within, |m| {
                 fold.record(m.partition(), m.key(), m.payload())
                     .map_err(|reason| corrupt(&topic, m, &reason))
             })?;
             let owner = fold.owner(partition);
-            Ok((fold.finish(partition).checkpoints, owner))
+            let found = fold.finish(&BTreeMap::from([(shard, partition)]));
+            let found = found.into_values().next().unwrap_or_default();
+            Ok((found.checkpoints, owner))
         })
         .await
         .unwrap_or(Err(SinkError::Reset))
     }
 
     /// The shard's partition of the checkpoint topic, made where it is missing.
-    async fn own_partition(&self, shard: u32) -> Result<i32, SinkError> {
+    pub(super) async fn own_partition(&self, shard: u32) -> Result<i32, SinkError> {
         let partitions = self.checkpoint_partitions().await?;
         // More shards than partitions where partitions cannot be added: shards then share them, which `load`
         // copes with because it tells groups apart by their key.
@@ -1030,7 +1014,7 @@ impl RedpandaSink {
     }
 }
 
-fn corrupt(
+pub(super) fn corrupt(
     topic: &str,
     message: &BorrowedMessage<'_>,
     reason: &checkpoint::InvalidCheckpoint,

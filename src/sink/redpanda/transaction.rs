@@ -52,6 +52,19 @@ impl Outlet {
         .await
     }
 
+    /// Asks where the topic is, by which the producer connects.
+    pub(super) async fn find(&self, topic: String, within: Duration) -> Result<(), SinkError> {
+        let producer = self.producer()?.clone();
+        let found = super::blocking(move || {
+            let found = producer.client().fetch_metadata(Some(&topic), within);
+            found.map(|_| ())
+        });
+        match found.await {
+            Some(found) => found.map_err(|e| SinkError::Client(e.to_string())),
+            None => Err(SinkError::Reset),
+        }
+    }
+
     /// Begins a transaction; asks nobody.
     pub(super) fn begin(&self, shard: u32) -> Result<(), SinkError> {
         self.producer()?

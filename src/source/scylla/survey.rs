@@ -160,6 +160,16 @@ impl ScyllaSource {
         }
     }
 
+    /// Looks once, ahead of those who will ask; what is not answered in this time they wait for.
+    pub async fn look_ahead(&self, within: Duration) {
+        let tables = self.tables.iter().enumerate();
+        let looking = tables.map(|(index, table)| self.look(index, table));
+        let looked = futures::future::try_join_all(looking);
+        if let Ok(Err(error)) = tokio::time::timeout(within, looked).await {
+            tracing::debug!(%error, "nothing is known of the tables yet");
+        }
+    }
+
     /// Of one table: a slow answer about it delays no other one's.
     async fn follow(&self, index: usize, table: &LogTable) -> Result<Infallible, SourceError> {
         loop {
@@ -207,6 +217,10 @@ impl ScyllaSource {
             let mut wanted = self.survey.wanted[index].streams_of.lock();
             if let Some(oldest) = self.barrier.oldest(&table.full) {
                 wanted.retain(|generation| *generation >= oldest);
+            }
+            // Most begin there: of the others it is known a look later.
+            if wanted.is_empty() {
+                wanted.extend(generations.last());
             }
             wanted.clone()
         };
