@@ -31,6 +31,9 @@ use crate::sink::{
 pub(crate) const REPLAY_SHARD: u32 = u32::MAX;
 /// Whoever takes a shard over says so in the checkpoint topic within this time.
 const CLAIM_SHOWS: Duration = Duration::from_secs(1);
+/// However short an attempt may be, taking a shard may take this long. A fresh producer's first look for its coordinator
+/// is asked again only after 500 ms, so half a second is nothing wrong; three of them are.
+const TAKING: Duration = Duration::from_millis(1_500);
 /// A partition that was added is known to every broker by then.
 const PARTITION_SHOWS: Duration = Duration::from_secs(10);
 /// Bytes of the largest batch that librdkafka makes unless it is told otherwise (`batch.size`).
@@ -188,7 +191,7 @@ impl ShardSink {
     }
 
     async fn take_over(&mut self) -> Result<Checkpoints, SinkError> {
-        let within = self.sink.live.borrow().sink.attempt_timeout;
+        let within = self.patience();
         let permit = self.sink.gate().await;
         // A probe that others would wait for one after the other, for what each takes half a second: half-open, all go
         // at once, and what each meets counts.
@@ -219,6 +222,11 @@ impl ShardSink {
                 Err(error)
             }
         }
+    }
+
+    /// How long each step of taking the shard may take.
+    fn patience(&self) -> Duration {
+        self.sink.live.borrow().sink.attempt_timeout.max(TAKING)
     }
 
     /// The record that says whose the shard is.
@@ -263,7 +271,7 @@ impl ShardSink {
     async fn check_owner(&self) -> Result<(), SinkError> {
         // Whoever fenced this producer says so in the topic with its first settlement.
         tokio::time::sleep(CLAIM_SHOWS).await;
-        let within = self.sink.live.borrow().sink.attempt_timeout;
+        let within = self.patience();
         let partition = self.sink.own_partition(self.shard).await?;
         let (_, owner) = self.sink.read_shard(self.shard, partition, within).await?;
         self.is_ours(owner)
