@@ -1,26 +1,32 @@
 //! The transactional sink: what a reader of committed records sees, and who may still write.
 //!
-//! On `noida-db`, or on what `PENSTOCK_TEST_BROKERS` names.
+//! On the stand-in, or on what `PENSTOCK_TEST_BROKERS` names.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock::change::GroupKey;
+use penstock::checkpoint::log::CheckpointLog;
 use penstock::checkpoint::{Checkpoints, GroupCheckpoint, Settlement};
 use penstock::config::settings::{Delivery, LiveSettings, Settings};
 use penstock::policy::Class;
+use penstock::policy::breaker::{self, State};
 use penstock::policy::stage::StagePolicies;
 use penstock::sink::redpanda::{RedpandaSink, ShardSink};
 use penstock::sink::{Settle, SinkError};
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use testkit::batches::{Maker, numbered, position};
-use testkit::broker::{Cluster, read_all, unique};
+use testkit::broker::{Cluster, Flow, Follower, Valve, read_all, unique};
 use testkit::settings;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// One process of a pipeline.
 struct Instance {
     sink: Arc<RedpandaSink>,
+    policies: StagePolicies,
     _retune: watch::Sender<Arc<Settings>>,
 }
 
@@ -34,9 +40,10 @@ impl Instance {
         settings.sink.topics.partitions = NonZeroU32::MIN;
         let (retune, live): (_, LiveSettings) = settings::live(settings);
         let policies = StagePolicies::new("sink", live.clone());
-        let sink = RedpandaSink::connect(live, policies).await.expect("a sink");
+        let sink = RedpandaSink::connect(live, policies.clone()).await;
         Self {
-            sink,
+            sink: sink.expect("a sink"),
+            policies,
             _retune: retune,
         }
     }
@@ -176,6 +183,69 @@ async fn who_lost_the_shard_can_write_nothing_and_is_told() {
     assert_eq!(texts(&cluster.brokers, &topic), ["0", "1", "2"]);
 }
 
+/// Both who reads the records and who asks how far other instances are: from its place on, behind what was aborted.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_follows_sees_what_is_committed_after_something_was_aborted() {
+    let cluster = Cluster::start();
+    let (name, topic) = (unique("followed"), unique("followed"));
+    let one = Instance::start(&name, &cluster.brokers).await;
+    let log = Arc::new(CheckpointLog::new(watch::Sender::new(())));
+    let stop = CancellationToken::new();
+    let (mut shard, _) = one.open().await;
+    let following = {
+        let (sink, log, stop) = (one.sink.clone(), log.clone(), stop.clone());
+        std::thread::spawn(move || sink.follow_checkpoints(&log, &stop))
+    };
+    let reader = Follower::start(&cluster.brokers, &topic);
+    let (group, _) = upto(0).progress.pop_first().expect("one");
+    for to in [2, 4, 6, 8] {
+        // Sent in two batches, and taken back.
+        for n in [to - 2, to - 1] {
+            deliver(&mut shard, &topic, n, n + 1).await;
+        }
+        shard.reset().await.unwrap();
+        deliver(&mut shard, &topic, to - 2, to).await;
+        shard.settle(&[], &upto(to.into())).await.unwrap();
+        let followed = || reader.numbers().into_values().next().unwrap_or_default();
+        let known = || log.complete_until_us(&group);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while followed().len() < to as usize || known() != Some(to.into()) {
+            let (followed, known) = (followed(), known());
+            assert!(
+                Instant::now() < deadline,
+                "{followed:?} and {known:?} followed of {to}"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(followed(), (0..to).collect::<Vec<_>>());
+        // An owner that dies between its checkpoints and its commit: the next one aborts them.
+        drop(shard);
+        leave_open(&cluster.brokers, &name);
+        (shard, _) = one.open().await;
+    }
+    stop.cancel();
+    following.join().expect("it followed").expect("no error");
+}
+
+/// Writes into the checkpoint topic as the owner of shard 0, and is gone before it commits.
+fn leave_open(brokers: &str, pipeline: &str) {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("transactional.id", format!("{pipeline}-0"))
+        .create()
+        .expect("a producer");
+    let within = Duration::from_secs(10);
+    producer.init_transactions(within).expect("taken over");
+    producer.begin_transaction().expect("begun");
+    let checkpoints = format!("penstock.{pipeline}.checkpoints");
+    for n in 0..2 {
+        let key = format!("ks.t/1/{n}");
+        let record = BaseRecord::to(&checkpoints).partition(0).key(&key);
+        producer.send(record.payload("?")).expect("taken");
+        producer.flush(within).expect("written");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_the_broker_refuses_costs_its_transaction_and_then_only_itself() {
     let cluster = Cluster::start();
@@ -207,6 +277,29 @@ async fn a_record_that_the_broker_refuses_costs_its_transaction_and_then_only_it
     assert_eq!(refused, [5]);
     shard.settle(&[], &upto(10)).await.unwrap();
     assert_eq!(texts(&cluster.brokers, &topic), ["small"; 9]);
+}
+
+/// librdkafka asks for its coordinator a second time only after half a second: that is no outage, however short an attempt
+/// is to be.
+#[tokio::test(flavor = "multi_thread")]
+async fn taking_a_shard_may_take_longer_than_an_attempt() {
+    let valve = Valve::start(Flow::Open);
+    let mut settings = settings::settings(&unique("patient"), &valve.brokers, 1);
+    settings.sink.attempt_timeout = Duration::from_millis(100);
+    let one = NonZeroU32::MIN;
+    settings.sink.policies.breaker =
+        breaker::Settings::new(one, Duration::from_secs(30), one).expect("legal");
+    let one = Instance::with(settings).await;
+    drop(one.open().await);
+    valve.set(Flow::Silent);
+    let mut shard = one.sink.open_shard(0).unwrap();
+    let answered = async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        valve.set(Flow::Open);
+    };
+    let (opened, ()) = tokio::join!(shard.open(), answered);
+    opened.expect("it was slow, not away");
+    assert_eq!(one.policies.snapshot().breaker, State::Closed);
 }
 
 #[tokio::test(flavor = "multi_thread")]

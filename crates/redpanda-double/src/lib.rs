@@ -2,10 +2,12 @@
 //! over a socket. What was written is gone with the [`Broker`].
 //!
 //! The broker itself is `noida-db` (feature `kafka`): groups, transactions (aborted records are hidden, zombies
-//! fenced), retention, compaction, the admin API. This crate stands before it, because of two things that it
+//! fenced), retention, compaction, the admin API. This crate stands before it, because of three things that it
 //! does not do:
 //! - it answers a fetch that finds nothing at once, and clients then ask again at once: one idle consumer kept
 //!   0.8 of a core busy between the two. Here a short answer to a fetch waits for [`PAUSE`];
+//! - to who follows a partition it shows nothing more of a producer that once aborted a transaction there. Here answers
+//!   list those aborted transactions only that are not over yet (`aborted.rs`);
 //! - it cannot be stopped, nor told where clients find it.
 //!
 //! It was chosen over librdkafka's mock cluster, which is in the binary anyway, by what clients can do with it
@@ -25,12 +27,15 @@
 //! A fetch returns all that there is, whatever the client asked for at most, and librdkafka takes no answer
 //! beyond 100 MB: topics that may grow need `retention.bytes` and `segment.bytes`, see [`bounds`].
 
-use std::collections::HashSet;
+mod aborted;
+
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use noida::kafka::{connection::handle_connection, engine::Engine};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,14 +44,17 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use aborted::{Aborted, Asked};
+
 /// How long a short answer to a fetch is held back: what a record that comes alone is late by at most.
 pub const PAUSE: Duration = Duration::from_millis(20);
 /// An answer below this has no or few records; one without any has about 60 bytes a partition.
 const SHORT: u32 = 4 << 10;
 /// Kafka's own bound on a request (`socket.request.max.bytes`); more is no Kafka client.
 const MAX_REQUEST: u32 = 100 << 20;
-/// Kafka's number of the fetch request.
+/// Kafka's numbers of requests.
 const FETCH: [u8; 2] = 1_i16.to_be_bytes();
+const DELETE_TOPICS: [u8; 2] = 20_i16.to_be_bytes();
 /// The key, version and correlation id with which every request starts.
 const REQUEST_HEAD: usize = 8;
 /// The correlation id with which every answer starts.
@@ -72,10 +80,18 @@ impl Broker {
     /// # Errors
     /// When the address cannot be bound.
     pub async fn start(listen: SocketAddr) -> io::Result<Self> {
+        Self::behind(listen, None).await
+    }
+
+    /// … that tells clients to connect to `front`: a relay of its own, say.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn behind(listen: SocketAddr, front: Option<SocketAddr>) -> io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
         let inner = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
         let addr = listener.local_addr()?;
-        let mut told = addr;
+        let mut told = front.unwrap_or(addr);
         if told.ip().is_unspecified() {
             told.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
         }
@@ -112,6 +128,7 @@ async fn accept(
     tasks: TaskTracker,
     end: CancellationToken,
 ) {
+    let aborted = Arc::new(Aborted::new(engine.clone()));
     loop {
         let client = tokio::select! {
             () = end.cancelled() => return,
@@ -125,11 +142,11 @@ async fn accept(
         };
         match opened {
             Ok((client, server)) => {
-                let end = end.clone();
+                let (end, aborted) = (end.clone(), aborted.clone());
                 tasks.spawn(async move {
                     tokio::select! {
                         () = end.cancelled() => {}
-                        ended = relay(client, server) => {
+                        ended = relay(client, server, &aborted) => {
                             if let Err(error) = ended {
                                 tracing::debug!(%error, "connection ended");
                             }
@@ -163,26 +180,35 @@ async fn connect(inner: &TcpListener, engine: &Engine) -> io::Result<TcpStream> 
     Ok(ours)
 }
 
-/// Correlation ids of the fetches under way on one connection.
-type Fetches = Arc<Mutex<HashSet<[u8; ANSWER_HEAD]>>>;
+/// What the answer to a request needs.
+#[derive(Debug)]
+enum Needs {
+    /// It is a fetch's; `Some` if it was asked for committed records.
+    Fetch(Option<Asked>),
+    /// It says that topics are gone.
+    Forget,
+}
 
-async fn relay(client: TcpStream, server: TcpStream) -> io::Result<()> {
+/// By the correlation ids of what is under way on one connection.
+type Pending = Mutex<HashMap<[u8; ANSWER_HEAD], Needs>>;
+
+async fn relay(client: TcpStream, server: TcpStream, aborted: &Aborted) -> io::Result<()> {
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let fetches = Fetches::default();
+    let pending = Pending::default();
     let (client_in, client_out) = client.into_split();
     let (server_in, server_out) = server.into_split();
     // Whichever side closes first ends both.
     tokio::select! {
-        ended = requests(client_in, server_out, &fetches) => ended,
-        ended = answers(server_in, client_out, &fetches) => ended,
+        ended = requests(client_in, server_out, &pending) => ended,
+        ended = answers(server_in, client_out, &pending, aborted) => ended,
     }
 }
 
 async fn requests(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    fetches: &Fetches,
+    pending: &Pending,
 ) -> io::Result<()> {
     while let Some(len) = length(&mut from).await? {
         if !(REQUEST_HEAD as u32..=MAX_REQUEST).contains(&len) {
@@ -190,9 +216,16 @@ async fn requests(
         }
         let mut head = [0; REQUEST_HEAD];
         from.read_exact(&mut head).await?;
-        if head[..2] == FETCH {
-            let [.., a, b, c, d] = head;
-            fetches.lock().insert([a, b, c, d]);
+        let (kind, id) = ([head[0], head[1]], [head[4], head[5], head[6], head[7]]);
+        if kind == FETCH {
+            let frame = whole(&mut from, len, &head).await?;
+            let needs = Needs::Fetch(Aborted::asked(frame.clone())?);
+            pending.lock().insert(id, needs);
+            send(&mut to, &frame).await?;
+            continue;
+        }
+        if kind == DELETE_TOPICS {
+            pending.lock().insert(id, Needs::Forget);
         }
         to.write_all(&[&len.to_be_bytes()[..], &head].concat())
             .await?;
@@ -204,7 +237,8 @@ async fn requests(
 async fn answers(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    fetches: &Fetches,
+    pending: &Pending,
+    aborted: &Aborted,
 ) -> io::Result<()> {
     while let Some(len) = length(&mut from).await? {
         if len < ANSWER_HEAD as u32 {
@@ -212,14 +246,37 @@ async fn answers(
         }
         let mut head = [0; ANSWER_HEAD];
         from.read_exact(&mut head).await?;
-        let fetch = fetches.lock().remove(&head);
-        if fetch && len < SHORT {
-            tokio::time::sleep(PAUSE).await;
+        let needs = pending.lock().remove(&head);
+        match needs {
+            Some(Needs::Fetch(_)) if len < SHORT => tokio::time::sleep(PAUSE).await,
+            Some(Needs::Forget) => aborted.forget(),
+            Some(Needs::Fetch(_)) | None => {}
+        }
+        if let Some(Needs::Fetch(Some(asked))) = needs {
+            let frame = whole(&mut from, len, &head).await?;
+            send(&mut to, &aborted.mended(frame, &asked)?).await?;
+            continue;
         }
         to.write_all(&[len.to_be_bytes(), head].concat()).await?;
         copy(&mut from, &mut to, len as usize - ANSWER_HEAD).await?;
     }
     Ok(())
+}
+
+/// A frame of which the first bytes have been read, without its length.
+async fn whole(from: &mut OwnedReadHalf, len: u32, head: &[u8]) -> io::Result<Bytes> {
+    let mut frame = Vec::from(head);
+    let rest = u64::from(len) - head.len() as u64;
+    // It grows as it comes: a length is not believed before.
+    if from.take(rest).read_to_end(&mut frame).await? < rest as usize {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(frame.into())
+}
+
+async fn send(to: &mut OwnedWriteHalf, frame: &[u8]) -> io::Result<()> {
+    to.write_all(&(frame.len() as u32).to_be_bytes()).await?;
+    to.write_all(frame).await
 }
 
 /// The length of the next frame; `None` where the other side has closed.

@@ -1,7 +1,7 @@
 //! Brokers for tests.
 //!
 //! [`Cluster::start`] is the one that keeps everything, hides aborted records and fences zombies
-//! (`noida-db`), or what `PENSTOCK_TEST_BROKERS` names: a real Redpanda or Kafka. [`Faulty`] is librdkafka's
+//! (`redpanda-double`, which users get as `"embedded"`), or what `PENSTOCK_TEST_BROKERS` names: a real Redpanda or Kafka. [`Faulty`] is librdkafka's
 //! own mock, for what no real broker does on command. [`Valve`] is the first behind a connection that can be cut
 //! or silenced.
 
@@ -39,9 +39,8 @@ impl Cluster {
 
     /// One of its own in this process, with nothing in it.
     pub fn embedded() -> Self {
-        let address = noida::kafka::spawn("127.0.0.1:0").expect("a port on loopback");
         Self {
-            brokers: address.to_string(),
+            brokers: stand_in(None).to_string(),
         }
     }
 }
@@ -250,18 +249,31 @@ impl Drop for Valve {
 /// connect to nothing else.
 pub(crate) fn embedded() -> (TcpListener, SocketAddr) {
     let front = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
-    let back = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
     let address = front.local_addr().expect("an address");
-    let broker = back.local_addr().expect("an address");
-    let engine = noida::kafka::engine::Engine::new(address.ip().to_string(), address.port().into());
-    // These threads end with the test's process, as those of `noida` itself do.
-    std::thread::spawn(move || {
-        for stream in back.incoming().flatten() {
-            let engine = engine.clone();
-            std::thread::spawn(move || noida::kafka::connection::handle_connection(stream, engine));
-        }
-    });
-    (front, broker)
+    (front, stand_in(Some(address)))
+}
+
+/// Starts a broker that clients find at `front`, or where it listens. Its thread ends with the test's process.
+fn stand_in(front: Option<SocketAddr>) -> SocketAddr {
+    let (tell, told) = std::sync::mpsc::channel();
+    let serve = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let any = SocketAddr::from(([127, 0, 0, 1], 0));
+            let broker = redpanda_double::Broker::behind(any, front).await;
+            let broker = broker.expect("a port on loopback");
+            tell.send(broker.addr()).expect("who asked waits");
+            std::future::pending::<()>().await;
+        });
+    };
+    std::thread::Builder::new()
+        .name("stand-in".into())
+        .spawn(serve)
+        .expect("a thread");
+    told.recv().expect("it listens")
 }
 
 /// Takes a relay that nobody else has: who binds its front owns it.
