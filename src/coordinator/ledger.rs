@@ -85,6 +85,11 @@ impl Ledger {
         &self.committed
     }
 
+    /// What is acknowledged, kept as letters, or dropped.
+    pub fn delivered(&self) -> &Checkpoints {
+        &self.delivered
+    }
+
     /// What the sink has taken and not delivered.
     pub fn in_flight(&self) -> InFlight {
         self.in_flight

@@ -317,7 +317,7 @@ pub const TABLE: &[Metric] = &[
         "penstock_changes_done_total",
         Unit::None,
         SHARD,
-        "Changes acknowledged, dead-lettered or dropped.",
+        "Changes that are done: acknowledged, dead-lettered or dropped, and that is committed.",
         |s, to| s.each_lane(to, |l| l.counters.done.load(Relaxed) as f64),
     ),
     counter(
@@ -382,7 +382,7 @@ pub const TABLE: &[Metric] = &[
         "penstock_change_latency_seconds",
         Unit::Seconds,
         OF_TABLE,
-        "Time from a change's write in ScyllaDB to its being done: acknowledged, dead-lettered or dropped.",
+        "Time from a change's write in ScyllaDB to when readers see what became of it: a record, a dead letter, or nothing.",
         |s, to| {
             let bounds = BOUNDS_US.map(|us| us as f64 / 1e6);
             for (table, reading) in s.latencies() {

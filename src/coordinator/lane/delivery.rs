@@ -16,6 +16,7 @@ use super::super::faults;
 use super::super::supervisor::ChildScope;
 use super::Lane;
 use super::parking::{self, Waiting};
+use super::work::Writes;
 use crate::change::{Position, Progress, RecordBatch};
 use crate::checkpoint::Settlement;
 use crate::config::LiveSettings;
@@ -442,7 +443,6 @@ impl<'a> Delivery<'a> {
             keep(self.dead_letters, self.scope, &batch, letters).await?;
         }
         let counters = &self.lane.counters;
-        counters.dead_letters.fetch_add(count, Relaxed);
         counters.acknowledged.fetch_add(
             (batch.records.len() - delivered.poison.len()) as u64,
             Relaxed,
@@ -450,6 +450,7 @@ impl<'a> Delivery<'a> {
         let changes = batch.source.positions.len();
         self.changes -= changes;
         self.unsaved.delivered(&batch.source.positions);
+        self.lane.undone.lock().add(&batch.source, count, atomic);
         self.lane
             .ledger
             .lock()
@@ -460,17 +461,12 @@ impl<'a> Delivery<'a> {
                 self.lane.unpark(topic);
             }
         }
-        counters.done.fetch_add(changes as u64, Relaxed);
-        let mut rate = counters.rate.lock();
-        rate.add(changes as u64, Instant::now());
-        drop(rate);
-        let newest = batch.source.positions.iter().map(|p| p.timestamp_us());
-        if let Some(newest) = newest.max() {
-            counters
-                .newest_done_us
-                .fetch_max(newest.max(0) as u64, Relaxed);
+        if !atomic {
+            let mut writes = Writes::default();
+            writes.add(&batch.source);
+            counters.latencies.seen(&writes);
+            counters.dead_letters.fetch_add(count, Relaxed);
         }
-        counters.latencies.done(&batch.source);
         self.scope.activity.record((changes as u64).max(1));
         Ok(())
     }
@@ -515,6 +511,8 @@ pub(super) fn committed(lane: &Lane, source: &dyn Source, settlement: &Settlemen
         .collect();
     source.acknowledged(lane.shard, &progress);
     lane.counters.commits.fetch_add(1, Relaxed);
+    let undone = std::mem::take(&mut *lane.undone.lock());
+    undone.count(&lane.counters);
 }
 
 /// Has the stage `dead_letter` keep what is poison, or of an atomic sink, look at it. It is never given up on but in a

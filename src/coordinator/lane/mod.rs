@@ -25,6 +25,7 @@ use tokio::time::Instant;
 pub use sink::{FailedStage, FailedStages, SinkParts, run_sink};
 pub use source::run_source;
 pub use transforms::run_transforms;
+use work::Undone;
 pub use work::{Latencies, Work, Works};
 
 use super::ledger::{InFlight, Ledger};
@@ -48,11 +49,11 @@ pub struct Counters {
     pub transformed: AtomicU64,
     /// Changes that a transform dropped.
     pub dropped: AtomicU64,
-    /// Changes that are done: acknowledged, dead-lettered or dropped.
+    /// Changes that are done: acknowledged, dead-lettered or dropped, and that is committed.
     pub done: AtomicU64,
     /// Records that Redpanda acknowledged.
     pub acknowledged: AtomicU64,
-    /// Dead letters written.
+    /// Dead letters written; with exactly-once, committed.
     pub dead_letters: AtomicU64,
     /// Rewinds after a failed delivery or a crash.
     pub rewinds: AtomicU64,
@@ -62,7 +63,7 @@ pub struct Counters {
     pub rate: Mutex<Rate>,
     /// `cdc$time` of the newest change that is done, µs since the Unix epoch.
     pub newest_done_us: AtomicU64,
-    /// From the write to being done, by table.
+    /// From the write to being seen by a reader, by table.
     pub latencies: Latencies,
     /// By transform.
     pub works: Works,
@@ -126,6 +127,8 @@ pub struct Lane {
     /// Where a changed transform waits for the next batch boundary.
     pub handover: Handover,
     ledger: Mutex<Ledger>,
+    /// Of what is between its marks `committed` and `delivered`, what is to be counted.
+    undone: Mutex<Undone>,
     /// Groups that wait for a topic.
     parking: Mutex<Parking>,
     appetite: Mutex<Appetite>,
@@ -161,6 +164,7 @@ impl Lane {
             counters,
             handover: Handover::default(),
             ledger: Mutex::new(Ledger::new(checkpoints)),
+            undone: Mutex::default(),
             parking: Mutex::default(),
             appetite: Mutex::default(),
             aside: watch::Sender::default(),

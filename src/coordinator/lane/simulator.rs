@@ -11,11 +11,13 @@ mod instance;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::Counters;
 use crate::change::GroupKey;
 use crate::checkpoint::Checkpoints;
 use crate::config::settings::{Policies, Settings};
@@ -290,6 +292,17 @@ impl World {
         if self.brokers.atomic && told.max() > Some(stands_at) {
             return Err(format!(
                 "shard {shard}: a source was told more than is committed"
+            ));
+        }
+        // What was killed before it was told may be missing; what was undone, or done elsewhere, is not counted.
+        let counted = |of: fn(&Counters) -> &AtomicU64| -> u64 {
+            let logs = self.logs.iter();
+            logs.map(|log| of(&log.counters[shard]).load(Relaxed)).sum()
+        };
+        let (done, written) = (counted(|c| &c.done), counted(|c| &c.dead_letters));
+        if self.brokers.atomic && (done > CHANGES as u64 || written > letters.len() as u64) {
+            return Err(format!(
+                "shard {shard}: {done} changes and {written} letters are counted"
             ));
         }
         Ok(())

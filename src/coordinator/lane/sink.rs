@@ -10,6 +10,7 @@ use super::super::ledger::Ledger;
 use super::super::supervisor::ChildScope;
 use super::Lane;
 use super::delivery::{Delivery, Ended, committed};
+use super::work::Undone;
 use crate::checkpoint::Checkpoints;
 use crate::config::LiveSettings;
 use crate::dead_letter::flood::Flooded;
@@ -209,8 +210,19 @@ fn go_back(lane: &Lane, atomic: bool, found: Option<Checkpoints>, why: &str) {
     match found {
         // Nobody has done anything since the lane was made or settled.
         _ if known && !in_flight => {}
-        Some(found) => lane.rewind(why, |ledger| ledger.rewind_to(found)),
-        None if atomic => lane.rewind(why, |ledger| ledger.rewind_to(ledger.committed().clone())),
+        Some(found) => {
+            // A commit that was not answered: did it happen, it covers all that was delivered.
+            let happened = found == *lane.ledger.lock().delivered();
+            let undone = std::mem::take(&mut *lane.undone.lock());
+            if happened {
+                undone.count(&lane.counters);
+            }
+            lane.rewind(why, |ledger| ledger.rewind_to(found));
+        }
+        None if atomic => {
+            *lane.undone.lock() = Undone::default();
+            lane.rewind(why, |ledger| ledger.rewind_to(ledger.committed().clone()));
+        }
         None => lane.rewind(why, Ledger::rewind_to_delivered),
     }
 }

@@ -2,41 +2,58 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
-use crate::change::Batch;
+use super::Counters;
+use crate::change::{Batch, TableSchema};
 use crate::histogram::{Histogram, Reading, Tally};
 use crate::transform::StageReport;
 
-/// From a change's write time to its acknowledgement, by table.
+/// When changes were written, µs since the Unix epoch, by table.
+#[derive(Debug, Default)]
+pub(super) struct Writes(Vec<(Arc<TableSchema>, Vec<i64>)>);
+
+impl Writes {
+    /// Those of a batch too.
+    pub(super) fn add(&mut self, batch: &Batch) {
+        let first = self.0.len();
+        let tables = batch.tables.iter();
+        self.0
+            .extend(tables.map(|table| (table.clone(), Vec::new())));
+        let added = &mut self.0[first..];
+        if let [(_, only)] = added {
+            only.extend(batch.positions.iter().map(|p| p.timestamp_us()));
+            return;
+        }
+        for (row, position) in batch.rows.iter().zip(&batch.positions) {
+            let of = added.iter_mut().find(|(t, _)| t.id == row.table());
+            if let Some((_, times)) = of {
+                times.push(position.timestamp_us());
+            }
+        }
+    }
+}
+
+/// From a change's write time to when a reader can see what became of it, by table.
 #[derive(Debug, Default)]
 pub struct Latencies(Mutex<BTreeMap<String, Arc<Histogram>>>);
 
 impl Latencies {
-    /// The changes of a batch are done now. Once a batch; the changes are counted aside first.
-    pub(super) fn done(&self, batch: &Batch) {
+    /// These can be seen now. They are counted aside first.
+    pub(super) fn seen(&self, writes: &Writes) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_us = now.map_or(0, |now| now.as_micros() as i64);
-        let took = |at_us: i64| now_us.saturating_sub(at_us).max(0) as u64;
-        let mut tallies = vec![Tally::default(); batch.tables.len()];
-        if let [only] = tallies.as_mut_slice() {
-            for position in &batch.positions {
-                only.add(took(position.timestamp_us()));
+        for (table, times) in &writes.0 {
+            let mut tally = Tally::default();
+            for at_us in times {
+                tally.add(now_us.saturating_sub(*at_us).max(0) as u64);
             }
-        } else {
-            for (row, position) in batch.rows.iter().zip(&batch.positions) {
-                let of = batch.tables.iter().position(|t| t.id == row.table());
-                if let Some(tally) = of.and_then(|i| tallies.get_mut(i)) {
-                    tally.add(took(position.timestamp_us()));
-                }
-            }
-        }
-        let mut all = self.0.lock();
-        for (table, tally) in batch.tables.iter().zip(&tallies) {
             let name = format!("{}.{}", table.keyspace, table.name);
-            all.entry(name).or_default().add(tally);
+            self.0.lock().entry(name).or_default().add(&tally);
         }
     }
 
@@ -96,5 +113,38 @@ impl Works {
     /// By the stage's name.
     pub fn read(&self) -> BTreeMap<Arc<str>, Work> {
         self.0.lock().clone()
+    }
+}
+
+/// What is delivered and not committed: none of it is done, and an abort undoes it.
+#[derive(Debug, Default)]
+pub(super) struct Undone {
+    changes: u64,
+    newest_us: u64,
+    /// Of an atomic sink, which shows nothing before: bounded as its settlement is.
+    writes: Writes,
+    letters: u64,
+}
+
+impl Undone {
+    /// A batch of which so many changes have letters is delivered too.
+    pub(super) fn add(&mut self, batch: &Batch, letters: u64, atomic: bool) {
+        self.changes += batch.positions.len() as u64;
+        let newest = batch.positions.iter().map(|p| p.timestamp_us()).max();
+        let newest = newest.map_or(0, |us| us.max(0) as u64);
+        self.newest_us = self.newest_us.max(newest);
+        if atomic {
+            self.letters += letters;
+            self.writes.add(batch);
+        }
+    }
+
+    /// It is committed.
+    pub(super) fn count(self, counters: &Counters) {
+        counters.done.fetch_add(self.changes, Relaxed);
+        counters.dead_letters.fetch_add(self.letters, Relaxed);
+        counters.newest_done_us.fetch_max(self.newest_us, Relaxed);
+        counters.rate.lock().add(self.changes, Instant::now());
+        counters.latencies.seen(&self.writes);
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::super::super::supervisor::ChildScope;
-use super::super::{Lane, Ledger};
+use super::super::{Counters, Lane, Ledger};
 use super::brokers::Dice;
 use super::{CHANGES, OTHER, SHARDS, at, dropped, group, rejected};
 use crate::change::{
@@ -25,6 +25,8 @@ pub(super) struct Log {
     pub(super) dice: Arc<Dice>,
     /// By shard, as the lanes were told that it is settled.
     pub(super) settled: [Mutex<i64>; SHARDS],
+    /// … and what they count.
+    pub(super) counters: [Arc<Counters>; SHARDS],
     schema: Arc<TableSchema>,
 }
 
@@ -38,6 +40,7 @@ impl Log {
         Arc::new(Self {
             dice,
             settled: Default::default(),
+            counters: Default::default(),
             schema: Arc::new(TableSchema {
                 id: 7,
                 keyspace: "ks".into(),

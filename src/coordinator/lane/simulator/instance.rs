@@ -12,7 +12,7 @@ use super::super::super::child::{ChildId, Stage};
 use super::super::super::dead_letters::{self, Keeps};
 use super::super::super::shard::{Shard, relieved};
 use super::super::super::supervisor::{ChildSpec, Event, Supervisor};
-use super::super::{Counters, Lane, SinkParts, run_sink, run_source};
+use super::super::{Lane, SinkParts, run_sink, run_source};
 use super::brokers::{Brokers, Producer};
 use super::feed::{Log, pass_on};
 use super::{MAX_IN_FLIGHT, SHARDS};
@@ -199,7 +199,8 @@ impl Instance {
         for shard in due {
             let known = self.brokers.kept[shard].lock().checkpoint.clone();
             let number = shard as u32;
-            let lane = Lane::new(number, SHARDS as u32, known, Arc::<Counters>::default());
+            let counters = self.log.counters[shard].clone();
+            let lane = Lane::new(number, SHARDS as u32, known, counters);
             self.start(shard, lane.clone());
             self.open.insert(shard, Arc::new(Shard { number, lane }));
         }
