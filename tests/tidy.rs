@@ -78,10 +78,6 @@ const RULES: &[Rule] = &[
             "src/coordinator/pipeline.rs",
             // Changes of one order, one after the other; each handler is polled by its connection until it ends.
             "src/orders/http.rs",
-            // One writer of letters at a time: the child of the dead letters.
-            "src/sink/redpanda/dead_letters.rs",
-            // The number of partitions is asked once; whoever asks is polled until it is answered.
-            "src/sink/redpanda/mod.rs",
         ],
         needles: &[
             "tokio::sync::Mutex",

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use parking_lot::Mutex as SyncMutex;
+use parking_lot::Mutex;
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
-use tokio::sync::Mutex;
 
 use super::RedpandaSink;
 use super::outlet::{Lane, Outgoing, Outlet};
@@ -36,9 +35,10 @@ pub struct DeadLetters {
     sink: Arc<RedpandaSink>,
     /// Of the stage `dead_letter`.
     policies: StagePolicies,
-    outlet: Mutex<Outlet>,
+    /// In use; whoever writes has hold of it, and of no lock.
+    outlet: Mutex<Arc<Outlet>>,
     lane: Arc<Lane>,
-    flood: SyncMutex<Flood>,
+    flood: Mutex<Flood>,
 }
 
 /// What letters are written with: a letter may be far larger than a record.
@@ -65,9 +65,9 @@ impl DeadLetters {
         Ok(Self {
             sink: Arc::clone(sink),
             policies,
-            outlet: Mutex::new(Outlet::new(producer(sink), Arc::clone(&lane))?),
+            outlet: Mutex::new(Arc::new(Outlet::new(producer(sink), Arc::clone(&lane))?)),
             lane,
-            flood: SyncMutex::default(),
+            flood: Mutex::default(),
         })
     }
 
@@ -225,13 +225,36 @@ impl DeadLetters {
         records: &[(Position, Option<&DeadLetter>)],
     ) -> Result<Ticket, SinkError> {
         self.sink.find_dead_letter_topic(topic).await?;
-        let mut outlet = self.outlet.lock().await;
-        if outlet.window().broken().is_some() {
-            outlet.stop().await;
-            outlet.restart_with(producer(&self.sink)).await?;
-        } else if outlet.is_outdated() && outlet.window().messages() == 0 {
-            outlet.replace_producer_with(producer(&self.sink)).await?;
+        let (outlet, before) = self.outlet()?;
+        if let Some(before) = before {
+            before.window().fail(SinkError::Reset);
+            close_last(before).await;
         }
+        let sent = self.send(&outlet, topic, records).await;
+        close_last(outlet).await;
+        sent
+    }
+
+    /// What to write with, and what was written with before, if that is of no more use.
+    fn outlet(&self) -> Result<(Arc<Outlet>, Option<Arc<Outlet>>), SinkError> {
+        let mut outlet = self.outlet.lock();
+        let is_broken = outlet.window().broken().is_some();
+        if !is_broken && !(outlet.is_outdated() && outlet.window().messages() == 0) {
+            return Ok((Arc::clone(&outlet), None));
+        }
+        let made = Outlet::new(producer(&self.sink), Arc::clone(&self.lane))?;
+        self.lane.counters().reset();
+        let before = std::mem::replace(&mut *outlet, Arc::new(made));
+        Ok((Arc::clone(&outlet), Some(before)))
+    }
+
+    /// Hands records over, waiting while the queue is full.
+    async fn send(
+        &self,
+        outlet: &Outlet,
+        topic: &str,
+        records: &[(Position, Option<&DeadLetter>)],
+    ) -> Result<Ticket, SinkError> {
         let window = Arc::clone(outlet.window());
         let (submission, ticket) = window.open(None, None)?;
         let room = self.sink.letter_room(topic, LARGEST);
@@ -343,6 +366,14 @@ impl DeadLetters {
     /// Counts, queue fill and age.
     pub fn snapshot(&self) -> Snapshot {
         self.lane.snapshot()
+    }
+}
+
+/// Ends a producer that was replaced, when the last who writes with it lets go: off the runtime's threads, for it takes up
+/// to half a second.
+async fn close_last(outlet: Arc<Outlet>) {
+    if let Some(mut outlet) = Arc::into_inner(outlet) {
+        outlet.stop().await;
     }
 }
 
