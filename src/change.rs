@@ -386,6 +386,55 @@ pub struct RecordBatch {
     pub rejected: Vec<Rejected>,
     /// Changes that the transforms dropped on purpose or by `on_error = "drop"`.
     pub dropped: u32,
+    /// Which of its changes are traced.
+    pub traces: Traces,
+}
+
+/// A change that is traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traced {
+    /// Index of the change in the source batch.
+    pub source: u32,
+    /// The trace.
+    pub trace: u128,
+    /// The span that it is a child of, wherever that was; `None`: the trace begins with it.
+    pub parent: Option<u64>,
+    /// The change's own span: from its write until it is done.
+    pub span: u64,
+    /// The span of its records' way to the brokers, which whoever reads them goes on from.
+    pub sent: u64,
+}
+
+/// What a stage took for a batch of which something is traced.
+#[derive(Clone, Debug)]
+pub struct TracedStep {
+    /// `transform.<name>`
+    pub stage: Arc<str>,
+    /// When it began.
+    pub began: std::time::Instant,
+    /// How long it took.
+    pub took: std::time::Duration,
+    /// Changes and records that it was handed.
+    pub items: u32,
+}
+
+/// What is traced of a batch.
+#[derive(Clone, Debug, Default)]
+pub struct Traces {
+    /// Whether changes are traced at all.
+    pub on: bool,
+    /// Those that are, in the order of the batch.
+    pub changes: Vec<Traced>,
+    /// The stages between source and sink; none unless a change is traced.
+    pub steps: Vec<TracedStep>,
+}
+
+impl Traces {
+    /// A change's trace.
+    pub fn of(&self, source: u32) -> Option<&Traced> {
+        let at = self.changes.binary_search_by_key(&source, |t| t.source);
+        self.changes.get(at.ok()?)
+    }
 }
 
 impl RecordBatch {

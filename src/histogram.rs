@@ -25,6 +25,43 @@ pub const BOUNDS_US: [u64; 16] = [
 
 const BUCKETS: usize = BOUNDS_US.len() + 1;
 
+/// One that was counted, and whose trace tells more of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Exemplar {
+    /// Its trace.
+    pub trace: u128,
+    /// What it took, in seconds.
+    pub seconds: f64,
+    /// When it was counted, in seconds since the Unix epoch.
+    pub at: f64,
+}
+
+/// The newest exemplar of each bucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Exemplars([Option<Exemplar>; BUCKETS]);
+
+impl Exemplars {
+    /// Keeps it, if it is the newest of its bucket.
+    pub fn note(&mut self, exemplar: Exemplar) {
+        let us = (exemplar.seconds * 1e6) as u64;
+        let slot = &mut self.0[BOUNDS_US.partition_point(|&bound| bound < us)];
+        if slot.is_none_or(|known| known.at <= exemplar.at) {
+            *slot = Some(exemplar);
+        }
+    }
+
+    /// One a bucket, where there is one.
+    pub fn by_bucket(&self) -> &[Option<Exemplar>] {
+        &self.0
+    }
+}
+
+impl std::ops::AddAssign<&Exemplars> for Exemplars {
+    fn add_assign(&mut self, other: &Exemplars) {
+        other.0.iter().flatten().for_each(|&e| self.note(e));
+    }
+}
+
 /// What is counted at once, before others may see it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {

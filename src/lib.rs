@@ -17,6 +17,7 @@ pub mod policy;
 mod reach;
 pub mod sink;
 pub mod source;
+pub mod spans;
 pub mod tls;
 mod topic;
 pub mod transform;

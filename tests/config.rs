@@ -489,7 +489,7 @@ fn each_key_differs_alone_and_by_its_class() {
                 format!("{word:?}")
             }
             Kind::Int(..) => "7".into(),
-            Kind::Float(..) if key.path.starts_with("health") => "0.3".into(),
+            Kind::Float(0.0, 1.0) => "0.3".into(),
             Kind::Float(..) => "3.5".into(),
             Kind::Duration(..) | Kind::DurationOrOff(..) => "\"7s\"".into(),
             Kind::Size(..) => "\"7MiB\"".into(),
@@ -499,6 +499,7 @@ fn each_key_differs_alone_and_by_its_class() {
                 "transform.*.name" => continue,
                 "log.filter" => "\"debug\"".into(),
                 "admin.advertise" => "\"other:7\"".into(),
+                "tracing.endpoint" => key.example.into(),
                 _ => "\"other\"".into(),
             },
             Kind::Path | Kind::File => "\"../../../tests/config/plugin.wasm\"".into(),

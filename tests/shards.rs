@@ -56,9 +56,16 @@ async fn a_shard_is_drained_released_and_opened_again_while_the_other_runs() {
     let (_retune, live) = settings::live(settings.clone());
     let policies = PolicyRegistry::new(live.clone());
     let plugins = PluginHost::new(&settings).expect("an engine");
-    let pipeline = Pipeline::connect(live.clone(), policies, plugins, vec![0, 1], None)
-        .await
-        .expect("both sides answer");
+    let pipeline = Pipeline::connect(
+        live.clone(),
+        policies,
+        plugins,
+        Arc::default(),
+        vec![0, 1],
+        None,
+    )
+    .await
+    .expect("both sides answer");
     let mut supervisor = Supervisor::new(live);
     let (failed, _failures) = mpsc::channel(1);
     pipeline.open(pipeline.numbers()).await.expect("opened");

@@ -118,6 +118,7 @@ const FLOORS: &[&[&str]] = &[
     &["reach"],
     &["checkpoint", "policy"],
     &["config"],
+    &["spans"],
     &["dead_letter", "source"],
     &["sink"],
     &["transform"],

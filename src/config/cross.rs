@@ -40,6 +40,7 @@ impl Reading<'_> {
         self.tls("sink", &settings.sink.tls);
         self.properties(settings, checks);
         self.addresses(settings);
+        self.collector(settings);
         self.stages(settings);
         self.tables_of_transforms(settings);
         self.plugins(settings, checks);
@@ -319,6 +320,25 @@ impl Reading<'_> {
             }
         };
         self.problem(reason, self.place(at), [help.to_owned()]);
+    }
+
+    /// The headers for the collector of traces; they are never shown.
+    fn collector(&mut self, settings: &Settings) {
+        let Some(secret) = &settings.tracing.secret_headers else {
+            return;
+        };
+        let Some(number) = rules::header_pairs(secret.expose()).find_map(Result::err) else {
+            return;
+        };
+        let keys = ["tracing.secret_headers", "tracing.secret_headers_file"];
+        let key = keys.into_iter().find(|k| self.leaves.contains_key(*k));
+        let key = key.unwrap_or(keys[0]);
+        let reason = Reason::Malformed {
+            key: key.to_owned(),
+            found: format!("a list whose header {number} is not name=value"),
+        };
+        let help = "expected name=value, separated by commas or lines".to_owned();
+        self.problem(reason, self.place(key), [help]);
     }
 
     fn addresses(&mut self, settings: &Settings) {

@@ -119,3 +119,32 @@ pub(super) fn fill(template: &str, pipeline: &str, keyspace: &str, table: &str) 
         .replace("{keyspace}", keyspace)
         .replace("{table}", table)
 }
+
+/// `http://host:port`, with or without a path.
+pub(super) fn collector(text: &str) -> Result<(), String> {
+    let rule = || {
+        Err("\"http://host:port\", such as \"http://otel-collector:4318\"; for TLS, a collector beside it".to_owned())
+    };
+    let Some(rest) = text.strip_prefix("http://") else {
+        return rule();
+    };
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let legal = |c: char| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '"');
+    match node(host) {
+        Ok(()) if path.chars().all(legal) => Ok(()),
+        _ => rule(),
+    }
+}
+
+/// `name=value`, separated by commas or lines; what is no header is an error that says which.
+pub(super) fn header_pairs(text: &str) -> impl Iterator<Item = Result<(&str, &str), usize>> {
+    let parts = text.split([',', '\n']).map(str::trim);
+    let parts = parts.filter(|part| !part.is_empty()).zip(1..);
+    parts.map(|(part, number)| {
+        let (name, value) = part.split_once('=').ok_or(number)?;
+        let (name, value) = (name.trim(), value.trim());
+        let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        let fits = made_of(name, 128, token) && made_of(value, 4096, |c| matches!(c, ' '..='~'));
+        if fits { Ok((name, value)) } else { Err(number) }
+    })
+}

@@ -42,6 +42,8 @@ pub struct Settings {
     pub shutdown: Shutdown,
     /// `[log]`
     pub log: Log,
+    /// `[tracing]`
+    pub tracing: Tracing,
     /// `[reload]`
     pub reload: Reload,
     /// `[embedded]`
@@ -69,6 +71,7 @@ impl Settings {
         Health::keys("health", &mut keys);
         Shutdown::keys("shutdown", &mut keys);
         Log::keys("log", &mut keys);
+        Tracing::keys("tracing", &mut keys);
         Reload::keys("reload", &mut keys);
         Embedded::keys("embedded", &mut keys);
         keys
@@ -91,6 +94,7 @@ impl Settings {
             health: Health::read(from, "health"),
             shutdown: Shutdown::read(from, "shutdown"),
             log: Log::read(from, "log"),
+            tracing: Tracing::read(from, "tracing"),
             reload: Reload::read(from, "reload"),
             embedded: Embedded::read(from, "embedded"),
         };

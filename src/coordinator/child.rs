@@ -14,6 +14,8 @@ use std::sync::Arc;
 pub enum Stage {
     /// The admin interface.
     Admin,
+    /// Sends traces.
+    Tracing,
     /// Turns silence of the brokers into failures of the sink's breaker.
     Guard,
     /// `[dead_letter]`
@@ -83,7 +85,7 @@ impl Stage {
             Self::Transform(_) | Self::Untransformed => true,
             Self::Opening | Self::Checkpoints => true,
             Self::Admin | Self::Orders | Self::Log | Self::Progress => false,
-            Self::Membership => false,
+            Self::Tracing | Self::Membership => false,
             Self::LetGo | Self::Demo(_) => false,
         }
     }
@@ -94,6 +96,7 @@ impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Admin => "admin",
+            Self::Tracing => "tracing",
             Self::Guard => "guard",
             Self::DeadLetter => "dead_letter",
             Self::Sink => "sink",

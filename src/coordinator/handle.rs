@@ -17,6 +17,7 @@ use crate::config::reload::{ReloadHistory, Revision};
 use crate::orders;
 use crate::policy::health::Level;
 use crate::policy::stage::StagePolicies;
+use crate::spans::Spans;
 
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -76,6 +77,7 @@ pub(crate) struct Shared {
     children: Mutex<Vec<ChildStatus>>,
     health: watch::Sender<Report>,
     trend: Trend,
+    spans: Arc<Spans>,
     vitals: Vitals,
     /// Since when the pipeline has not been ready; `None`: it is.
     unready: Mutex<Option<Instant>>,
@@ -102,6 +104,7 @@ impl Shared {
             children: Mutex::default(),
             health: watch::Sender::new(Report::default()),
             trend: Trend::default(),
+            spans: Arc::default(),
         }
     }
 
@@ -178,6 +181,10 @@ impl Shared {
     /// Notes what is counted now, for the plots.
     pub(crate) fn look(&self) {
         self.trend.look(self.pipeline().as_deref());
+    }
+
+    pub(crate) fn spans(&self) -> &Arc<Spans> {
+        &self.spans
     }
 
     pub(crate) fn policies(&self) -> &PolicyRegistry {
@@ -279,6 +286,11 @@ impl Handle {
     /// The order service, if it is on.
     pub fn orders(&self) -> Option<orders::Handle> {
         self.0.orders.read().clone()
+    }
+
+    /// Where traces go.
+    pub fn spans(&self) -> &Spans {
+        &self.0.spans
     }
 
     /// The policies of every stage.

@@ -196,6 +196,7 @@ impl Coordinator {
             let admin = this.bind_admin(&settings).await?;
             this.run_admin(Some(admin));
         }
+        this.run_tracing();
         match this.beginning().await {
             Ok(begun) => this.begin(begun),
             Err(error) => this.put_off(error)?,
@@ -234,6 +235,15 @@ impl Coordinator {
                 }
             }));
         self.supervisor.retire(|id| id.stage == Stage::LetGo);
+    }
+
+    fn run_tracing(&mut self) {
+        let (spans, live) = (self.shared.spans().clone(), self.live.clone());
+        self.supervisor
+            .start(ChildSpec::new(Stage::Tracing, move |scope| {
+                let (spans, live) = (spans.clone(), live.clone());
+                async move { crate::spans::export::run(spans, live, scope.drain.cancelled()).await }
+            }));
     }
 
     async fn bind_admin(&self, settings: &Settings) -> anyhow::Result<crate::admin::Server> {

@@ -24,6 +24,7 @@ use crate::sink::SinkError;
 use crate::sink::redpanda::RedpandaSink;
 use crate::sink::redpanda::opening::Prepared;
 use crate::source::{ScyllaSource, Source};
+use crate::spans::Spans;
 
 /// What the source can find out before it is needed is found out in this time, or later.
 const LOOKING_AHEAD: Duration = Duration::from_secs(1);
@@ -72,6 +73,8 @@ pub struct Pipeline {
     /// What its parts read their settings from.
     live: LiveSettings,
     policies: PolicyRegistry,
+    /// Where traces go.
+    pub spans: Arc<Spans>,
     /// Kept for as long as a plugin may run.
     _plugins: Arc<PluginHost>,
     /// The reader's shared part.
@@ -107,6 +110,7 @@ impl Pipeline {
         live: LiveSettings,
         policies: PolicyRegistry,
         plugins: Arc<PluginHost>,
+        spans: Arc<Spans>,
         own: Vec<u32>,
         replaces: Option<Arc<Self>>,
     ) -> anyhow::Result<Self> {
@@ -181,6 +185,7 @@ impl Pipeline {
         Ok(Self {
             live,
             policies,
+            spans,
             _plugins: plugins,
             source,
             sink,

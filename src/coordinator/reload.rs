@@ -262,8 +262,9 @@ impl Coordinator {
         let orders = if self.put_off.is_none() && orders_differ(&old, &new) {
             let (replaces, live) = (self.listeners.orders.clone(), self.live.clone());
             let policies = self.policies.stage(&Stage::Orders);
+            let spans = self.shared.spans().clone();
             let service = async {
-                let service = Service::start(&new, live, policies, replaces.as_ref()).await;
+                let service = Service::start(&new, live, policies, spans, replaces.as_ref()).await;
                 service.map_err(anyhow::Error::from)
             };
             Some(match new.orders.enabled {
@@ -338,6 +339,7 @@ impl Coordinator {
             settings.subscribe(),
             self.policies.clone(),
             plugins.clone(),
+            self.shared.spans().clone(),
             own,
             self.shared.pipeline(),
         );

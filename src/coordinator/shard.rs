@@ -51,7 +51,7 @@ impl Shard {
             .source
             .placed_by_hash(&pipeline.sink.placed_by_hash());
         let (shards, counters) = (settings.pipeline.shards.get(), pipeline.counters(shard));
-        let lane = Lane::new(shard, shards, checkpoints, counters);
+        let lane = Lane::new(shard, shards, checkpoints, counters, pipeline.spans.clone());
         if let Some(producer) = producer {
             lane.keep(Box::new(producer));
         }

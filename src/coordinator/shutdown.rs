@@ -19,16 +19,19 @@ pub enum Step {
     Commit,
     /// Other instances are told that the shards are theirs.
     Leave,
+    /// What was traced of all that is sent.
+    Traces,
 }
 
 impl Step {
     /// All, in their order: upstream first. They share one deadline.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Orders,
         Self::Reading,
         Self::Transforms,
         Self::Commit,
         Self::Leave,
+        Self::Traces,
     ];
 
     /// Those that a shard takes.
@@ -45,6 +48,7 @@ impl Step {
             Self::Transforms => id.stage.transforms(),
             Self::Commit => id.stage == Stage::Sink,
             Self::Leave => id.stage == Stage::Membership,
+            Self::Traces => id.stage == Stage::Tracing,
         }
     }
 }
@@ -57,6 +61,7 @@ impl fmt::Display for Step {
             Self::Transforms => "drain transforms",
             Self::Commit => "flush and commit",
             Self::Leave => "leave the group",
+            Self::Traces => "send the traces",
         })
     }
 }

@@ -39,7 +39,7 @@ impl Coordinator {
     pub(super) fn beginning(&self) -> impl Future<Output = anyhow::Result<Begun>> + use<> {
         let settings = self.live.borrow().clone();
         let (live, policies, shared) = (self.live.clone(), self.policies.clone(), self.is_shared());
-        let admin = self.admin_address();
+        let (admin, spans) = (self.admin_address(), self.shared.spans().clone());
         // Which shards are those of one that shares them, the group has yet to say.
         let own = match shared {
             true => Vec::new(),
@@ -49,6 +49,7 @@ impl Coordinator {
             self.pipeline_live.subscribe(),
             self.policies.clone(),
             self.plugins.clone(),
+            self.shared.spans().clone(),
             own,
             None,
         );
@@ -63,7 +64,7 @@ impl Coordinator {
             let orders = match settings.orders.enabled {
                 true => {
                     let policies = policies.stage(&Stage::Orders);
-                    Some(Service::start(&settings, live, policies, None).await?)
+                    Some(Service::start(&settings, live, policies, spans, None).await?)
                 }
                 false => None,
             };

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::change::{Change, RebuildError};
-use crate::change::{Batch, Position, RecordBatch, Rejected, Undecodable};
+use crate::change::{Batch, Position, RecordBatch, Rejected, Traced, Undecodable};
+use crate::spans::Context;
 
 /// Bytes of an error that a letter carries.
 const LONGEST_ERROR: usize = 4 << 10;
@@ -30,6 +31,8 @@ pub struct DeadLetter {
     pub last_at: SystemTime,
     /// `pipeline.name`.
     pub pipeline: String,
+    /// Where its trace goes on, if it has one; not kept beyond this process.
+    pub trace: Option<Context>,
     /// The original, in full.
     pub change: Change,
 }
@@ -39,8 +42,20 @@ impl DeadLetter {
     pub fn log(&self) {
         tracing::warn!(
             stage = &*self.stage, table = self.table, position = %self.position,
-            attempts = self.attempts, error = self.error, "change dead-lettered"
+            attempts = self.attempts, error = self.error,
+            trace_id = self.trace.map(|t| format!("{:032x}", t.trace)), "change dead-lettered"
         );
+    }
+
+    /// With the trace that its change has.
+    #[must_use]
+    pub fn traced(self, traced: Option<&Traced>) -> Self {
+        let trace = traced.map(|traced| Context {
+            trace: traced.trace,
+            span: traced.sent,
+            sampled: true,
+        });
+        Self { trace, ..self }
     }
 
     /// Of a change that a stage rejected.
@@ -60,6 +75,7 @@ impl DeadLetter {
             first_at: read_at(batch, now),
             last_at: now,
             pipeline: pipeline.to_owned(),
+            trace: None,
             change: Change::of(batch, index, schema),
         })
     }
@@ -75,7 +91,8 @@ impl DeadLetter {
             error: format!("topic {topic}: {}", poison.1),
             attempts: 1,
         };
-        Self::of_rejected(pipeline, &batch.source, &rejected)
+        let letter = Self::of_rejected(pipeline, &batch.source, &rejected)?;
+        Some(letter.traced(batch.traces.of(record.source)))
     }
 
     /// Of a row that the source could not decode.
@@ -93,6 +110,7 @@ impl DeadLetter {
             first_at: read_at(batch, now),
             last_at: now,
             pipeline: pipeline.to_owned(),
+            trace: None,
             change: Change::undecodable(undecodable),
         }
     }

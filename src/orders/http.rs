@@ -10,15 +10,17 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use axum::extract::{Path, State as AxumState};
+use axum::extract::{MatchedPath, Path, State as AxumState};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::FutureExt;
+use opentelemetry::trace::SpanKind;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, MutexGuard};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::Counters;
@@ -30,6 +32,7 @@ use crate::coordinator::guard;
 use crate::coordinator::supervisor::panic_message;
 use crate::policy::Class;
 use crate::policy::stage::{Refused, StagePolicies};
+use crate::spans::{Context, Spans, TRACEPARENT, attribute};
 
 /// The largest request body: the most lines of an order with room to spare.
 pub(super) const MAX_BODY: usize = 1 << 20;
@@ -45,6 +48,7 @@ struct Inner {
     live: LiveSettings,
     policies: StagePolicies,
     counters: Arc<Counters>,
+    spans: Arc<Spans>,
     stripes: Vec<Mutex<()>>,
 }
 
@@ -53,13 +57,19 @@ struct Inner {
 pub struct State(Arc<Inner>);
 
 impl State {
-    pub(super) fn new(store: Store, live: LiveSettings, policies: StagePolicies) -> Self {
+    pub(super) fn new(
+        store: Store,
+        live: LiveSettings,
+        policies: StagePolicies,
+        spans: Arc<Spans>,
+    ) -> Self {
         let stripes = (0..STRIPES).map(|_| Mutex::new(())).collect();
         Self(Arc::new(Inner {
             store,
             live,
             policies,
             counters: Arc::default(),
+            spans,
             stripes,
         }))
     }
@@ -127,9 +137,16 @@ impl State {
 
     /// Writes a change, once: whether an attempt that failed was applied all the same is looked up before another.
     async fn write(&self, deadline: Instant, change: &Change<'_>) -> Result<(), Problem> {
-        let store = &self.0.store;
+        let (store, spans) = (&self.0.store, &self.0.spans);
+        // The row carries the span of its write.
+        let begun = spans.begin(Some(change.traceparent.as_bytes()));
+        let carried = begun.map(|begun| begun.context.to_string());
+        let change = &Change {
+            traceparent: carried.as_deref().unwrap_or(change.traceparent),
+            ..*change
+        };
         let mut again = false;
-        self.call(deadline, || {
+        let written = self.call(deadline, || {
             let look = std::mem::replace(&mut again, true);
             async move {
                 match look && store.is_written(change).await? {
@@ -137,8 +154,19 @@ impl State {
                     false => store.write(change).await,
                 }
             }
-        })
-        .await
+        });
+        let written = written.await;
+        if let Some(begun) = begun {
+            let attributes = vec![
+                attribute("db.system.name", "scylladb"),
+                attribute("db.operation.name", "BATCH"),
+                attribute("db.collection.name", "outbox_messages"),
+                attribute("penstock.event", change.event.name()),
+            ];
+            let failed = written.as_ref().err().map(|p| p.detail.clone());
+            spans.end(&begun, SpanKind::Client, "write order", attributes, failed);
+        }
+        written
     }
 
     /// Closes the stage's breaker where no request comes that would, for as long as it is awaited.
@@ -278,6 +306,7 @@ pub(super) fn router(state: State, here_only: bool) -> Router {
             )
         })
         .layer(axum::middleware::from_fn_with_state(state.clone(), count))
+        .layer(axum::middleware::from_fn_with_state(state.clone(), traced))
         .with_state(state);
     match here_only {
         true => orders.layer(axum::middleware::from_fn(own_pages)),
@@ -344,27 +373,55 @@ fn parse_id(id: &str) -> Result<Uuid, Problem> {
 
 /// The request's W3C trace context, or a new one.
 fn traceparent(headers: &HeaderMap) -> String {
-    let given = headers
-        .get("traceparent")
-        .and_then(|v| v.to_str().ok())
-        .filter(|v| {
-            let parts: Vec<&str> = v.split('-').collect();
-            let hex = |s: &str, n: usize| {
-                s.len() == n
-                    && s.bytes()
-                        .all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
-            };
-            matches!(parts[..], [version, trace, span, flags]
-            if version == "00" && hex(trace, 32) && hex(span, 16) && hex(flags, 2)
-                && trace.bytes().any(|b| b != b'0') && span.bytes().any(|b| b != b'0'))
-        });
-    given.map_or_else(
-        || {
-            let span = Uuid::new_v4().simple().to_string();
-            format!("00-{}-{}-01", Uuid::new_v4().simple(), &span[..16])
-        },
-        str::to_owned,
-    )
+    let given = headers.get(TRACEPARENT).map(HeaderValue::as_bytes);
+    let context = given.and_then(Context::parse).unwrap_or_else(|| Context {
+        trace: Uuid::new_v4().as_u128(),
+        span: Uuid::new_v4().as_u64_pair().0,
+        sampled: true,
+    });
+    context.to_string()
+}
+
+/// The span of a request, and what is logged meanwhile carries its trace. Off, it is a look at a flag.
+async fn traced(
+    AxumState(state): AxumState<State>,
+    mut request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> Response {
+    let spans = state.0.spans.clone();
+    let given = request.headers().get(TRACEPARENT);
+    let Some(begun) = spans.begin(given.map(HeaderValue::as_bytes)) else {
+        return next.run(request).await;
+    };
+    let method = request.method().to_string();
+    let route = request.extensions().get::<MatchedPath>();
+    let route = route.map(|route| route.as_str().to_owned());
+    let mut attributes = vec![
+        attribute("http.request.method", method.clone()),
+        attribute("url.path", request.uri().path().to_owned()),
+    ];
+    if let Ok(context) = HeaderValue::from_bytes(&begun.context.text()) {
+        request.headers_mut().insert(TRACEPARENT, context);
+    }
+    let trace_id = format!("{:032x}", begun.context.trace);
+    // An error's level, so that no filter but "off" takes the id from the lines that it lets through.
+    let logged = tracing::error_span!("request", trace_id);
+    let response = next.run(request).instrument(logged).await;
+    let status = response.status();
+    attributes.push(attribute(
+        "http.response.status_code",
+        i64::from(status.as_u16()),
+    ));
+    let name = match route {
+        Some(route) => {
+            attributes.push(attribute("http.route", route.clone()));
+            format!("{method} {route}")
+        }
+        None => method,
+    };
+    let failed = status.is_server_error().then(|| status.to_string());
+    spans.end(&begun, SpanKind::Server, name, attributes, failed);
+    response
 }
 
 async fn create(

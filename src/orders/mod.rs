@@ -21,6 +21,7 @@ use crate::coordinator::listen::{Bound, Listening, listen};
 use crate::coordinator::serve::{Serving, serve};
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
 use crate::policy::stage::StagePolicies;
+use crate::spans::Spans;
 
 /// What the service has done since it started.
 #[derive(Debug, Default)]
@@ -78,6 +79,7 @@ impl Service {
         settings: &Settings,
         live: LiveSettings,
         policies: StagePolicies,
+        spans: Arc<Spans>,
         replaces: Option<&Arc<Listening>>,
     ) -> Result<Self, StartError> {
         let wanted = settings.orders.listen;
@@ -89,7 +91,7 @@ impl Service {
             })?;
         let store = Store::connect(settings).await?;
         Ok(Self {
-            state: http::State::new(store, live, policies),
+            state: http::State::new(store, live, policies, spans),
             bound,
         })
     }

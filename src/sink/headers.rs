@@ -2,9 +2,9 @@
 
 use penstock_plugin_encoding::Operation::{RangeDeleteStartExclusive, RangeDeleteStartInclusive};
 use penstock_plugin_encoding::{Mark, Row};
-use twox_hash::XxHash3_128;
 
 use crate::change::Position;
+use crate::spans::{Context, trace_of};
 
 /// Where the change stands in the log: `<stream>:<cdc$time>:<cdc$batch_seq_no>`.
 pub const POSITION: &str = "penstock-position";
@@ -17,8 +17,8 @@ pub const OPERATION: &str = "penstock-operation";
 pub const LATE: &str = "penstock-late";
 /// What of the change's images could not be had, `preimage`, `postimage` or both, and why.
 pub const MISSING: &str = "penstock-missing";
-/// W3C trace context, <https://www.w3.org/TR/trace-context/#traceparent-header>.
-pub const TRACEPARENT: &str = "traceparent";
+/// W3C trace context.
+pub use crate::spans::TRACEPARENT;
 
 /// Whether only the sink may set a header of this name.
 pub fn is_reserved(name: &[u8]) -> bool {
@@ -72,22 +72,18 @@ impl PositionText {
     }
 }
 
-/// `00-<trace id>-<span id>-01`: the same for a position whoever makes it and however often, so that a
-/// repeated record joins the trace of the first.
-///
-/// The trace id is the XXH3 hash (128 bits, seed 0) of the position's bytes: stream, time, big-endian sequence
-/// number. The span id is its lower half made odd: the standard forbids zero.
-pub fn traceparent(position: &Position) -> [u8; 55] {
-    let mut key = [0; 36];
-    key[..16].copy_from_slice(&position.stream.0);
-    key[16..32].copy_from_slice(position.time.as_bytes());
-    key[32..].copy_from_slice(&position.seq.to_be_bytes());
-    let trace = XxHash3_128::oneshot(&key).max(1);
+/// A trace context that is the same for a position whoever makes it and however often, so that a repeated record joins
+/// the trace of the first. Its span id is the lower half of [`trace_of`], made odd: the standard forbids zero. While traces
+/// are sent, one that nobody records is not `sampled`.
+pub fn traceparent(position: &Position, sampled: bool) -> [u8; 55] {
+    let trace = trace_of(position);
     let span = trace as u64 | 1;
-    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
-    hex_into(&trace.to_be_bytes(), &mut text[3..35]);
-    hex_into(&span.to_be_bytes(), &mut text[36..52]);
-    text
+    let context = Context {
+        trace,
+        span,
+        sampled,
+    };
+    context.text()
 }
 
 fn hex_into(bytes: &[u8], text: &mut [u8]) {
@@ -117,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_traceparent_is_stable_and_differs_by_position() {
-        let one = traceparent(&position(1));
+        let one = traceparent(&position(1), true);
         let text = std::str::from_utf8(&one).unwrap();
         let parts: Vec<_> = text.split('-').collect();
         assert_eq!(
@@ -131,7 +127,7 @@ mod tests {
         );
         assert_eq!((parts[0], parts[3]), ("00", "01"));
         // Written down: records already in Redpanda carry it, so the derivation must not change.
-        assert_eq!(one, traceparent(&position(1)));
-        assert_ne!(one, traceparent(&position(2)));
+        assert_eq!(one, traceparent(&position(1), true));
+        assert_ne!(one, traceparent(&position(2), true));
     }
 }

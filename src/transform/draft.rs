@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::change::{Batch, Record, RecordBatch, Slice};
+use crate::change::{Batch, Record, RecordBatch, Slice, Traces};
 use crate::topic;
 
 /// What travels between two transforms.
@@ -55,6 +55,7 @@ impl Draft {
                 records: Vec::new(),
                 rejected: Vec::new(),
                 dropped: 0,
+                traces: Traces::default(),
             },
             topics: HashMap::new(),
         }

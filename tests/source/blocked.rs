@@ -106,7 +106,7 @@ async fn the_reads_of_a_blocked_lane_come_to_their_end_and_so_does_the_breakers_
             .on_table("t_scylla_cdc_log")
             .times(1),
     );
-    let lane = Lane::new(0, 2, Checkpoints::new(), Arc::default());
+    let lane = Lane::new(0, 2, Checkpoints::new(), Arc::default(), Arc::default());
     let mut supervisor = Supervisor::new(rig.retune.subscribe());
     let (taken, source, policies) = (lane.clone(), rig.source.clone(), rig.policies.clone());
     supervisor.start(ChildSpec::new(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use penstock::change::{
-    Batch, Column, ColumnKind, Position, Record, RecordBatch, Slice, StreamId, TableSchema,
+    Batch, Column, ColumnKind, Position, Record, RecordBatch, Slice, StreamId, TableSchema, Traces,
 };
 use penstock_plugin_encoding::{ColumnTag, Operation, RowMeta, RowsBuilder};
 use uuid::{NoContext, Timestamp, Uuid};
@@ -121,6 +121,7 @@ impl Maker {
             records: self.records,
             rejected: Vec::new(),
             dropped: 0,
+            traces: Traces::default(),
         })
     }
 }

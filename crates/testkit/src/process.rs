@@ -382,13 +382,12 @@ impl Running {
         self.await_line(line, LONG);
         let text = self.text();
         let at = text.rfind(line).expect("the line is there");
-        let listen = &text[at..];
-        let listen = listen.split("listen=").nth(1).expect("a field listen");
-        listen
-            .split_whitespace()
-            .next()
-            .expect("an address")
-            .to_owned()
+        let line = text[at..].lines().next().unwrap_or_default();
+        // As text or as JSON.
+        let fields = line.split(['=', ' ', '"', ',', '}']);
+        let mut after = fields.skip_while(|field| *field != "listen").skip(1);
+        let address = after.find(|field| field.contains(':') && field.len() > 1);
+        address.expect("a field listen").to_owned()
     }
 
     /// The admin interface's address.

@@ -1,7 +1,7 @@
 //! `GET /metrics`: what is observed, in Prometheus' text format or as OpenMetrics.
 //!
 //! Nothing is counted here. Each scrape reads the counters that the parts keep for themselves, so a metric
-//! cannot say something that the pipeline does not do. What there is stands in [`TABLE`], a row a metric, of which
+//! cannot say something that the pipeline does not do. What there is stands in [`table`], a row a metric, of which
 //! docs/metrics.md is made and which dashboard and alerts are held against. Names follow Prometheus' conventions: base
 //! units, the unit in the name, `_total` for what only grows.
 
@@ -12,13 +12,14 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-pub use table::TABLE;
+pub use table::table;
 
 use crate::coordinator::handle::Handle;
 use crate::coordinator::health::Report;
 use crate::coordinator::lane::Lane;
 use crate::coordinator::pipeline::Pipeline;
 use crate::coordinator::supervisor::ChildStatus;
+use crate::histogram::Exemplar;
 use crate::policy::stage::StageSnapshot;
 use crate::sink::flight::Snapshot;
 use crate::source::SourceStatus;
@@ -187,7 +188,7 @@ impl Samples<'_> {
 
     /// One sample, with a value for each of the metric's labels.
     fn of(&mut self, labels: &[&str], value: f64) {
-        self.sample("", labels, None, value);
+        self.sample("", labels, None, value, None);
     }
 
     /// The only sample of a metric without labels.
@@ -195,25 +196,41 @@ impl Samples<'_> {
         self.of(&[], value);
     }
 
-    /// A histogram of these bounds, with one count a bucket and one for what is beyond.
-    fn histogram(&mut self, labels: &[&str], bounds: &[f64], counts: &[u64], sum: f64) {
+    /// A histogram of these bounds, with one count a bucket and one for what is beyond; and an exemplar a bucket, where
+    /// there is one.
+    fn histogram(
+        &mut self,
+        labels: &[&str],
+        bounds: &[f64],
+        (counts, sum): (&[u64], f64),
+        exemplars: &[Option<Exemplar>],
+    ) {
         let mut below = 0;
-        for (bound, count) in bounds.iter().zip(counts) {
+        let exemplar = |bucket: usize| exemplars.get(bucket).copied().flatten();
+        for (bucket, (bound, count)) in bounds.iter().zip(counts).enumerate() {
             below += count;
             let le = match self.format {
                 Format::Text => bound.to_string(),
                 // Its canonical numbers have a point.
                 Format::OpenMetrics => format!("{bound:?}"),
             };
-            self.sample("_bucket", labels, Some(&le), below as f64);
+            self.sample("_bucket", labels, Some(&le), below as f64, exemplar(bucket));
         }
         let all: u64 = counts.iter().sum();
-        self.sample("_bucket", labels, Some("+Inf"), all as f64);
-        self.sample("_sum", labels, None, sum);
-        self.sample("_count", labels, None, all as f64);
+        let beyond = exemplar(bounds.len());
+        self.sample("_bucket", labels, Some("+Inf"), all as f64, beyond);
+        self.sample("_sum", labels, None, sum, None);
+        self.sample("_count", labels, None, all as f64, None);
     }
 
-    fn sample(&mut self, suffix: &str, labels: &[&str], le: Option<&str>, value: f64) {
+    fn sample(
+        &mut self,
+        suffix: &str,
+        labels: &[&str],
+        le: Option<&str>,
+        value: f64,
+        exemplar: Option<Exemplar>,
+    ) {
         self.head();
         debug_assert_eq!(labels.len(), self.metric.labels.len());
         write!(self.text, "{}{suffix}", self.metric.name).ok();
@@ -231,7 +248,17 @@ impl Samples<'_> {
         if separator == ',' {
             self.text.push('}');
         }
-        writeln!(self.text, " {value}").ok();
+        write!(self.text, " {value}").ok();
+        // Prometheus' own format has none.
+        if let Some(exemplar) = exemplar.filter(|_| self.format == Format::OpenMetrics) {
+            let Exemplar { trace, seconds, at } = exemplar;
+            write!(
+                self.text,
+                " # {{trace_id=\"{trace:032x}\"}} {seconds} {at:.3}"
+            )
+            .ok();
+        }
+        self.text.push('\n');
     }
 }
 
@@ -239,7 +266,7 @@ impl Samples<'_> {
 pub fn render(handle: &Handle, format: Format) -> String {
     let scrape = Scrape::of(handle);
     let mut text = String::with_capacity(32 * 1024);
-    for metric in TABLE {
+    for metric in table() {
         let mut samples = Samples {
             metric,
             format,
@@ -265,7 +292,7 @@ mod tests {
         let page = std::fs::read_to_string(path).expect("the page");
         let head = "|---|---|---|---|---|\n";
         let (before, _) = page.split_once(head).expect("the page has a table");
-        let rows = TABLE.iter().map(|m| {
+        let rows = table().map(|m| {
             let (kind, unit, labels) = (m.kind.word(), m.unit.word(), m.labels.join(", "));
             format!(
                 "| `{}` | {kind} | {unit} | {labels} | {} |\n",
@@ -283,7 +310,7 @@ mod tests {
     #[test]
     fn names_say_kind_and_unit_and_each_is_there_once() {
         let mut names = std::collections::BTreeSet::new();
-        for m in TABLE {
+        for m in table() {
             let base = m.name.strip_suffix("_total");
             assert_eq!(base.is_some(), m.kind == Kind::Counter, "{}", m.name);
             let unit = m.unit.word();
@@ -296,10 +323,9 @@ mod tests {
 
     #[test]
     fn a_histogram_is_cumulative_and_ends_with_everything() {
-        let metric = TABLE
-            .iter()
-            .find(|m| m.name == "penstock_change_latency_seconds");
-        for (format, bound) in [(Format::Text, "1"), (Format::OpenMetrics, "1.0")] {
+        let metric = table().find(|m| m.name == "penstock_change_latency_seconds");
+        let told = " # {trace_id=\"000000000000000000000000000000ab\"} 0.75 1700000000.500";
+        for (format, bound, told) in [(Format::Text, "1", ""), (Format::OpenMetrics, "1.0", told)] {
             let mut text = String::new();
             let mut samples = Samples {
                 metric: metric.expect("it is there"),
@@ -307,12 +333,22 @@ mod tests {
                 text: &mut text,
                 begun: false,
             };
-            samples.histogram(&["ks.a\"b"], &[0.5, 1.0], &[2, 3, 4], 7.5);
+            let exemplar = Exemplar {
+                trace: 0xab,
+                seconds: 0.75,
+                at: 1_700_000_000.5,
+            };
+            samples.histogram(
+                &["ks.a\"b"],
+                &[0.5, 1.0],
+                (&[2, 3, 4], 7.5),
+                &[None, Some(exemplar), None],
+            );
             let line = |rest: &str| format!("penstock_change_latency_seconds{rest}\n");
             let table = r#"table="ks.a\"b""#;
             for part in [
                 line(&format!("_bucket{{{table},le=\"0.5\"}} 2")),
-                line(&format!("_bucket{{{table},le=\"{bound}\"}} 5")),
+                line(&format!("_bucket{{{table},le=\"{bound}\"}} 5{told}")),
                 line(&format!("_bucket{{{table},le=\"+Inf\"}} 9")),
                 line(&format!("_sum{{{table}}} 7.5")),
                 line(&format!("_count{{{table}}} 9")),
@@ -326,7 +362,7 @@ mod tests {
 
     #[test]
     fn openmetrics_names_a_counter_without_its_ending() {
-        let metric = TABLE.iter().find(|m| m.name == "penstock_retries_total");
+        let metric = table().find(|m| m.name == "penstock_retries_total");
         let mut text = String::new();
         let mut samples = Samples {
             metric: metric.expect("it is there"),

@@ -13,6 +13,7 @@ mod shutdown;
 mod sink;
 mod source;
 mod tls;
+mod tracing;
 mod transform;
 
 pub use admin::*;
@@ -26,4 +27,5 @@ pub use shutdown::*;
 pub use sink::*;
 pub use source::*;
 pub use tls::*;
+pub use tracing::*;
 pub use transform::*;

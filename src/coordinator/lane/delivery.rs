@@ -16,6 +16,7 @@ use super::super::faults;
 use super::super::supervisor::ChildScope;
 use super::Lane;
 use super::parking::{self, Waiting};
+use super::traces::Holding;
 use super::work::Writes;
 use crate::change::{Position, Progress, RecordBatch};
 use crate::checkpoint::Settlement;
@@ -188,6 +189,7 @@ pub(super) struct Delivery<'a> {
     letters: Vec<DeadLetter>,
     pub(super) settling: Open,
     unsaved: Unsaved,
+    pub(super) traced: Holding,
     /// Failed deliveries since the last success.
     failures: &'a mut u32,
     /// The checkpoint topic was made again, and what was in it is not written into it yet.
@@ -219,6 +221,7 @@ impl<'a> Delivery<'a> {
             letters: Vec::new(),
             settling: Open::default(),
             unsaved: Unsaved::default(),
+            traced: Holding::default(),
             failures,
             anew,
         }
@@ -408,6 +411,7 @@ impl<'a> Delivery<'a> {
             self.settling.changes += batch.source.positions.len();
             self.settling.bytes += batch.output.len() + batch.source.rows.as_bytes().len();
         }
+        self.traced.handed(&batch);
         let mut handed = sink.hand(batch.clone(), fits, leave);
         let ticket = loop {
             tokio::select! {
@@ -430,6 +434,7 @@ impl<'a> Delivery<'a> {
         atomic: bool,
         (batch, delivered): (Arc<RecordBatch>, Delivered),
     ) -> Result<(), Ended> {
+        self.traced.delivered(&batch, &delivered);
         let letters = dead_letters(self.pipeline, &batch, &delivered.poison);
         let count = letters.len() as u64;
         if atomic {
@@ -467,6 +472,9 @@ impl<'a> Delivery<'a> {
             counters.latencies.seen(&writes);
             counters.dead_letters.fetch_add(count, Relaxed);
         }
+        if !atomic {
+            self.traced.settled(self.lane);
+        }
         self.scope.activity.record((changes as u64).max(1));
         Ok(())
     }
@@ -495,6 +503,7 @@ impl<'a> Delivery<'a> {
         }
         self.lane.ledger.lock().commit(&settlement);
         committed(self.lane, self.source, &settlement);
+        self.traced.settled(self.lane);
         Ok(())
     }
 }
@@ -565,10 +574,10 @@ fn dead_letters(pipeline: &str, batch: &RecordBatch, poison: &[(u32, String)]) -
         .undecodable
         .iter()
         .map(|row| DeadLetter::of_undecodable(pipeline, source, row));
-    let rejected = batch
-        .rejected
-        .iter()
-        .filter_map(|r| DeadLetter::of_rejected(pipeline, source, r));
+    let rejected = batch.rejected.iter().filter_map(|r| {
+        let letter = DeadLetter::of_rejected(pipeline, source, r)?;
+        Some(letter.traced(batch.traces.of(r.source)))
+    });
     let refused = poison
         .iter()
         .filter_map(|p| DeadLetter::of_poison(pipeline, batch, p));

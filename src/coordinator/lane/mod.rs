@@ -11,6 +11,7 @@ mod parking;
 mod simulator;
 mod sink;
 mod source;
+mod traces;
 mod transforms;
 mod work;
 
@@ -34,6 +35,7 @@ use crate::change::{Batch, RecordBatch};
 use crate::checkpoint::Checkpoints;
 use crate::sink::{Settle, SinkError};
 use crate::source::Aside;
+use crate::spans::Spans;
 use parking::{Appetite, Parking, Waiting};
 
 /// Batches that wait between two stages: one being worked on, one ready. More would only add memory, since
@@ -126,6 +128,8 @@ pub struct Lane {
     pub counters: Arc<Counters>,
     /// Where a changed transform waits for the next batch boundary.
     pub handover: Handover,
+    /// Where traces go.
+    pub spans: Arc<Spans>,
     ledger: Mutex<Ledger>,
     /// Of what is between its marks `committed` and `delivered`, what is to be counted.
     undone: Mutex<Undone>,
@@ -155,6 +159,7 @@ impl Lane {
         shards: u32,
         checkpoints: Checkpoints,
         counters: Arc<Counters>,
+        spans: Arc<Spans>,
     ) -> Arc<Self> {
         let (batch_tx, batch_rx) = mpsc::channel(CHANNEL);
         let (record_tx, record_rx) = mpsc::channel(CHANNEL);
@@ -163,6 +168,7 @@ impl Lane {
             shards,
             counters,
             handover: Handover::default(),
+            spans,
             ledger: Mutex::new(Ledger::new(checkpoints)),
             undone: Mutex::default(),
             parking: Mutex::default(),

@@ -93,6 +93,9 @@ pub async fn run_sink(
             )
             .await;
         let open = delivery.settling;
+        if let Err(Ended::Delivery(error)) = &ended {
+            delivery.traced.failed(&lane.spans, error);
+        }
         let why = match ended {
             Ok(()) => {
                 parts.sink.close().await;

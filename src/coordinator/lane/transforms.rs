@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use super::super::child::Stage;
 use super::super::faults;
@@ -77,7 +78,12 @@ pub async fn run_transforms(
         let busy = scope.activity.busy();
         faults::point(&Stage::Untransformed).await?;
         lane.handover.take_over(&mut chain);
-        let made = tokio::task::block_in_place(|| chain.process_watched(batch, &|| busy.goes_on()));
+        let traces = lane.traces(&batch);
+        let began = Instant::now();
+        let made = tokio::task::block_in_place(|| {
+            let _logged = traces.logged();
+            chain.process_watched(batch, &|| busy.goes_on())
+        });
         drop(busy);
         for (report, (permit, policy)) in chain
             .reports()
@@ -92,16 +98,16 @@ pub async fn run_transforms(
             }
             faults.for_each(|fault| policy.record_failure(fault));
         }
-        let records = Arc::new(made.map_err(|error| {
-            match error.stage().parse() {
-                Ok(stage) => Blamed {
-                    stage,
-                    error: error.into(),
-                }
-                .into(),
-                Err(_) => anyhow::Error::from(error),
+        let mut records = made.map_err(|error| match error.stage().parse() {
+            Ok(stage) => Blamed {
+                stage,
+                error: error.into(),
             }
-        })?);
+            .into(),
+            Err(_) => anyhow::Error::from(error),
+        })?;
+        lane.trace(&mut records, traces, began, chain.reports());
+        let records = Arc::new(records);
         scope.activity.record(u64::from(changes).max(1));
         let permit = tokio::select! {
             biased;

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Counters;
-use crate::change::{Batch, TableSchema};
-use crate::histogram::{Histogram, Reading, Tally};
+use crate::change::{Batch, RecordBatch, TableSchema};
+use crate::histogram::{Exemplar, Exemplars, Histogram, Reading, Tally};
 use crate::transform::StageReport;
 
 /// When changes were written, µs since the Unix epoch, by table.
@@ -38,9 +38,16 @@ impl Writes {
     }
 }
 
+/// Of one table.
+#[derive(Debug, Default)]
+struct Series {
+    took: Histogram,
+    exemplars: Exemplars,
+}
+
 /// From a change's write time to when a reader can see what became of it, by table.
 #[derive(Debug, Default)]
-pub struct Latencies(Mutex<BTreeMap<String, Arc<Histogram>>>);
+pub struct Latencies(Mutex<BTreeMap<String, Series>>);
 
 impl Latencies {
     /// These can be seen now. They are counted aside first.
@@ -53,14 +60,44 @@ impl Latencies {
                 tally.add(now_us.saturating_sub(*at_us).max(0) as u64);
             }
             let name = format!("{}.{}", table.keyspace, table.name);
-            self.0.lock().entry(name).or_default().add(&tally);
+            self.0.lock().entry(name).or_default().took.add(&tally);
+        }
+    }
+
+    /// The traced changes of a batch can be seen now.
+    pub(super) fn traced(&self, batch: &RecordBatch) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_us = now.map_or(0, |now| now.as_micros() as i64);
+        let read = &batch.source;
+        let mut all = self.0.lock();
+        for traced in &batch.traces.changes {
+            let at = traced.source as usize;
+            let (row, position) = (read.rows.get(at), read.positions.get(at));
+            let table = row.and_then(|row| read.table(row.table()));
+            if let Some((table, position)) = table.zip(position) {
+                let name = format!("{}.{}", table.keyspace, table.name);
+                let took_us = now_us.saturating_sub(position.timestamp_us()).max(0);
+                all.entry(name).or_default().exemplars.note(Exemplar {
+                    trace: traced.trace,
+                    seconds: took_us as f64 / 1e6,
+                    at: now_us as f64 / 1e6,
+                });
+            }
         }
     }
 
     /// By `keyspace.table`.
     pub fn read(&self) -> Vec<(String, Reading)> {
         let all = self.0.lock();
-        all.iter().map(|(t, h)| (t.clone(), h.read())).collect()
+        all.iter()
+            .map(|(t, s)| (t.clone(), s.took.read()))
+            .collect()
+    }
+
+    /// Those of the traces, by `keyspace.table`.
+    pub fn exemplars(&self) -> Vec<(String, Exemplars)> {
+        let all = self.0.lock();
+        all.iter().map(|(t, s)| (t.clone(), s.exemplars)).collect()
     }
 }
 

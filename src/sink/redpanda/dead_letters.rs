@@ -427,7 +427,8 @@ pub(super) fn headers_of(letter: &DeadLetter) -> OwnedHeaders {
         time(letter.first_at),
         time(letter.last_at),
     );
-    let trace = headers::traceparent(&letter.position);
+    let derived = || headers::traceparent(&letter.position, true);
+    let trace = letter.trace.map_or_else(derived, |trace| trace.text());
     let all = [
         (headers::POSITION, position.as_bytes()),
         (headers::TABLE, letter.table.as_bytes()),
@@ -477,6 +478,7 @@ fn read(message: &BorrowedMessage<'_>) -> Result<DeadLetter, String> {
         first_at: time(names::FIRST_AT)?,
         last_at: time(names::LAST_AT)?,
         pipeline: text(names::PIPELINE)?.to_owned(),
+        trace: None,
         change: Change::from_json(message.payload().unwrap_or_default())?,
     })
 }

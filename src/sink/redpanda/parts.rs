@@ -6,6 +6,7 @@ use rdkafka::message::{Header, Headers, OwnedHeaders};
 use crate::change::RecordBatch;
 use crate::config::settings::{RecordHeaders, RecordTime, Sink};
 use crate::sink::headers;
+use crate::spans::Context;
 
 /// Makes the headers and timestamps of a batch's records. What they share is made once, so that a record's
 /// headers cost no allocation of ours.
@@ -60,7 +61,7 @@ impl Parts {
             _ => *self.change.insert((
                 record.source,
                 (self.chosen.position).then(|| headers::PositionText::new(position)),
-                (self.chosen.traceparent).then(|| headers::traceparent(position)),
+                (self.chosen.traceparent).then(|| headers::traceparent(position, !batch.traces.on)),
             )),
         };
         if let Some(text) = text {
@@ -83,6 +84,15 @@ impl Parts {
                 out = insert(out, headers::MISSING, Some(missing.as_bytes()));
             }
         }
+        // Whoever reads the record goes on from its way to the brokers.
+        let own = batch.traces.of(record.source).map(|traced| {
+            let context = Context {
+                trace: traced.trace,
+                span: traced.sent,
+                sampled: true,
+            };
+            context.text()
+        });
         let mut traced = false;
         for (name, value) in custom {
             let Some(name) = batch.bytes(*name).and_then(|n| std::str::from_utf8(n).ok()) else {
@@ -91,12 +101,17 @@ impl Parts {
             if headers::is_reserved(name.as_bytes()) {
                 continue;
             }
-            traced |= name == headers::TRACEPARENT;
+            if name == headers::TRACEPARENT {
+                traced = true;
+                if own.is_some() {
+                    continue;
+                }
+            }
             out = insert(out, name, batch.bytes(*value));
         }
-        match trace {
-            Some(trace) if !traced => insert(out, headers::TRACEPARENT, Some(&trace)),
-            _ => out,
+        match own.or(trace.filter(|_| !traced)) {
+            Some(trace) => insert(out, headers::TRACEPARENT, Some(&trace)),
+            None => out,
         }
     }
 }

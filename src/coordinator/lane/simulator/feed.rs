@@ -15,7 +15,7 @@ use super::brokers::Dice;
 use super::{CHANGES, OTHER, SHARDS, at, dropped, group, rejected};
 use crate::change::{
     Batch, Column, ColumnKind, Position, Progress, Record, RecordBatch, Rejected, Slice, StreamId,
-    TableSchema,
+    TableSchema, Traces,
 };
 use crate::checkpoint::Checkpoints;
 use crate::source::{Aside, ShardReader, Source, SourceError, SourceStatus};
@@ -208,6 +208,7 @@ fn transformed(batch: Batch) -> RecordBatch {
         headers: Vec::new(),
         rejected: Vec::new(),
         dropped: 0,
+        traces: Traces::default(),
         source: batch,
     };
     for (source, position) in (0..).zip(&made.source.positions) {

@@ -200,7 +200,7 @@ impl Instance {
             let known = self.brokers.kept[shard].lock().checkpoint.clone();
             let number = shard as u32;
             let counters = self.log.counters[shard].clone();
-            let lane = Lane::new(number, SHARDS as u32, known, counters);
+            let lane = Lane::new(number, SHARDS as u32, known, counters, Arc::default());
             self.start(shard, lane.clone());
             self.open.insert(shard, Arc::new(Shard { number, lane }));
         }
