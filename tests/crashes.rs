@@ -28,6 +28,7 @@ const POINTS: &[(&str, u32)] = &[
 /// … and where several share the shards: while one is on its way to another.
 const SHARED_POINTS: &[(&str, u32)] = &[(MID_HAND_OVER, 1), ("crash::mid-take-over", 1)];
 const MID_HAND_OVER: &str = "crash::mid-hand-over";
+const INSTANCE_ID: &str = "PENSTOCK_PIPELINE__GROUP_INSTANCE_ID";
 
 /// Those that instances may come to.
 fn points(instances: usize) -> Vec<(&'static str, u32)> {
@@ -39,14 +40,28 @@ fn points(instances: usize) -> Vec<(&'static str, u32)> {
 }
 
 const KEYS: usize = 16;
-const SHARDS: u32 = 4;
+
+/// So many that whoever has its share of them has to hand some on when one more comes.
+fn shards(instances: usize) -> usize {
+    match instances {
+        1 => 4,
+        n => n * (n + 1),
+    }
+}
+
+/// Who an instance is to the group. The stand-in's waits for ever for a member that is gone, so there each place is a
+/// static member: the next in it takes the part of the one that was killed.
+fn static_id(place: usize) -> Option<String> {
+    let real = std::env::var_os("PENSTOCK_TEST_BROKERS").is_some();
+    (!real).then(|| format!("place-{place}"))
+}
 
 /// An instance that is given a point to end at and does not come there has this long.
 const COMES_THERE: Duration = Duration::from_secs(8);
 /// … where several share the shards, which a member that was killed keeps for a session.
 const COMES_THERE_SHARED: Duration = Duration::from_secs(20);
-/// Its part of the shards is open by then, as a rule.
-const JOINS: Duration = Duration::from_secs(7);
+/// How far apart stream generations are at most, ms.
+const GENERATION_MS: u64 = 4_000;
 
 #[derive(Clone, Debug)]
 struct Plan {
@@ -58,6 +73,8 @@ struct Plan {
     seed: u64,
     /// How often one of three brokers falls meanwhile; 0: they are one, or whatever is there.
     falls: u32,
+    /// Stream generations end and begin all the while.
+    generations: bool,
 }
 
 impl Plan {
@@ -71,7 +88,13 @@ impl Plan {
             rate: asked("PENSTOCK_TEST_RATE", 600),
             seed: seed.map_or_else(rand::random, |seed| seed.parse().expect("a seed")),
             falls: 0,
+            generations: false,
         }
+    }
+
+    /// By the seed: the keyspace's streams are of tablets, not of vnodes.
+    fn tablets(&self) -> bool {
+        self.generations && self.seed % 2 == 1
     }
 
     fn exactly_once(&self) -> bool {
@@ -188,6 +211,46 @@ impl Load {
     }
 }
 
+/// Has stream generations end and begin until it is told to stop; says how many began.
+struct Generations {
+    stop: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<u32>,
+}
+
+impl Generations {
+    fn start(world: &Arc<World>, plan: &Plan) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let (world, ended, tablets) = (world.clone(), stop.clone(), plan.tablets());
+        let mut random = StdRng::seed_from_u64(plan.seed ^ 2);
+        let task = tokio::spawn(async move {
+            let mut begun = 0;
+            while !ended.load(Relaxed) {
+                let pause = random.random_range(GENERATION_MS / 4..GENERATION_MS);
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                begun += 1;
+                if tablets {
+                    let count = if begun % 2 == 1 { 16 } else { 8 };
+                    let cql = format!(
+                        "ALTER TABLE ks.outbox WITH tablets = {{'min_tablet_count': {count}}}"
+                    );
+                    world.session.query_unpaged(cql, ()).await.expect("resized");
+                } else {
+                    let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970");
+                    let soon = now.as_millis() as i64 + 100;
+                    world.node.engine().new_generation(Some(soon));
+                }
+            }
+            begun
+        });
+        Self { stop, task }
+    }
+
+    async fn end(self) -> u32 {
+        self.stop.store(true, Relaxed);
+        self.task.await.expect("the cluster is well")
+    }
+}
+
 /// The instances, each in its place; an empty place is one that is down.
 struct Crew {
     world: Arc<World>,
@@ -203,9 +266,31 @@ struct Crew {
 
 impl Crew {
     fn start(&mut self, place: usize, faults: &str) {
-        let running = self.world.start_faulty(self.starts, faults);
+        let id = static_id(place).filter(|_| self.places.len() > 1);
+        let id = id.as_deref().map(|id| (INSTANCE_ID, id));
+        let environment: Vec<_> = id.into_iter().chain([("FAILPOINTS", faults)]).collect();
+        let running = self.world.start_with(self.starts, &environment);
         self.starts += 1;
         self.places[place] = Some(running);
+    }
+
+    /// What is in a place has its part of the shards, unless it takes too long or ends.
+    async fn has_joined(&mut self, place: usize) {
+        let begun = Instant::now();
+        let running = self.at(place);
+        while running.count("shard taken over") == 0
+            && running.ended().is_none()
+            && begun.elapsed() < COMES_THERE_SHARED
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Goes again: it is no static member, so the group knows of it at once.
+    async fn leaves(&mut self, mut visitor: Running) {
+        visitor.signal("-TERM");
+        tokio::task::block_in_place(|| visitor.wait(LONG));
+        self.stops += 1;
     }
 
     /// The instance in a place; started if it is down.
@@ -247,18 +332,16 @@ impl Crew {
                 self.kill(place);
                 let name = self.points[point].0;
                 self.start(place, &format!("{name}={times}*off->return"));
-                let begun = Instant::now();
-                if name == MID_HAND_OVER {
-                    // Another goes, so that this one has shards, and comes back, so that it has to hand some on.
-                    tokio::time::sleep(JOINS).await;
-                    let other = (place + 1) % self.places.len();
-                    if let Some(mut running) = self.places[other].take() {
-                        running.signal("-TERM");
-                        running.wait(LONG);
-                        self.stops += 1;
+                let visitor = match name {
+                    // One more comes, so that this one has to hand some on.
+                    MID_HAND_OVER => {
+                        self.has_joined(place).await;
+                        self.starts += 1;
+                        Some(self.world.start(self.starts - 1))
                     }
-                    self.start(other, "");
-                }
+                    _ => None,
+                };
+                let begun = Instant::now();
                 let within = match self.places.len() {
                     1 => COMES_THERE,
                     _ => COMES_THERE_SHARED,
@@ -276,6 +359,11 @@ impl Crew {
                     }
                     // Another has the shards, or has done the work.
                     None => self.kill(place),
+                }
+                if let Some(visitor) = visitor {
+                    // Who was killed had part of its shards: the group waits for its return, or for its session's end.
+                    self.at(place);
+                    self.leaves(visitor).await;
                 }
             }
             Blow::Stop(after) => {
@@ -309,11 +397,12 @@ async fn crashes(plan: Plan) {
     let mut world = World::with(Setup {
         brokers: trio.as_ref().map(|trio| trio.kafka.brokers()),
         extra: "[health]\ncheck_interval = \"200ms\"\n".into(),
+        tablets: plan.tablets(),
         ..Setup::default()
     })
     .await;
     world.set("pipeline.delivery", &plan.delivery);
-    world.set("pipeline.shards", SHARDS);
+    world.set("pipeline.shards", shards(plan.instances));
     if plan.instances > 1 {
         world.set("pipeline.instances", "shared");
         world.set("pipeline.session_timeout", "6s");
@@ -325,6 +414,7 @@ async fn crashes(plan: Plan) {
     let keys = keys(KEYS);
     let follower = Follower::start(&world.cluster.brokers, &world.topic());
     let load = Load::start(&world, &keys, plan.rate);
+    let generations = plan.generations.then(|| Generations::start(&world, &plan));
     let mut random = StdRng::seed_from_u64(plan.seed);
     let mut crew = Crew {
         world: world.clone(),
@@ -336,7 +426,7 @@ async fn crashes(plan: Plan) {
         met: vec![0; points(plan.instances).len()],
         points: points(plan.instances),
     };
-    let begun = Instant::now();
+    let (begun, mut blows) = (Instant::now(), 0);
     if let Some(trio) = &mut trio {
         trio.begin_to_fall(plan.falls, plan.seed);
     }
@@ -348,12 +438,21 @@ async fn crashes(plan: Plan) {
                 crew.at(other);
             }
         }
-        let blow = Blow::draw(&mut random, &crew.points);
+        // First those of a rebalance, each: they are met by luck else.
+        let blow = match blows < crew.points.len() - POINTS.len() {
+            true => Blow::Point(POINTS.len() + blows, 0),
+            false => Blow::draw(&mut random, &crew.points),
+        };
+        blows += 1;
         crew.strike(place, blow).await;
         let pause = Duration::from_millis(random.random_range(0..300));
         tokio::time::sleep(pause).await;
     }
     let took = begun.elapsed();
+    let generations = match generations {
+        Some(generations) => generations.end().await,
+        None => 0,
+    };
     let written = load.end().await;
     for place in 0..plan.instances {
         crew.at(place);
@@ -394,7 +493,7 @@ async fn crashes(plan: Plan) {
         .collect();
     println!(
         "{}, {} instances, seed {}: {} kills ({}), {} stops, {} freezes, {} falls of a \
-         broker in {took:.1?}; {all} changes written, {} lost, \
+         broker, {generations} generations{} in {took:.1?}; {all} changes written, {} lost, \
          {} repeated ({:.0} a kill), {} out of order, {letters} dead letters",
         plan.delivery,
         plan.instances,
@@ -404,12 +503,18 @@ async fn crashes(plan: Plan) {
         crew.stops,
         crew.freezes,
         plan.falls,
+        if plan.tablets() { " of tablets" } else { "" },
         found.lost.len(),
         found.repeated,
         found.repeated as f64 / f64::from(crew.kills.max(1)),
         found.disordered.len(),
     );
     let seed = plan.seed;
+    let met = &crew.met[POINTS.len()..];
+    assert!(
+        !met.contains(&0),
+        "PENSTOCK_SEED={seed}: a point of a rebalance was not met: {met:?}"
+    );
     assert!(
         found.lost.is_empty() && found.disordered.is_empty(),
         "PENSTOCK_SEED={seed}: lost {:?}, out of order {:?}\n{logs}",
@@ -507,6 +612,17 @@ fn kills(on_a_real_one: u32) -> u32 {
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_lose_nothing_and_repeat_nothing() {
     crashes(Plan::asked(kills(20), "exactly-once", 1)).await;
+}
+
+/// Two instances, and generations of streams that end and begin: what one shard has of a key goes to another, of another
+/// process as likely as not, while processes are killed and shards handed on.
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_while_generations_change_lose_and_repeat_nothing() {
+    crashes(Plan {
+        generations: true,
+        ..Plan::asked(kills(20), "exactly-once", 2)
+    })
+    .await;
 }
 
 /// What is repeated is bounded.

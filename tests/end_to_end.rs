@@ -3,9 +3,10 @@
 #[path = "end_to_end/workload.rs"]
 mod workload;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use testkit::process::{LONG, World, complete_and_ordered};
+use testkit::broker::Follower;
+use testkit::process::{LONG, Running, World, complete_and_ordered};
 use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,6 +78,63 @@ async fn stops_and_kills_under_load_lose_nothing() {
         "{rounds} rounds: {stops} stops, {kills} kills, {} changes, {repeats} records repeated",
         keys.len() as u32 * total
     );
+}
+
+/// What a transaction may cost a reader of a quiet pipeline.
+const COMMIT: Duration = Duration::from_millis(20);
+
+/// One record at a time, delivered both ways side by side: who reads what is committed has it no later than who reads what
+/// is delivered at least once, but for one commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_a_quiet_pipeline_waits_for_one_commit_at_most() {
+    let (mut once, mut least) = (World::new("").await, World::new("").await);
+    once.set("pipeline.delivery", "exactly-once");
+    least.set("pipeline.delivery", "at-least-once");
+    let worlds = [&once, &least];
+    let running = worlds.map(|world| world.start(1));
+    let readers = worlds.map(|world| Follower::start(&world.cluster.brokers, &world.topic()));
+    let keys = [Uuid::new_v4()];
+    let mut number = 0;
+    let arrival = async |world: &World, reader: &Follower, running: &Running, number: u32| {
+        world.write(&keys, number, 1).await;
+        let written = Instant::now();
+        while reader.numbers().values().flatten().count() <= number as usize {
+            assert!(written.elapsed() < LONG, "{}", running.text());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        written.elapsed()
+    };
+    // A machine that is busy with other things spoils one round or two.
+    let mut rounds = Vec::new();
+    for round in 0..5 {
+        let mut took = [Vec::new(), Vec::new()];
+        for _ in 0..30 {
+            let (a, b) = tokio::join!(
+                arrival(worlds[0], &readers[0], &running[0], number),
+                arrival(worlds[1], &readers[1], &running[1], number),
+            );
+            took[0].push(a);
+            took[1].push(b);
+            number += 1;
+        }
+        // The first of all waits for its topic to be made.
+        if round == 0 {
+            continue;
+        }
+        let [once, least] = took.map(|mut took| {
+            took.sort();
+            took[took.len() / 2]
+        });
+        println!("from a write to a reader, median of 30: {once:.1?}, at least once {least:.1?}");
+        rounds.push(once.saturating_sub(least));
+        if rounds.iter().min() <= Some(&COMMIT) {
+            break;
+        }
+    }
+    assert!(rounds.iter().min() <= Some(&COMMIT), "{rounds:?} more");
+    for running in running {
+        running.stop_cleanly();
+    }
 }
 
 /// As in `penstock status | head`: that is no failure of the program to be told with a backtrace.

@@ -320,6 +320,67 @@ async fn of_two_that_would_be_alone_the_first_ends_with_a_code_of_its_own() {
     assert_eq!(complete_and_ordered(&world.seen(), &keys, written + 10), 0);
 }
 
+/// Fewer shards than before: whoever still writes one that is no more is fenced too, although nobody takes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_that_are_no_more_are_taken_from_whoever_has_them() {
+    let mut world = World::new("").await;
+    world.set("pipeline.delivery", "exactly-once");
+    world.set("pipeline.shards", SHARDS);
+    let keys = keys(24);
+    let closed = "a shard of an earlier number of shards was closed";
+    let mut first = world.start(1);
+    world.write(&keys, 0, 20).await;
+    world.await_records(24 * 20, LONG, &first);
+    first.signal("-STOP");
+    // What it finds to do when it goes on, in all of its shards, is done by then.
+    world.write(&keys, 20, 20).await;
+    world.set("pipeline.shards", 2);
+    let second = world.start(2);
+    world.await_records(24 * 40, LONG, &second);
+    assert_eq!(second.count(closed), SHARDS - 2, "{}", second.text());
+    first.signal("-CONT");
+    assert_eq!(first.wait(LONG).code(), Some(69), "{}", first.text());
+    second.stop_cleanly();
+    let third = world.start(3);
+    world.write(&keys, 40, 10).await;
+    world.await_records(24 * 50, LONG, &third);
+    assert_eq!(third.count(closed), 0, "that was done: {}", third.text());
+    third.stop_cleanly();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 50), 0);
+}
+
+/// A static member sends no word when it stops, so its shards are kept for it for a session.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_static_member_that_is_started_again_keeps_its_shards() {
+    let mut world = world().await;
+    world.set("pipeline.session_timeout", "40s");
+    let keys = keys(24);
+    let start = |round, id| {
+        let id = ("PENSTOCK_PIPELINE__GROUP_INSTANCE_ID", id);
+        world.start_with(round, &[id])
+    };
+    let (first, second) = (start(1, "one"), start(2, "two"));
+    settled(&[&first, &second]).await;
+    world.write(&keys, 0, 20).await;
+    let before = owned(&first).await;
+    let heard = |running: &Running| {
+        let news = ["shards assigned", "shards go to another instance"];
+        news.map(|line| running.count(line))
+    };
+    let noticed = heard(&second);
+    first.stop_cleanly();
+    world.write(&keys, 20, 20).await;
+    let again = start(3, "one");
+    settled(&[&again, &second]).await;
+    assert_eq!(owned(&again).await, before);
+    world.write(&keys, 40, 20).await;
+    world.await_records(24 * 60, LONG, &again);
+    assert_eq!(heard(&second), noticed, "{}", second.text());
+    again.stop_cleanly();
+    second.stop_cleanly();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 60), 0);
+}
+
 /// A sink that hangs is let go of when the group's patience ends, and the next owner makes good.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_that_cannot_be_drained_is_handed_on_in_time() {

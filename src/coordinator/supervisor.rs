@@ -272,6 +272,7 @@ impl Supervisor {
             // A time, not a span: whoever calls this drops it for every other event, and starts anew.
             let wake = wake.min().map_or(self.watch_at, |at| at.min(self.watch_at));
             tokio::select! {
+                biased;
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
                 () = tokio::time::sleep_until(wake) => {
                     self.restart_due();

@@ -202,6 +202,7 @@ impl StagePolicies {
             };
             refused_before = true;
             tokio::select! {
+                biased;
                 () = sleep_until(refusal.until.map(Instant::from_std)) => {}
                 () = changed(&mut bell) => {}
                 () = live.changed() => {}
@@ -238,6 +239,7 @@ impl StagePolicies {
                 }
                 // An open one has a time; a closed one waits for a change.
                 State::Open | State::Closed => tokio::select! {
+                    biased;
                     () = sleep_until(before.until) => {}
                     () = changed(&mut state) => {}
                     () = live.changed() => {}
@@ -281,6 +283,7 @@ impl StagePolicies {
                 return;
             };
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(wait) => {}
                 () = changed(&mut bell) => {}
                 () = live.changed() => {}
@@ -341,6 +344,7 @@ impl StagePolicies {
                 return false;
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(started + retry.delay(attempt, jitter)) => {
                     self.with(|machine, _| machine.retries += 1);
                     return true;

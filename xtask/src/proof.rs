@@ -67,6 +67,20 @@ const PROOFS: &[Proof] = &[
         kafka: true,
     },
     Proof {
+        name: "generations",
+        about: "kills -9 of several instances while stream generations end and begin",
+        test: "crashes",
+        filter: "kills_while_generations",
+        variable: "PENSTOCK_TEST_KILLS",
+        n: "100",
+        flags: &[
+            ("--instances", "PENSTOCK_TEST_INSTANCES"),
+            ("--rate", "PENSTOCK_TEST_RATE"),
+            ("--seed", "PENSTOCK_SEED"),
+        ],
+        kafka: true,
+    },
+    Proof {
         name: "brokers",
         about: "falls of three brokers in turn under load, the program killed beside",
         test: "crashes",

@@ -534,6 +534,7 @@ async fn keep(
 ) -> Result<(), Ended> {
     let read_at = of.source.read_at;
     tokio::select! {
+        biased;
         kept = keeper.keep(letters) => kept.map_err(|flood| Ended::Flood(flood, read_at)),
         () = scope.stranded(&Stage::DeadLetter) => Err(Ended::LetGo),
     }

@@ -64,6 +64,7 @@ pub async fn run_sink(
     let mut records = lane.records.1.lock().await;
     let (atomic, mut failures, mut anew) = (parts.sink.is_atomic(), 0, false);
     let opened = tokio::select! {
+        biased;
         opened = open(&lane, &mut parts, &mut failures) => opened?,
         // Nothing is in its hands yet, and the brokers may be away for long.
         () = scope.drain.cancelled() => return Ok(()),
@@ -158,6 +159,7 @@ pub async fn run_sink(
             }
         };
         let found = tokio::select! {
+            biased;
             found = reset(&lane, &mut parts, &mut failures) => found?,
             () = scope.drain.cancelled() => return Ok(()),
         };

@@ -1,5 +1,7 @@
 //! Made-up brokers: what each shard's producer has made visible, who may write, and the group.
 
+use std::cell::RefCell;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -9,6 +11,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::super::super::dead_letters::Keeps;
 use super::{Bug, CHANGES, OTHER, SHARDS, at, group, refused};
@@ -22,14 +25,42 @@ use crate::sink::{Delivered, Fit, Leave, Look, Recovery, Settle, SinkError, Tick
 pub(super) struct Dice {
     rng: Mutex<StdRng>,
     calm: AtomicBool,
+    /// Of what was thrown, and when: the same of a seed, whenever and wherever it runs.
+    digest: Mutex<DefaultHasher>,
+    begun: Instant,
+}
+
+thread_local! {
+    /// What the policies of the run on this thread draw from: they take no more than a function.
+    static JITTER: RefCell<StdRng> = RefCell::new(StdRng::seed_from_u64(0));
+}
+
+/// For the pauses of policies.
+pub(super) fn jitter() -> f64 {
+    JITTER.with_borrow_mut(|rng| rng.random())
 }
 
 impl Dice {
     pub(super) fn new(seed: u64) -> Arc<Self> {
+        JITTER.set(StdRng::seed_from_u64(seed));
         Arc::new(Self {
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
             calm: AtomicBool::new(false),
+            digest: Mutex::default(),
+            begun: Instant::now(),
         })
+    }
+
+    /// What happened, in a number.
+    pub(super) fn digest(&self) -> u64 {
+        self.digest.lock().finish()
+    }
+
+    fn throw(&self, below: u64) -> u64 {
+        let thrown = self.rng.lock().random_range(0..below);
+        let mut digest = self.digest.lock();
+        (below, thrown, self.begun.elapsed()).hash(&mut *digest);
+        thrown
     }
 
     /// Nothing goes wrong any more.
@@ -38,22 +69,17 @@ impl Dice {
     }
 
     pub(super) fn hits(&self, percent: u32) -> bool {
-        !self.calm.load(Relaxed) && self.rng.lock().random_range(0..100) < percent
+        !self.calm.load(Relaxed) && self.throw(100) < percent.into()
     }
 
     pub(super) fn below(&self, n: usize) -> usize {
-        self.rng.lock().random_range(0..n)
+        self.throw(n as u64) as usize
     }
 
     /// Mostly short, now and then long.
     pub(super) fn delay(&self) -> Duration {
-        let mut rng = self.rng.lock();
-        let most = if rng.random_range(0..20) == 0 {
-            2_000
-        } else {
-            20
-        };
-        Duration::from_millis(rng.random_range(0..most))
+        let most = if self.throw(20) == 0 { 2_000 } else { 20 };
+        Duration::from_millis(self.throw(most))
     }
 }
 

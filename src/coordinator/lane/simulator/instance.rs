@@ -13,7 +13,7 @@ use super::super::super::dead_letters::{self, Keeps};
 use super::super::super::shard::{Shard, relieved};
 use super::super::super::supervisor::{ChildSpec, Event, Supervisor};
 use super::super::{Lane, SinkParts, run_sink, run_source};
-use super::brokers::{Brokers, Producer};
+use super::brokers::{Brokers, Producer, jitter};
 use super::feed::{Log, pass_on};
 use super::{MAX_IN_FLIGHT, SHARDS};
 use crate::config::settings::Settings;
@@ -210,7 +210,7 @@ impl Instance {
         let id = |stage| ChildId::of_shard(stage, shard as u32);
         let (failed, _waiting) = mpsc::channel(1);
         let remade = watch::Sender::new(0);
-        let policies = StagePolicies::new("sink", self.live.clone());
+        let policies = StagePolicies::with_jitter("sink", self.live.clone(), jitter);
         {
             let (lane, log, brokers) = (lane.clone(), self.log.clone(), self.brokers.clone());
             let (keeper, live) = (self.keeper.clone(), self.live.clone());
@@ -238,7 +238,7 @@ impl Instance {
                 }));
         }
         let log = self.log.clone();
-        let policies = StagePolicies::new("source", self.live.clone());
+        let policies = StagePolicies::with_jitter("source", self.live.clone(), jitter);
         self.supervisor
             .start(ChildSpec::new(id(Stage::Source), move |scope| {
                 run_source(lane.clone(), log.clone(), policies.clone(), scope)
