@@ -498,6 +498,7 @@ fn each_key_differs_alone_and_by_its_class() {
             Kind::Text(_) => match key.path.as_str() {
                 "transform.*.name" => continue,
                 "log.filter" => "\"debug\"".into(),
+                "transform.*.when" => "\"ttl == 7\"".into(),
                 "admin.advertise" => "\"other:7\"".into(),
                 "tracing.endpoint" => key.example.into(),
                 _ => "\"other\"".into(),

@@ -287,6 +287,51 @@ async fn a_transform_that_stops_answers_for_it_by_its_own_policy() {
     );
 }
 
+/// A plugin that says "not yet": waited for with a reason, counted by its breaker, and no letter until its tries have an end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_is_put_off_is_no_letter_until_its_tries_have_an_end() {
+    let world = world(
+        None,
+        "[health]\ncheck_interval = \"100ms\"\n\
+         [policies.retry]\ninitial = \"5ms\"\nmax = \"20ms\"\nmax_attempts = 0\n\
+         [policies.breaker]\nfailure_threshold = 1000000\nopen_for = \"100ms\"\n",
+    )
+    .await;
+    let keys = keys(4);
+    let running = world.start(1);
+    write(&world, &keys, 0..20, |k, n| {
+        if (k, n) == (2, 10) {
+            "not-yet"
+        } else {
+            "forward"
+        }
+    })
+    .await;
+    running.await_line("a transform puts a change off, it is tried again", LONG);
+    running.await_line("degraded(waiting: asked to wait)", LONG);
+    let edit = |from: &str, to: &str| {
+        let text = std::fs::read_to_string(world.config()).expect("pipeline.toml");
+        assert!(text.contains(from), "{from}: {text}");
+        world.save(&text.replace(from, to));
+    };
+    edit("failure_threshold = 1000000", "failure_threshold = 3");
+    running.await_line("breaker opened stage=transform.checks", LONG);
+    assert_eq!(read_all_letters(&world), 0);
+    edit("max_attempts = 0", "max_attempts = 2");
+    await_done(&running, 4 * 20, LONG).await;
+    assert_eq!(read_all_letters(&world), 1);
+    let (code, list) = running.penstock(&["dead-letters", "list"]);
+    assert_eq!(code, Some(0));
+    assert!(list.contains("asked to wait"), "{list}");
+    let metrics = running.metrics().await;
+    assert_eq!(metrics.sum("penstock_restarts_total", &[]), 0.0);
+    world.await_records(4 * 20 - 1, LONG, &running);
+    let whole = [keys[0], keys[1], keys[3]];
+    assert_eq!(complete_and_ordered(&world.seen(), &whole, 20), 0);
+    assert_eq!(world.seen()[&keys[2].to_string()].len(), 19);
+    running.stop_cleanly();
+}
+
 fn read_all_letters(world: &World) -> usize {
     let topic = format!("{}.dead-letters", world.name);
     let letters = read_all(&world.cluster.brokers, &topic);

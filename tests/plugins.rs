@@ -10,6 +10,7 @@ use penstock::config::settings::{OnError, Settings, Transform};
 use penstock::transform::{
     Chain, Engine, Plugin, PluginError, Prepared, TapFilter, Taps, TransformError,
 };
+use penstock_conditions::Condition;
 use penstock_plugin_encoding::{ColumnTag, Operation};
 use testkit::plugins;
 use testkit::transforms::{
@@ -148,6 +149,59 @@ fn a_transform_of_some_tables_is_handed_no_others() {
     of_this.tables = Some(vec!["outbox_messages".to_owned()]);
     rig.live.send(Arc::new(settings(vec![of_this]))).unwrap();
     assert_eq!(topics(&mut rig), ["events.order"]);
+}
+
+/// Of changes and of records, without a call of the plugin for those that it is not for.
+#[test]
+fn a_transform_with_a_condition_is_handed_what_it_holds_for() {
+    let when = |(package, mut transform): (&'static str, Transform), text: &str| {
+        transform.when = Some(Condition::compile(text).unwrap());
+        (package, transform)
+    };
+    let drops = transform("drops", OnError::DeadLetter, &[("keep", "false")]);
+    let mut rig = rig(&[
+        when(
+            router(),
+            "columns.aggregate_id != 'order-1' && op == 'insert'",
+        ),
+        when(
+            ("filter", drops.clone()),
+            "columns.aggregate_id == 'order-2' && topic.startsWith('events.')",
+        ),
+    ]);
+    let made = rig.chain.process(outbox_batch(b"payload", 3)).unwrap();
+    let topics: Vec<&str> = made
+        .records
+        .iter()
+        .map(|r| &*made.topics[r.topic as usize])
+        .collect();
+    // The change that passed the first by has no topic: of that one the second cannot be told whether it holds.
+    assert_eq!(topics, ["events.order", "test.ks.outbox_messages"]);
+    assert_eq!((made.dropped, made.rejected.len()), (1, 0));
+    assert_eq!(rig.chain.reports()[0].faults.len(), 0);
+
+    // In force at the next batch. What cannot be told is the change's own trouble.
+    let (_, router) = when(
+        router(),
+        "columns.traceparent == 'x' || columns.aggregate_id == 'order-0'",
+    );
+    rig.live
+        .send(Arc::new(settings(vec![router, drops])))
+        .unwrap();
+    let made = rig.chain.process(outbox_batch(b"payload", 2)).unwrap();
+    assert_eq!(made.rejected.len(), 1);
+    let rejected = &made.rejected[0];
+    assert_eq!((rejected.source, &*rejected.stage), (1, "transform.router"));
+    assert!(
+        rejected.error.starts_with("when: `columns.traceparent"),
+        "{}",
+        rejected.error
+    );
+    assert!(
+        rejected.error.ends_with("No such key: traceparent"),
+        "{}",
+        rejected.error
+    );
 }
 
 #[test]
@@ -293,6 +347,98 @@ fn a_fault_costs_only_its_own_change() {
             assert_eq!(report.rejected, 1);
         }
     }
+}
+
+/// "Not yet": what is before the change is done, what is after it waits, nothing is seen twice, and nobody is refused
+/// unless that is asked for.
+#[test]
+fn a_change_that_is_put_off_holds_up_those_behind_it() {
+    let (package, mut elsewhere) = faulty("elsewhere");
+    elsewhere.tables = Some(vec!["other".to_owned()]);
+    let mut rig = rig(&[(package, elsewhere), faulty("first")]);
+    let mut faults = vec![""; 40];
+    (faults[0], faults[16], faults[17], faults[39]) = ("trap", "forward", "not-yet", "error");
+    let put_off = |made: Result<RecordBatch, TransformError>, tries| match made.unwrap_err() {
+        TransformError::NotYet {
+            stage,
+            place,
+            error,
+            tries: seen,
+        } => {
+            assert_eq!(&*stage, "transform.first");
+            assert!(place < 2);
+            assert_eq!((error.as_str(), seen), ("asked to wait", tries));
+        }
+        other => panic!("{other}"),
+    };
+    put_off(rig.chain.process(batch_of(&faults)), 1);
+    let report = &rig.chain.reports()[1];
+    assert_eq!(report.items, 17);
+    assert_eq!(
+        report.faults.last().unwrap(),
+        "asked to be tried again: asked to wait"
+    );
+    for tries in 2..5 {
+        put_off(rig.chain.go_on(false, &|| {}).unwrap(), tries);
+        let report = &rig.chain.reports()[0];
+        assert_eq!(
+            (report.items, report.faults.len(), report.rejected),
+            (0, 1, 0)
+        );
+    }
+    // Another version takes over between two tries, as at any other boundary.
+    let mut next = faulty("first").1;
+    next.settings = [("version".to_owned(), "2".to_owned())].into();
+    let plugin = rig.chain.plugin("first").unwrap().clone();
+    let prepared = Prepared::new(&next, plugin, rig.chain.tables()).unwrap();
+    rig.chain.swap(prepared).unwrap();
+    let made = rig.chain.go_on(false, &|| {}).unwrap().unwrap();
+    let refused: Vec<_> = made.rejected.iter().map(|r| r.source).collect();
+    assert_eq!(refused, [0, 39]);
+    let version = |n: usize| {
+        let headers = headers(&made, n).into_iter();
+        headers
+            .clone()
+            .find(|(name, _)| name == "version")
+            .map(|h| h.1)
+    };
+    let mut versions: Vec<_> = (0..made.records.len()).filter_map(version).collect();
+    assert_eq!(made.records.len(), 38, "each once");
+    versions.dedup_by(|a, b| a == b);
+    assert_eq!(versions, ["1", "2"]);
+    assert!(rig.chain.go_on(false, &|| {}).is_none(), "it is done");
+
+    // Given up on, it is refused, and those behind it are not.
+    let mut rig = self::rig(&[faulty("first")]);
+    let batch = || batch_of(&["", "not-yet", "", "not-yet", ""]);
+    put_off(rig.chain.process(batch()), 1);
+    put_off(rig.chain.go_on(false, &|| {}).unwrap(), 2);
+    put_off(rig.chain.go_on(true, &|| {}).unwrap(), 1);
+    let made = rig.chain.go_on(true, &|| {}).unwrap().unwrap();
+    assert_eq!(values(&made), ["0", "2", "4"]);
+    let refused: Vec<_> = made
+        .rejected
+        .iter()
+        .map(|r| (r.source, r.error.as_str(), r.attempts))
+        .collect();
+    assert_eq!(refused, [(1, "asked to wait", 2), (3, "asked to wait", 1)]);
+
+    // Tried for ever it takes no room for ever; and a lie about it is one.
+    put_off(rig.chain.process(batch_of(&["not-yet"])), 1);
+    for tries in 2..100 {
+        put_off(rig.chain.go_on(false, &|| {}).unwrap(), tries);
+    }
+    let made = rig.chain.go_on(true, &|| {}).unwrap().unwrap();
+    assert!(made.output.is_empty());
+    let made = rig
+        .chain
+        .process(batch_of(&["forward-after-retry"]))
+        .unwrap();
+    let said = &made.rejected[0].error;
+    assert!(
+        said.contains("an entry after a retry, which is the last"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -874,6 +1020,139 @@ fn a_swap_takes_over_between_batches_and_a_bad_one_changes_nothing() {
     next.name = "other".to_owned();
     let stranger = Prepared::new(&next, plugin, &[]).unwrap();
     assert!(rig.chain.swap(stranger).is_err());
+}
+
+fn asked(variable: &str, otherwise: usize) -> usize {
+    let asked = std::env::var(variable).ok();
+    asked.and_then(|n| n.parse().ok()).unwrap_or(otherwise)
+}
+
+/// Times in milliseconds: how many, the median, the longest.
+fn shown(times: &mut [Duration]) -> String {
+    times.sort_unstable();
+    let ms = |at: Option<&Duration>| at.map_or(0.0, |t| t.as_secs_f64() * 1e3);
+    let median = ms(times.get(times.len() / 2));
+    format!(
+        "{:>7} {median:>10.3} {:>10.3}",
+        times.len(),
+        ms(times.last())
+    )
+}
+
+/// A chain that is never idle, and versions of its plugin that are made aside by another thread, as fast as they are taken
+/// over. Long form, 200 swaps: `cargo xtask proof swaps`.
+#[test]
+fn swaps_under_load_lose_and_repeat_nothing_and_leave_no_gap() {
+    let swaps = asked("PENSTOCK_TEST_SWAPS", 20);
+    let (_, first) = faulty("faults");
+    let mut rig = rig(&[("test-faults", first.clone())]);
+    let plugin = rig.chain.plugin("faults").unwrap().clone();
+    let table = faults_table();
+    let tables = [table.clone()];
+    let (made, ready) = std::sync::mpsc::sync_channel(1);
+    let maker = std::thread::spawn(move || {
+        for version in 2..swaps + 2 {
+            let mut next = first.clone();
+            next.settings = [("version".to_owned(), version.to_string())].into();
+            let prepared = Prepared::new(&next, plugin.clone(), &tables).unwrap();
+            made.send(prepared).unwrap();
+        }
+    });
+    let (mut gaps, mut others) = (Vec::new(), Vec::new());
+    let (mut next, mut version) = (0usize, 1usize);
+    let mut taken = 0;
+    // Batches before each swap, so that the instance before is warm and the load goes on.
+    const BETWEEN: usize = 5;
+    let mut since = BETWEEN;
+    while taken < swaps || since < BETWEEN {
+        let mut batch = BatchBuilder::new(&[&table]);
+        for id in next..next + 64 {
+            let id = id.to_string();
+            let cells = [
+                Cell::Set(id.as_bytes()),
+                Cell::Set(b""),
+                Cell::Set(b"secret"),
+            ];
+            batch.insert(&table, &cells);
+        }
+        let batch = batch.finish();
+        // What a lane does at a batch boundary.
+        let started = Instant::now();
+        let prepared = (since >= BETWEEN).then(|| ready.try_recv().ok()).flatten();
+        let swapped = prepared.is_some();
+        if let Some(prepared) = prepared {
+            rig.chain.swap(prepared).unwrap();
+            (taken, since, version) = (taken + 1, 0, version + 1);
+        }
+        let made = rig.chain.process(batch).unwrap();
+        // From the last record of the one before to those of this one, but for the making of the batch.
+        let took = started.elapsed();
+        since += 1;
+        match swapped {
+            true => gaps.push(took),
+            false => others.push(took),
+        }
+        assert_eq!(values(&made), ids(next..next + 64), "lost or repeated");
+        assert!(made.rejected.is_empty());
+        for record in 0..made.records.len() {
+            let by = &headers(&made, record)[0].1;
+            assert_eq!(*by, version.to_string(), "by exactly one of the two");
+        }
+        next += 64;
+    }
+    maker.join().unwrap();
+    println!("\nbatches of 64         n  median ms     max ms");
+    println!("across a swap   {}", shown(&mut gaps));
+    println!("others          {}", shown(&mut others));
+    println!(
+        "{next} changes, {swaps} swaps: none lost, none repeated, each by the old or the new\n"
+    );
+    assert!(gaps[gaps.len() / 2] < Duration::from_millis(10), "{gaps:?}");
+}
+
+/// What a chain does with nobody looking, and with a tap at every stage. `cargo xtask proof taps` takes longer.
+#[test]
+fn a_tap_does_not_slow_a_chain_that_is_never_idle() {
+    let rounds = asked("PENSTOCK_TEST_ROUNDS", 6);
+    let taps = Arc::new(Taps::default());
+    let mut rig = rig(&[router()]);
+    rig.chain = rig.chain.with_taps(taps.clone());
+    let filter = |stage: &str| TapFilter {
+        stage: stage.to_owned(),
+        table: None,
+        operation: None,
+        topic: None,
+        contains: None,
+        rate: 10,
+    };
+    let payload = [b'x'; 200];
+    // Changes a second of a quarter of a second.
+    let mut run = |tapped: bool| {
+        let (mut work, mut changes) = (Duration::ZERO, 0u32);
+        while work < Duration::from_millis(250) {
+            let batch = outbox_batch(&payload, 512);
+            if tapped {
+                for stage in ["source", "transform.router", "sink"] {
+                    taps.take(stage, &filter(stage), Instant::now()).unwrap();
+                }
+            }
+            let started = Instant::now();
+            let made = rig.chain.process(batch).unwrap();
+            work += started.elapsed();
+            changes += made.records.len() as u32;
+        }
+        f64::from(changes) / work.as_secs_f64()
+    };
+    // Nobody is looking until the first tap is, and a tap ends 10 s after it was last asked.
+    let without: Vec<f64> = (0..rounds).map(|_| run(false)).collect();
+    let with: Vec<f64> = (0..rounds).map(|_| run(true)).collect();
+    let best = |rates: &[f64]| rates.iter().copied().fold(0.0, f64::max);
+    let (without, with) = (best(&without), best(&with));
+    println!(
+        "\nbest of {rounds}: {without:.0} changes/s with nobody looking, {with:.0} with three taps, {:+.1} %\n",
+        (with / without - 1.0) * 100.0
+    );
+    assert!(with > without * 0.7, "{with:.0} of {without:.0}");
 }
 
 #[test]

@@ -152,10 +152,169 @@ fn what_is_missing_is_said_with_how_to_get_it() {
     assert!(said(no_target).contains("rustup target add wasm32-unknown-unknown"));
 }
 
+/// The same transform in every language passes the same cases, and what it does to its host is contained in the same way.
+/// Where a language's tools are not there, that is said.
+mod languages {
+    use std::time::Duration;
+
+    use penstock::config::settings::OnError;
+    use penstock::transform::{Chain, Plugin, Prepared};
+    use testkit::transforms::{BatchBuilder, Cell, engine, settings, table, transform};
+
+    use super::*;
+
+    #[test]
+    fn go() {
+        passes(
+            "go",
+            "main.go",
+            include_str!("workbench/contract.go"),
+            "main.go:",
+        );
+    }
+
+    #[test]
+    fn javascript() {
+        passes(
+            "js",
+            "index.js",
+            include_str!("workbench/contract.js"),
+            "index.js:",
+        );
+    }
+
+    #[test]
+    fn python() {
+        passes(
+            "python",
+            "app.py",
+            include_str!("workbench/contract.py"),
+            "app.py:",
+        );
+    }
+
+    fn passes(language: &str, main: &str, source: &str, place: &str) {
+        // Kept between runs, with what was fetched into it: only what has changed is built.
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join("languages")
+            .join(language);
+        std::fs::create_dir_all(&kept).expect("a folder");
+        let said = |output: Output| {
+            let text = [output.stdout, output.stderr].concat();
+            (
+                output.status.code(),
+                String::from_utf8_lossy(&text).into_owned(),
+            )
+        };
+        let folder = kept.join("contract");
+        if !folder.is_dir() {
+            let (code, text) = said(sh(
+                &kept,
+                &format!("penstock plugin new contract --lang {language}"),
+            ));
+            assert_eq!(code, Some(0), "{text}");
+        }
+        let (code, text) = said(sh(&folder, "penstock plugin new --sdk-only ."));
+        assert_eq!(code, Some(0), "{text}");
+        std::fs::write(folder.join(main), source).expect("the source");
+        let cases = include_str!("workbench/contract.toml");
+        std::fs::write(folder.join("cases/contract.toml"), cases).expect("the cases");
+        let sources = said(sh(
+            &folder,
+            "cat *.go *.mod *.js *.json *.py *.toml penstock/* 2>/dev/null",
+        ))
+        .1;
+        let stamp = folder.join("target/built-of");
+        let file = folder.join("contract.wasm");
+        if !file.is_file() || std::fs::read_to_string(&stamp).ok().as_ref() != Some(&sources) {
+            let (code, text) = said(sh(&folder, "penstock plugin build"));
+            if text.contains(" was not found: ") {
+                eprintln!("{language} is skipped: {}", text.trim());
+                return;
+            }
+            assert_eq!(code, Some(0), "{text}");
+            std::fs::write(&stamp, &sources).expect("the stamp");
+        }
+        let (code, text) = said(sh(&folder, "penstock plugin test contract.wasm"));
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains("7 passed"), "{text}");
+        let (code, text) = said(sh(&folder, "penstock plugin inspect contract.wasm"));
+        assert_eq!(code, Some(0), "{text}");
+        for line in [
+            "plugin   contract 0.1.0",
+            "settings topic: text, default \"out\"; where to",
+        ] {
+            assert!(text.contains(line), "not said: {line}\n{text}");
+        }
+
+        // A panic has its place; a loop and a hoard cost their own change, and no other.
+        let engine = engine();
+        let plugin = Plugin::load(&engine, &file).expect("it loads");
+        let mut transform = transform("contract", OnError::DeadLetter, &[]);
+        transform.limits.deadline = Duration::from_secs(2);
+        transform.limits.memory = 192 << 20;
+        let prepared = Prepared::new(&transform, plugin, &[]).expect("it starts");
+        let live = tokio::sync::watch::channel(std::sync::Arc::new(settings(vec![transform])));
+        let mut chain = Chain::new(vec![prepared], live.1);
+        let of = table(
+            1,
+            "t",
+            &[
+                "id int primary",
+                "what text",
+                "n bigint",
+                "at timestamp",
+                "key uuid",
+                "flag boolean",
+            ],
+        );
+        let mut batch = BatchBuilder::new(&[&of]);
+        for what in ["twice", "panic", "loop", "forward", "memory", "twice"] {
+            let cells = [
+                Cell::Set(&[0, 0, 0, 1]),
+                Cell::Set(what.as_bytes()),
+                Cell::Unchanged,
+                Cell::Unchanged,
+                Cell::Unchanged,
+                Cell::Unchanged,
+            ];
+            batch.insert(&of, &cells);
+        }
+        let made = chain.process(batch.finish()).expect("it goes on");
+        let refused: Vec<_> = made
+            .rejected
+            .iter()
+            .map(|r| (r.source, r.error.as_str()))
+            .collect();
+        let [(1, panic), (2, endless), (4, hoard)] = refused[..] else {
+            panic!("{refused:?}")
+        };
+        assert!(
+            panic.contains(place) && panic.contains("asked to panic"),
+            "{panic}"
+        );
+        assert!(endless.contains("deadline of 2s exceeded"), "{endless}");
+        assert!(
+            hoard.contains("memory") || hoard.contains("Memory"),
+            "{hoard}"
+        );
+        assert_eq!(made.records.len(), 2 + 1 + 2);
+    }
+}
+
 #[test]
 fn the_stock_plugins_pass_their_cases() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for name in ["outbox-router", "debezium-envelope", "filter", "redact"] {
+    for name in [
+        "outbox-router",
+        "debezium-envelope",
+        "filter",
+        "redact",
+        "project",
+        "cloudevents",
+        "route",
+        "dedupe",
+    ] {
         let cases = root.join("plugins").join(name).join("cases");
         let file = plugins::plugin(name);
         let command = format!(

@@ -11,6 +11,7 @@ use super::exit;
 use crate::change::Batch;
 use crate::transform::{Engine, Plugin, Wanted};
 use crate::workbench::changes::{self, Tables, read_lines};
+use crate::workbench::languages::Language;
 use crate::workbench::trial::{self, TrialError};
 use crate::workbench::{build, cases, project};
 
@@ -43,13 +44,6 @@ pub struct NewArgs {
     /// Only write the SDK of this penstock into the project of this folder, over the one that is there
     #[arg(long, value_name = "FOLDER", conflicts_with = "name")]
     pub sdk_only: Option<PathBuf>,
-}
-
-/// Languages that there is a template for.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Language {
-    /// With an SDK
-    Rust,
 }
 
 /// `penstock plugin build`
@@ -161,13 +155,10 @@ fn said(error: impl std::fmt::Display) -> String {
 
 fn new(args: &NewArgs) -> Done {
     if let Some(folder) = &args.sdk_only {
-        if !folder.join("Cargo.toml").is_file() {
-            return Err(format!(
-                "{} holds no project: no Cargo.toml",
-                folder.display()
-            ));
-        }
-        project::vendor(folder).map_err(said)?;
+        let Some(language) = Language::of(folder) else {
+            return Err(build::BuildError::NoProject(folder.clone()).to_string());
+        };
+        project::vendor(folder, language).map_err(said)?;
         say!(
             "wrote the SDK of penstock {} to {}",
             env!("CARGO_PKG_VERSION"),
@@ -175,7 +166,6 @@ fn new(args: &NewArgs) -> Done {
         );
         return Ok(exit::OK);
     }
-    let Language::Rust = args.lang;
     let name = args.name.as_deref().unwrap_or_default();
     let folder = Path::new(name);
     let last = folder
@@ -188,12 +178,15 @@ fn new(args: &NewArgs) -> Done {
             project::NAME
         ));
     }
-    for written in project::create(folder, &last).map_err(said)? {
+    for written in project::create(folder, &last, args.lang).map_err(said)? {
         say!("wrote {}", written.display());
     }
     say!("wrote {} (the SDK)", folder.join("penstock").display());
     say!(
-        "\nnext:\n  cd {name}\n  penstock plugin build      # {}\n  penstock plugin test       # cases/{last}.toml",
+        "\nnext:\n  cd {name}\n{}  penstock plugin build      # {}\n  penstock plugin test       # cases/{last}.toml",
+        args.lang
+            .before_building()
+            .map_or_else(String::new, |first| format!("  {first}\n")),
         project::wasm_name(&last)
     );
     Ok(exit::OK)

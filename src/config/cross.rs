@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use figment::value::Value;
+use penstock_conditions::Condition;
 
 use super::error::{Place, Reason};
+use super::key::Leaf;
 use super::reading::{Reading, stage_of};
 use super::section::Values;
 use super::settings::*;
@@ -43,6 +45,7 @@ impl Reading<'_> {
         self.collector(settings);
         self.stages(settings);
         self.tables_of_transforms(settings);
+        self.conditions(settings);
         self.plugins(settings, checks);
     }
 
@@ -425,6 +428,20 @@ impl Reading<'_> {
                     found: format!("{table:?}"),
                 };
                 self.problem(reason, self.place(&key), [help]);
+            }
+        }
+    }
+
+    fn conditions(&mut self, settings: &Settings) {
+        for transform in &settings.transforms {
+            let key = format!("{}.when", stage_of(&transform.name));
+            let Some(Leaf::Text(text)) = self.leaves.get(&key).map(|got| got.leaf.clone()) else {
+                continue;
+            };
+            if let Err(error) = Condition::compile(&text) {
+                let place = self.place(&key).within(error.at);
+                let found = format!("{text:?}");
+                self.problem(Reason::Malformed { key, found }, place, [error.what]);
             }
         }
     }

@@ -390,6 +390,34 @@ impl Text {
     }
 }
 
+impl Place {
+    /// Where a byte of a text stands that is the value of this place; the whole value where it is written with escapes.
+    pub(super) fn within(self, at: usize) -> Self {
+        let Self::File(text, span) = self else {
+            return self;
+        };
+        let value = text.shown.get(span.clone()).unwrap_or_default();
+        let long = value.starts_with("\"\"\"") || value.starts_with("'''");
+        let quote = if long { 3 } else { 1 };
+        if !value.starts_with(['"', '\'']) || (value.starts_with('"') && value.contains('\\')) {
+            return Self::File(text, span);
+        }
+        // A line's end right behind the opening is not part of the text.
+        let body = value.get(quote..).unwrap_or_default();
+        let skipped = match (long, body.as_bytes()) {
+            (true, [b'\r', b'\n', ..]) => 2,
+            (true, [b'\n', ..]) => 1,
+            _ => 0,
+        };
+        let start = (span.start + quote + skipped + at).min(span.end.saturating_sub(quote));
+        let rest = text.shown.get(start..span.end).unwrap_or_default();
+        let word = |c: char| c.is_alphanumeric() || c == '_';
+        let first = rest.chars().next().map_or(0, char::len_utf8);
+        let len = rest.find(|c| !word(c)).unwrap_or(rest.len()).max(first);
+        Self::File(text, start..start + len)
+    }
+}
+
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -23,6 +23,8 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use penstock_conditions::Condition;
+
 use super::key::{Key, Leaf};
 use super::value::{Contents, Nodes, Secret, StartFrom};
 use crate::policy::rate;
@@ -204,6 +206,13 @@ impl FromKey for Option<String> {
             Leaf::Text(text) => Some(text),
             other => unreachable!("{path} is no text: {other:?}"),
         }
+    }
+}
+
+/// One that is malformed is absent; the checks say so.
+impl FromKey for Option<Condition> {
+    fn from_key(from: &dyn Values, path: &str) -> Self {
+        Condition::compile(&Option::<String>::from_key(from, path)?).ok()
     }
 }
 

@@ -223,6 +223,10 @@ fn observe(
             headroom: source.as_ref().and_then(|s| s.retention_headroom()),
             complaint: match &stage {
                 Stage::Sink => shared.pipeline().and_then(|p| p.sink.complaint()),
+                Stage::Transform(_) => shared
+                    .pipeline()
+                    .and_then(|p| p.transform_waits(&snapshot.stage))
+                    .map(|why| Status::Degraded(format!("waiting: {why}").into())),
                 _ => source.and_then(|s| s.complaint),
             },
         };

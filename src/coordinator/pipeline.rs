@@ -290,6 +290,12 @@ impl Pipeline {
         self.counters.lock().entry(shard).or_default().clone()
     }
 
+    /// What a transform that put a change off waits for, in any shard.
+    pub(super) fn transform_waits(&self, stage: &str) -> Option<Arc<str>> {
+        let counters = self.counters.lock();
+        counters.values().find_map(|c| c.works.waiting(stage))
+    }
+
     /// The children that serve all shards, then those of the shards that are open. Made again after they have
     /// ended, they go on where those left off.
     pub fn children(&self, failed: &FailedStages) -> Vec<ChildSpec> {

@@ -36,6 +36,15 @@ pub(crate) enum Made {
     Refused(String),
 }
 
+/// A transform wants to be handed an item, and all after it, again later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NotYet {
+    /// The item.
+    pub(crate) item: u32,
+    /// What it said.
+    pub(crate) message: String,
+}
+
 /// A batch being made, with its topics by name.
 #[derive(Debug)]
 pub(crate) struct Draft {

@@ -17,6 +17,7 @@ mod stage;
 mod tap;
 mod trace;
 pub mod wasm;
+mod when;
 
 use std::sync::Arc;
 
@@ -27,11 +28,11 @@ pub use trace::{Given, Passed, Plain, Step};
 pub use wasm::{Engine, EngineError, Facts, Plugin, PluginError, Prepared, TICK, Ticker, Wanted};
 
 use crate::change::{Batch, Position, RecordBatch, Rejected, TableSchema};
-use crate::config::settings::LiveSettings;
+use crate::config::settings::{LiveSettings, Settings};
 use crate::policy::Class;
 use draft::{Draft, Item};
 use render::Renderer;
-use stage::Stage;
+use stage::{Ran, Stage, Work};
 
 /// A batch could not be processed. Nothing of it counts as done.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,19 @@ pub enum TransformError {
         /// Why it was refused.
         error: String,
     },
+    /// A plugin wants to be handed a change, and all after it, again later. The chain keeps the batch:
+    /// [`Chain::go_on`].
+    #[error("{stage} asked to be tried again: {error}")]
+    NotYet {
+        /// The stage.
+        stage: Arc<str>,
+        /// Its place in the chain.
+        place: usize,
+        /// What it said.
+        error: String,
+        /// How often it has said so of this change.
+        tries: u32,
+    },
     /// After a fault no new instance could be made.
     #[error("{stage} has no instance: {source}")]
     Instance {
@@ -64,14 +78,16 @@ impl TransformError {
     pub fn class(&self) -> Class {
         match self {
             Self::Stopped { .. } => Class::Fatal,
-            Self::Instance { .. } => Class::Retryable,
+            Self::Instance { .. } | Self::NotYet { .. } => Class::Retryable,
         }
     }
 
     /// The stage that failed.
     pub fn stage(&self) -> &Arc<str> {
         match self {
-            Self::Stopped { stage, .. } | Self::Instance { stage, .. } => stage,
+            Self::Stopped { stage, .. }
+            | Self::NotYet { stage, .. }
+            | Self::Instance { stage, .. } => stage,
         }
     }
 }
@@ -90,6 +106,19 @@ pub struct Chain {
     tables: Vec<Arc<TableSchema>>,
     reports: Vec<StageReport>,
     taps: Option<Arc<Taps>>,
+    /// A batch that a transform said "not yet" to.
+    held: Option<Flow>,
+}
+
+/// A batch on its way through the chain.
+#[derive(Debug)]
+struct Flow {
+    draft: Draft,
+    /// The stage that is next.
+    place: usize,
+    work: Work,
+    changes: usize,
+    rejected: Vec<Rejected>,
 }
 
 /// A shard hands its chain to a thread that may block, and is handed successors from another.
@@ -112,6 +141,7 @@ impl Chain {
             tables: Vec::new(),
             reports: Vec::new(),
             taps: None,
+            held: None,
         }
     }
 
@@ -127,7 +157,7 @@ impl Chain {
     /// Makes records of a batch. Blocks: at most some deadlines for each change that a plugin fails on.
     ///
     /// # Errors
-    /// See [`TransformError`]; the shard goes back to its checkpoint then.
+    /// See [`TransformError`]; the shard goes back to its checkpoint then, but for [`TransformError::NotYet`].
     pub fn process(&mut self, batch: Batch) -> Result<RecordBatch, TransformError> {
         self.process_watched(batch, &|| {})
     }
@@ -152,24 +182,84 @@ impl Chain {
                 self.tables.push(table.clone());
             }
         }
-        let mut items: Vec<Item> = stage::changes(&batch).map(Item::Change).collect();
-        let changes = items.len();
-        let mut rejected: Vec<Rejected> = Vec::new();
-        let mut draft = Draft::of(batch);
-        let taps = self.taps.as_deref().filter(|taps| taps.is_open());
-        if let Some(taps) = taps {
+        let items: Vec<Item> = stage::changes(&batch).map(Item::Change).collect();
+        let draft = Draft::of(batch);
+        if let Some(taps) = self.taps.as_deref().filter(|taps| taps.is_open()) {
             taps.show("source", &draft, &items, &mut self.renderer);
         }
-        for stage in &mut self.stages {
-            let outcome = stage.run(&mut draft, items, &settings, pulse);
+        let flow = Flow {
+            draft,
+            place: 0,
+            changes: items.len(),
+            work: Work::new(items),
+            rejected: Vec::new(),
+        };
+        self.run(flow, &settings, pulse)
+    }
+
+    /// Goes on with the batch that a transform said "not yet" to, from that transform on, or, with `give_up`, after the
+    /// change, which is refused. [`Self::reports`] then begin with that transform. `None`: there is no such batch.
+    ///
+    /// # Errors
+    /// See [`TransformError`].
+    pub fn go_on(
+        &mut self,
+        give_up: bool,
+        pulse: &dyn Fn(),
+    ) -> Option<Result<RecordBatch, TransformError>> {
+        let mut flow = self.held.take()?;
+        self.reports.clear();
+        if give_up {
+            flow.work.give_up();
+        }
+        let settings = self.live.borrow().clone();
+        Some(self.run(flow, &settings, pulse))
+    }
+
+    fn run(
+        &mut self,
+        mut flow: Flow,
+        settings: &Settings,
+        pulse: &dyn Fn(),
+    ) -> Result<RecordBatch, TransformError> {
+        self.held = None;
+        let taps = self.taps.as_deref().filter(|taps| taps.is_open());
+        while let Some(stage) = self.stages.get_mut(flow.place) {
+            let work = std::mem::take(&mut flow.work);
+            let ran = stage.run(&mut flow.draft, work, settings, pulse);
             self.reports.push(stage.report.clone());
-            let outcome = outcome?;
-            items = outcome.items;
-            rejected.extend(outcome.rejected);
-            if let Some(taps) = taps {
-                taps.show(&stage.report.stage, &draft, &items, &mut self.renderer);
+            match ran? {
+                Ran::Done(outcome) => {
+                    if let Some(taps) = taps {
+                        let (stage, items) = (&stage.report.stage, &outcome.items);
+                        taps.show(stage, &flow.draft, items, &mut self.renderer);
+                    }
+                    flow.rejected.extend(outcome.rejected);
+                    flow.work = Work::new(outcome.items);
+                    flow.place += 1;
+                }
+                Ran::NotYet(work) => {
+                    let (tries, error) = work.put_off();
+                    let not_yet = TransformError::NotYet {
+                        stage: stage.report.stage.clone(),
+                        place: flow.place,
+                        error: error.to_owned(),
+                        tries,
+                    };
+                    flow.work = work;
+                    self.held = Some(flow);
+                    return Err(not_yet);
+                }
             }
         }
+        let Flow {
+            mut draft,
+            work,
+            changes,
+            mut rejected,
+            ..
+        } = flow;
+        let items = work.into_items();
         let mut records = Vec::with_capacity(items.len());
         for item in items {
             match item {

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use penstock_plugin_encoding::record_table;
 
 use super::TransformError;
-use super::draft::{Draft, Item, Made};
+use super::draft::{Draft, Item, Made, NotYet};
 use super::wasm::encoding::Input;
 use super::wasm::instance::{Fault, Instance, Interest};
 use super::wasm::plugin::Plugin;
 use super::wasm::swap::{Prepared, records, stage_name};
+use super::when::When;
 use crate::change::{Batch, Rejected, TableSchema};
 use crate::config::settings::{Limits, OnError, Settings};
 
@@ -23,8 +24,8 @@ pub struct StageReport {
     /// Changes and records that it was handed.
     pub items: u32,
     /// Traps, missed deadlines, memory overruns and malformed outputs, one for each change that is to blame,
-    /// however often it was tried; and one for a batch that failed although none of its changes does. These are
-    /// what the stage's breaker counts.
+    /// however often it was tried; one for a batch that failed although none of its changes does; and one for each wish
+    /// to be asked again later. These are what the stage's breaker counts.
     pub faults: Vec<String>,
     /// Changes that go to the dead letters.
     pub rejected: u32,
@@ -47,6 +48,8 @@ pub(super) struct Stage {
     on_error: OnError,
     /// The tables that it is for; `None`: all.
     tables: Option<Vec<String>>,
+    /// … and the changes and records; `None`: all.
+    when: Option<When>,
     /// `None` after a fault, until the next call.
     instance: Option<Instance>,
     /// Whether the last call was the first of its instance.
@@ -63,6 +66,60 @@ pub(super) struct Outcome {
     pub(super) rejected: Vec<Rejected>,
 }
 
+/// Items on their way through a stage, which may want to be asked again later.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    items: Vec<Item>,
+    /// What became of the items before `next`.
+    made: Vec<(u32, Made)>,
+    attempts: BTreeMap<u32, u32>,
+    /// The first item that is not done.
+    next: u32,
+    /// How often the stage said "not yet" to it, and with which words.
+    tries: u32,
+    said: String,
+}
+
+impl Work {
+    pub(super) fn new(items: Vec<Item>) -> Self {
+        Self {
+            items,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn into_items(self) -> Vec<Item> {
+        self.items
+    }
+
+    /// How often, and with which words, the stage put off the item that is next.
+    pub(super) fn put_off(&self) -> (u32, &str) {
+        (self.tries, &self.said)
+    }
+
+    /// The row of the change that is next.
+    pub(super) fn source(&self) -> Option<u32> {
+        Some(self.items.get(self.next as usize)?.source())
+    }
+
+    /// The item that is next was tried often enough: it is refused.
+    pub(super) fn give_up(&mut self) {
+        self.attempts.insert(self.next, self.tries);
+        let said = std::mem::take(&mut self.said);
+        self.made.push((self.next, Made::Refused(said)));
+        self.next += 1;
+        self.tries = 0;
+    }
+}
+
+/// How far a stage came with its work.
+pub(super) enum Ran {
+    /// To the end.
+    Done(Outcome),
+    /// To an item that it wants to be asked for again later.
+    NotYet(Work),
+}
+
 impl Stage {
     pub(super) fn new(prepared: Prepared) -> Self {
         let stage = stage_name(&prepared.name);
@@ -74,6 +131,7 @@ impl Stage {
             limits: prepared.limits,
             on_error: OnError::DeadLetter,
             tables: None,
+            when: None,
             instance: Some(prepared.instance),
             fresh: false,
             records: records(),
@@ -93,14 +151,14 @@ impl Stage {
         &self.plugin
     }
 
-    /// Runs the items through the plugin.
+    /// Runs the items through the plugin, from the first that is not done.
     pub(super) fn run(
         &mut self,
         draft: &mut Draft,
-        items: Vec<Item>,
+        mut work: Work,
         live: &Settings,
         pulse: &dyn Fn(),
-    ) -> Result<Outcome, TransformError> {
+    ) -> Result<Ran, TransformError> {
         let started = Instant::now();
         // Read at use, so that a retune needs nothing of us; a transform that the file no longer has keeps
         // what it had until the shard is rebuilt.
@@ -110,19 +168,38 @@ impl Stage {
             if self.tables != now.tables {
                 self.tables.clone_from(&now.tables);
             }
+            let same = match &self.when {
+                Some(when) => when.is(now.when.as_ref()),
+                None => now.when.is_none(),
+            };
+            if !same {
+                self.when = now.when.clone().map(When::new);
+            }
         }
         self.report = StageReport {
             stage: self.stage.clone(),
-            items: items.len() as u32,
+            items: work.items.len() as u32 - work.next,
             ..StageReport::default()
         };
-        let mut made = Vec::with_capacity(items.len());
-        let mut attempts = BTreeMap::new();
-        let wanted = self.wanted(draft, &items, &mut made)?;
-        self.isolate(draft, &items, &wanted, &mut made, &mut attempts, pulse)?;
-        let outcome = self.settle(draft, items, made, &attempts)?;
+        work.made.reserve(work.items.len());
+        let wanted = self.wanted(draft, &mut work)?;
+        let not_yet = self.isolate(draft, &mut work, &wanted, pulse)?;
+        let ran = match not_yet {
+            None => Ran::Done(self.settle(draft, work)?),
+            Some(NotYet { item, message }) => {
+                // What is made of later ones without asking (they pass by) is found again.
+                work.made.retain(|(made, _)| *made < item);
+                self.report.items = item - work.next;
+                self.report
+                    .faults
+                    .push(format!("asked to be tried again: {message}"));
+                let before = if item == work.next { work.tries } else { 0 };
+                (work.next, work.tries, work.said) = (item, before.saturating_add(1), message);
+                Ran::NotYet(work)
+            }
+        };
         self.report.elapsed = started.elapsed();
-        Ok(outcome)
+        Ok(ran)
     }
 
     /// The instance, made anew if the last one had a fault.
@@ -143,17 +220,15 @@ impl Stage {
 
     /// Opens the tables of the items and says which items the plugin is to see; what is to become of the
     /// others goes to `made`.
-    fn wanted(
-        &mut self,
-        draft: &Draft,
-        items: &[Item],
-        made: &mut Vec<(u32, Made)>,
-    ) -> Result<Vec<u32>, TransformError> {
+    fn wanted(&mut self, draft: &Draft, work: &mut Work) -> Result<Vec<u32>, TransformError> {
+        let Work {
+            items, made, next, ..
+        } = work;
         let mut wanted = Vec::with_capacity(items.len());
         let mut last: Option<(u32, Interest)> = None;
         // Whether this transform is for a table of the source.
         let mut meant: Option<(u32, bool)> = None;
-        for (item, index) in items.iter().zip(0..) {
+        for (item, index) in items.iter().zip(0..).skip(*next as usize) {
             if let Some(tables) = &self.tables {
                 let rows = &draft.batch.source.rows;
                 let origin = rows
@@ -169,6 +244,17 @@ impl Stage {
                 meant = Some((origin, ours));
                 if !ours {
                     made.push((index, Made::Forward));
+                    continue;
+                }
+            }
+            if let Some(when) = &mut self.when {
+                let other = match when.holds(draft, item) {
+                    Ok(true) => None,
+                    Ok(false) => Some(Made::Forward),
+                    Err(error) => Some(Made::Refused(error)),
+                };
+                if let Some(other) = other {
+                    made.push((index, other));
                     continue;
                 }
             }
@@ -254,15 +340,21 @@ impl Stage {
     ///
     /// An item is to blame only for what it does to a fresh instance: one that has served others may fail over
     /// what they left in it (a leak that has come to the limit, a count that overflows).
+    ///
+    /// Ends where the plugin says "not yet".
     fn isolate(
         &mut self,
         draft: &mut Draft,
-        items: &[Item],
+        work: &mut Work,
         wanted: &[u32],
-        made: &mut Vec<(u32, Made)>,
-        attempts: &mut BTreeMap<u32, u32>,
         pulse: &dyn Fn(),
-    ) -> Result<(), TransformError> {
+    ) -> Result<Option<NotYet>, TransformError> {
+        let Work {
+            items,
+            made,
+            attempts,
+            ..
+        } = work;
         let (mut at, mut size) = (0, wanted.len());
         // The ends of parts that failed as a whole and begin before `at`.
         let mut failed: Vec<usize> = Vec::new();
@@ -277,7 +369,11 @@ impl Stage {
             let limit = failed.last().copied().unwrap_or(wanted.len());
             let end = cut(draft, items, wanted, at, size, limit);
             match self.call(draft, items, &wanted[at..end], made)? {
-                Ok(()) => {
+                Ok(Some(not_yet)) => {
+                    self.report.faults.extend(unexplained);
+                    return Ok(Some(not_yet));
+                }
+                Ok(None) => {
                     at = end;
                     size = size.saturating_mul(2);
                     match doubted.take() {
@@ -325,7 +421,7 @@ impl Stage {
             }
         }
         self.report.faults.extend(unexplained);
-        Ok(())
+        Ok(None)
     }
 
     /// Whether something else than the one item of the last call may have caused its fault, so that it gets
@@ -349,7 +445,7 @@ impl Stage {
         items: &[Item],
         chunk: &[u32],
         made: &mut Vec<(u32, Made)>,
-    ) -> Result<Result<(), Fault>, TransformError> {
+    ) -> Result<Result<Option<NotYet>, Fault>, TransformError> {
         if let Err(refused) = self.open_all(&draft.batch.source, items, chunk)? {
             return Ok(Err(refused));
         }
@@ -381,13 +477,13 @@ impl Stage {
     }
 
     /// Puts what was made in order and applies `on_error`.
-    fn settle(
-        &mut self,
-        draft: &Draft,
-        items: Vec<Item>,
-        mut made: Vec<(u32, Made)>,
-        attempts: &BTreeMap<u32, u32>,
-    ) -> Result<Outcome, TransformError> {
+    fn settle(&mut self, draft: &Draft, work: Work) -> Result<Outcome, TransformError> {
+        let Work {
+            items,
+            mut made,
+            attempts,
+            ..
+        } = work;
         if !made.is_sorted_by_key(|(item, _)| *item) {
             made.sort_by_key(|(item, _)| *item);
         }

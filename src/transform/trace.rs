@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::draft::{Draft, Item};
-use super::stage::StageReport;
+use super::stage::{Ran, StageReport, Work};
 use super::{Chain, TransformError};
 use crate::change::{Batch, Record, Rejected, Slice};
 
@@ -48,6 +48,8 @@ pub struct Step {
     pub passed: Vec<Passed>,
     /// What it refused.
     pub rejected: Vec<Rejected>,
+    /// What it would be handed again later, which is here refused after the first try: the rows, and what it said.
+    pub not_yet: Vec<(u32, String)>,
     /// Its count of what happened; of `sink` an empty one.
     pub report: StageReport,
 }
@@ -83,14 +85,27 @@ impl Chain {
             }
         }
         for stage in self.stages.iter_mut().skip(first) {
-            let outcome = stage.run(&mut draft, items, &settings, &|| {})?;
+            let (mut work, mut not_yet) = (Work::new(items), Vec::new());
+            let outcome = loop {
+                match stage.run(&mut draft, work, &settings, &|| {})? {
+                    Ran::Done(outcome) => break outcome,
+                    Ran::NotYet(put_off) => {
+                        let (_, said) = put_off.put_off();
+                        not_yet.extend(put_off.source().map(|row| (row, said.to_owned())));
+                        work = put_off;
+                        work.give_up();
+                    }
+                }
+            };
             items = outcome.items;
             let mut rejected = outcome.rejected;
+            rejected.retain(|r| not_yet.iter().all(|(row, _)| *row != r.source));
             rejected.append(&mut refused);
             steps.push(Step {
                 name: stage.name().to_owned(),
                 passed: items.iter().map(|item| plain(&draft, item)).collect(),
                 rejected,
+                not_yet,
                 report: stage.report.clone(),
             });
         }
@@ -98,6 +113,7 @@ impl Chain {
             name: "sink".to_owned(),
             passed: Vec::new(),
             rejected: refused,
+            not_yet: Vec::new(),
             report: StageReport::default(),
         };
         for item in items {

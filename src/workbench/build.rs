@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use super::languages::{self, Language};
+
 const TARGET: &str = "wasm32-unknown-unknown";
 
 /// Why a project cannot be built.
@@ -15,7 +17,8 @@ const TARGET: &str = "wasm32-unknown-unknown";
 pub enum BuildError {
     /// The folder holds no project.
     #[error(
-        "{path} holds no plugin: a Rust one has a Cargo.toml; `penstock plugin new <name>` writes one",
+        "{path} holds no plugin: that is a Cargo.toml, a go.mod, a package.json or a pyproject.toml; \
+         `penstock plugin new <name>` writes one",
         path = .0.display()
     )]
     NoProject(PathBuf),
@@ -67,18 +70,22 @@ pub struct Built {
 /// # Errors
 /// See [`BuildError`].
 pub fn build(folder: &Path, out: Option<&Path>, offline: bool) -> Result<Built, BuildError> {
-    if !folder.join("Cargo.toml").is_file() {
-        return Err(BuildError::NoProject(folder.to_owned()));
-    }
-    ensure_target(folder)?;
-    let made = cargo(folder, offline)?;
-    let name = made.file_name().unwrap_or_default();
-    let to = out.map_or_else(|| folder.join(name), Path::to_owned);
+    let language = Language::of(folder).ok_or_else(|| BuildError::NoProject(folder.to_owned()))?;
     let file = |path: &Path, e: std::io::Error| BuildError::File {
         path: path.to_owned(),
         reason: e.to_string(),
     };
-    let bytes = fs::read(&made).map_err(|e| file(&made, e))?;
+    let (bytes, name) = match language {
+        Language::Rust => {
+            ensure_target(folder)?;
+            let made = cargo(folder, offline)?;
+            let bytes = fs::read(&made).map_err(|e| file(&made, e))?;
+            let name = made.file_name().unwrap_or_default();
+            (bytes, name.to_string_lossy().into_owned())
+        }
+        other => languages::build(other, folder, offline)?,
+    };
+    let to = out.map_or_else(|| folder.join(name), Path::to_owned);
     let changed = fs::read(&to).ok().as_ref() != Some(&bytes);
     if changed {
         // Whole or not at all: a pipeline may be watching it.
@@ -89,19 +96,22 @@ pub fn build(folder: &Path, out: Option<&Path>, offline: bool) -> Result<Built, 
     Ok(Built { path: to, changed })
 }
 
-fn program(variable: &str, name: &str) -> OsString {
+/// A program, or another one that the environment names.
+pub(super) fn program(variable: &str, name: &str) -> OsString {
     std::env::var_os(variable).unwrap_or_else(|| name.into())
 }
 
 const RUSTUP: &str = "install Rust by https://rustup.rs";
 
-fn missing(program: &OsString, error: &std::io::Error) -> BuildError {
+/// A program that cannot be run.
+pub(super) fn missing(
+    program: &OsString,
+    error: &std::io::Error,
+    advice: &'static str,
+) -> BuildError {
     let program = program.to_string_lossy().into_owned();
     match error.kind() {
-        ErrorKind::NotFound => BuildError::Missing {
-            program,
-            advice: RUSTUP,
-        },
+        ErrorKind::NotFound => BuildError::Missing { program, advice },
         _ => BuildError::Failed {
             program: format!("{program} ({error})"),
         },
@@ -116,7 +126,7 @@ fn ensure_target(folder: &Path) -> Result<(), BuildError> {
         .args(["--print", "target-libdir", "--target", TARGET])
         .stderr(Stdio::inherit())
         .output()
-        .map_err(|e| missing(&rustc, &e))?;
+        .map_err(|e| missing(&rustc, &e, RUSTUP))?;
     let libdir = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     if output.status.success() && libdir.is_dir() {
         return Ok(());
@@ -158,7 +168,7 @@ fn cargo(folder: &Path, offline: bool) -> Result<PathBuf, BuildError> {
     let output = command
         .stderr(Stdio::inherit())
         .output()
-        .map_err(|e| missing(&cargo, &e))?;
+        .map_err(|e| missing(&cargo, &e, RUSTUP))?;
     if !output.status.success() {
         return Err(BuildError::Failed {
             program: "cargo build".to_owned(),

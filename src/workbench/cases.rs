@@ -199,14 +199,18 @@ fn expecting(expected: &[Value], got: &[Value]) -> Vec<Value> {
         let Some(seen) = got.get(at) else {
             return value;
         };
-        if let (Some(wanted), Some(error)) = (value["error"].as_str(), seen["error"].as_str())
-            && error.contains(wanted)
-        {
-            value["error"] = error.into();
+        for words in ["error", "retry"] {
+            if let (Some(wanted), Some(said)) = (value[words].as_str(), seen[words].as_str())
+                && said.contains(wanted)
+            {
+                value[words] = said.into();
+            }
         }
         if let (Value::Object(value), Some(number)) = (&mut value, seen.get("change"))
             && !value.contains_key("change")
-            && (value.contains_key("topic") || value.contains_key("error"))
+            && ["topic", "error", "retry"]
+                .iter()
+                .any(|what| value.contains_key(*what))
         {
             value.insert("change".to_owned(), number.clone());
         }
@@ -237,14 +241,10 @@ fn lines(outcomes: &[Value]) -> Vec<String> {
         let number = parts
             .get("change")
             .map_or_else(|| "?".to_owned(), Value::to_string);
-        let head = match (parts.get("topic"), parts.get("error")) {
+        let said = |what: &str| Some(format!("{what}: {}", parts.get(what)?.as_str()?));
+        let head = match (parts.get("topic"), said("error").or_else(|| said("retry"))) {
             (Some(topic), _) => format!("change {number}: record to {topic}"),
-            (None, Some(error)) => {
-                format!(
-                    "change {number}: error: {}",
-                    error.as_str().unwrap_or_default()
-                )
-            }
+            (None, Some(said)) => format!("change {number}: {said}"),
             _ => match parts.iter().next() {
                 Some((what, number)) if parts.len() == 1 => format!("change {number}: {what}"),
                 _ => outcome.to_string(),

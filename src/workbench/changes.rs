@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use penstock_plugin_encoding::{
-    ColumnKind, ColumnTag, CqlType, Mark, Operation, RowMeta, RowsBuilder, record_table,
+    ColumnTag, CqlType, Mark, Operation, RowMeta, RowsBuilder, record_table, shape,
 };
 use serde_json::{Map, Value};
 use uuid::{NoContext, Timestamp, Uuid};
@@ -30,10 +30,13 @@ impl Tables {
         let Some((keyspace, table)) = name.split_once('.') else {
             return Err(format!("table {name:?}: expected keyspace.name"));
         };
-        let columns = split_columns(columns)
-            .into_iter()
-            .map(|text| column(text).map_err(|e| format!("table {name}: {e}")))
-            .collect::<Result<Vec<_>, _>>()?;
+        let columns = shape::columns(columns).map_err(|e| format!("table {name}: {e}"))?;
+        let column = |column: shape::Column<'_>| Column {
+            name: column.name.to_owned(),
+            cql_type: column.cql_text.to_owned(),
+            kind: column.kind,
+        };
+        let columns = columns.into_iter().map(column).collect();
         self.0.retain(|t| t.keyspace != keyspace || t.name != table);
         self.0.push(Arc::new(TableSchema {
             id: self.0.iter().map(|t| t.id).max().map_or(1, |id| id + 1),
@@ -72,49 +75,6 @@ impl Tables {
                 .ok_or_else(|| format!("unknown table {name:?}; {}", known())),
         }
     }
-}
-
-fn column(text: &str) -> Result<Column, String> {
-    let Some((name, rest)) = text.split_once(char::is_whitespace) else {
-        return Err(format!("{text:?}: expected `name type`"));
-    };
-    let kinds = [
-        (" primary", ColumnKind::PartitionKey),
-        (" clustering", ColumnKind::ClusteringKey),
-        (" static", ColumnKind::Static),
-    ];
-    let found = kinds
-        .into_iter()
-        .find_map(|(suffix, kind)| Some((rest.strip_suffix(suffix)?, kind)));
-    let (cql_type, kind) = found.unwrap_or((rest, ColumnKind::Regular));
-    let cql_type = cql_type.trim();
-    cql_type
-        .parse::<CqlType>()
-        .map_err(|e| format!("column {name}: {e}"))?;
-    Ok(Column {
-        name: name.to_owned(),
-        cql_type: cql_type.to_owned(),
-        kind,
-    })
-}
-
-/// Splits at commas that are not within `<…>`.
-fn split_columns(text: &str) -> Vec<&str> {
-    let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
-    for (i, c) in text.char_indices() {
-        match c {
-            '<' => depth += 1,
-            '>' => depth -= 1,
-            ',' if depth == 0 => {
-                parts.push(text[start..i].trim());
-                start = i + 1;
-            }
-            _ => {}
-        }
-    }
-    parts.push(text[start..].trim());
-    parts.retain(|part| !part.is_empty());
-    parts
 }
 
 /// A batch of changes and records, one item for each that was given.

@@ -2,7 +2,8 @@
 //! itself, its build, golden tests in the real host, and what can be seen of a plugin.
 //!
 //! - [`project`]: a new project, with the SDK and the contract in it.
-//! - [`build`]: source to `.wasm`, one command whatever the language.
+//! - [`build`]: source to `.wasm`, one command whatever the language; [`languages`] has those beside Rust, and [`component`]
+//!   makes a component of what Go builds.
 //! - [`values`], [`changes`]: changes from the JSON form of the docs.
 //! - [`redact`]: recorded changes without their values.
 //! - [`trial`]: a plugin at work outside of a pipeline.
@@ -13,6 +14,8 @@ pub mod build;
 pub mod cases;
 pub mod chain;
 pub mod changes;
+pub mod component;
+pub mod languages;
 pub mod project;
 pub mod redact;
 pub mod trial;

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use super::languages::Language;
+
 /// The SDK, where it stands below the project's folder `penstock`.
 const SDK: &[(&str, &str)] = &[
     (
@@ -70,6 +72,10 @@ const SDK: &[(&str, &str)] = &[
         "crates/plugin-encoding/src/rows.rs",
         include_str!("../../crates/plugin-encoding/src/rows.rs"),
     ),
+    (
+        "crates/plugin-encoding/src/shape.rs",
+        include_str!("../../crates/plugin-encoding/src/shape.rs"),
+    ),
 ];
 
 /// Of it the SDK's crates inherit what they have in common.
@@ -106,11 +112,25 @@ pub fn wasm_name(name: &str) -> String {
     format!("{}.wasm", name.replace('-', "_"))
 }
 
-/// Writes a new Rust project into a folder, which must not be there. Returns the files that are the author's.
+/// What a project has in every language but Rust, whose own are in its list.
+const COMMON: &[(&str, &str)] = &[
+    ("README.md", include_str!("template/README.md")),
+    (
+        "cases/changes.jsonl",
+        include_str!("template/changes.jsonl"),
+    ),
+    ("cases/{name}.toml", include_str!("template/cases.toml")),
+    (
+        ".gitignore",
+        "/target\n/node_modules\n/.venv\n__pycache__\n",
+    ),
+];
+
+/// Writes a new project into a folder, which must not be there. Returns the files that are the author's.
 ///
 /// # Errors
 /// What cannot be written.
-pub fn create(folder: &Path, name: &str) -> Result<Vec<PathBuf>, Error> {
+pub fn create(folder: &Path, name: &str, language: Language) -> Result<Vec<PathBuf>, Error> {
     if folder.exists() {
         let message = format!("{} is there already", folder.display());
         return Err(Error::new(ErrorKind::AlreadyExists, message));
@@ -118,18 +138,26 @@ pub fn create(folder: &Path, name: &str) -> Result<Vec<PathBuf>, Error> {
     let about =
         "Lets go of the changes that say one of some words in a column, and hands on all others";
     let mut written = Vec::new();
-    for (path, text) in RUST {
+    let (files, common) = match language {
+        Language::Rust => (RUST, &[][..]),
+        other => (other.files(), COMMON),
+    };
+    let main = files.first().map_or("", |(path, _)| *path);
+    for (path, text) in files.iter().chain(common) {
         let path = folder.join(path.replace("{name}", name));
         let text = text
             .replace("{name}", name)
             .replace("{about}", about)
             .replace("{file}", &wasm_name(name))
+            .replace("{main}", main)
             .replace("{Type}", &type_name(name));
         write(&path, &text)?;
         written.push(path);
     }
-    write(&folder.join("Cargo.lock"), &lock(name)?)?;
-    vendor(folder)?;
+    if language == Language::Rust {
+        write(&folder.join("Cargo.lock"), &lock(name)?)?;
+    }
+    vendor(folder, language)?;
     Ok(written)
 }
 
@@ -137,8 +165,17 @@ pub fn create(folder: &Path, name: &str) -> Result<Vec<PathBuf>, Error> {
 ///
 /// # Errors
 /// What cannot be written.
-pub fn vendor(folder: &Path) -> Result<(), Error> {
+pub fn vendor(folder: &Path, language: Language) -> Result<(), Error> {
     let sdk = folder.join("penstock");
+    if language != Language::Rust {
+        for (path, text) in language.sdk() {
+            write(
+                &sdk.join(path),
+                &text.replace("{version}", env!("CARGO_PKG_VERSION")),
+            )?;
+        }
+        return Ok(());
+    }
     for (path, text) in SDK {
         write(&sdk.join(path), text)?;
     }

@@ -22,6 +22,8 @@ pub enum Outcome {
     Dropped(usize),
     /// It was refused, with these words.
     Error(usize, String),
+    /// It would be handed out again later, for this reason.
+    Retry(usize, String),
 }
 
 /// Why a plugin cannot be tried.
@@ -130,6 +132,9 @@ pub fn outcomes(step: &Step, rows: &[u32], reached: &dyn Fn(u32) -> bool) -> Vec
         for rejected in step.rejected.iter().filter(|r| r.source == *row) {
             all.push(Outcome::Error(number, rejected.error.clone()));
         }
+        for (_, said) in step.not_yet.iter().filter(|(of, _)| of == row) {
+            all.push(Outcome::Retry(number, said.clone()));
+        }
         if all.len() == before {
             all.push(Outcome::Dropped(number));
         }
@@ -139,12 +144,13 @@ pub fn outcomes(step: &Step, rows: &[u32], reached: &dyn Fn(u32) -> bool) -> Vec
 
 impl Outcome {
     /// The form that tests have: `{"change": 1, "topic": …, "key": …, "value": …, "headers": {…}}`, `{"forwarded": 1}`,
-    /// `{"dropped": 1}`, `{"change": 1, "error": …}`.
+    /// `{"dropped": 1}`, `{"change": 1, "error": …}`, `{"change": 1, "retry": …}`.
     pub fn to_json(&self) -> Value {
         match self {
             Self::Forwarded(number) => json!({ "forwarded": number }),
             Self::Dropped(number) => json!({ "dropped": number }),
             Self::Error(number, error) => json!({ "change": number, "error": error }),
+            Self::Retry(number, said) => json!({ "change": number, "retry": said }),
             Self::Record(number, plain) => {
                 let mut record = plain.to_json();
                 record["change"] = (*number).into();

@@ -80,6 +80,7 @@ const ROWS: &[(&str, &str, See)] = &[
     ("transform.*.name", r#""router""#, Effect),
     ("transform.*.plugin", r#""{dir}/other.wasm""#, Effect),
     ("transform.*.tables", r#"["outbox"]"#, InForce("tests/plugins.rs looks at what a transform of some tables sees")),
+    ("transform.*.when", r#""op == 'update'""#, InForce("tests/plugins.rs looks at what a transform with a condition sees")),
     ("transform.*.on_error", r#""drop""#, Effect),
     ("transform.*.limits.memory", r#""128MiB""#, InForce("tests/plugins.rs runs plugins into it")),
     ("transform.*.limits.deadline", r#""9s""#, InForce("tests/plugins.rs runs plugins into it")),

@@ -3,12 +3,14 @@
 //! - [`rows`]: the input of `process`, a batch of changes with O(1) access to every column.
 //! - [`output`]: the output of `process`.
 //! - [`cql`]: CQL types and values, and their JSON form.
+//! - [`shape`]: the columns of a table, as people write them.
 //!
 //! Everything here is bounds-checked: neither side trusts the other's lengths.
 
 pub mod cql;
 pub mod output;
 pub mod rows;
+pub mod shape;
 
 pub use cql::{CqlType, CqlValue};
 pub use output::{ColumnRef, Field, OutputReader, OutputWriter};

@@ -11,6 +11,7 @@
 //! 2 forward  u32 source                 hand the change on unchanged
 //! 3 drop     u32 source                 let go of it; a change that is not named at all is dropped too
 //! 4 error    u32 source, u32 len, text  this change can never succeed: dead-letter it
+//! 5 retry    u32 source, u32 len, text  not now: hand this change, and all after it, again later
 //!
 //! field      u8 0                       null
 //!            u8 1, u32 len, bytes
@@ -20,7 +21,8 @@
 //!
 //! `source` is the index of a row of the input that is a change (no image, no range end, no context), and
 //! sources never decrease: a transform keeps the order. A later key or value of a record replaces an earlier
-//! one; absent ones are null. An error entry takes back all that the change made.
+//! one; absent ones are null. An error entry takes back all that the change made. So does a retry entry, which is the
+//! last: what comes after it in the batch is not done, so that the order is kept and no change is seen twice.
 
 use std::fmt;
 use std::ops::Range;
@@ -92,6 +94,7 @@ const RECORD: u8 = 1;
 const FORWARD: u8 = 2;
 const DROP: u8 = 3;
 const ERROR: u8 = 4;
+const RETRY: u8 = 5;
 
 const KEY: u8 = 0;
 const VALUE: u8 = 1;
@@ -256,7 +259,16 @@ impl OutputWriter {
 
     /// Refuses the change.
     pub fn error(&mut self, source: u32, message: &str) {
-        self.entry(ERROR, source);
+        self.message(ERROR, source, message);
+    }
+
+    /// Asks to be handed the change, and all after it, again later. Nothing may be written after it.
+    pub fn retry(&mut self, source: u32, message: &str) {
+        self.message(RETRY, source, message);
+    }
+
+    fn message(&mut self, kind: u8, source: u32, message: &str) {
+        self.entry(kind, source);
         self.buf
             .extend_from_slice(&(message.len() as u32).to_le_bytes());
         self.buf.extend_from_slice(message.as_bytes());
@@ -320,6 +332,8 @@ pub enum Event {
     Drop(u32),
     /// The change is refused; the message is UTF-8.
     Error(u32, Range<u32>),
+    /// The change, and all after it, is to be handed out again later; the message is UTF-8. The last event.
+    Retry(u32, Range<u32>),
 }
 
 /// The bytes are not an output.
@@ -401,6 +415,15 @@ impl<'a> OutputReader<'a> {
                 let source = self.u32()?;
                 let len = self.u32()?;
                 Event::Error(source, self.text(len)?)
+            }
+            RETRY => {
+                let source = self.u32()?;
+                let len = self.u32()?;
+                let text = self.text(len)?;
+                if self.entries > 0 {
+                    return Err(self.bad("an entry after a retry, which is the last"));
+                }
+                Event::Retry(source, text)
             }
             _ => return Err(self.bad("unknown kind of entry")),
         };
@@ -514,6 +537,7 @@ mod tests {
         w.drop_change(3);
         w.record(4, "b");
         w.value(ColumnRef { row: 4, column: 7 }.into());
+        w.retry(5, "later");
         w.finish()
     }
 
@@ -535,6 +559,7 @@ mod tests {
                 Event::Header(n, FieldSpan::Null) => format!("header {} null", text(n)),
                 Event::Value(FieldSpan::Column(c)) => format!("value {}.{}", c.row, c.column),
                 Event::Error(s, m) => format!("error {s} {}", text(m)),
+                Event::Retry(s, m) => format!("retry {s} {}", text(m)),
                 other => format!("{other:?}"),
             })
             .collect();
@@ -550,9 +575,19 @@ mod tests {
                 "Drop(3)",
                 "topic b",
                 "record 4 1",
-                "value 4.7"
+                "value 4.7",
+                "retry 5 later"
             ]
         );
+    }
+
+    #[test]
+    fn a_retry_is_the_last() {
+        let mut w = OutputWriter::default();
+        w.retry(0, "later");
+        w.forward(1);
+        let error = read(&w.finish()).unwrap_err();
+        assert_eq!(error.what, "an entry after a retry, which is the last");
     }
 
     #[test]

@@ -65,6 +65,11 @@ impl<'a> Change<'a> {
         self.table
     }
 
+    /// The batch as it came, and the row of this change: for what reads the encoding itself.
+    pub fn raw(&self) -> (&'a Rows, u32) {
+        (self.rows, self.index)
+    }
+
     /// When it was written: microseconds since the Unix epoch.
     pub fn time_us(&self) -> i64 {
         self.meta().time_us

@@ -84,34 +84,56 @@ pub mod describing {
     });
 }
 
-/// Why something failed: settings that are refused, or a change that can never succeed.
+/// Why something failed: settings that are refused, a change that can never succeed, or (see [`Error::retry`]) one that
+/// cannot be worked on yet.
 ///
 /// Any error turns into it with `?`; [`Error::new`] and [`bail!`] make one from text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Error(String);
+pub struct Error {
+    message: String,
+    is_retry: bool,
+}
 
 impl Error {
     /// An error with this message.
     pub fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+        Self {
+            message: message.into(),
+            is_retry: false,
+        }
+    }
+
+    /// The same, but not for good: from [`Transform::process`] it asks to be handed the change again later, and with it what
+    /// comes after it, so that the order is kept. What was written for the change is taken back. Each try is a failure
+    /// for the transform's breaker; pauses, and how many tries there are, are its retry policy's. It is a dead letter only
+    /// where that policy has an end (`max_attempts`), which it has not by default.
+    #[must_use]
+    pub fn retry(mut self) -> Self {
+        self.is_retry = true;
+        self
+    }
+
+    /// Whether it asks for another try.
+    pub fn is_retry(&self) -> bool {
+        self.is_retry
     }
 
     /// The message.
     pub fn message(&self) -> &str {
-        &self.0
+        &self.message
     }
 }
 
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.message)
     }
 }
 
 // `Error` itself does not implement `std::error::Error`, which would forbid this.
 impl<E: std::error::Error> From<E> for Error {
     fn from(error: E) -> Self {
-        Self(error.to_string())
+        Self::new(error.to_string())
     }
 }
 
@@ -144,7 +166,7 @@ pub trait Transform: Sized + 'static {
 
     /// Makes what it wants of a change, which is never an image or the end of a range: those are reached
     /// through it. Writing nothing drops the change. An error dead-letters it (or what `on_error` says), takes
-    /// back what was written for it, and leaves the other changes alone.
+    /// back what was written for it, and leaves the other changes alone; [`Error::retry`] says "not yet" instead.
     fn process(&mut self, change: &Change<'_>, out: &mut Output) -> Result<(), Error>;
 }
 
@@ -186,8 +208,13 @@ impl<T: Transform> Runtime<T> {
                 Some(change) => self.transform.process(&change, &mut out),
                 None => Err(Error::new("its table was never opened")),
             };
-            if let Err(error) = processed {
-                out.refuse(error.message());
+            match processed {
+                Ok(()) => {}
+                Err(error) if error.is_retry() => {
+                    out.retry(error.message());
+                    break;
+                }
+                Err(error) => out.refuse(error.message()),
             }
         }
         Ok(out.finish())

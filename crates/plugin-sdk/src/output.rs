@@ -31,6 +31,11 @@ impl Output {
         self.writer.error(self.source, message);
     }
 
+    pub(crate) fn retry(&mut self, message: &str) {
+        self.writer.undo_to(self.start);
+        self.writer.retry(self.source, message);
+    }
+
     pub(crate) fn finish(self) -> Vec<u8> {
         self.writer.finish()
     }

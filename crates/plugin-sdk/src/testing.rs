@@ -22,7 +22,7 @@
 //! ```
 
 use penstock_plugin_encoding::output::{Event, FieldSpan, OutputReader};
-use penstock_plugin_encoding::{ColumnKind, ColumnTag, Operation, RowMeta, Rows, RowsBuilder};
+use penstock_plugin_encoding::{ColumnTag, Operation, RowMeta, Rows, RowsBuilder, shape};
 
 use crate::table::Column;
 use crate::{Error, Interest, Runtime, Settings, Table, Timestamp, Transform, Uuid};
@@ -45,6 +45,8 @@ pub enum Outcome {
     Dropped,
     /// It would be dead-lettered, with this message.
     Refused(String),
+    /// It would be handed out again later: [`Error::retry`].
+    Retry(String),
     /// The table was ignored: the change passes by.
     Ignored,
 }
@@ -226,22 +228,11 @@ impl<T: Transform> Harness<T> {
     /// On a name or columns that are not so written.
     pub fn table(&mut self, name: &str, columns: &str) -> Result<TestTable, Error> {
         let (keyspace, name) = name.split_once('.').expect("keyspace.name");
-        let columns = split_columns(columns).into_iter().map(|column| {
-            let (name, rest) = column.split_once(' ').expect("column type");
-            let kinds = [
-                (" primary", ColumnKind::PartitionKey),
-                (" clustering", ColumnKind::ClusteringKey),
-                (" static", ColumnKind::Static),
-            ];
-            let found = kinds
-                .into_iter()
-                .find_map(|(suffix, kind)| Some((rest.strip_suffix(suffix)?, kind)));
-            let (cql_type, kind) = found.unwrap_or((rest, ColumnKind::Regular));
-            Column {
-                name: name.to_owned(),
-                cql_type: cql_type.parse().expect("a CQL type"),
-                kind,
-            }
+        let columns = shape::columns(columns).expect("`column type`, with commas between");
+        let columns = columns.into_iter().map(|column| Column {
+            name: column.name.to_owned(),
+            cql_type: column.cql_type,
+            kind: column.kind,
         });
         let table = Table {
             id: self.interests.len() as u32,
@@ -275,24 +266,6 @@ impl<T: Transform> Harness<T> {
             &change.table,
         )
     }
-}
-
-/// Splits at commas that are not within `<…>`.
-fn split_columns(text: &str) -> Vec<&str> {
-    let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
-    for (i, c) in text.char_indices() {
-        match c {
-            '<' => depth += 1,
-            '>' => depth -= 1,
-            ',' if depth == 0 => {
-                parts.push(text[start..i].trim());
-                start = i + 1;
-            }
-            _ => {}
-        }
-    }
-    parts.push(text[start..].trim());
-    parts
 }
 
 fn read_outcome(output: &[u8], rows: &Rows, table: &Table) -> Outcome {
@@ -334,6 +307,7 @@ fn read_outcome(output: &[u8], rows: &Rows, table: &Table) -> Outcome {
             Event::Forward(_) => outcome = Outcome::Forwarded,
             Event::Drop(_) => outcome = Outcome::Dropped,
             Event::Error(_, message) => return Outcome::Refused(text(message)),
+            Event::Retry(_, message) => return Outcome::Retry(text(message)),
         }
     }
     if let Some(column) = no_value.get() {
@@ -374,6 +348,10 @@ mod tests {
         fn process(&mut self, change: &Change<'_>, out: &mut Output) -> Result<(), Error> {
             match change.operation() {
                 Operation::RowDelete => out.forward(change),
+                Operation::PartitionDelete => {
+                    out.forward(change);
+                    return Err(Error::new("not yet").retry());
+                }
                 Operation::Update => {
                     let before = change.preimage().ok_or(Error::new("no preimage"))?;
                     let after = change.postimage().ok_or(Error::new("no postimage"))?;
@@ -441,6 +419,10 @@ mod tests {
         );
         assert_eq!(
             harness.run(t.change(Operation::PartitionDelete)),
+            Outcome::Retry("not yet".to_owned())
+        );
+        assert_eq!(
+            harness.run(t.change(Operation::RangeDeleteEndInclusive)),
             Outcome::Dropped
         );
     }

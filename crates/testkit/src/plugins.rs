@@ -44,6 +44,10 @@ fn build(triple: &str) -> PathBuf {
                 "debezium-envelope",
                 "filter",
                 "redact",
+                "project",
+                "cloudevents",
+                "route",
+                "dedupe",
                 "test-faults",
             ]
             .map(|name| ["-p", name])

@@ -20,6 +20,7 @@ pub fn transform(name: &str, on_error: OnError, settings: &[(&str, &str)]) -> Tr
         name: name.to_owned(),
         plugin: PathBuf::new(),
         tables: None,
+        when: None,
         on_error,
         limits: Limits {
             memory: 8 << 20,

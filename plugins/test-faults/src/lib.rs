@@ -141,6 +141,15 @@ impl State {
                     out.record(source, "a topic with spaces");
                 }
                 b"error" => out.error(source, "asked to refuse"),
+                // Until a plugin of another version, which can, takes over.
+                b"not-yet" if self.version == "1" => {
+                    out.retry(source, "asked to wait");
+                    break;
+                }
+                b"forward-after-retry" => {
+                    out.retry(source, "asked to wait");
+                    out.forward(source);
+                }
                 b"forward" => out.forward(source),
                 b"drop" => out.drop_change(source),
                 b"twice" => {

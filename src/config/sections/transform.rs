@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use penstock_conditions::Condition;
+
 use crate::config::key::Class::{Live, Rebuild, Swap};
 use crate::config::key::Fallback::{Absent, Required, Value};
 use crate::config::key::Kind;
@@ -33,6 +35,8 @@ section! {
         plugin: PathBuf = { Kind::Path, Required, Swap, r#""plugins/outbox_router.wasm""# },
         /// The tables whose changes, and what was made of them, it is handed; the others pass it by. All, if it is not set
         tables: Option<Vec<String>> = { Kind::List(rules::cql_name), Absent, Live, r#"["outbox_messages"]"# },
+        /// The changes and records that it is handed, by an expression in CEL; the others pass it by. All, if it is not set
+        when: Option<Condition> = { Kind::Text(rules::nonempty), Absent, Live, r#""op == 'insert'""# },
         /// What becomes of a change that the plugin rejects: keep it with its error, let go of it (counted as
         /// failed), or fail the stage
         on_error: OnError = { Kind::Choice(OnError::WORDS), Value(r#""dead-letter""#), Live, r#""dead-letter""# },

@@ -8,8 +8,9 @@ use super::super::child::Stage;
 use super::super::faults;
 use super::super::supervisor::{Blamed, ChildScope};
 use super::Lane;
+use crate::change::RecordBatch;
 use crate::policy::stage::{Permit, StagePolicies};
-use crate::transform::Chain;
+use crate::transform::{Chain, TransformError};
 
 /// Waits for the leave of every transform's rate limit and breaker. The leaves of the breakers are taken together: one
 /// may be the only probe of its breaker, and is not kept while another one is waited for.
@@ -20,6 +21,10 @@ async fn admit(policies: &[StagePolicies], changes: u32) -> Vec<Permit> {
     for policy in policies {
         policy.throttle(changes).await;
     }
+    admit_all(policies).await
+}
+
+async fn admit_all(policies: &[StagePolicies]) -> Vec<Permit> {
     'anew: loop {
         let mut permits = Vec::with_capacity(policies.len());
         for policy in policies {
@@ -80,24 +85,20 @@ pub async fn run_transforms(
         lane.handover.take_over(&mut chain);
         let traces = lane.traces(&batch);
         let began = Instant::now();
+        let epoch = batch.epoch;
         let made = tokio::task::block_in_place(|| {
             let _logged = traces.logged();
             chain.process_watched(batch, &|| busy.goes_on())
         });
         drop(busy);
-        for (report, (permit, policy)) in chain
-            .reports()
-            .iter()
-            .zip(permits.into_iter().zip(&policies))
-        {
-            lane.counters.works.note(report);
-            let mut faults = report.faults.iter();
-            match faults.next() {
-                None => permit.success(),
-                Some(first) => permit.failure(first),
-            }
-            faults.for_each(|fault| policy.record_failure(fault));
-        }
+        settle(&lane, &chain, permits, &policies);
+        let made = tokio::select! {
+            biased;
+            made = until_done(&lane, &mut chain, &policies, &scope, epoch, made) => made,
+            // As above: nothing of it has left the process.
+            () = scope.drain.cancelled() => return Ok(()),
+        };
+        let Some(made) = made else { continue };
         let mut records = made.map_err(|error| match error.stage().parse() {
             Ok(stage) => Blamed {
                 stage,
@@ -127,6 +128,65 @@ pub async fn run_transforms(
             permit.send(records);
         }
     }
+}
+
+/// Tells the policies of the transforms how it went.
+fn settle(lane: &Lane, chain: &Chain, permits: Vec<Permit>, policies: &[StagePolicies]) {
+    let permits = permits.into_iter().zip(policies);
+    for (report, (permit, policy)) in chain.reports().iter().zip(permits) {
+        lane.counters.works.note(report);
+        let mut faults = report.faults.iter();
+        match faults.next() {
+            None => permit.success(),
+            Some(first) => permit.failure(first),
+        }
+        faults.for_each(|fault| policy.record_failure(fault));
+    }
+}
+
+/// As long as a transform says "not yet" to a change: waits as its retry policy has it, and for the breakers, and asks
+/// again. Once that policy has an end, the change is refused. `None`: the lane was rewound meanwhile.
+async fn until_done(
+    lane: &Lane,
+    chain: &mut Chain,
+    policies: &[StagePolicies],
+    scope: &ChildScope,
+    epoch: u64,
+    mut made: Result<RecordBatch, TransformError>,
+) -> Option<Result<RecordBatch, TransformError>> {
+    let mut waits = None;
+    while let Err(TransformError::NotYet {
+        stage,
+        place,
+        error,
+        tries,
+    }) = &made
+    {
+        let (place, Some(policy)) = (*place, policies.get(*place)) else {
+            break;
+        };
+        if waits.is_none() {
+            let shard = lane.shard;
+            tracing::warn!(shard, %stage, error, "a transform puts a change off, it is tried again");
+        }
+        let waits = waits.get_or_insert_with(|| lane.counters.works.waits());
+        waits.say(stage, error);
+        let again = policy.back_off(*tries).await;
+        if !again {
+            tracing::warn!(%stage, error, tries, "a transform put a change off too often, it is refused");
+        }
+        let permits = admit_all(policies.get(place..)?).await;
+        if !lane.ledger.lock().take(epoch) {
+            return None;
+        }
+        let busy = scope.activity.busy();
+        lane.handover.take_over(chain);
+        let pulse = || busy.goes_on();
+        made = tokio::task::block_in_place(|| chain.go_on(!again, &pulse))?;
+        drop(busy);
+        settle(lane, chain, permits, &policies[place..]);
+    }
+    Some(made)
 }
 
 #[cfg(test)]

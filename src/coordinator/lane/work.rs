@@ -129,9 +129,30 @@ impl std::ops::AddAssign<&Work> for Work {
     }
 }
 
-/// What each transform of a lane has done, by its stage's name.
+/// What each transform of a lane has done, and what it waits for, by its stage's name.
 #[derive(Debug, Default)]
-pub struct Works(Mutex<BTreeMap<Arc<str>, Work>>);
+pub struct Works {
+    done: Mutex<BTreeMap<Arc<str>, Work>>,
+    /// It said "not yet" to a change, with these words. At most one a lane.
+    waits: Mutex<Option<(Arc<str>, Arc<str>)>>,
+}
+
+/// A transform of a lane waits for as long as this is kept.
+#[must_use]
+pub(super) struct Waits<'a>(&'a Works);
+
+impl Waits<'_> {
+    /// This one, because it said so.
+    pub(super) fn say(&self, stage: &Arc<str>, why: &str) {
+        *self.0.waits.lock() = Some((stage.clone(), why.into()));
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        *self.0.waits.lock() = None;
+    }
+}
 
 impl Works {
     /// A batch went through; so a transform reports on it.
@@ -144,12 +165,26 @@ impl Works {
             renewed: report.renewed.into(),
             elapsed: report.elapsed,
         };
-        *self.0.lock().entry(report.stage.clone()).or_default() += &work;
+        *self.done.lock().entry(report.stage.clone()).or_default() += &work;
     }
 
     /// By the stage's name.
     pub fn read(&self) -> BTreeMap<Arc<str>, Work> {
-        self.0.lock().clone()
+        self.done.lock().clone()
+    }
+
+    /// A transform is about to be waited for.
+    pub(super) fn waits(&self) -> Waits<'_> {
+        Waits(self)
+    }
+
+    /// What this transform waits for.
+    pub fn waiting(&self, stage: &str) -> Option<Arc<str>> {
+        let waits = self.waits.lock();
+        waits
+            .as_ref()
+            .filter(|(of, _)| **of == *stage)
+            .map(|(_, why)| why.clone())
     }
 }
 

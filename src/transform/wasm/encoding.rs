@@ -9,7 +9,7 @@ use penstock_plugin_encoding::{
 
 use super::instance::{Interest, shortened};
 use crate::change::{Record, RecordBatch, Slice};
-use crate::transform::draft::{Draft, Item, Made};
+use crate::transform::draft::{Draft, Item, Made, NotYet};
 
 /// Bytes that all transforms together may write for one batch: far more than a guest's memory holds, and a
 /// bound on what references to records' columns are copied into.
@@ -121,7 +121,8 @@ impl<'a> Input<'a> {
 pub(crate) struct Sent(Vec<Origin>);
 
 impl Sent {
-    /// Checks a guest's output and appends what it makes of the items to `made`, in order.
+    /// Checks a guest's output and appends what it makes of the items to `made`, in order; says from which item on it
+    /// wants to be asked again.
     ///
     /// # Errors
     /// Says where the output is not well-formed; nothing of it is kept then.
@@ -131,7 +132,7 @@ impl Sent {
         draft: &mut Draft,
         items: &[Item],
         made: &mut Vec<(u32, Made)>,
-    ) -> Result<(), Lie> {
+    ) -> Result<Option<NotYet>, Lie> {
         let (headers, kept) = (draft.batch.headers.len(), made.len());
         let mut sink = Sink {
             sent: self,
@@ -145,21 +146,28 @@ impl Sent {
             last_source: 0,
             refused: None,
             record: None,
+            not_yet: None,
             budget: MAX_PARTS,
         };
         let read = sink.read();
         let copied = std::mem::take(&mut sink.copied);
+        let not_yet = sink.not_yet.take();
         match read {
+            // Tried for ever, it must not take room for ever.
+            Ok(()) if not_yet.is_some() && made.len() == kept => {
+                draft.batch.headers.truncate(headers);
+                return Ok(not_yet);
+            }
             Ok(()) if draft.batch.output.is_empty() => draft.batch.output = output,
             Ok(()) => draft.batch.output.extend_from_slice(&output),
-            Err(_) => {
+            Err(lie) => {
                 draft.batch.headers.truncate(headers);
                 made.truncate(kept);
-                return read;
+                return Err(lie);
             }
         }
         draft.batch.output.extend_from_slice(&copied);
-        Ok(())
+        Ok(not_yet)
     }
 
     /// The item that a guest names as a source.
@@ -190,6 +198,7 @@ struct Sink<'a> {
     /// The item that is refused: what else is said of it does not count.
     refused: Option<u32>,
     record: Option<(u32, Record)>,
+    not_yet: Option<NotYet>,
     budget: u32,
 }
 
@@ -238,7 +247,8 @@ impl Sink<'_> {
         if let Event::Record { source, .. }
         | Event::Forward(source)
         | Event::Drop(source)
-        | Event::Error(source, _) = event
+        | Event::Error(source, _)
+        | Event::Retry(source, _) = event
         {
             self.end_record();
             if source < self.last_source {
@@ -303,6 +313,14 @@ impl Sink<'_> {
                 let item = self.sent.item(source)?;
                 let message = shortened(self.text(message)?);
                 self.refuse(item, message);
+            }
+            Event::Retry(source, message) => {
+                let item = self.sent.item(source)?;
+                let message = shortened(self.text(message)?);
+                while self.made.last().is_some_and(|(made, _)| *made == item) {
+                    self.made.pop();
+                }
+                self.not_yet = Some(NotYet { item, message });
             }
         }
         Ok(())
@@ -537,7 +555,7 @@ mod tests {
         let mut made = Vec::new();
         let sent = sent(&draft, &items);
         let decoded = sent.decode(output, &mut draft, &items, &mut made);
-        (draft, decoded.map(|()| made))
+        (draft, decoded.map(|_| made))
     }
 
     /// Whether everything that was made can be read.
