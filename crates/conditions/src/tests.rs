@@ -159,7 +159,7 @@ fn what_is_deep_is_refused_and_overflows_nothing() {
     }
     // What stands beside each other is not deep.
     let wide =
-        vec!["(op == 'it\\'s (((((((((((((((((((((((((((((((((((((((' || columns.n > 1)"; 60]
+        vec!["(op == 'it\\'s (((((((((((((((((((((((((((((((((((((((' || columns.n > 1)"; 40]
             .join(" && ");
     assert_eq!(on_a_small_stack(wide), Ok(true));
 }
