@@ -1,6 +1,6 @@
 //! Languages beside Rust: what a project of each is written from, and how its `.wasm` is made.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::build::{BuildError, missing, program};
@@ -233,7 +233,7 @@ fn python(folder: &Path, made: &Path) -> Result<(), BuildError> {
         .current_dir(folder)
         .args(["-d", "penstock/penstock.wit", "-w", "whole", "componentize"])
         .args(["--stub-wasi", "-o"])
-        .arg(PathBuf::from(made))
+        .arg(made)
         .arg("app");
     run(
         command,

@@ -4,13 +4,27 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
+/// All of them: built together, once.
+const ALL: [&str; 10] = [
+    "outbox-router",
+    "event-filter",
+    "debezium-envelope",
+    "filter",
+    "redact",
+    "project",
+    "cloudevents",
+    "route",
+    "dedupe",
+    "test-faults",
+];
+
 /// The file of a plugin, by its package's name: `outbox-router`, `test-faults`.
 ///
 /// # Panics
 /// If it cannot be built; the compiler's words are in the panic.
 pub fn plugin(package: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let dir = BUILT.get_or_init(|| build("wasm32-unknown-unknown"));
+    let dir = BUILT.get_or_init(|| build("wasm32-unknown-unknown", &ALL));
     dir.join(format!("{}.wasm", package.replace('-', "_")))
 }
 
@@ -24,10 +38,12 @@ pub fn wasip2_plugin(package: &str) -> Option<PathBuf> {
         .expect("rustc runs");
     let libdir = PathBuf::from(String::from_utf8_lossy(&libdir.stdout).trim());
     let installed = libdir.is_dir();
-    installed.then(|| build("wasm32-wasip2").join(format!("{}.wasm", package.replace('-', "_"))))
+    installed.then(|| {
+        build("wasm32-wasip2", &[package]).join(format!("{}.wasm", package.replace('-', "_")))
+    })
 }
 
-fn build(triple: &str) -> PathBuf {
+fn build(triple: &str, packages: &[&str]) -> PathBuf {
     // A target directory of its own: the one that runs this test may be locked by its cargo.
     let target = crate::profile().join("test-plugins");
     std::fs::create_dir_all(&target).expect("a directory for the plugins");
@@ -37,22 +53,7 @@ fn build(triple: &str) -> PathBuf {
         .current_dir(crate::root())
         .args(["build", "--quiet", "--profile", "plugin"])
         .args(["--target", triple])
-        .args(
-            [
-                "outbox-router",
-                "event-filter",
-                "debezium-envelope",
-                "filter",
-                "redact",
-                "project",
-                "cloudevents",
-                "route",
-                "dedupe",
-                "test-faults",
-            ]
-            .map(|name| ["-p", name])
-            .concat(),
-        )
+        .args(packages.iter().flat_map(|name| ["-p", *name]))
         .arg("--target-dir")
         .arg(&target)
         .env_remove("RUSTFLAGS")
