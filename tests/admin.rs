@@ -2,12 +2,14 @@
 //! docs/probes.md are read from the page, row by row.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use penstock::admin::metrics;
 use reqwest::{Client, Method};
+use serde_json::Value;
 use testkit::process;
 use testkit::process::{LONG, Running, Setup, World};
 
@@ -448,5 +450,67 @@ async fn metrics_are_those_of_the_table() {
     assert!(open.contains("# TYPE penstock_source_rows counter\n"));
     assert!(open.contains("# UNIT penstock_source_bytes bytes\n"));
     assert_eq!(families(&open).len(), served.len());
+    running.stop_cleanly();
+}
+
+/// Not on a terminal: a line each time, and the picture itself for programs; every answer can be had as JSON.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_can_be_watched_without_a_terminal_and_every_answer_can_be_json() {
+    let world = World::new("").await;
+    let running = world.start(1);
+    running.await_line("all supervised stages started", LONG);
+    let config = world.config();
+    let listen = format!("--set=admin.listen={}", running.admin());
+    let watched = |more: &[&str]| {
+        let child = Command::new(testkit::penstock())
+            .args(["status", "--watch", "100ms", "--config"])
+            .arg(&config)
+            .arg(&listen)
+            .args(more)
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut child = child.expect("penstock starts");
+        let out = BufReader::new(child.stdout.take().expect("a pipe"));
+        let lines: Vec<String> = out.lines().take(3).map(|l| l.expect("text")).collect();
+        child.kill().expect("it runs");
+        child.wait().expect("it ends");
+        lines
+    };
+    for line in watched(&[]) {
+        let begins = format!("{} {} — running · ", world.name, env!("CARGO_PKG_VERSION"));
+        assert!(line.starts_with(&begins), "{line}");
+        assert!(
+            line.contains("read ") && line.contains("breakers closed"),
+            "{line}"
+        );
+    }
+    for line in watched(&["-o", "json"]) {
+        let picture: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(picture["status"]["pipeline"], world.name.as_str());
+    }
+    let answers: &[&[&str]] = &[
+        &["status"],
+        &["status", "--all"],
+        &["health"],
+        &["health", "--ready"],
+        &["breaker", "list"],
+        &["breaker", "reset", "sink"],
+        &["reload"],
+        &["reloads"],
+        &["dead-letters", "list"],
+        &["dead-letters", "replay"],
+        &["dead-letters", "purge"],
+        &["config"],
+        &["validate"],
+        &["test"],
+    ];
+    for answer in answers {
+        let (code, said) = running.penstock(&[answer, &["-o", "json"][..]].concat());
+        let json: Result<Value, _> = serde_json::from_str(&said);
+        assert!(
+            code == Some(0) && json.is_ok(),
+            "{answer:?}: {code:?} {said}"
+        );
+    }
     running.stop_cleanly();
 }

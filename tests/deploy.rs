@@ -1,9 +1,10 @@
 //! What is deployed: the configuration in the image and in the ConfigMap is valid, mounts and commands name what is
-//! there, and images are pinned. Text is looked at, not YAML: the files as such were checked by hand, the Kubernetes
-//! one by `kubernetes-validate --strict` (1.37), the compose one by the compose specification's schema of 2021, without
-//! its `name`, which is younger than that.
+//! there, images are pinned, and the files keep their schemas: the compose file that of the compose specification
+//! (`tests/deploy/compose-spec.json`, of June 2026, <https://github.com/compose-spec/compose-spec>), the Kubernetes one
+//! those that `kubernetes-validate` knows, where it and a YAML reader (Python's) are.
 
 use std::path::Path;
+use std::process::Command;
 
 use penstock::admin::metrics::table;
 use penstock::config::settings::Instances;
@@ -155,6 +156,115 @@ fn the_configmap_is_valid_and_mounted_where_it_is_read() {
         .find_map(|l| l.trim().strip_prefix("terminationGracePeriodSeconds: "));
     let grace: u64 = grace.unwrap().parse().unwrap();
     assert!(grace > loaded.settings.shutdown.timeout.as_secs());
+}
+
+/// A YAML file's documents as JSON, by Python's reader; `None`, and a line on stderr, where there is none.
+fn documents(path: &str) -> Option<Vec<serde_json::Value>> {
+    const READ: &str =
+        "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
+    let here = Command::new("python3").args(["-c", "import yaml"]).output();
+    if !here.is_ok_and(|o| o.status.success()) {
+        eprintln!("SKIPPED: no python3 with yaml here, so {path} is not read as YAML");
+        return None;
+    }
+    let read = Command::new("python3").args(["-c", READ, path]).output();
+    let read = read.expect("it ran a moment ago");
+    let said = String::from_utf8_lossy(&read.stderr);
+    assert!(read.status.success(), "{path}: {said}");
+    Some(serde_json::from_slice(&read.stdout).expect("JSON"))
+}
+
+#[test]
+fn the_compose_file_keeps_its_schema_and_mounts_what_is_there() {
+    let schema = serde_json::from_str(&read("tests/deploy/compose-spec.json")).unwrap();
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let Some(documents) = documents("docker-compose.yml") else {
+        return;
+    };
+    let [compose] = &documents[..] else {
+        panic!("one document")
+    };
+    let wrong: Vec<String> = validator
+        .iter_errors(compose)
+        .map(|e| format!("{}: {e}", e.instance_path()))
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    // The schema sees what is wrong.
+    let mut bad = compose.clone();
+    bad["services"]["penstock"]["prots"] = serde_json::json!([]);
+    assert!(!validator.is_valid(&bad));
+    let services = compose["services"].as_object().expect("services");
+    for name in [
+        "scylla",
+        "redpanda",
+        "console",
+        "prometheus",
+        "grafana",
+        "penstock",
+    ] {
+        assert!(services.contains_key(name), "{name}");
+    }
+    for (name, service) in services {
+        for volume in service["volumes"].as_array().into_iter().flatten() {
+            let from = volume
+                .as_str()
+                .expect("in the short form")
+                .split(':')
+                .next();
+            if let Some(path) = from.filter(|from| from.starts_with("./")) {
+                assert!(Path::new(path).exists(), "{name} mounts {path}");
+            }
+        }
+    }
+    let metrics = &compose["services"]["penstock"]["environment"]["PENSTOCK_ADMIN__METRICS_TOKEN"];
+    let token = metrics.as_str().expect("a token");
+    assert!(read("deploy/prometheus/prometheus.yaml").contains(&format!("credentials: {token} ")));
+}
+
+#[test]
+fn what_prometheus_and_grafana_are_given_is_there() {
+    let prometheus = "deploy/prometheus/prometheus.yaml";
+    let sources = "deploy/grafana/provisioning/datasources/penstock.yaml";
+    let boards = "deploy/grafana/provisioning/dashboards/penstock.yaml";
+    let all = [prometheus, sources, boards].map(documents);
+    let [Some(prometheus), Some(sources), Some(boards)] = &all else {
+        return;
+    };
+    assert_eq!(
+        prometheus[0]["rule_files"][0],
+        "/etc/prometheus/alerts.yaml"
+    );
+    let target = &prometheus[0]["scrape_configs"][0]["static_configs"][0]["targets"][0];
+    assert_eq!(target, "penstock:9180");
+    assert_eq!(
+        sources[0]["datasources"][0]["url"],
+        "http://prometheus:9090"
+    );
+    let folder = boards[0]["providers"][0]["options"]["path"].as_str();
+    let mounted = format!("{}/penstock.json:ro", folder.expect("a path"));
+    assert!(read("docker-compose.yml").contains(&mounted));
+}
+
+#[test]
+fn the_manifests_keep_their_schemas() {
+    let manifests = "deploy/kubernetes/penstock.yaml";
+    let here = Command::new("kubernetes-validate")
+        .arg("--version")
+        .output();
+    if !here.is_ok_and(|o| o.status.success()) {
+        eprintln!("SKIPPED: no kubernetes-validate here");
+        return;
+    }
+    let looked = Command::new("kubernetes-validate")
+        .args(["--strict", "--quiet", manifests])
+        .output()
+        .expect("it ran a moment ago");
+    let said = [looked.stdout, looked.stderr].concat();
+    assert!(
+        looked.status.success(),
+        "{}",
+        String::from_utf8_lossy(&said)
+    );
 }
 
 /// Dashboard and alerts ask for what there is, by labels that it has.

@@ -140,6 +140,27 @@ async fn each_broken_set_up_is_found_for_what_it_is_and_a_good_one_is_met_with_s
         1,
     );
     world.node.set_users(Vec::new());
+    let elsewhere = run(&[("source.datacenter", &"dc1"), ("source.rack", &"r1")]);
+    let said = elsewhere.1[0]["found"].to_string();
+    assert!(
+        said.contains("no node of ScyllaDB's is in dc1 (r1), there are datacenter1 (rack1)"),
+        "{said}"
+    );
+    finds(
+        "no such data centre",
+        elsewhere,
+        &[("datacenter", &node)],
+        1,
+    );
+    finds(
+        "the data centre and the rack that there are",
+        run(&[
+            ("source.datacenter", &"datacenter1"),
+            ("source.rack", &"rack1"),
+        ]),
+        &[],
+        0,
+    );
     finds(
         "7 no such table",
         run(&[("source.tables", &"[\"outbox\", \"outbux\"]")]),

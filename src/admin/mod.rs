@@ -143,6 +143,7 @@ fn router(handle: Handle, live: LiveSettings, here_only: bool) -> Router {
         .route("/-/reload", post(reload))
         .route("/", get(async || page::PAGE))
         .route("/trend", get(page::trend))
+        .route("/picture", get(page::picture))
         .route(
             "/events",
             get(move |handle| page::events(handle, audience.clone())),
@@ -320,7 +321,7 @@ async fn config(State(handle): State<Handle>) -> Response {
 }
 
 async fn reloads(State(handle): State<Handle>) -> Response {
-    Json(handle.reloads().list()).into_response()
+    Json(page::reloads(&handle)).into_response()
 }
 
 async fn reload(State(handle): State<Handle>) -> Response {

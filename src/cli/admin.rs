@@ -7,7 +7,8 @@ use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::Value;
 
-use super::{ConfigArgs, exit, tap};
+use super::output::Output;
+use super::{ConfigArgs, exit, tap, watch};
 use crate::config::settings::Admin;
 use crate::coordinator::reload::Reloads;
 
@@ -22,18 +23,27 @@ pub enum AdminCommand {
         /// Show the shards of every instance of the pipeline: whose they are, how far behind, how fast
         #[arg(long)]
         all: bool,
+        /// Show it again and again, until `q` is pressed; not on a terminal, a line each time
+        #[arg(
+            long, short, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "1s", conflicts_with = "all",
+            value_parser = humantime::parse_duration
+        )]
+        watch: Option<Duration>,
     },
     /// Exit 0 if the running pipeline is healthy (with --ready: if it is ready)
     Health {
         /// Ask whether it is ready instead
         #[arg(long)]
         ready: bool,
+        /// How it is printed
+        #[command(flatten)]
+        output: Output,
     },
     /// Look after breakers
     #[command(subcommand)]
     Breaker(Breaker),
     /// Read the configuration's sources again now
-    Reload,
+    Reload(Output),
     /// Show what became of changes of the configuration, and how far the one under way is
     Reloads(Output),
     /// Look after dead letters
@@ -45,14 +55,6 @@ pub enum AdminCommand {
     Record(tap::RecordArgs),
 }
 
-/// How an answer is printed.
-#[derive(Debug, Clone, Copy, Args)]
-pub struct Output {
-    /// As JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// `penstock breaker`
 #[derive(Debug, Subcommand)]
 pub enum Breaker {
@@ -60,9 +62,12 @@ pub enum Breaker {
     Reset {
         /// source, transform.NAME, sink, dead_letter or orders
         stage: String,
+        /// How it is printed
+        #[command(flatten)]
+        output: Output,
     },
     /// Show every stage's breaker
-    List,
+    List(Output),
 }
 
 /// Which dead letters.
@@ -83,6 +88,9 @@ pub struct Filter {
     /// At most this many
     #[arg(long)]
     pub limit: Option<usize>,
+    /// How it is printed
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `penstock dead-letters`
@@ -125,6 +133,8 @@ impl Filter {
 /// An answer may take as long as a replay does.
 const TIMEOUT: Duration = Duration::from_secs(120);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Of `--watch`.
+const SHORTEST: Duration = Duration::from_millis(100);
 
 /// Asks, prints the answer, and says by the exit code whether it was good.
 pub fn run(config: &ConfigArgs, command: AdminCommand) -> u8 {
@@ -154,7 +164,21 @@ pub fn run(config: &ConfigArgs, command: AdminCommand) -> u8 {
             return exit::FAILURE;
         }
     };
-    match runtime.block_on(ask(&admin, command)) {
+    let watched = match &command {
+        AdminCommand::Status {
+            watch: Some(interval),
+            output,
+            ..
+        } => Some(((*interval).max(SHORTEST), output.is_json())),
+        _ => None,
+    };
+    let done = match watched {
+        Some((interval, json)) => {
+            Client::new(&admin).and_then(|client| watch::run(&runtime, &client, interval, json))
+        }
+        None => runtime.block_on(ask(&admin, command)),
+    };
+    match done {
         Ok(true) => exit::OK,
         Ok(false) => exit::FAILURE,
         Err(error) => {
@@ -242,33 +266,50 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
         command => command,
     };
     let (method, path, query, json) = match &command {
-        AdminCommand::Status { all: true, output } => {
-            return super::shards::print_all(&client, output.json).await;
+        AdminCommand::Status {
+            all: true, output, ..
+        } => {
+            return super::shards::print_all(&client, output.is_json()).await;
         }
-        AdminCommand::Status { output, .. } => {
-            (Method::GET, "/status".to_owned(), Vec::new(), output.json)
-        }
-        AdminCommand::Health { ready } => (
+        AdminCommand::Status { output, .. } => (
+            Method::GET,
+            "/status".to_owned(),
+            Vec::new(),
+            output.is_json(),
+        ),
+        AdminCommand::Health { ready, output } => (
             Method::GET,
             if *ready { "/readyz" } else { "/health" }.to_owned(),
             Vec::new(),
-            false,
+            output.is_json(),
         ),
-        AdminCommand::Breaker(Breaker::List) => {
-            (Method::GET, "/breakers".to_owned(), Vec::new(), false)
-        }
-        AdminCommand::Breaker(Breaker::Reset { stage }) => (
+        AdminCommand::Breaker(Breaker::List(output)) => (
+            Method::GET,
+            "/breakers".to_owned(),
+            Vec::new(),
+            output.is_json(),
+        ),
+        AdminCommand::Breaker(Breaker::Reset { stage, output }) => (
             Method::POST,
             format!("/breakers/{stage}/reset"),
             Vec::new(),
-            false,
+            output.is_json(),
         ),
-        AdminCommand::Reload => (Method::POST, "/-/reload".to_owned(), Vec::new(), false),
-        AdminCommand::Reloads(output) => {
-            (Method::GET, "/reloads".to_owned(), Vec::new(), output.json)
-        }
+        AdminCommand::Reload(output) => (
+            Method::POST,
+            "/-/reload".to_owned(),
+            Vec::new(),
+            output.is_json(),
+        ),
+        AdminCommand::Reloads(output) => (
+            Method::GET,
+            "/reloads".to_owned(),
+            Vec::new(),
+            output.is_json(),
+        ),
         AdminCommand::DeadLetters(DeadLetters::List(f)) => {
-            (Method::GET, "/dead-letters".to_owned(), f.query(), false)
+            let json = f.output.is_json();
+            (Method::GET, "/dead-letters".to_owned(), f.query(), json)
         }
         AdminCommand::DeadLetters(DeadLetters::Show { id }) => (
             Method::GET,
@@ -280,10 +321,11 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
             Method::POST,
             "/dead-letters/replay".to_owned(),
             f.query(),
-            false,
+            f.output.is_json(),
         ),
         AdminCommand::DeadLetters(DeadLetters::Purge(f)) => {
-            (Method::DELETE, "/dead-letters".to_owned(), f.query(), false)
+            let json = f.output.is_json();
+            (Method::DELETE, "/dead-letters".to_owned(), f.query(), json)
         }
         AdminCommand::Tap(_) | AdminCommand::Record(_) => return Ok(true),
     };
@@ -311,12 +353,12 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
     }
     match command {
         AdminCommand::Status { .. } => print_status(&answer),
-        AdminCommand::Health { ready: true } => match answer["reason"].as_str() {
+        AdminCommand::Health { ready: true, .. } => match answer["reason"].as_str() {
             Some(reason) => say!("{}: {reason}", text(&answer["phase"])),
             None => say!("{}", text(&answer["phase"])),
         },
-        AdminCommand::Health { ready: false } => print_health(&answer),
-        AdminCommand::Breaker(Breaker::List) => print_stages(&answer),
+        AdminCommand::Health { ready: false, .. } => print_health(&answer),
+        AdminCommand::Breaker(Breaker::List(_)) => print_stages(&answer),
         AdminCommand::Breaker(Breaker::Reset { .. }) => {
             say!(
                 "{}: breaker {}",
@@ -324,7 +366,7 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
                 text(&answer["breaker"])
             );
         }
-        AdminCommand::Reload => print_revision(&answer),
+        AdminCommand::Reload(_) => print_revision(&answer),
         AdminCommand::Reloads(_) => each(&answer, print_revision),
         AdminCommand::DeadLetters(DeadLetters::List(_) | DeadLetters::Show { .. }) => {
             each(&answer, |l| {

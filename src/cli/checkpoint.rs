@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::output::Output;
 use super::{ConfigArgs, exit};
 use crate::change::GroupKey;
 use crate::checkpoint::GroupCheckpoint;
@@ -36,28 +37,11 @@ const ANSWERS: Duration = Duration::from_secs(5);
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Print where each shard is, table by table, and whose it is
-    Show(Printed),
+    Show(Output),
     /// Have the configured tables read from somewhere else at the next start
     Reset(Reset),
     /// Take the checkpoints to another cluster, which is to have none of these tables yet
     Copy(Copy),
-}
-
-/// How an answer is printed.
-#[derive(Debug, Clone, Args)]
-pub struct Printed {
-    /// As text or as JSON
-    #[arg(long, short, value_enum, default_value_t = Format::Text)]
-    pub output: Format,
-}
-
-/// `-o`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people.
-    Text,
-    /// For programs.
-    Json,
 }
 
 /// `penstock checkpoint reset`
@@ -68,7 +52,7 @@ pub struct Reset {
     pub to: To,
     /// How it is told.
     #[command(flatten)]
-    pub printed: Printed,
+    pub output: Output,
 }
 
 /// `penstock checkpoint copy`
@@ -82,7 +66,7 @@ pub struct Copy {
     pub overwrite: bool,
     /// How it is told.
     #[command(flatten)]
-    pub printed: Printed,
+    pub output: Output,
 }
 
 /// A place in the log.
@@ -150,7 +134,7 @@ pub fn run(config: &ConfigArgs, command: Command) -> u8 {
     let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let done = runtime.block_on(async {
             match command {
-                Command::Show(printed) => show(settings, &printed).await,
+                Command::Show(output) => show(settings, output).await,
                 Command::Reset(reset) => self::reset(settings, &reset).await,
                 Command::Copy(copy) => match other {
                     Some(other) => self::copy(settings, other, &copy).await,
@@ -359,10 +343,10 @@ fn places(held: &BTreeMap<i32, Held>) -> Vec<Place> {
     places
 }
 
-async fn show(settings: Arc<Settings>, printed: &Printed) -> anyhow::Result<()> {
+async fn show(settings: Arc<Settings>, output: Output) -> anyhow::Result<()> {
     let brokers = Brokers::connect(settings).await?;
     let places = places(&brokers.sink.read_all_checkpoints().await?);
-    if printed.output == Format::Json {
+    if output.is_json() {
         say!("{}", serde_json::to_string_pretty(&places)?);
         return Ok(());
     }
@@ -418,10 +402,10 @@ struct Done {
 }
 
 impl Done {
-    fn print(&self, printed: &Printed, text: &str) -> anyhow::Result<()> {
-        match printed.output {
-            Format::Json => say!("{}", serde_json::to_string_pretty(self)?),
-            Format::Text => say!("{text}"),
+    fn print(&self, output: Output, text: &str) -> anyhow::Result<()> {
+        match output.is_json() {
+            true => say!("{}", serde_json::to_string_pretty(self)?),
+            false => say!("{text}"),
         }
         Ok(())
     }
@@ -460,7 +444,7 @@ async fn reset(settings: Arc<Settings>, asked: &Reset) -> anyhow::Result<()> {
         shards: held.len(),
         starts_from: Some(from),
     };
-    done.print(&asked.printed, &text)
+    done.print(asked.output, &text)
 }
 
 async fn copy(from: Arc<Settings>, to: Arc<Settings>, asked: &Copy) -> anyhow::Result<()> {
@@ -518,7 +502,7 @@ async fn copy(from: Arc<Settings>, to: Arc<Settings>, asked: &Copy) -> anyhow::R
         starts_from: None,
     };
     done.print(
-        &asked.printed,
+        asked.output,
         &format!("the checkpoints of {groups} groups are on the other cluster"),
     )
 }

@@ -4,24 +4,25 @@ use std::io::Write;
 
 use clap::Args;
 
+use super::output::Output;
 use super::{ConfigArgs, exit, validate};
 use crate::config::{Effective, keys};
 
 /// `penstock config`
 #[derive(Debug, Args)]
 pub struct ConfigCommandArgs {
-    /// Print an array of `{ key, value, origin, class }`
-    #[arg(long)]
-    pub json: bool,
+    /// As text, or as an array of `{ key, value, origin, class }`.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// Prints them; secrets as `***`.
 pub fn run(config: &ConfigArgs, args: ConfigCommandArgs) -> u8 {
-    let loaded = match validate::check(config, args.json) {
+    let loaded = match validate::check(config, args.output.is_json()) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    let text = if args.json {
+    let text = if args.output.is_json() {
         match serde_json::to_string_pretty(&loaded.effective) {
             Ok(text) => text + "\n",
             Err(error) => {

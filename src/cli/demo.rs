@@ -56,7 +56,7 @@ pub fn run(config: &ConfigArgs, args: DemoArgs) -> u8 {
                 tail(handle.clone(), terminal.clone(), began),
                 feed(handle.clone(), args.rate),
             ];
-            children.push(terminal.progress(handle.clone()));
+            children.push(terminal.picture(handle.clone()));
             if let Some(after) = args.stop_after {
                 children.push(stop_after(handle.clone(), after));
             }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 
+use super::output::Output;
 use super::{ConfigArgs, exit, validate};
 use crate::config::Settings;
 use crate::config::settings::Nodes;
@@ -17,16 +18,16 @@ use crate::source::examine as database;
 /// `penstock doctor`
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Print the findings as JSON: an array, empty if there is nothing to say
-    #[arg(long)]
-    pub json: bool,
+    /// The findings as text, or as a JSON array, empty if there is nothing to say.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// Looks at everything, and prints what is not as it should be: nothing, if nothing is. The exit code is 0 without an
 /// error among it, 1 with one, 64 for a configuration that is refused.
 pub fn run(config: &ConfigArgs, args: DoctorArgs) -> u8 {
     // Plugins are compiled and configured, too.
-    let settings = match validate::check(config, args.json) {
+    let settings = match validate::check(config, args.output.is_json()) {
         Ok(loaded) => loaded.settings,
         Err(code) => return code,
     };
@@ -40,7 +41,7 @@ pub fn run(config: &ConfigArgs, args: DoctorArgs) -> u8 {
     let mut findings = host(&settings);
     findings.extend(runtime.block_on(examine(&settings)));
     findings.sort_by_key(|f| f.severity);
-    if args.json {
+    if args.output.is_json() {
         say!("{:#}", serde_json::json!(findings));
     } else {
         for finding in &findings {

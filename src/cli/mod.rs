@@ -14,6 +14,7 @@ pub mod doctor;
 pub mod init;
 pub mod init_schema;
 pub mod manual;
+pub mod output;
 pub mod plugin;
 pub mod run;
 pub mod schema;
@@ -21,6 +22,7 @@ mod shards;
 pub mod tap;
 pub mod test;
 pub mod validate;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

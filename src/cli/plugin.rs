@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::exit;
+use super::output::Output;
 use crate::change::Batch;
 use crate::transform::{Engine, Plugin, Wanted};
 use crate::workbench::changes::{self, Tables, read_lines};
@@ -95,9 +96,9 @@ pub struct InspectArgs {
     /// A setting; without any, those that must be set may be missing
     #[arg(long = "setting", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
+    /// How it is printed.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `penstock plugin run`
@@ -313,7 +314,7 @@ fn inspect(args: &InspectArgs) -> Done {
             Wanted::Columns(columns) => columns.join(", "),
             Wanted::Refused(why) => format!("refuses it: {why}"),
         };
-        if args.json {
+        if args.output.is_json() {
             let settings = about.iter().flat_map(|a| &a.settings).map(|s| {
                 json!({ "name": s.name, "type": s.kind.name(), "default": s.default,
                     "required": s.required, "doc": s.doc, "choices": s.choices })

@@ -1,5 +1,6 @@
 //! `penstock run`: the pipeline until it is told to stop, and what the terminal shows of it.
 
+use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -7,12 +8,19 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
+use ratatui::backend::CrosstermBackend;
+use ratatui::crossterm::cursor::{Hide, Show};
+use ratatui::crossterm::execute;
+use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
+use super::watch::{Pen, View, draw};
 use super::{ConfigArgs, exit};
+use crate::admin::page;
 use crate::config::settings::{Log, LogFormat, Nodes, Settings};
 use crate::config::{Inputs, LiveSettings};
 use crate::coordinator::child::Stage;
@@ -202,6 +210,40 @@ fn filter_child(live: LiveSettings, filter: FilterHandle) -> ChildSpec {
 pub struct Terminal {
     bars: MultiProgress,
     interactive: bool,
+    /// What would have been written while a picture has the screen.
+    kept: Arc<Mutex<Option<VecDeque<String>>>>,
+}
+
+/// Lines that are kept while a picture has the screen.
+const MOST_KEPT: usize = 200;
+
+/// Has the screen for a picture, and gives it back however that ends: with what was said meanwhile.
+struct Screen {
+    terminal: Terminal,
+    picture: ratatui::Terminal<CrosstermBackend<std::io::Stderr>>,
+}
+
+impl Screen {
+    fn take(terminal: &Terminal) -> std::io::Result<Self> {
+        let picture = ratatui::Terminal::new(CrosstermBackend::new(std::io::stderr()))?;
+        *terminal.kept.lock() = Some(VecDeque::new());
+        let screen = Self {
+            terminal: terminal.clone(),
+            picture,
+        };
+        // No raw mode: Ctrl-C stays the signal that drains.
+        execute!(std::io::stderr(), EnterAlternateScreen, Hide)?;
+        Ok(screen)
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        execute!(std::io::stderr(), Show, LeaveAlternateScreen).ok();
+        for line in self.terminal.kept.lock().take().into_iter().flatten() {
+            eprintln!("{line}");
+        }
+    }
 }
 
 impl Terminal {
@@ -209,12 +251,29 @@ impl Terminal {
         Self {
             bars: MultiProgress::new(),
             interactive: std::io::stderr().is_terminal(),
+            kept: Arc::default(),
         }
     }
 
-    /// Writes a line above the progress line.
+    /// Writes a line above the progress line, or below the picture.
     pub fn line(&self, text: &str) {
+        if self.keep(text) {
+            return;
+        }
         self.bars.suspend(|| eprintln!("{text}"));
+    }
+
+    /// Whether a picture has the screen, which then shows these lines.
+    fn keep(&self, text: &str) -> bool {
+        let mut kept = self.kept.lock();
+        let Some(kept) = kept.as_mut() else {
+            return false;
+        };
+        kept.extend(text.lines().map(without_colours));
+        while kept.len() > MOST_KEPT {
+            kept.pop_front();
+        }
+        true
     }
 
     fn finish(&self) {
@@ -238,6 +297,34 @@ impl Terminal {
             .try_init()
             .ok();
         handle
+    }
+
+    /// A child that shows the pipeline at a glance, and what is said meanwhile below it; not on a terminal, as
+    /// [`Self::progress`].
+    pub fn picture(&self, handle: Handle) -> ChildSpec {
+        if !self.interactive {
+            return self.progress(handle);
+        }
+        let terminal = self.clone();
+        ChildSpec::new(Stage::Progress, move |scope| {
+            let (terminal, handle) = (terminal.clone(), handle.clone());
+            async move {
+                let (mut screen, pen) = (Screen::take(&terminal)?, Pen::of_environment());
+                let mut view = View::default();
+                view.way_out = Some("Ctrl-C stops");
+                loop {
+                    view.take(Ok(page::shown(&handle)), page::reloads(&handle));
+                    view.said.clear();
+                    view.said
+                        .extend(terminal.kept.lock().iter().flatten().cloned());
+                    screen.picture.draw(|frame| draw(frame, &view, pen))?;
+                    tokio::select! {
+                        () = tokio::time::sleep(ON_TERMINAL) => {}
+                        () = scope.drain.cancelled() => return Ok(()),
+                    }
+                }
+            }
+        })
     }
 
     /// A child that shows what flows: one line, renewed, on a terminal; a line in the log now and then elsewhere.
@@ -287,13 +374,24 @@ pub struct Line<'a>(&'a Terminal);
 
 impl Write for Line<'_> {
     fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-        self.0.bars.suspend(|| std::io::stderr().write_all(buf))?;
+        if !self.0.keep(&String::from_utf8_lossy(buf)) {
+            self.0.bars.suspend(|| std::io::stderr().write_all(buf))?;
+        }
         Ok(buf.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
         std::io::stderr().flush()
     }
+}
+
+/// Without the sequences that colour it: `ESC [ … m`.
+fn without_colours(line: &str) -> String {
+    let mut parts = line.split("\u{1b}[");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |plain, part| {
+        plain + part.split_once('m').map_or(part, |(_, rest)| rest)
+    })
 }
 
 /// The sums of all lanes at one moment.
@@ -374,6 +472,35 @@ impl Flow {
             breakers = self.breakers,
             dead_letters = self.dead_letters,
             "progress"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_a_picture_has_the_screen_lines_are_kept_plain_and_bounded() {
+        let terminal = Terminal::new();
+        assert!(!terminal.keep("nobody has it"));
+        *terminal.kept.lock() = Some(VecDeque::new());
+        terminal.line("\u{1b}[32m INFO\u{1b}[0m started \u{1b}[3mshards\u{1b}[0m=2");
+        for n in 0..MOST_KEPT - 1 {
+            // As the log does: a line in one piece.
+            let line = format!("line {n}\n");
+            terminal
+                .make_writer()
+                .write_all(line.as_bytes())
+                .expect("kept");
+        }
+        let mut kept = terminal.kept.lock().clone().expect("kept");
+        assert_eq!(kept.len(), MOST_KEPT);
+        assert_eq!(kept.pop_front().as_deref(), Some(" INFO started shards=2"));
+        terminal.line("one more");
+        assert_eq!(
+            terminal.kept.lock().as_ref().map(VecDeque::len),
+            Some(MOST_KEPT)
         );
     }
 }

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::output::Output;
 use super::{ConfigArgs, exit, validate};
 use crate::transform::Engine;
 use crate::workbench::chain;
@@ -11,11 +12,14 @@ use crate::workbench::chain;
 pub struct TestArgs {
     /// Only tests whose name has this in it
     pub filter: Option<String>,
+    /// How it is told.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// Runs them over the chain of transforms that the configuration names, each plugin in the host that runs it for real.
 pub fn run(config: &ConfigArgs, args: &TestArgs) -> u8 {
-    let loaded = match validate::check(config, false) {
+    let loaded = match validate::check(config, args.output.is_json()) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
@@ -36,6 +40,8 @@ fn tests(
         Engine::new(None, transforms.saturating_mul(2).max(1)).map_err(|e| e.to_string())?;
     let all = chain::tests(&config.config)?;
     let (mut good, mut bad) = (0, 0);
+    let json = args.output.is_json();
+    let mut told = Vec::new();
     for test in &all {
         if args
             .filter
@@ -45,7 +51,12 @@ fn tests(
             continue;
         }
         let verdict = engine.with_clock(|| chain::run(&engine, settings, test))?;
+        if json {
+            told.push(serde_json::json!({ "name": verdict.name, "wrong": verdict.wrong }));
+        }
         match verdict.wrong {
+            None if json => good += 1,
+            Some(_) if json => bad += 1,
             None => {
                 good += 1;
                 say!("ok      {}", verdict.name);
@@ -55,6 +66,10 @@ fn tests(
                 say!("FAILED  {}\n{wrong}", verdict.name);
             }
         }
+    }
+    if json {
+        say!("{:#}", serde_json::Value::Array(told));
+        return Ok(if bad == 0 { exit::OK } else { exit::FAILURE });
     }
     if all.is_empty() {
         say!("there are no [[tests]]");

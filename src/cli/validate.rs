@@ -7,6 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use parking_lot::Mutex;
 
+use super::output::Output;
 use super::{ConfigArgs, exit};
 use crate::config::settings::Transform;
 use crate::config::{self, Checks, Loaded, PluginFault, Settings};
@@ -16,9 +17,9 @@ use crate::transform::{Engine, Plugin, PluginError, Prepared};
 /// `penstock validate`
 #[derive(Debug, Args)]
 pub struct ValidateArgs {
-    /// Print what is wrong as JSON: an array, empty if nothing is
-    #[arg(long)]
-    pub json: bool,
+    /// What is wrong as text, or as a JSON array, empty if nothing is.
+    #[command(flatten)]
+    pub output: Output,
     /// Also connect: the nodes, the tables with CDC enabled, the brokers
     #[arg(long)]
     pub connect: bool,
@@ -30,14 +31,14 @@ pub fn run(
     args: ValidateArgs,
     connect: impl FnOnce(Arc<Settings>) -> Result<(), Vec<String>>,
 ) -> u8 {
-    let loaded = match check(config, args.json) {
+    let loaded = match check(config, args.output.is_json()) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
     if args.connect
         && let Err(wrong) = connect(loaded.settings.clone())
     {
-        if args.json {
+        if args.output.is_json() {
             let said =
                 |message: &String| serde_json::json!({ "code": "connect", "message": message });
             println!(
@@ -49,7 +50,7 @@ pub fn run(
         }
         return exit::FAILURE;
     }
-    good(&loaded, args.json);
+    good(&loaded, args.output.is_json());
     exit::OK
 }
 

@@ -42,6 +42,7 @@ impl Reading<'_> {
         self.tls("sink", &settings.sink.tls);
         self.properties(settings, checks);
         self.addresses(settings);
+        self.location(settings);
         self.collector(settings);
         self.stages(settings);
         self.tables_of_transforms(settings);
@@ -342,6 +343,21 @@ impl Reading<'_> {
         };
         let help = "expected name=value, separated by commas or lines".to_owned();
         self.problem(reason, self.place(key), [help]);
+    }
+
+    /// A rack is a data centre's.
+    fn location(&mut self, settings: &Settings) {
+        if settings.source.rack.is_some()
+            && settings.source.datacenter.is_none()
+            && self.ok(&["source.datacenter"])
+        {
+            let reason = Reason::Half {
+                key: "source.rack".to_owned(),
+                other: "source.datacenter".to_owned(),
+            };
+            let help = "set source.datacenter".to_owned();
+            self.problem(reason, self.place("source.rack"), [help]);
+        }
     }
 
     fn addresses(&mut self, settings: &Settings) {

@@ -67,6 +67,8 @@ const ROWS: &[(&str, &str, See)] = &[
     ("source.page_size", "1", Effect),
     ("source.concurrency", "3", InForce("the shards have fewer groups than that to read")),
     ("source.consistency", r#""one""#, InForce("the stand-in answers alike")),
+    ("source.datacenter", r#""datacenter1""#, Rebuilt),
+    ("source.rack", r#""rack1""#, Never("it is of no data centre", "half")),
     ("source.username", r#""penstock""#, Rebuilt),
     ("source.password", r#""hunter2""#, Never("a process's environment does not change", "open-secret")),
     ("source.password_file", r#""{dir}/secret2""#, InForce("tests/secure.rs rotates one under load")),

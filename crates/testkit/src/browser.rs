@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 
 /// How long the browser may take for anything, on a machine that is busy otherwise.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// What the browser says goes there; and how many lines of it a failure tells.
+const SAID: &str = "stderr";
+const TOLD: usize = 40;
 
 /// A browser with one tab.
 pub struct Browser {
@@ -23,7 +26,7 @@ pub struct Browser {
     session: Option<String>,
     /// What the tab complained of: errors of scripts, refusals of the content security policy.
     pub complaints: Vec<String>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Browser {
@@ -42,6 +45,7 @@ impl Browser {
         let (to, from) = (dir.path().join("to"), dir.path().join("from"));
         let made = Command::new("mkfifo").args([&to, &from]).status();
         assert!(made.expect("mkfifo runs").success());
+        let said = File::create(dir.path().join(SAID)).expect("a file");
         // Descriptors 3 and 4 are where it reads and writes; a shell opens them.
         let child = Command::new("sh")
             .arg("-c")
@@ -58,7 +62,7 @@ impl Browser {
             .env("FROM", &from)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(said)
             .spawn()
             .expect("a shell runs");
         let to = OpenOptions::new().write(true).open(&to).expect("a pipe");
@@ -80,7 +84,7 @@ impl Browser {
             next: 0,
             session: None,
             complaints: Vec::new(),
-            _dir: dir,
+            dir,
         };
         let tab = this.call("Target.createTarget", json!({ "url": "about:blank" }));
         let attach = json!({ "targetId": tab["targetId"], "flatten": true });
@@ -101,14 +105,18 @@ impl Browser {
         }
         let mut bytes = message.to_string().into_bytes();
         bytes.push(0);
-        self.to.write_all(&bytes).expect("the browser reads");
+        if let Err(error) = self.to.write_all(&bytes) {
+            self.give_up(&format!("{method}: the browser does not read: {error}"));
+        }
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut heard = match self.from.recv_timeout(left) {
                 Ok(heard) => heard,
-                Err(RecvTimeoutError::Timeout) => panic!("no answer to {method}"),
-                Err(RecvTimeoutError::Disconnected) => panic!("the browser has ended"),
+                Err(RecvTimeoutError::Timeout) => self.give_up(&format!("no answer to {method}")),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.give_up(&format!("{method}: the browser has ended"))
+                }
             };
             if heard["id"] == self.next {
                 assert!(heard["error"].is_null(), "{method}: {}", heard["error"]);
@@ -116,6 +124,22 @@ impl Browser {
             }
             self.note(&heard);
         }
+    }
+
+    /// Fails with what the browser said, and how it ended if it did.
+    fn give_up(&mut self, what: &str) -> ! {
+        // One that just closed its pipes has a moment to end, so that how is known.
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let mut ended = self.child.try_wait().expect("wait");
+        while ended.is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+            ended = self.child.try_wait().expect("wait");
+        }
+        let ended = ended.map_or_else(|| "it runs".to_owned(), |status| status.to_string());
+        let said = std::fs::read_to_string(self.dir.path().join(SAID)).unwrap_or_default();
+        let lines: Vec<&str> = said.lines().collect();
+        let last = lines[lines.len().saturating_sub(TOLD)..].join("\n");
+        panic!("{what} ({ended}); what it said last:\n{last}");
     }
 
     fn note(&mut self, heard: &Value) {

@@ -258,6 +258,24 @@ fn pictures(handle: Handle, told: Told) -> impl Stream<Item = Result<Event, Infa
     })
 }
 
+/// What an event holds, now. Every value of it is a number, a text or a list of them, so it is never `null`.
+pub fn shown(handle: &Handle) -> serde_json::Value {
+    serde_json::to_value(Picture::of(handle)).unwrap_or_default()
+}
+
+/// What became of changes of the configuration, the newest last.
+pub fn reloads(handle: &Handle) -> Vec<serde_json::Value> {
+    let list = handle.reloads().list();
+    list.iter()
+        .filter_map(|revision| serde_json::to_value(revision).ok())
+        .collect()
+}
+
+/// `GET /picture`: what an event holds, once.
+pub async fn picture(State(handle): State<Handle>) -> Response {
+    axum::Json(shown(&handle)).into_response()
+}
+
 /// `GET /trend`: the last hour, and what the changes of each table took from write to done since the start.
 pub async fn trend(State(handle): State<Handle>) -> Response {
     let mut tables = BTreeMap::<String, Reading>::new();

@@ -68,6 +68,11 @@ section! {
         concurrency: NonZeroU32 = { Kind::Int(1, 4096), Value("16"), Live, "16" },
         /// Consistency of the log reads; with that of the writes it must exceed the replication factor
         consistency: Consistency = { Kind::Choice(Consistency::WORDS), Value(r#""quorum""#), Live, r#""local-quorum""# },
+        /// The data centre whose nodes are asked, as ScyllaDB calls it, and no other's: one that lags would show a log
+        /// with holes; absent: any node may be asked, which is right where there is one data centre
+        datacenter: Option<String> = { Kind::Text(rules::nonempty), Absent, Rebuild, r#""dc1""# },
+        /// The rack of it that is asked first; the others are asked where its nodes are away
+        rack: Option<String> = { Kind::Text(rules::nonempty), Absent, Rebuild, r#""r1""# },
         /// Logs in to ScyllaDB; absent: no authentication
         username: Option<String> = { Kind::Text(rules::nonempty), Absent, Rebuild, r#""penstock""# },
         /// The password, by PENSTOCK_SOURCE__PASSWORD only

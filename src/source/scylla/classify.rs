@@ -19,6 +19,7 @@ pub(super) fn classify(error: &SourceError) -> Class {
         // Each can be mended on the other side: a table made, a right given, a node started.
         SourceError::Refused { .. }
         | SourceError::MissingKeyspace { .. }
+        | SourceError::NoSuchPlace { .. }
         | SourceError::MissingTable { .. }
         | SourceError::NoCdc { .. }
         | SourceError::Unreachable { .. }

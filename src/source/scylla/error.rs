@@ -31,6 +31,16 @@ pub enum SourceError {
         /// The driver's words.
         reason: String,
     },
+    /// No node is where reads are pinned to.
+    #[error(
+        "no node of ScyllaDB's is in {wanted}, there are {there}; check source.datacenter and source.rack"
+    )]
+    NoSuchPlace {
+        /// Data centre, and rack if one is named.
+        wanted: String,
+        /// The data centres that there are, each with its racks.
+        there: String,
+    },
     /// The keyspace does not exist.
     #[error(
         "keyspace {keyspace} does not exist; check source.keyspace{}",

@@ -8,7 +8,7 @@ use scylla::statement::{Consistency as Level, Statement};
 use scylla::value::CqlTimeuuid;
 
 use super::SourceError;
-use super::link::Link;
+use super::link::{Link, places};
 use super::log::LogTable;
 use super::questions::{CDC_OPTIONS, CdcOptions};
 use super::secure::Credentials;
@@ -69,6 +69,7 @@ pub async fn examine(nodes: &[String], settings: &Settings) -> Examined {
         Err(error) => {
             let code = match error {
                 SourceError::Refused { .. } => "login",
+                SourceError::NoSuchPlace { .. } => "datacenter",
                 _ => "cql",
             };
             examined
@@ -79,6 +80,7 @@ pub async fn examine(nodes: &[String], settings: &Settings) -> Examined {
     };
     let session = link.session();
     skew(&session, &mut examined.findings).await;
+    pinned(places(&session).into_keys(), source, &mut examined.findings);
     replication(&session, source, &mut examined.findings);
     for table in &source.tables {
         let full = format!("{}.{table}", source.keyspace);
@@ -98,6 +100,24 @@ pub async fn examine(nodes: &[String], settings: &Settings) -> Examined {
         }
     }
     examined
+}
+
+/// Whether reads are pinned to a data centre where there are several.
+fn pinned(there: impl Iterator<Item = String>, source: &Source, findings: &mut Vec<Finding>) {
+    let there: Vec<String> = there.collect();
+    if there.len() > 1 && source.datacenter.is_none() {
+        let found = format!(
+            "there are several ({}), and any of them is read",
+            there.join(", ")
+        );
+        let help = "set source.datacenter to the one that is written to, or one that lags is read with holes";
+        findings.push(Finding::warning(
+            "datacenter",
+            &source.keyspace,
+            found,
+            help,
+        ));
+    }
 }
 
 /// An error's own words say what would help after the first semicolon.
