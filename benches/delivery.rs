@@ -6,6 +6,7 @@
 #![allow(missing_docs)]
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -84,7 +85,7 @@ impl Reader {
     fn next(&self, within: Duration) -> Option<(u32, Instant)> {
         let deadline = Instant::now() + within;
         while Instant::now() < deadline {
-            if let Some(Ok(message)) = self.0.poll(Duration::from_millis(10)) {
+            if let Some(Ok(message)) = self.0.poll(Duration::from_millis(100)) {
                 let text = message.payload().and_then(|p| std::str::from_utf8(p).ok());
                 let number = text.and_then(|t| t.parse().ok()).expect("a number");
                 return Some((number, Instant::now()));
@@ -112,28 +113,42 @@ fn median(values: &mut [f64]) -> f64 {
 }
 
 /// Writes single changes at a pace, and sees when each is visible.
-async fn latencies(world: &World, reader: &Reader, n: u32, every: Duration) -> Vec<Duration> {
+async fn latencies(
+    world: &World,
+    reader: Reader,
+    n: u32,
+    every: Duration,
+) -> (Reader, Vec<Duration>) {
     let key = keys(1);
-    // What went before is done.
-    while reader.next(Duration::from_millis(500)).is_some() {}
-    let (mut sent, mut taken) = (HashMap::new(), Vec::new());
-    let mut tick = tokio::time::interval(every);
-    let mut see = |sent: &HashMap<u32, Instant>, within| {
-        let Some((number, at)) = reader.next(within) else {
-            return false;
-        };
-        taken.extend(sent.get(&number).map(|sent| at.duration_since(*sent)));
-        true
+    let sent = Arc::new(Mutex::new(HashMap::new()));
+    let reading = {
+        let sent = sent.clone();
+        std::thread::spawn(move || {
+            let (mut taken, mut left) = (Vec::new(), n);
+            while left > 0 {
+                let Some((number, at)) = reader.next(LONG) else {
+                    eprintln!("{left} of {n} did not come within {LONG:?}");
+                    break;
+                };
+                let written: Option<Instant> = sent.lock().expect("no panic").remove(&number);
+                if let Some(written) = written {
+                    taken.push(at.duration_since(written));
+                    left -= 1;
+                }
+            }
+            taken.sort();
+            (reader, taken)
+        })
     };
+    let mut tick = tokio::time::interval(every);
     for number in 0..n {
         tick.tick().await;
-        sent.insert(number, Instant::now());
+        sent.lock()
+            .expect("no panic")
+            .insert(number, Instant::now());
         world.write(&key, number, 1).await;
-        while tokio::task::block_in_place(|| see(&sent, every / 2)) {}
     }
-    while tokio::task::block_in_place(|| see(&sent, Duration::from_secs(3))) {}
-    taken.sort();
-    taken
+    tokio::task::block_in_place(|| reading.join().expect("it reads"))
 }
 
 #[tokio::main]
@@ -186,10 +201,16 @@ async fn main() {
             }
             let took = last.duration_since(begun).as_secs_f64();
             found[n].per_second.push(f64::from(backlog) / took);
+            // Each takes its time: who waits sees that it goes on.
+            eprintln!(
+                "round {round}, {} {:?} ms: {backlog} in {took:.1} s",
+                way.delivery, way.commit_ms
+            );
             if round == 0 {
-                found[n].steady =
-                    latencies(&world, &reader, STEADY_FOR, Duration::from_secs(1) / STEADY).await;
-                found[n].quiet = latencies(&world, &reader, QUIET, QUIET_EVERY).await;
+                let every = Duration::from_secs(1) / STEADY;
+                let (reader, steady) = latencies(&world, reader, STEADY_FOR, every).await;
+                let (_, quiet) = latencies(&world, reader, QUIET, QUIET_EVERY).await;
+                (found[n].steady, found[n].quiet) = (steady, quiet);
             }
             running.stop_cleanly();
         }
