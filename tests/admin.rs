@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use penstock::admin::metrics;
@@ -513,4 +514,93 @@ async fn it_can_be_watched_without_a_terminal_and_every_answer_can_be_json() {
         );
     }
     running.stop_cleanly();
+}
+
+/// Changes a second while a backlog is carried, and how many pictures, events and lines of a tap were shown meanwhile.
+async fn carries(changes: u32, watched: bool) -> (f64, usize) {
+    const KEYS: usize = 48;
+    let world = World::new("").await;
+    world
+        .write(&process::keys(KEYS), 0, changes / KEYS as u32)
+        .await;
+    let began = Instant::now();
+    let running = world.start(1);
+    let base = format!("http://{}", running.admin());
+    let looking = async {
+        let (client, mut shown) = (client(), 0);
+        let mut events = client
+            .get(format!("{base}/events"))
+            .send()
+            .await
+            .expect("events");
+        loop {
+            let tap = client.get(format!("{base}/tap?id=watched&stage=sink&rate=1000"));
+            let picture = client.get(format!("{base}/picture"));
+            let (tap, picture, event) = tokio::join!(tap.send(), picture.send(), async {
+                let next = tokio::time::timeout(Duration::from_millis(250), events.chunk());
+                next.await
+                    .is_ok_and(|event| event.is_ok_and(|event| event.is_some()))
+            });
+            shown += usize::from(event);
+            if let Ok(taken) = tap.and_then(reqwest::Response::error_for_status) {
+                let taken: Value = taken.json().await.unwrap_or_default();
+                shown += taken["lines"].as_array().map_or(0, Vec::len);
+            }
+            shown += usize::from(picture.is_ok_and(|p| p.status().is_success()));
+            if began.elapsed() > LONG {
+                return shown;
+            }
+            LOOKED.store(shown, Relaxed);
+        }
+    };
+    let done = async {
+        let done =
+            |m: &process::Metrics| m.sum("penstock_changes_done_total", &[]) >= f64::from(changes);
+        running.await_metrics("all is done", LONG, done).await;
+        began.elapsed()
+    };
+    LOOKED.store(0, Relaxed);
+    let took = if watched {
+        tokio::select! {
+            took = done => took,
+            shown = looking => panic!("not done within {LONG:?}; {shown} were shown"),
+        }
+    } else {
+        done.await
+    };
+    running.stop_cleanly();
+    (
+        f64::from(changes) / took.as_secs_f64(),
+        LOOKED.load(Relaxed),
+    )
+}
+
+static LOOKED: AtomicUsize = AtomicUsize::new(0);
+
+/// Long form, more rounds of more changes: `cargo xtask proof watched`.
+#[tokio::test(flavor = "multi_thread")]
+async fn watched_from_all_sides_it_carries_as_much() {
+    let rounds = process::asked("PENSTOCK_TEST_ROUNDS", 1);
+    let changes = if rounds > 1 { 96_000 } else { 9_600 };
+    let (mut alone, mut watched) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let (a, _) = carries(changes, false).await;
+        let (w, shown) = carries(changes, true).await;
+        println!("round {round}: alone {a:.0}/s, watched {w:.0}/s, {shown} shown");
+        assert!(shown > 0, "nobody saw anything");
+        alone.push(a);
+        watched.push(w);
+    }
+    let median = |all: &mut Vec<f64>| {
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    };
+    let (a, w) = (median(&mut alone), median(&mut watched));
+    println!(
+        "{rounds} rounds of {changes} changes: alone {a:.0}/s, watched {w:.0}/s: {:.0} %",
+        w / a * 100.0
+    );
+    // One round on a machine that does other things says little: only that it does not stand still.
+    let least = if rounds > 1 { 0.85 } else { 0.2 };
+    assert!(w > a * least, "alone {a:.0}/s, watched {w:.0}/s");
 }

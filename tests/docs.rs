@@ -3,6 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use testkit::process::{LONG, World};
 
 /// All pages that people read.
 fn pages() -> Vec<PathBuf> {
@@ -192,6 +195,88 @@ fn every_page_is_in_the_table_of_contents() {
             "docs/SUMMARY.md lacks {name}"
         );
     }
+}
+
+/// What of the commands only looks, and so can be run against any pipeline that is well.
+const LOOKS: &[&str] = &[
+    "status",
+    "health",
+    "reloads",
+    "config",
+    "validate",
+    "schema",
+    "completions",
+    "doctor",
+    "breaker list",
+    "dead-letters list",
+    "checkpoint show",
+    "man",
+];
+
+/// Those of them that pages show in a block of code are run as they stand there, by a shell, against a pipeline that is
+/// well. (docs/plugins.md is run as a whole, by tests/workbench.rs.)
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_only_look_run_as_they_stand() {
+    let world = World::new("").await;
+    let running = world.start(1);
+    running.await_line("all supervised stages started", LONG);
+    let folder = testkit::penstock();
+    let folder = folder.parent().expect("a folder");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut ran = BTreeSet::new();
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        if page.ends_with("CHANGELOG.md") || page.ends_with("plugins.md") {
+            continue;
+        }
+        for line in parts(&text).0 {
+            let line = line.trim_start().trim_start_matches("$ ");
+            let Some(rest) = line.strip_prefix("penstock ") else {
+                continue;
+            };
+            let looks = LOOKS.iter().any(|command| rest.starts_with(command));
+            let endless = rest.contains("--watch") || rest.contains(['<', '>', '…', '|']);
+            if !looks || endless || rest.contains("--config") || !ran.insert(rest.to_owned()) {
+                continue;
+            }
+            let output = Command::new("sh")
+                .args(["-c", line])
+                .env("PATH", format!("{}:{path}", folder.display()))
+                .env("PENSTOCK_CONFIG", world.config())
+                .env("PENSTOCK_ADMIN__LISTEN", running.admin())
+                .output()
+                .expect("a shell");
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said);
+            assert!(
+                output.status.success(),
+                "{}: {line}\n{said}",
+                page.display()
+            );
+        }
+    }
+    println!("run: {ran:#?}");
+    assert!(ran.len() >= 5, "{ran:?}");
+    running.stop_cleanly();
+}
+
+/// The book builds, where mdBook is.
+#[test]
+fn the_book_builds() {
+    let here = Command::new("mdbook").arg("--version").output();
+    if !here.is_ok_and(|o| o.status.success()) {
+        eprintln!("SKIPPED: no mdbook here");
+        return;
+    }
+    let book = tempfile::tempdir().unwrap();
+    let built = Command::new("mdbook")
+        .args(["build", "docs", "--dest-dir"])
+        .arg(book.path())
+        .output()
+        .expect("it ran a moment ago");
+    let said = [built.stdout, built.stderr].concat();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&said));
+    assert!(book.path().join("tracing.html").is_file());
 }
 
 #[test]

@@ -162,6 +162,26 @@ async fn the_page_in_a_browser() {
     );
     look(&mut browser, "healthy");
 
+    // The tap shows what passes from now on, and is closed by whoever opened it.
+    browser.eval("document.querySelector('#tap-stage').value = 'sink'");
+    browser.click("#tap-open");
+    browser.until(
+        "the tap is open",
+        "document.querySelector('#tap-said').innerText.includes('passed')",
+    );
+    write(&world, 5, "forward").await;
+    browser.until(
+        "what passes",
+        "document.querySelectorAll('#tap > li').length >= 5 && \
+         document.querySelector('#tap').innerText.includes('\"record\"')",
+    );
+    look(&mut browser, "tap");
+    browser.click("#tap-open");
+    browser.until(
+        "it is closed",
+        "document.querySelector('#tap-open').getAttribute('aria-pressed') === 'false'",
+    );
+
     // Changes that the plugin panics over.
     write(&world, 3, "panic").await;
     browser.until(

@@ -170,6 +170,16 @@ const PROOFS: &[Proof] = &[
         kafka: false,
     },
     Proof {
+        name: "watched",
+        about: "rounds of a backlog, alone and with page, status --watch and tap open: changes a second",
+        test: "admin",
+        filter: "watched_from_all_sides",
+        variable: "PENSTOCK_TEST_ROUNDS",
+        n: "7",
+        flags: &[],
+        kafka: false,
+    },
+    Proof {
         name: "orders",
         about: "orders from 50 connections",
         test: "orders",

@@ -580,6 +580,58 @@ $("letters-replay").addEventListener("click", (e) => settleLetters(e.target, "Re
 $("letters-purge").addEventListener("click", (e) => settleLetters(e.target, "Purge", "/dead-letters", "DELETE",
   (n) => `Purge ${many(n, "letter", "letters")}?`, "They are gone for good: neither the error nor the change is kept.", true));
 
+// --- the tap ----------------------------------------------------------------------------------------------------
+
+// As many lines as are kept; the newest first.
+const TAPPED = 50;
+let tapping = null;
+
+function tapStages(stages) {
+  const names = stages.map((s) => s.stage).filter((n) => n === "source" || n === "sink" || n.startsWith("transform."));
+  keyed($("tap-stage"), inOrder(names, (n) => n), (n) => n, (n) => el("option", { value: n }, n), () => {});
+}
+
+async function tapOnce(tap) {
+  const query = new URLSearchParams({ id: tap.id, stage: tap.stage });
+  if (tap.contains) query.set("contains", tap.contains);
+  const taken = await ask(`/tap?${query}`);
+  if (tapping !== tap) return;
+  tap.seen += taken.seen;
+  for (const line of taken.lines) $("tap").prepend(el("li", {}, el("code", {}, JSON.stringify(line))));
+  while ($("tap").children.length > TAPPED) $("tap").lastChild.remove();
+  say($("tap-said"), `${many(tap.seen, "passed", "passed")}, of which the newest ${TAPPED} that were shown are kept.`);
+}
+
+function closeTap(said) {
+  tapping = null;
+  say($("tap-open"), "Look");
+  $("tap-open").setAttribute("aria-pressed", "false");
+  say($("tap-said"), said);
+}
+
+// Asked again once it has answered; the server ends one that is not.
+async function follow(tap) {
+  while (tapping === tap) {
+    try {
+      await tapOnce(tap);
+    } catch (error) {
+      if (tapping === tap) closeTap(error.message);
+      return;
+    }
+    await new Promise((done) => setTimeout(done, 500));
+  }
+}
+
+$("tap-open").addEventListener("click", () => {
+  if (tapping) return closeTap("");
+  const id = `page-${Array.from(crypto.getRandomValues(new Uint32Array(2))).join("-")}`;
+  tapping = { id, stage: $("tap-stage").value, contains: $("tap-contains").value, seen: 0 };
+  $("tap").replaceChildren();
+  say($("tap-open"), "Stop");
+  $("tap-open").setAttribute("aria-pressed", "true");
+  follow(tapping);
+});
+
 // --- once a second ----------------------------------------------------------------------------------------------
 
 let seen = {};
@@ -608,6 +660,7 @@ function draw(p) {
   addPoint(p.rates);
   for (const one of plots) one.draw(p.at);
   breakers(status.stages);
+  tapStages(status.stages);
   components(status.health, p.at);
   shards(status);
   say($("foot"), `As of ${new Date(p.at * 1e3).toLocaleTimeString("en-GB")}. The plots are kept in memory, for an hour.`);
