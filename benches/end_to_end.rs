@@ -1,7 +1,8 @@
 //! From ScyllaDB's log to an acknowledgement by the broker: Penstock beside a bare loop and beside the obvious
 //! program, on the same rows.
 //!
-//! `cargo xtask bench end_to_end [rows] [rounds] [--kafka]`. The stand-ins run in processes of their own and are filled
+//! `cargo xtask bench end_to_end [rows] [rounds] [--kafka]`, and `cargo xtask bench peers [rows] [rounds]
+//! [--connect-plugins folder]`, which holds it against what there is beside it, on a real Kafka. The stand-ins run in processes of their own and are filled
 //! before; so does each contestant, in turns, so that a disturbance hits all alike:
 //!
 //! - *bare*: raw rows of the `scylla` crate → `rdkafka` with a counter of acknowledgements. No plugin, no
@@ -9,7 +10,9 @@
 //! - *seed*: one send a row: the `scylla-cdc` crate, and for each row a `FutureProducer` send that is awaited
 //!   (`linger.ms = 0`, which suits it best). It is stopped after [`SEED_BOUND`], its rate counts;
 //! - *penstock*: the real program with `outbox_router.wasm`, checkpoints and policies at their defaults, delivering at
-//!   least once, and (*penstock-once*) exactly once, which is the default.
+//!   least once, and (*penstock-once*) exactly once, which is the default;
+//! - *connect*, in `peers` alone: Kafka Connect, of its Maven artifacts, with ScyllaDB's connector, which has to lie in
+//!   the folder that is given (a jar with what it depends on); without a folder it is left out.
 //!
 //! The broker is librdkafka's mock, or with `--kafka` a real Apache Kafka (Java and Maven are needed).
 //! A run's time is from the start of the process to the last record in the topic, as the broker counts them; of a
@@ -17,6 +20,8 @@
 //! the same cores, so rates are of everything together; what counts is the ratios.
 #![allow(missing_docs)]
 
+#[path = "support/connect.rs"]
+mod connect;
 #[path = "support/contestants.rs"]
 mod contestants;
 #[path = "support/machine.rs"]
@@ -45,6 +50,8 @@ const SEED_BOUND: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(10);
 
 const CONTESTANTS: [&str; 5] = ["bare", "bare-headers", "penstock", "penstock-once", "seed"];
+/// What comes after it is the folder with ScyllaDB's connector.
+const PLUGINS: &str = "--connect-plugins";
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -68,9 +75,34 @@ fn main() -> Result<()> {
                     numbers.next().map_or(ROUNDS, |n| n as usize),
                 )
             };
-            compare(rows, rounds, role.contains(&"--kafka"))
+            let peers = role.contains(&"--peers");
+            let mut contestants = CONTESTANTS.to_vec();
+            let folder = role.iter().position(|a| *a == PLUGINS);
+            let folder = folder.and_then(|at| role.get(at + 1)).copied();
+            match folder {
+                Some(_) => contestants.push("connect"),
+                None if peers => println!(
+                    "without {PLUGINS} <folder>, Kafka Connect with ScyllaDB's connector is not measured\n"
+                ),
+                None => {}
+            }
+            let rules = Rules {
+                contestants,
+                plugins: folder.unwrap_or_default(),
+                rows,
+                kafka: peers || folder.is_some() || role.contains(&"--kafka"),
+            };
+            compare(&rules, rounds)
         }
     }
+}
+
+struct Rules<'a> {
+    contestants: Vec<&'a str>,
+    /// The folder with ScyllaDB's connector.
+    plugins: &'a str,
+    rows: u64,
+    kafka: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -93,16 +125,21 @@ fn run(
     name: &str,
     node: &str,
     broker: &Broker,
-    rows: u64,
+    rules: &Rules<'_>,
     round: usize,
     dir: &Path,
 ) -> Result<Run> {
+    let rows = rules.rows;
     let prefix = format!("bench{round}-{name}");
-    let topic = format!("{prefix}.order");
+    let topic = match name {
+        "connect" => connect::topic(&prefix),
+        _ => format!("{prefix}.order"),
+    };
     let brokers = &broker.address;
     let mut command = match name {
         "penstock" => penstock(dir, &pipeline(node, brokers, &prefix, "at-least-once", ""))?,
         "penstock-once" => penstock(dir, &pipeline(node, brokers, &prefix, "exactly-once", ""))?,
+        "connect" => connect::command(dir, rules.plugins, node, brokers, &prefix)?,
         _ => own(&[name, node, brokers, &topic])?,
     };
     let consumer: BaseConsumer = ClientConfig::new()
@@ -158,10 +195,11 @@ fn run(
     })
 }
 
-fn compare(rows: u64, rounds: usize, kafka: bool) -> Result<()> {
+fn compare(rules: &Rules<'_>, rounds: usize) -> Result<()> {
+    let (rows, contestants) = (rules.rows, &rules.contestants);
     machine::print();
     let dir = tempfile::tempdir()?;
-    let broker = Broker::start(kafka)?;
+    let broker = Broker::start(rules.kafka)?;
     let filling = Instant::now();
     let (_scylla, node) = stand_in(&["scylla", &rows.to_string()])?;
     println!(
@@ -170,17 +208,17 @@ fn compare(rows: u64, rounds: usize, kafka: bool) -> Result<()> {
         filling.elapsed().as_secs_f64(),
         broker.name(),
     );
-    let mut runs: Vec<Vec<Run>> = vec![Vec::new(); CONTESTANTS.len()];
+    let mut runs: Vec<Vec<Run>> = vec![Vec::new(); contestants.len()];
     for round in 0..rounds {
-        for (runs, name) in runs.iter_mut().zip(CONTESTANTS) {
-            // The slow one is not worth more than one round.
-            if name != "seed" || round == 0 {
-                runs.push(run(name, &node, &broker, rows, round, dir.path())?);
+        for (runs, name) in runs.iter_mut().zip(contestants) {
+            // The slow ones are not worth more than one round.
+            if !["seed", "connect"].contains(name) || round == 0 {
+                runs.push(run(name, &node, &broker, rules, round, dir.path())?);
             }
         }
     }
     let of = |name: &str| {
-        let at = CONTESTANTS.iter().position(|c| *c == name).unwrap_or(0);
+        let at = contestants.iter().position(|c| *c == name).unwrap_or(0);
         &runs[at]
     };
     println!(
@@ -189,7 +227,7 @@ fn compare(rows: u64, rounds: usize, kafka: bool) -> Result<()> {
     println!("|---|---|---|---|---|---|---|---|---|---|---|");
     let median = |values: &mut dyn Iterator<Item = f64>| machine::spread(values.collect()).0;
     let seed = median(&mut of("seed").iter().map(Run::rate));
-    for (name, own) in CONTESTANTS.iter().zip(&runs) {
+    for (name, own) in contestants.iter().zip(&runs) {
         // Pair by pair, so that what the machine did meanwhile cancels out.
         let against = |base: &[Run]| {
             let pairs = own.iter().zip(base);

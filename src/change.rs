@@ -293,7 +293,7 @@ pub struct Undecodable {
 }
 
 /// Consecutive changes of one shard, handed on together. May be empty and carry progress only.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Batch {
     /// The slot it belongs to.
     pub shard: u32,

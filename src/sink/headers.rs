@@ -1,6 +1,7 @@
 //! The headers that a record carries beside the transform's own: those that `sink.headers` names.
 
 use penstock_plugin_encoding::Operation::{RangeDeleteStartExclusive, RangeDeleteStartInclusive};
+use penstock_plugin_encoding::bytes::{hex, hyphenated};
 use penstock_plugin_encoding::{Mark, Row};
 
 use crate::change::Position;
@@ -55,8 +56,8 @@ impl PositionText {
     /// Writes it out.
     pub fn new(position: &Position) -> Self {
         let mut bytes = [b':'; 81];
-        hex_into(&position.stream.0, &mut bytes[..32]);
-        position.time.hyphenated().encode_lower(&mut bytes[33..69]);
+        bytes[..32].copy_from_slice(&hex(&position.stream.0));
+        bytes[33..69].copy_from_slice(&hyphenated(position.time.as_bytes()));
         let mut digits = itoa::Buffer::new();
         let seq = digits.format(position.seq).as_bytes();
         bytes[70..70 + seq.len()].copy_from_slice(seq);
@@ -84,10 +85,6 @@ pub fn traceparent(position: &Position, sampled: bool) -> [u8; 55] {
         sampled,
     };
     context.text()
-}
-
-fn hex_into(bytes: &[u8], text: &mut [u8]) {
-    hex::encode_to_slice(bytes, text).expect("the text is twice as long as the bytes");
 }
 
 #[cfg(test)]

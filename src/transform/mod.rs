@@ -22,7 +22,7 @@ mod when;
 use std::sync::Arc;
 
 pub use about::{About, SettingAbout, SettingKind};
-pub use stage::StageReport;
+pub use stage::{Spent, StageReport};
 pub use tap::{Taken, TapFilter, Taps, TooManyTaps};
 pub use trace::{Given, Passed, Plain, Step};
 pub use wasm::{Engine, EngineError, Facts, Plugin, PluginError, Prepared, TICK, Ticker, Wanted};

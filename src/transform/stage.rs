@@ -35,6 +35,19 @@ pub struct StageReport {
     pub renewed: u32,
     /// Time spent in it.
     pub elapsed: Duration,
+    /// … and with its plugin.
+    pub spent: Spent,
+}
+
+/// Where the time with a plugin goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Putting together what it is sent.
+    pub encode: Duration,
+    /// Its calls: in, through the guest, and out.
+    pub call: Duration,
+    /// Checking what it gave, and taking it.
+    pub decode: Duration,
 }
 
 /// A transform at work in one shard.
@@ -453,22 +466,29 @@ impl Stage {
         self.fresh = self.instance()?.is_fresh();
         let instance = self.instance()?;
         let whole = chunk.len() == items.len()
-            && items.len() == changes(&draft.batch.source).count()
             && items.iter().all(|item| {
                 let table = table_of(&draft.batch.source, item);
                 matches!(item, Item::Change(_)) && instance.interest(table) == Some(&Interest::All)
-            });
+            })
+            && items.len() == changes(&draft.batch.source).count();
+        let began = Instant::now();
         let input = if whole {
             Input::whole(&draft.batch, items)
         } else {
             Input::of_chunk(draft, items, chunk, |table| instance.interest(table))
         };
+        let encoded = Instant::now();
         let output = instance.process(input.bytes(), limits);
+        let called = Instant::now();
         let sent = input.sent();
         let result = output.and_then(|output| {
             let decoded = sent.decode(output, draft, items, made);
             decoded.map_err(Fault::Output)
         });
+        let spent = &mut self.report.spent;
+        spent.encode += encoded - began;
+        spent.call += called - encoded;
+        spent.decode += called.elapsed();
         if result.as_ref().is_err_and(Fault::counts) {
             // A trap leaves a guest in no known state, and one that lies is not to be trusted with more.
             self.instance = None;

@@ -57,6 +57,10 @@ const SDK: &[(&str, &str)] = &[
         include_str!("../../crates/plugin-encoding/Cargo.toml"),
     ),
     (
+        "crates/plugin-encoding/src/bytes.rs",
+        include_str!("../../crates/plugin-encoding/src/bytes.rs"),
+    ),
+    (
         "crates/plugin-encoding/src/cql.rs",
         include_str!("../../crates/plugin-encoding/src/cql.rs"),
     ),

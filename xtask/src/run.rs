@@ -59,6 +59,9 @@ pub(crate) fn bench(rest: &[String]) -> Result<()> {
             bench.args(["--bench", name, "--"]).args(more);
             return kafka::with_broker(|broker| check(bench.envs(broker.iter().cloned())));
         }
+        Some((name, more)) if name == "peers" => bench
+            .args(["--bench", "end_to_end", "--", "--peers"])
+            .args(more),
         Some((name, more)) => bench.args(["--bench", name, "--"]).args(more),
         None => bench.arg("--benches"),
     };

@@ -23,17 +23,21 @@ pub const VERSION: &str = "4.1.0";
 /// Kafka is up in 5 s on two idle cores; a loaded machine takes its time.
 const UP_WITHIN: Duration = Duration::from_secs(120);
 
-/// What a pom needs to name for a broker that also says what it does.
+/// A pom of these artifacts.
 const POM: &str = r#"<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
   <groupId>penstock</groupId><artifactId>kafka</artifactId><version>1</version>
   <dependencies>
-    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version></dependency>
-    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>{version}</version></dependency>
+    {artifacts}
     <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.24.3</version></dependency>
   </dependencies>
 </project>
 "#;
+
+/// What it takes for a broker that also says what it does.
+const BROKER: [&str; 2] = ["kafka_2.13", "kafka-tools"];
+/// … and for Kafka Connect.
+const CONNECT: [&str; 2] = ["connect-runtime", "connect-json"];
 
 const LOGGING: &str = "\
 status = error
@@ -70,14 +74,38 @@ pub fn available() -> Result<()> {
 /// # Errors
 /// When Maven cannot be run, or fails.
 pub fn jars(dir: &Path) -> Result<PathBuf> {
-    let jars = dir.join(format!("kafka-{VERSION}"));
+    fetch(dir, "kafka", &BROKER)
+}
+
+/// The folder with Kafka Connect's jars below `dir`, fetched as those of [`jars`]; `plugin.path` is for connectors.
+///
+/// # Errors
+/// When Maven cannot be run, or fails.
+pub fn connect_jars(dir: &Path) -> Result<PathBuf> {
+    fetch(dir, "connect", &CONNECT)
+}
+
+fn fetch(dir: &Path, name: &str, artifacts: &[&str]) -> Result<PathBuf> {
+    let jars = dir.join(format!("{name}-{VERSION}"));
     if jars.is_dir() {
         return Ok(jars);
     }
     // Aside, then renamed: two that fetch at once do not meet, and a fetch that was cut short leaves nothing.
-    let aside = dir.join(format!(".fetching-{}", std::process::id()));
+    let aside = dir.join(format!(".fetching-{name}-{}", std::process::id()));
+    let artifacts: String = artifacts
+        .iter()
+        .map(|artifact| {
+            format!(
+                "<dependency><groupId>org.apache.kafka</groupId><artifactId>{artifact}</artifactId>\
+                 <version>{VERSION}</version></dependency>"
+            )
+        })
+        .collect();
     fs::create_dir_all(&aside)?;
-    fs::write(aside.join("pom.xml"), POM.replace("{version}", VERSION))?;
+    fs::write(
+        aside.join("pom.xml"),
+        POM.replace("{artifacts}", &artifacts),
+    )?;
     let output = Command::new("mvn")
         .args(["--quiet", "--batch-mode", "dependency:copy-dependencies"])
         .arg("-DoutputDirectory=jars")

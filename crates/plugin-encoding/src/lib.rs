@@ -2,11 +2,13 @@
 //!
 //! - [`rows`]: the input of `process`, a batch of changes with O(1) access to every column.
 //! - [`output`]: the output of `process`.
+//! - [`bytes`]: copying and comparing short texts.
 //! - [`cql`]: CQL types and values, and their JSON form.
 //! - [`shape`]: the columns of a table, as people write them.
 //!
 //! Everything here is bounds-checked: neither side trusts the other's lengths.
 
+pub mod bytes;
 pub mod cql;
 pub mod output;
 pub mod rows;
@@ -14,7 +16,9 @@ pub mod shape;
 
 pub use cql::{CqlType, CqlValue};
 pub use output::{ColumnRef, Field, OutputReader, OutputWriter};
-pub use rows::{ColumnKind, ColumnTag, Mark, Operation, Row, RowMeta, Rows, RowsBuilder};
+pub use rows::{
+    ColumnKind, ColumnTag, Mark, Operation, Projection, Row, RowMeta, Rows, RowsBuilder,
+};
 
 /// The version of the encoding, as `info.encoding` of the contract names it.
 pub const ENCODING_VERSION: u16 = 1;

@@ -7,7 +7,8 @@
 //! 1 record   u32 source, u16 topic, u16 parts, then the parts:
 //!              0 key     field
 //!              1 value   field
-//!              2 header  u16 len, name, field
+//!              2 header  u16 len, name, field     names are numbered from 0 in the order of these parts
+//!              3 header  u16 number, field        of a name that stood in an earlier part; 65,536 have one
 //! 2 forward  u32 source                 hand the change on unchanged
 //! 3 drop     u32 source                 let go of it; a change that is not named at all is dropped too
 //! 4 error    u32 source, u32 len, text  this change can never succeed: dead-letter it
@@ -26,6 +27,8 @@
 
 use std::fmt;
 use std::ops::Range;
+
+use crate::bytes::{copy, same};
 
 /// A field as its writer gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,139 +102,170 @@ const RETRY: u8 = 5;
 const KEY: u8 = 0;
 const VALUE: u8 = 1;
 const HEADER: u8 = 2;
+const KNOWN_HEADER: u8 = 3;
 
-/// Bytes that are copied in place in a guest. A copy whose length is known only as it runs is a call into the host
-/// there (`memory.copy`), which costs more than so many bytes.
-const SHORT: usize = 96;
-
-/// Appends bytes.
-#[inline]
-fn put(buf: &mut Vec<u8>, bytes: &[u8]) {
-    if !cfg!(target_arch = "wasm32") || bytes.len() > SHORT {
-        return buf.extend_from_slice(bytes);
-    }
-    buf.reserve(bytes.len());
-    let (words, rest) = bytes.as_chunks::<8>();
-    for word in words {
-        buf.extend_from_slice(word);
-    }
-    let (half, rest) = rest.as_chunks::<4>();
-    for word in half {
-        buf.extend_from_slice(word);
-    }
-    for byte in rest {
-        buf.push(*byte);
-    }
-}
+/// Headers' names that have a number.
+const NAMES: usize = 1 << 16;
 
 /// Writes the output of one batch.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct OutputWriter {
+    /// What is written, then zeros up to where there is room.
     buf: Vec<u8>,
+    /// Where what is written ends.
+    at: usize,
     entries: u32,
     topics: Vec<String>,
-    /// Where the part count of the record being written stands.
-    parts_at: usize,
+    /// The topic of the last record.
+    topic: usize,
+    /// The numbered names of headers, where they stand.
+    names: Vec<(u32, u16)>,
+    /// The number of the name that comes next if this record's headers are those of the one before.
+    name: usize,
+    /// Where the part count of the record being written stands, and the count.
+    parts: (usize, u16),
 }
 
 /// A point to which an [`OutputWriter`] can go back.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
-    len: usize,
+    at: usize,
     entries: u32,
     topics: usize,
-}
-
-impl Default for OutputWriter {
-    fn default() -> Self {
-        Self::with_capacity(0)
-    }
+    names: usize,
 }
 
 impl OutputWriter {
     /// An empty output with room for so many bytes.
     pub fn with_capacity(bytes: usize) -> Self {
-        let mut buf = Vec::with_capacity(bytes + 4);
-        buf.extend_from_slice(&[0; 4]);
         Self {
-            buf,
-            entries: 0,
-            topics: Vec::new(),
-            parts_at: 0,
+            buf: vec![0; bytes + 4],
+            at: 4,
+            ..Self::default()
         }
+    }
+
+    /// Room for so many bytes more, to be written now.
+    #[inline]
+    fn room(&mut self, bytes: usize) -> &mut [u8] {
+        // The number of entries stands first.
+        let start = self.at.max(4);
+        let end = start + bytes;
+        if end > self.buf.len() {
+            self.grow(end);
+        }
+        self.at = end;
+        &mut self.buf[start..end]
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn grow(&mut self, end: usize) {
+        self.buf.resize((end * 2).max(64), 0);
+    }
+
+    #[inline]
+    fn put<const N: usize>(&mut self, bytes: [u8; N]) {
+        self.room(N).copy_from_slice(&bytes);
     }
 
     /// Starts a record of this change; [`Self::key`], [`Self::value`] and [`Self::header`] then add to it.
     ///
     /// # Panics
     /// On a topic longer than 65,535 bytes and on the 65,537th topic of a batch.
+    #[inline]
     pub fn record(&mut self, source: u32, topic: &str) {
-        let topic = self.topic(topic);
-        self.entry(RECORD, source);
-        self.buf.extend_from_slice(&topic.to_le_bytes());
-        self.parts_at = self.buf.len();
-        self.buf.extend_from_slice(&[0; 2]);
+        self.end_record();
+        // A batch has few topics, and mostly the same one again.
+        let known = self.topics.get(self.topic);
+        if known.is_none_or(|known| !same(known.as_bytes(), topic.as_bytes())) {
+            self.topic = self.topic(topic);
+        }
+        let [t, u] = (self.topic as u16).to_le_bytes();
+        let [a, b, c, d] = source.to_le_bytes();
+        self.entries += 1;
+        self.put([RECORD, a, b, c, d, t, u, 0, 0]);
+        self.parts = (self.at - 2, 0);
+        self.name = 0;
     }
 
-    fn topic(&mut self, name: &str) -> u16 {
-        // A batch has few topics, and mostly the same one again.
-        let found = self.topics.iter().rposition(|t| t == name);
-        let index = found.unwrap_or_else(|| {
-            let len = u16::try_from(name.len()).expect("a topic's name of less than 64 KiB");
-            self.entries += 1;
-            self.buf.push(TOPIC);
-            self.buf.extend_from_slice(&len.to_le_bytes());
-            put(&mut self.buf, name.as_bytes());
-            self.topics.push(name.to_owned());
-            self.topics.len() - 1
-        });
-        u16::try_from(index).expect("at most 65,536 topics a batch")
+    fn topic(&mut self, name: &str) -> usize {
+        if let Some(known) = self.topics.iter().rposition(|t| t == name) {
+            return known;
+        }
+        let len = u16::try_from(name.len()).expect("a topic's name of less than 64 KiB");
+        let number = self.topics.len();
+        assert!(number < 1 << 16, "at most 65,536 topics a batch");
+        self.entries += 1;
+        let [a, b] = len.to_le_bytes();
+        self.put([TOPIC, a, b]);
+        copy(self.room(name.len()), name.as_bytes());
+        self.topics.push(name.to_owned());
+        number
     }
 
     #[inline]
     fn entry(&mut self, kind: u8, source: u32) {
+        self.end_record();
         self.entries += 1;
         let [a, b, c, d] = source.to_le_bytes();
-        self.buf.extend_from_slice(&[kind, a, b, c, d]);
+        self.put([kind, a, b, c, d]);
+    }
+
+    /// Counts a part of the last record.
+    #[inline]
+    fn part(&mut self) {
+        let (_, parts) = &mut self.parts;
+        *parts = parts.checked_add(1).expect("at most 65,535 parts a record");
     }
 
     #[inline]
-    fn part(&mut self, role: u8) {
-        let at = self.parts_at;
-        let parts = u16::from_le_bytes([self.buf[at], self.buf[at + 1]])
-            .checked_add(1)
-            .expect("at most 65,535 parts a record");
-        self.buf[at..at + 2].copy_from_slice(&parts.to_le_bytes());
-        self.buf.push(role);
+    fn end_record(&mut self) {
+        let (at, parts) = std::mem::take(&mut self.parts);
+        if parts > 0 {
+            self.buf[at..at + 2].copy_from_slice(&parts.to_le_bytes());
+        }
     }
 
+    /// Writes what a part begins with, and its field.
     #[inline]
-    fn field(&mut self, field: Field<'_>) {
+    fn field<const N: usize>(&mut self, head: [u8; N], field: Field<'_>) {
         match field {
-            Field::Null => self.buf.push(0),
+            Field::Null => {
+                let room = self.room(N + 1);
+                room[..N].copy_from_slice(&head);
+                room[N] = 0;
+            }
             Field::Bytes(bytes) => {
-                let [a, b, c, d] = (bytes.len() as u32).to_le_bytes();
-                self.buf.extend_from_slice(&[1, a, b, c, d]);
-                put(&mut self.buf, bytes);
+                let room = self.room(N + 5 + bytes.len());
+                let (start, rest) = room.split_at_mut(N + 5);
+                start[..N].copy_from_slice(&head);
+                start[N] = 1;
+                start[N + 1..].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+                copy(rest, bytes);
             }
             Field::Column(column) => {
-                let [a, b, c, d] = column.row.to_le_bytes();
-                let [e, f] = column.column.to_le_bytes();
-                self.buf.extend_from_slice(&[2, a, b, c, d, e, f]);
+                let room = self.room(N + 7);
+                room[..N].copy_from_slice(&head);
+                room[N] = 2;
+                room[N + 1..N + 5].copy_from_slice(&column.row.to_le_bytes());
+                room[N + 5..].copy_from_slice(&column.column.to_le_bytes());
             }
         }
     }
 
     /// Sets the key of the last record.
+    #[inline]
     pub fn key(&mut self, field: Field<'_>) {
-        self.part(KEY);
-        self.field(field);
+        self.part();
+        self.field([KEY], field);
     }
 
     /// Sets the value of the last record.
+    #[inline]
     pub fn value(&mut self, field: Field<'_>) {
-        self.part(VALUE);
-        self.field(field);
+        self.part();
+        self.field([VALUE], field);
     }
 
     /// Adds a header to the last record.
@@ -240,19 +274,58 @@ impl OutputWriter {
     /// On a name longer than 65,535 bytes.
     #[inline]
     pub fn header(&mut self, name: &str, field: Field<'_>) {
-        self.part(HEADER);
+        self.part();
+        // Records mostly have the headers of the one before, in its order.
+        let number = match self.is_named(self.name, name) {
+            true => Some(self.name),
+            false => self.number(name),
+        };
+        match number {
+            Some(number) => {
+                self.name = number + 1;
+                let [a, b] = (number as u16).to_le_bytes();
+                self.field([KNOWN_HEADER, a, b], field);
+            }
+            None => self.named_header(name, field),
+        }
+    }
+
+    #[inline]
+    fn is_named(&self, number: usize, name: &str) -> bool {
+        let Some(&(at, len)) = self.names.get(number) else {
+            return false;
+        };
+        let known = self.buf.get(at as usize..at as usize + usize::from(len));
+        known.is_some_and(|known| same(known, name.as_bytes()))
+    }
+
+    fn number(&self, name: &str) -> Option<usize> {
+        // Where there are many, whoever writes them makes them up as it goes.
+        const LOOKED_AT: usize = 32;
+        (0..self.names.len().min(LOOKED_AT)).find(|number| self.is_named(*number, name))
+    }
+
+    fn named_header(&mut self, name: &str, field: Field<'_>) {
         let len = u16::try_from(name.len()).expect("a header's name of less than 64 KiB");
-        self.buf.extend_from_slice(&len.to_le_bytes());
-        put(&mut self.buf, name.as_bytes());
-        self.field(field);
+        let [a, b] = len.to_le_bytes();
+        self.put([HEADER, a, b]);
+        let at = self.at as u32;
+        copy(self.room(name.len()), name.as_bytes());
+        if self.names.len() < NAMES {
+            self.names.push((at, len));
+            self.name = self.names.len();
+        }
+        self.field([], field);
     }
 
     /// Hands the change on unchanged.
+    #[inline]
     pub fn forward(&mut self, source: u32) {
         self.entry(FORWARD, source);
     }
 
     /// Lets go of the change.
+    #[inline]
     pub fn drop_change(&mut self, source: u32) {
         self.entry(DROP, source);
     }
@@ -269,29 +342,36 @@ impl OutputWriter {
 
     fn message(&mut self, kind: u8, source: u32, message: &str) {
         self.entry(kind, source);
-        self.buf
-            .extend_from_slice(&(message.len() as u32).to_le_bytes());
-        self.buf.extend_from_slice(message.as_bytes());
+        self.put((message.len() as u32).to_le_bytes());
+        copy(self.room(message.len()), message.as_bytes());
     }
 
-    /// Remembers this point.
-    pub fn mark(&self) -> Mark {
+    /// Remembers this point, which is after the last record.
+    #[inline]
+    pub fn mark(&mut self) -> Mark {
+        self.end_record();
         Mark {
-            len: self.buf.len(),
+            at: self.at,
             entries: self.entries,
             topics: self.topics.len(),
+            names: self.names.len(),
         }
     }
 
     /// Takes back all that was written since.
     pub fn undo_to(&mut self, mark: Mark) {
-        self.buf.truncate(mark.len);
+        self.parts = (0, 0);
+        self.at = mark.at;
         self.entries = mark.entries;
         self.topics.truncate(mark.topics);
+        self.names.truncate(mark.names);
     }
 
     /// The finished bytes.
     pub fn finish(mut self) -> Vec<u8> {
+        self.end_record();
+        self.room(0);
+        self.buf.truncate(self.at);
         self.buf[..4].copy_from_slice(&self.entries.to_le_bytes());
         self.buf
     }
@@ -361,6 +441,8 @@ pub struct OutputReader<'a> {
     entries: u32,
     parts: u16,
     topics: u32,
+    /// The numbered names of headers, which were looked at.
+    names: Vec<Range<u32>>,
 }
 
 impl<'a> OutputReader<'a> {
@@ -372,6 +454,7 @@ impl<'a> OutputReader<'a> {
             entries: 0,
             parts: 0,
             topics: 0,
+            names: Vec::new(),
         };
         if u32::try_from(buf.len()).is_err() {
             return Err(reader.bad("more than 4 GiB"));
@@ -381,6 +464,7 @@ impl<'a> OutputReader<'a> {
     }
 
     /// The next event; `None` once all entries are read.
+    #[inline]
     pub fn next_event(&mut self) -> Result<Option<Event>, InvalidOutput> {
         if self.parts > 0 {
             self.parts -= 1;
@@ -430,13 +514,24 @@ impl<'a> OutputReader<'a> {
         Ok(Some(event))
     }
 
+    #[inline]
     fn read_part(&mut self) -> Result<Event, InvalidOutput> {
         Ok(match self.u8()? {
             KEY => Event::Key(self.field()?),
             VALUE => Event::Value(self.field()?),
+            KNOWN_HEADER => {
+                let number = self.u16()?;
+                let name = self.names.get(usize::from(number)).cloned();
+                let name =
+                    name.ok_or_else(|| self.bad("a header's name that did not stand before"))?;
+                Event::Header(name, self.field()?)
+            }
             HEADER => {
                 let len = self.u16()?;
                 let name = self.text(u32::from(len))?;
+                if self.names.len() < NAMES {
+                    self.names.push(name.clone());
+                }
                 Event::Header(name, self.field()?)
             }
             _ => return Err(self.bad("unknown part of a record")),
@@ -588,6 +683,52 @@ mod tests {
         w.forward(1);
         let error = read(&w.finish()).unwrap_err();
         assert_eq!(error.what, "an entry after a retry, which is the last");
+    }
+
+    #[test]
+    fn a_name_is_written_once_and_known_by_its_number() {
+        let mut w = OutputWriter::default();
+        w.record(0, "t");
+        w.header("one", "1".into());
+        w.header("two", "2".into());
+        let mark = w.mark();
+        w.record(1, "t");
+        w.header("late", Field::Null);
+        w.undo_to(mark);
+        w.record(1, "t");
+        w.header("two", "22".into());
+        w.header("", Field::Null);
+        w.header("one", "11".into());
+        w.header("late", Field::Null);
+        let buf = w.finish();
+        let names: Vec<&[u8]> = read(&buf)
+            .unwrap()
+            .iter()
+            .filter_map(|event| match event {
+                Event::Header(name, _) => Some(&buf[name.start as usize..name.end as usize]),
+                _ => None,
+            })
+            .collect();
+        let expected = [&b"one"[..], b"two", b"two", b"", b"one", b"late"];
+        assert_eq!(names, expected);
+        for name in ["one", "two", "late"] {
+            let found = buf.windows(name.len()).filter(|w| *w == name.as_bytes());
+            assert_eq!(found.count(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_did_not_stand_before_is_refused() {
+        let mut w = OutputWriter::default();
+        w.record(0, "t");
+        w.header("h", Field::Null);
+        w.header("h", Field::Null);
+        let mut buf = w.finish();
+        assert_eq!(read(&buf).unwrap().len(), 4);
+        // The last part: its role, the number, the field.
+        let at = buf.len() - 3;
+        buf[at] = 1;
+        assert!(read(&buf).is_err());
     }
 
     #[test]

@@ -177,6 +177,33 @@ pub struct RowMeta {
     pub ttl: u32,
 }
 
+/// Columns of a table to be sent; the others are left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Projection {
+    mask: Vec<bool>,
+    /// Those that stand together, the first and what follows the last, in order.
+    runs: Vec<(u16, u16)>,
+}
+
+impl Projection {
+    /// The columns at whose index this is true.
+    pub fn new(mask: Vec<bool>) -> Self {
+        let mut runs: Vec<(u16, u16)> = Vec::new();
+        for (column, _) in (0..=u16::MAX).zip(&mask).filter(|(_, kept)| **kept) {
+            match runs.last_mut().filter(|(_, end)| *end == column) {
+                Some((_, end)) => *end += 1,
+                None => runs.push((column, column + 1)),
+            }
+        }
+        Self { mask, runs }
+    }
+
+    /// Whether the column at this index is to be sent.
+    pub fn has(&self, column: usize) -> bool {
+        self.mask.get(column).copied().unwrap_or(false)
+    }
+}
+
 /// Builds [`Rows`] with one copy of each column's bytes.
 #[derive(Debug, Default)]
 pub struct RowsBuilder {
@@ -249,9 +276,9 @@ impl RowsBuilder {
         );
     }
 
-    /// Copies a whole row without its links. Columns that `keep` does not have at their index become
+    /// Copies a whole row without its links. Columns that are not among those to `keep` become
     /// [`ColumnTag::Unsent`]; `None` keeps all. Returns the row's index.
-    pub fn copy_row(&mut self, row: &Row<'_>, keep: Option<&[bool]>) -> u32 {
+    pub fn copy_row(&mut self, row: &Row<'_>, keep: Option<&Projection>) -> u32 {
         debug_assert_eq!(self.column, self.ncols, "the row before is not finished");
         self.finish_row();
         let index = self.starts.len() as u32;
@@ -260,39 +287,50 @@ impl RowsBuilder {
         let start = self.buf.len();
         match keep {
             None => self.buf.extend_from_slice(row.bytes),
-            Some(keep) => {
-                let ncols = row.columns();
-                let data = HEADER + ncols * 5;
-                self.buf.extend_from_slice(&row.bytes[..data]);
-                let tags = start + HEADER + ncols * 4;
-                // Columns that stand together are copied together.
-                let (mut from, mut run, mut to) = (0, 0, 0);
-                for column in 0..ncols {
-                    let ends = HEADER + column * 4;
-                    let end = le_u32(&row.bytes[ends..]);
-                    if keep.get(column).copied().unwrap_or(false) {
-                        to += end - from;
-                    } else {
-                        if run < from {
-                            let kept = &row.bytes[data + run as usize..data + from as usize];
-                            self.buf.extend_from_slice(kept);
-                        }
-                        run = end;
-                        self.buf[tags + column] = ColumnTag::Unsent as u8;
-                    }
-                    self.buf[start + ends..][..4].copy_from_slice(&to.to_le_bytes());
-                    from = end;
-                }
-                if run < from {
-                    let kept = &row.bytes[data + run as usize..data + from as usize];
-                    self.buf.extend_from_slice(kept);
-                }
-            }
+            Some(keep) => self.copy_columns(row, &keep.runs),
         }
         self.buf[start + 20..start + 28].fill(0);
         self.column = 0;
         self.ncols = 0;
         index
+    }
+
+    fn copy_columns(&mut self, row: &Row<'_>, runs: &[(u16, u16)]) {
+        let ncols = row.columns();
+        let runs = runs
+            .iter()
+            .map(|(from, to)| (usize::from(*from), usize::from(*to).min(ncols)))
+            .take_while(|(from, to)| from < to);
+        let (head, columns) = row.bytes.split_at(HEADER);
+        let (ends, columns) = columns.split_at(ncols * 4);
+        let (tags, data) = columns.split_at(ncols);
+        let (ends, _) = ends.as_chunks::<4>();
+        let begin = |from: usize| {
+            from.checked_sub(1)
+                .map_or(0, |c| u32::from_le_bytes(ends[c]))
+        };
+        self.buf.reserve(row.bytes.len());
+        self.buf.extend_from_slice(head);
+        let start = self.buf.len();
+        self.buf.resize(start + ncols * 5, ColumnTag::Unsent as u8);
+        let (new_ends, new_tags) = self.buf[start..].split_at_mut(ncols * 4);
+        let (new_ends, _) = new_ends.as_chunks_mut::<4>();
+        let (mut end, mut next) = (0u32, 0);
+        for (from, to) in runs.clone() {
+            new_ends[next..from].fill(end.to_le_bytes());
+            let shift = end.wrapping_sub(begin(from));
+            for (new, old) in new_ends[from..to].iter_mut().zip(&ends[from..to]) {
+                end = u32::from_le_bytes(*old).wrapping_add(shift);
+                *new = end.to_le_bytes();
+            }
+            new_tags[from..to].copy_from_slice(&tags[from..to]);
+            next = to;
+        }
+        new_ends[next..].fill(end.to_le_bytes());
+        for (from, to) in runs {
+            let run = begin(from) as usize..begin(to) as usize;
+            self.buf.extend_from_slice(&data[run]);
+        }
     }
 
     /// Takes the last row back, finished or not.
@@ -673,7 +711,8 @@ mod tests {
 
         let mut b = RowsBuilder::new();
         b.copy_row(&rows.get(1).unwrap(), None);
-        b.copy_row(&rows.get(1).unwrap(), Some(&[false, true, true]));
+        let some = Projection::new(vec![false, true, true]);
+        b.copy_row(&rows.get(1).unwrap(), Some(&some));
         let copy = Rows::parse(b.finish().as_bytes().to_vec()).unwrap();
         let all = copy.get(0).unwrap();
         assert_eq!(all.preimage(), None, "links are the new batch's business");
@@ -686,6 +725,33 @@ mod tests {
         assert_eq!(some.column(3), Some((ColumnTag::Unsent, &b""[..])));
         let marks = Mark::ALL.map(|mark| some.is_marked(mark));
         assert_eq!(marks, [true, false, false]);
+    }
+
+    #[test]
+    fn every_projection_keeps_its_columns_and_no_other() {
+        let mut b = RowsBuilder::new();
+        b.row(meta(Operation::Insert), 5);
+        for value in [&b"one"[..], b"", b"three", b"4", b"five"] {
+            b.column(ColumnTag::Value, &[value]);
+        }
+        let rows = b.finish();
+        let row = rows.get(0).unwrap();
+        for bits in 0..64u8 {
+            // A mask of another length is one of another version of the table: what it does not name is not sent.
+            let mask: Vec<bool> = (0..6).map(|c| bits >> c & 1 == 1).collect();
+            let projection = Projection::new(mask.clone());
+            let mut b = RowsBuilder::new();
+            b.copy_row(&row, Some(&projection));
+            let copy = Rows::parse(b.finish().into_bytes()).unwrap();
+            for (column, kept) in mask.iter().take(5).enumerate() {
+                assert_eq!(projection.has(column), *kept);
+                let expected = match kept {
+                    true => row.column(column),
+                    false => Some((ColumnTag::Unsent, &b""[..])),
+                };
+                assert_eq!(copy.get(0).unwrap().column(column), expected);
+            }
+        }
     }
 
     #[test]

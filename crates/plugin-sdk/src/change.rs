@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
+use penstock_plugin_encoding::bytes::hyphenated;
 use penstock_plugin_encoding::{
-    ColumnRef, ColumnTag, CqlType, CqlValue, Mark, Operation, Row, RowMeta, Rows,
+    ColumnRef, ColumnTag, CqlType, CqlValue, Field, Mark, Operation, Row, RowMeta, Rows,
 };
 use uuid::Uuid;
-use uuid::fmt::Hyphenated;
 
 use crate::table::{Column, Lookup};
 use crate::{Error, Table};
@@ -135,8 +135,18 @@ impl<'a> Change<'a> {
 
     fn column(&self, name: impl Lookup) -> Result<(&'a Column, ColumnTag, &'a [u8]), Error> {
         let fail = |what: &str| self.fail(name.name(), what);
-        let index = name.index(self.table).map(usize::from);
+        let index = name.index(self.table);
         let index = index.ok_or_else(|| fail("does not exist"))?;
+        self.column_at(index, name)
+    }
+
+    fn column_at(
+        &self,
+        index: u16,
+        name: impl Lookup,
+    ) -> Result<(&'a Column, ColumnTag, &'a [u8]), Error> {
+        let fail = |what: &str| self.fail(name.name(), what);
+        let index = usize::from(index);
         let column = self.table.columns.get(index).zip(self.row.column(index));
         match column.ok_or_else(|| fail("is not in this row"))? {
             (_, (ColumnTag::Unsent, _)) => {
@@ -167,12 +177,50 @@ impl<'a> Change<'a> {
     /// # Errors
     /// The column was not declared, or is of another type.
     pub fn find<T: FromCql<'a>>(&self, name: impl Lookup) -> Result<Option<T>, Error> {
-        if name.index(self.table).is_none() {
+        let Some(index) = name.index(self.table) else {
             return Ok(None);
-        }
-        let (column, tag, bytes) = self.column(name)?;
+        };
+        let (column, tag, bytes) = self.column_at(index, name)?;
         match tag {
             ColumnTag::Value | ColumnTag::Replaced => self.decode(column, bytes).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Names the bytes of a text column, which must have a value: as [`get`](Self::get) of a `&str`, but nothing is read
+    /// or copied.
+    ///
+    /// # Errors
+    /// Those of `get`.
+    pub fn text_ref(&self, name: impl Lookup) -> Result<ColumnRef, Error> {
+        match self.find_text_ref(name)? {
+            Some(column) => Ok(column),
+            // This says why it has none.
+            None => self
+                .get::<&str>(name)
+                .and_then(|_| Err(self.fail(name.name(), "is not set"))),
+        }
+    }
+
+    /// … `None` if the table has no such column, or if it is null or not set: as [`find`](Self::find) of a `&str`.
+    ///
+    /// # Errors
+    /// The column was not declared, or is not text.
+    pub fn find_text_ref(&self, name: impl Lookup) -> Result<Option<ColumnRef>, Error> {
+        let Some(index) = name.index(self.table) else {
+            return Ok(None);
+        };
+        let (column, tag, _) = self.column_at(index, name)?;
+        match (tag, column.cql_type.thawed()) {
+            (ColumnTag::Value | ColumnTag::Replaced, CqlType::Text | CqlType::Ascii) => {
+                Ok(Some(ColumnRef {
+                    row: self.index,
+                    column: index,
+                }))
+            }
+            (ColumnTag::Value | ColumnTag::Replaced, other) => {
+                Err(self.fail(name.name(), format_args!("({other}): is not text")))
+            }
             _ => Ok(None),
         }
     }
@@ -188,9 +236,7 @@ impl<'a> Change<'a> {
         let plain = matches!(tag, ColumnTag::Value | ColumnTag::Replaced);
         match (column.cql_type.thawed(), <&[u8; 16]>::try_from(bytes)) {
             (CqlType::Uuid | CqlType::Timeuuid, Ok(id)) if plain => {
-                let mut text = [0; Hyphenated::LENGTH];
-                Uuid::from_bytes(*id).hyphenated().encode_lower(&mut text);
-                Ok(Text(TextForm::Uuid(text)))
+                Ok(Text(TextForm::Uuid(hyphenated(id))))
             }
             (CqlType::Text | CqlType::Ascii, _) => {
                 Ok(Text(TextForm::Plain(Cow::Borrowed(self.get(name)?))))
@@ -305,7 +351,7 @@ pub struct Text<'a>(TextForm<'a>);
 #[derive(Clone, Debug)]
 enum TextForm<'a> {
     Plain(Cow<'a, str>),
-    Uuid([u8; Hyphenated::LENGTH]),
+    Uuid([u8; 36]),
 }
 
 impl std::ops::Deref for Text<'_> {
@@ -315,6 +361,15 @@ impl std::ops::Deref for Text<'_> {
         match &self.0 {
             TextForm::Plain(text) => text,
             TextForm::Uuid(text) => std::str::from_utf8(text).unwrap_or_default(),
+        }
+    }
+}
+
+impl<'a> From<&'a Text<'_>> for Field<'a> {
+    fn from(text: &'a Text<'_>) -> Self {
+        match &text.0 {
+            TextForm::Plain(text) => text.as_bytes().into(),
+            TextForm::Uuid(text) => text.into(),
         }
     }
 }

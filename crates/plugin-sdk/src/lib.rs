@@ -175,7 +175,12 @@ pub trait Transform: Sized + 'static {
 pub struct Runtime<T> {
     transform: T,
     tables: Vec<Table>,
+    /// Of the last output, for each row of its input: what the next one is given room for.
+    bytes_a_row: usize,
 }
+
+/// No more room is made before it is needed: rows may be large once.
+const MOST_ROOM: usize = 1 << 20;
 
 impl<T: Transform> Runtime<T> {
     /// Configures the transform.
@@ -184,6 +189,7 @@ impl<T: Transform> Runtime<T> {
         Ok(Self {
             transform: T::configure(settings)?,
             tables: Vec::new(),
+            bytes_a_row: 64,
         })
     }
 
@@ -198,7 +204,8 @@ impl<T: Transform> Runtime<T> {
     /// Processes an encoded batch into an encoded output.
     pub fn process(&mut self, batch: Vec<u8>) -> Result<Vec<u8>, Error> {
         let rows = Rows::of_host(batch)?;
-        let mut out = Output::new(OutputWriter::with_capacity(64 * rows.len()));
+        let room = self.bytes_a_row.saturating_mul(rows.len()).min(MOST_ROOM);
+        let mut out = Output::new(OutputWriter::with_capacity(room));
         for (index, row) in (0..).zip(rows.iter()) {
             if !row.is_change() {
                 continue;
@@ -217,7 +224,10 @@ impl<T: Transform> Runtime<T> {
                 Err(error) => out.refuse(error.message()),
             }
         }
-        Ok(out.finish())
+        let out = out.finish();
+        // Rows of a batch differ a little, and those of the next from these.
+        self.bytes_a_row = out.len() / rows.len().max(1) * 9 / 8 + 8;
+        Ok(out)
     }
 }
 

@@ -13,7 +13,7 @@ pub struct Output {
 }
 
 impl Output {
-    pub(crate) fn new(writer: OutputWriter) -> Self {
+    pub(crate) fn new(mut writer: OutputWriter) -> Self {
         Self {
             start: writer.mark(),
             writer,
@@ -41,19 +41,21 @@ impl Output {
     }
 
     /// Writes a record to this topic. A change may make several.
+    #[inline]
     pub fn record(&mut self, topic: &str) -> RecordOutput<'_> {
         self.writer.record(self.source, topic);
         RecordOutput(&mut self.writer)
     }
 
     /// Hands the change on unchanged: to the next transform, or to the default rendering.
+    #[inline]
     pub fn forward(&mut self, change: &Change<'_>) {
         self.writer.forward(change.index());
     }
 
-    /// Lets go of the change; the same as writing nothing, but said.
+    /// Lets go of the change; the same as writing nothing, but said to whoever reads the transform.
     pub fn discard(&mut self, change: &Change<'_>) {
-        self.writer.drop_change(change.index());
+        debug_assert_eq!(self.source, change.index(), "the change at hand");
     }
 }
 
@@ -63,18 +65,21 @@ pub struct RecordOutput<'o>(&'o mut OutputWriter);
 
 impl RecordOutput<'_> {
     /// Sets its key: text, bytes, or a [`column_ref`](Change::column_ref).
+    #[inline]
     pub fn key<'f>(self, key: impl Into<Field<'f>>) -> Self {
         self.0.key(key.into());
         self
     }
 
     /// Sets its value: text, bytes, or a [`column_ref`](Change::column_ref).
+    #[inline]
     pub fn value<'f>(self, value: impl Into<Field<'f>>) -> Self {
         self.0.value(value.into());
         self
     }
 
     /// Adds a header.
+    #[inline]
     pub fn header<'f>(self, name: &str, value: impl Into<Field<'f>>) -> Self {
         self.0.header(name, value.into());
         self

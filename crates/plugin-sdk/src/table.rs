@@ -1,5 +1,6 @@
 //! Tables, as a transform is told of them.
 
+use penstock_plugin_encoding::bytes::same;
 use penstock_plugin_encoding::{ColumnKind, CqlType};
 
 use crate::Error;
@@ -96,7 +97,7 @@ impl Table {
     pub fn column(&self, name: &str) -> Option<u16> {
         self.columns
             .iter()
-            .position(|c| c.name == name)
+            .position(|c| same(c.name.as_bytes(), name.as_bytes()))
             .map(|i| i as u16)
     }
 

@@ -6,6 +6,7 @@
 
 mod settings;
 
+use penstock_plugin::encoding::bytes::same;
 use penstock_plugin::{
     About, Change, ColumnKind, CqlType, CqlValue, Error, Field, Handle, Interest, Operation,
     Output, Settings, Table, Transform, bail, warn,
@@ -23,6 +24,8 @@ struct OutboxRouter {
     /// The topic prefix, with room for the aggregate type after it.
     topic: String,
     prefix: usize,
+    /// The table and the aggregate type of which that is the topic: mostly those of the next event, too.
+    routed: Option<(u32, Vec<u8>)>,
     /// The value that is being put together, where there is an envelope.
     envelope: String,
 }
@@ -74,6 +77,7 @@ impl Transform for OutboxRouter {
             routes: Vec::new(),
             prefix: topic.len(),
             topic,
+            routed: None,
             envelope: String::new(),
         })
     }
@@ -126,17 +130,23 @@ impl Transform for OutboxRouter {
         let route = self.routes.iter().find(|route| route.table == table);
         let route = route.ok_or(Error::new("its table was never opened"))?;
         let Route { columns, .. } = route;
-        let aggregate_type: &str = change.get(&columns.aggregate_type)?;
-        self.topic.truncate(self.prefix);
-        match &self.options.route {
-            Some(rule) => rule.apply(aggregate_type, &mut self.topic)?,
-            None => self.topic.push_str(aggregate_type),
-        }
-        if aggregate_type.is_empty() || !is_topic_text(&self.topic) {
-            bail!("aggregate type {aggregate_type:?} cannot be part of a topic's name");
-        }
-        if self.topic.len() > MAX_TOPIC {
-            bail!("topic {:?} is longer than {MAX_TOPIC} bytes", self.topic);
+        let aggregate_type: &[u8] = change.get(&columns.aggregate_type)?;
+        let routed = self.routed.as_ref();
+        if routed.is_none_or(|(of, routed)| *of != table || !same(routed, aggregate_type)) {
+            self.routed = None;
+            let aggregate_type: &str = change.get(&columns.aggregate_type)?;
+            self.topic.truncate(self.prefix);
+            match &self.options.route {
+                Some(rule) => rule.apply(aggregate_type, &mut self.topic)?,
+                None => self.topic.push_str(aggregate_type),
+            }
+            if aggregate_type.is_empty() || !is_topic_text(&self.topic) {
+                bail!("aggregate type {aggregate_type:?} cannot be part of a topic's name");
+            }
+            if self.topic.len() > MAX_TOPIC {
+                bail!("topic {:?} is longer than {MAX_TOPIC} bytes", self.topic);
+            }
+            self.routed = Some((table, aggregate_type.as_bytes().to_vec()));
         }
         self.envelope.clear();
         let value = if route.looks_at_payload {
@@ -147,18 +157,18 @@ impl Transform for OutboxRouter {
         } else {
             change.column_ref(&columns.payload)?.into()
         };
-        let event_type: &str = change.get(&columns.event_type)?;
+        let event_type = change.text_ref(&columns.event_type)?;
         let event_id = change.text(&columns.event_id)?;
         let record = out.record(&self.topic);
         let record = match route.text_key {
             true => record.key(change.column_ref(&columns.aggregate_id)?),
-            false => record.key(&*change.text(&columns.aggregate_id)?),
+            false => record.key(&change.text(&columns.aggregate_id)?),
         };
         let mut record = record
             .value(value)
-            .header(&self.options.id_header, &*event_id)
+            .header(&self.options.id_header, &event_id)
             .header("event-type", event_type);
-        if let Some(trace) = change.find::<&str>(&columns.trace)? {
+        if let Some(trace) = change.find_text_ref(&columns.trace)? {
             record = record.header("traceparent", trace);
         }
         if let Some(header) = &self.options.timestamp_header {
@@ -172,11 +182,11 @@ impl Transform for OutboxRouter {
         if let Some(version) = &columns.schema_version
             && change.is_set(version)
         {
-            record = record.header("schema-version", &*change.text(version)?);
+            record = record.header("schema-version", &change.text(version)?);
         }
         for extra in route.additional.iter().filter(|a| a.place == Place::Header) {
             record = match change.is_set(&extra.column) {
-                true => record.header(&extra.alias, &*change.text(&extra.column)?),
+                true => record.header(&extra.alias, &change.text(&extra.column)?),
                 false => record.header(&extra.alias, Field::Null),
             };
         }

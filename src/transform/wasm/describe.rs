@@ -104,8 +104,9 @@ impl Plugin {
                 super::instance::Interest::Ignore => Wanted::Nothing,
                 super::instance::Interest::All => Wanted::Everything,
                 super::instance::Interest::Refused(why) => Wanted::Refused(why),
-                super::instance::Interest::Columns(mask) => {
-                    let named = table.columns.iter().zip(mask).filter(|(_, wanted)| *wanted);
+                super::instance::Interest::Columns(columns) => {
+                    let named = table.columns.iter().zip(0..);
+                    let named = named.filter(|(_, index)| columns.has(*index));
                     Wanted::Columns(named.map(|(column, _)| column.name.clone()).collect())
                 }
             });

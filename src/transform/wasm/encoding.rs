@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use penstock_plugin_encoding::output::{Event, FieldSpan, OutputReader};
 use penstock_plugin_encoding::{
-    ColumnRef, ColumnTag, Operation, RowMeta, RowsBuilder, record_table,
+    ColumnRef, ColumnTag, Operation, Projection, RowMeta, RowsBuilder, record_table,
 };
 
 use super::instance::{Interest, shortened};
@@ -61,7 +61,7 @@ impl<'a> Input<'a> {
     ) -> Self {
         let source = &draft.batch.source.rows;
         let mask = |table| match interest(table) {
-            Some(Interest::Columns(mask)) => Some(&mask[..]),
+            Some(Interest::Columns(columns)) => Some(&**columns),
             _ => None,
         };
         // Rows of a batch are alike: what the whole takes is a good guess.
@@ -439,7 +439,7 @@ impl Sink<'_> {
 }
 
 /// Writes a record as a row of the pseudo-table.
-fn record_row(draft: &Draft, record: &Record, mask: Option<&[bool]>, rows: &mut RowsBuilder) {
+fn record_row(draft: &Draft, record: &Record, mask: Option<&Projection>, rows: &mut RowsBuilder) {
     let batch = &draft.batch;
     let source = batch.source.rows.get(record.source as usize);
     let meta = RowMeta {
@@ -465,7 +465,7 @@ fn record_row(draft: &Draft, record: &Record, mask: Option<&[bool]>, rows: &mut 
         },
     ];
     for (index, bytes) in columns.into_iter().enumerate() {
-        let sent = mask.is_none_or(|mask| mask.get(index).copied().unwrap_or(false));
+        let sent = mask.is_none_or(|mask| mask.has(index));
         match bytes {
             _ if !sent => rows.column(ColumnTag::Unsent, &[]),
             Some(bytes) => rows.column(ColumnTag::Value, &[bytes]),
@@ -648,7 +648,7 @@ mod tests {
     #[test]
     fn a_projection_sends_only_what_is_wanted() {
         let (draft, items) = draft();
-        let interest = Interest::Columns(vec![false, true, false]);
+        let interest = Interest::Columns(Projection::new(vec![false, true, false]).into());
         let input = Input::of_chunk(&draft, &items, &[1, 2], |_| Some(&interest));
         let rows = penstock_plugin_encoding::Rows::parse(input.bytes().to_vec()).unwrap();
         assert_eq!(rows.len(), 3, "the record, the image, the change");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use penstock_plugin_encoding::{ENCODING_VERSION, record_table};
+use penstock_plugin_encoding::{ENCODING_VERSION, Projection, record_table};
 use wasmtime::{Store, Trap};
 
 use super::contract;
@@ -43,7 +43,7 @@ pub(crate) enum Interest {
     /// Every column.
     All,
     /// These columns.
-    Columns(Vec<bool>),
+    Columns(Arc<Projection>),
     /// The plugin cannot work with the table: each of its changes is refused so.
     Refused(String),
 }
@@ -250,7 +250,7 @@ impl Instance {
                     ))
                 } else {
                     columns.iter().for_each(|c| mask[usize::from(*c)] = true);
-                    Interest::Columns(mask)
+                    Interest::Columns(Arc::new(Projection::new(mask)))
                 }
             }
             Ok(Err(message)) => Interest::Refused(shortened(message)),
