@@ -1110,13 +1110,18 @@ fn swaps_under_load_lose_and_repeat_nothing_and_leave_no_gap() {
     assert!(gaps[gaps.len() / 2] < Duration::from_millis(10), "{gaps:?}");
 }
 
-/// What a chain does with nobody looking, and with a tap at every stage. `cargo xtask proof taps` takes longer.
+/// How long this thread has been at work: what else the machine does is no part of it.
+fn worked() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+    let ns = stat.split(' ').next().and_then(|ns| ns.parse().ok());
+    Duration::from_nanos(ns.expect("nanoseconds"))
+}
+
+/// What a chain does with nobody looking, and another one with a tap at every stage, in turns. Long form:
+/// `cargo xtask proof taps`.
 #[test]
 fn a_tap_does_not_slow_a_chain_that_is_never_idle() {
-    let rounds = asked("PENSTOCK_TEST_ROUNDS", 6);
-    let taps = Arc::new(Taps::default());
-    let mut rig = rig(&[router()]);
-    rig.chain = rig.chain.with_taps(taps.clone());
+    let rounds = asked("PENSTOCK_TEST_ROUNDS", 5);
     let filter = |stage: &str| TapFilter {
         stage: stage.to_owned(),
         table: None,
@@ -1126,33 +1131,36 @@ fn a_tap_does_not_slow_a_chain_that_is_never_idle() {
         rate: 10,
     };
     let payload = [b'x'; 200];
-    // Changes a second of a quarter of a second.
-    let mut run = |tapped: bool| {
-        let (mut work, mut changes) = (Duration::ZERO, 0u32);
-        while work < Duration::from_millis(250) {
-            let batch = outbox_batch(&payload, 512);
-            if tapped {
-                for stage in ["source", "transform.router", "sink"] {
-                    taps.take(stage, &filter(stage), Instant::now()).unwrap();
+    let mut sides = [false, true].map(|tapped| {
+        let taps = Arc::new(Taps::default());
+        let mut rig = rig(&[router()]);
+        rig.chain = rig.chain.with_taps(taps.clone());
+        (tapped, taps, rig, 0f64)
+    });
+    for _ in 0..rounds {
+        for (tapped, taps, rig, best) in &mut sides {
+            let (mut work, mut changes) = (Duration::ZERO, 0u32);
+            while work < Duration::from_millis(100) {
+                let batch = outbox_batch(&payload, 512);
+                if *tapped {
+                    for stage in ["source", "transform.router", "sink"] {
+                        taps.take(stage, &filter(stage), Instant::now()).unwrap();
+                    }
                 }
+                let before = worked();
+                changes += rig.chain.process(batch).unwrap().records.len() as u32;
+                work += worked().saturating_sub(before);
             }
-            let started = Instant::now();
-            let made = rig.chain.process(batch).unwrap();
-            work += started.elapsed();
-            changes += made.records.len() as u32;
+            *best = best.max(f64::from(changes) / work.as_secs_f64());
         }
-        f64::from(changes) / work.as_secs_f64()
-    };
-    // Nobody is looking until the first tap is, and a tap ends 10 s after it was last asked.
-    let without: Vec<f64> = (0..rounds).map(|_| run(false)).collect();
-    let with: Vec<f64> = (0..rounds).map(|_| run(true)).collect();
-    let best = |rates: &[f64]| rates.iter().copied().fold(0.0, f64::max);
-    let (without, with) = (best(&without), best(&with));
+    }
+    let [(.., without), (.., with)] = sides;
     println!(
-        "\nbest of {rounds}: {without:.0} changes/s with nobody looking, {with:.0} with three taps, {:+.1} %\n",
+        "\nbest of {rounds}, changes a second of one processor: {without:.0} with nobody looking, {with:.0} with three taps, \
+         {:+.1} %\n",
         (with / without - 1.0) * 100.0
     );
-    assert!(with > without * 0.7, "{with:.0} of {without:.0}");
+    assert!(with > without * 0.5, "{with:.0} of {without:.0}");
 }
 
 #[test]
