@@ -1,7 +1,7 @@
 //! `GET /metrics`: what is observed, in Prometheus' text format or as OpenMetrics.
 //!
 //! Nothing is counted here. Each scrape reads the counters that the parts keep for themselves, so a metric
-//! cannot say something that the pipeline does not do. What there is stands in [`table`], a row a metric, of which
+//! cannot say something that the pipeline does not do. What there is stands in [`table()`], a row a metric, of which
 //! docs/metrics.md is made and which dashboard and alerts are held against. Names follow Prometheus' conventions: base
 //! units, the unit in the name, `_total` for what only grows.
 
