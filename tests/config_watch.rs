@@ -131,6 +131,79 @@ async fn deleted_and_made_again() {
     }
 }
 
+/// The default path is a relative one, and then the folder has two names: its watch went with the first that was not
+/// needed any more.
+#[tokio::test]
+async fn deleted_or_linked_and_made_again_by_a_relative_path() {
+    let folder = tempfile::tempdir_in(".").unwrap();
+    let name = Path::new(folder.path().file_name().unwrap()).to_owned();
+    write(&folder.path().join("pipeline.toml"), &text(1, ""));
+    let mut rig = Rig::of(folder, vec![name.join("pipeline.toml")]);
+    for window in [2, 4] {
+        std::fs::remove_file(rig.file()).unwrap();
+        assert_eq!(rig.next().await, None, "a file that is gone is refused");
+        write(&rig.file(), &text(window, ""));
+        rig.until(window.into()).await;
+        let elsewhere = tempfile::tempdir().unwrap();
+        let real = elsewhere.path().join("real.toml");
+        write(&real, &text(window + 1, ""));
+        let temporary = rig.folder.path().join("t");
+        symlink(&real, &temporary).unwrap();
+        std::fs::rename(&temporary, rig.file()).unwrap();
+        rig.until((window + 1).into()).await;
+        std::fs::remove_file(rig.file()).unwrap();
+        write(&rig.file(), &text(window, ""));
+        rig.until(window.into()).await;
+        write(&rig.file(), &text(window + 9, ""));
+        rig.until((window + 9).into()).await;
+    }
+}
+
+/// Deployments that keep their versions beside each other: `current` → a version, swapped by rename.
+#[tokio::test]
+async fn a_link_in_the_middle_of_the_path_is_swapped() {
+    let folder = tempfile::tempdir().unwrap();
+    let publish = |window: u32| {
+        let version = folder.path().join(format!("v{window}"));
+        std::fs::create_dir(&version).unwrap();
+        write(&version.join("pipeline.toml"), &text(window, ""));
+        symlink(&version, folder.path().join("next")).unwrap();
+        std::fs::rename(folder.path().join("next"), folder.path().join("current")).unwrap();
+    };
+    publish(1);
+    // A link to it, through another folder.
+    let etc = tempfile::tempdir().unwrap();
+    symlink(folder.path().join("current"), etc.path().join("penstock")).unwrap();
+    let file = etc.path().join("penstock/pipeline.toml");
+    let mut rig = Rig::of(etc, vec![file]);
+    for window in 2..5 {
+        publish(window);
+        rig.until(window.into()).await;
+    }
+}
+
+/// A deployment that puts a new folder where the old one was.
+#[tokio::test]
+async fn its_folder_is_replaced() {
+    let mut rig = Rig::new(|folder| {
+        std::fs::create_dir(folder.join("etc")).unwrap();
+        write(&folder.join("etc/pipeline.toml"), &text(1, ""));
+        symlink("etc/pipeline.toml", folder.join("pipeline.toml")).unwrap();
+    });
+    let at = |name: &str| rig.folder.path().join(name);
+    let (etc, old, new) = (at("etc"), at("old"), at("new"));
+    for window in [2, 4] {
+        std::fs::create_dir(&new).unwrap();
+        write(&new.join("pipeline.toml"), &text(window, ""));
+        std::fs::rename(&etc, &old).unwrap();
+        std::fs::rename(&new, &etc).unwrap();
+        rig.until(window.into()).await;
+        std::fs::remove_dir_all(&old).unwrap();
+        write(&etc.join("pipeline.toml"), &text(window + 1, ""));
+        rig.until((window + 1).into()).await;
+    }
+}
+
 #[tokio::test]
 async fn emptied_then_filled() {
     let mut rig = plain();

@@ -5,7 +5,8 @@
 //! bind-mounted) need not be told apart, and `touch` is no change.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use super::settings::LiveSettings;
 
 /// While events keep coming, wait no longer than this many times the debounce.
 const PATIENCE: u32 = 10;
+/// As the system has it (`path_resolution(7)`): more are a circle.
+const MAX_LINKS: usize = 40;
 
 /// Watches sources. Spawns nothing but what `notify` does for itself.
 pub struct Watch {
@@ -151,42 +154,64 @@ impl Watch {
         let Some(watcher) = &mut self.watcher else {
             return;
         };
-        let mut wanted = BTreeSet::new();
-        for path in self.sources.keys() {
-            wanted.insert(path.clone());
-            wanted.insert(existing(path.parent().unwrap_or(Path::new(""))));
-            if let Ok(real) = path.canonicalize() {
-                wanted.extend(real.parent().map(Path::to_owned));
-                wanted.insert(real);
-            }
-        }
-        for gone in self.watched.difference(&wanted) {
+        // A watch follows what has the name now, which may be another folder by the same name by the next look: so each
+        // is set anew. Whoever looks compares contents after it, so nothing is missed between.
+        for path in &self.watched {
             // It may be gone from the system too, and its watch with it.
-            drop(watcher.unwatch(gone));
+            drop(watcher.unwatch(path));
         }
-        let mut watched = BTreeSet::new();
-        for path in wanted {
-            // A file's watch follows the inode, so it is set anew each time; a folder's stays.
-            if self.watched.contains(&path) {
-                if path.is_dir() {
-                    watched.insert(path);
-                    continue;
-                }
-                drop(watcher.unwatch(&path));
-            }
-            // What is not there cannot be watched; its folder is.
-            if watcher.watch(&path, RecursiveMode::NonRecursive).is_ok() {
-                watched.insert(path);
-            }
-        }
-        self.watched = watched;
+        self.watched = self.sources.keys().flat_map(|p| places(p)).collect();
+        self.watched
+            .retain(|path| watcher.watch(path, RecursiveMode::NonRecursive).is_ok());
     }
 }
 
-/// The folder, or the nearest above it that is there; the empty path is the current one.
-fn existing(folder: &Path) -> PathBuf {
-    let found = folder
-        .ancestors()
-        .find(|f| !f.as_os_str().is_empty() && f.is_dir());
-    found.map_or_else(|| PathBuf::from("."), Path::to_owned)
+/// What to watch so that nothing can change which content a path has without an event: the folder of each of its
+/// parts that is a link, the last part's folder, and what it leads to.
+///
+/// All of it without links and from the root, because the system has one watch for each folder, whatever it is
+/// called: to end one under one name would end it under the others.
+fn places(path: &Path) -> BTreeSet<PathBuf> {
+    let mut places = BTreeSet::new();
+    let Ok(path) = std::path::absolute(path) else {
+        return places;
+    };
+    let mut at = PathBuf::new();
+    // The next part stands last.
+    let mut parts: Vec<_> = path.components().rev().map(own).collect();
+    let mut links = 0;
+    while let Some(part) = parts.pop() {
+        if part == ".." {
+            at.pop();
+        }
+        if part == "." || part == ".." {
+            continue;
+        }
+        let next = at.join(&part);
+        let link = std::fs::read_link(&next).ok();
+        if link.is_some() || parts.is_empty() || !next.exists() {
+            places.insert(at.clone());
+        }
+        match link {
+            // What is not there cannot be watched, only waited for.
+            None if !next.exists() => break,
+            None => at = next,
+            Some(_) if links == MAX_LINKS => break,
+            Some(to) => {
+                links += 1;
+                if to.is_absolute() {
+                    at = PathBuf::new();
+                }
+                parts.extend(to.components().rev().map(own));
+            }
+        }
+        if parts.is_empty() {
+            places.insert(at.clone());
+        }
+    }
+    places
+}
+
+fn own(part: Component<'_>) -> OsString {
+    part.as_os_str().to_owned()
 }
