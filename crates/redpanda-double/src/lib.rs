@@ -2,12 +2,14 @@
 //! over a socket. What was written is gone with the [`Broker`].
 //!
 //! The broker itself is `noida-db` (feature `kafka`): groups, transactions (aborted records are hidden, zombies
-//! fenced), retention, compaction, the admin API. This crate stands before it, because of three things that it
+//! fenced), retention, compaction, the admin API. This crate stands before it, because of four things that it
 //! does not do:
 //! - it answers a fetch that finds nothing at once, and clients then ask again at once: one idle consumer kept
 //!   0.8 of a core busy between the two. Here a short answer to a fetch waits for [`PAUSE`];
 //! - to who follows a partition it shows nothing more of a producer that once aborted a transaction there. Here answers
 //!   list those aborted transactions only that are not over yet (`aborted.rs`);
+//! - its groups wedge members that join again at once, and refuse the commit of one that gives its partitions back
+//!   (`groups.rs`);
 //! - it cannot be stopped, nor told where clients find it.
 //!
 //! It was chosen over librdkafka's mock cluster, which is in the binary anyway, by what clients can do with it
@@ -28,6 +30,7 @@
 //! beyond 100 MB: topics that may grow need `retention.bytes` and `segment.bytes`, see [`bounds`].
 
 mod aborted;
+mod groups;
 
 use std::collections::HashMap;
 use std::io;
@@ -45,6 +48,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use aborted::{Aborted, Asked};
+use groups::{Groups, Wait, Waiting};
 
 /// How long a short answer to a fetch is held back: what a record that comes alone is late by at most.
 pub const PAUSE: Duration = Duration::from_millis(20);
@@ -55,6 +59,9 @@ const MAX_REQUEST: u32 = 100 << 20;
 /// Kafka's numbers of requests.
 const FETCH: [u8; 2] = 1_i16.to_be_bytes();
 const DELETE_TOPICS: [u8; 2] = 20_i16.to_be_bytes();
+const OFFSET_COMMIT: [u8; 2] = 8_i16.to_be_bytes();
+const JOIN_GROUP: [u8; 2] = 11_i16.to_be_bytes();
+const SYNC_GROUP: [u8; 2] = 14_i16.to_be_bytes();
 /// The key, version and correlation id with which every request starts.
 const REQUEST_HEAD: usize = 8;
 /// The correlation id with which every answer starts.
@@ -128,7 +135,11 @@ async fn accept(
     tasks: TaskTracker,
     end: CancellationToken,
 ) {
-    let aborted = Arc::new(Aborted::new(engine.clone()));
+    let mends = Arc::new(Mends {
+        engine: engine.clone(),
+        aborted: Aborted::new(engine.clone()),
+        groups: Arc::default(),
+    });
     loop {
         let client = tokio::select! {
             () = end.cancelled() => return,
@@ -142,11 +153,11 @@ async fn accept(
         };
         match opened {
             Ok((client, server)) => {
-                let (end, aborted) = (end.clone(), aborted.clone());
+                let (end, mends) = (end.clone(), mends.clone());
                 tasks.spawn(async move {
                     tokio::select! {
                         () = end.cancelled() => {}
-                        ended = relay(client, server, &aborted) => {
+                        ended = relay(client, server, &mends) => {
                             if let Err(error) = ended {
                                 tracing::debug!(%error, "connection ended");
                             }
@@ -180,6 +191,13 @@ async fn connect(inner: &TcpListener, engine: &Engine) -> io::Result<TcpStream> 
     Ok(ours)
 }
 
+/// What all connections share.
+struct Mends {
+    engine: Engine,
+    aborted: Aborted,
+    groups: Arc<Groups>,
+}
+
 /// What the answer to a request needs.
 #[derive(Debug)]
 enum Needs {
@@ -187,12 +205,14 @@ enum Needs {
     Fetch(Option<Asked>),
     /// It says that topics are gone.
     Forget,
+    /// Others of its group wait until it has come.
+    Heard { _until_answered: Waiting },
 }
 
 /// By the correlation ids of what is under way on one connection.
 type Pending = Mutex<HashMap<[u8; ANSWER_HEAD], Needs>>;
 
-async fn relay(client: TcpStream, server: TcpStream, aborted: &Aborted) -> io::Result<()> {
+async fn relay(client: TcpStream, server: TcpStream, mends: &Mends) -> io::Result<()> {
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let pending = Pending::default();
@@ -200,8 +220,8 @@ async fn relay(client: TcpStream, server: TcpStream, aborted: &Aborted) -> io::R
     let (server_in, server_out) = server.into_split();
     // Whichever side closes first ends both.
     tokio::select! {
-        ended = requests(client_in, server_out, &pending) => ended,
-        ended = answers(server_in, client_out, &pending, aborted) => ended,
+        ended = requests(client_in, server_out, &pending, mends) => ended,
+        ended = answers(server_in, client_out, &pending, &mends.aborted) => ended,
     }
 }
 
@@ -209,6 +229,7 @@ async fn requests(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     pending: &Pending,
+    mends: &Mends,
 ) -> io::Result<()> {
     while let Some(len) = length(&mut from).await? {
         if !(REQUEST_HEAD as u32..=MAX_REQUEST).contains(&len) {
@@ -217,10 +238,24 @@ async fn requests(
         let mut head = [0; REQUEST_HEAD];
         from.read_exact(&mut head).await?;
         let (kind, id) = ([head[0], head[1]], [head[4], head[5], head[6], head[7]]);
-        if kind == FETCH {
-            let frame = whole(&mut from, len, &head).await?;
-            let needs = Needs::Fetch(Aborted::asked(frame.clone())?);
-            pending.lock().insert(id, needs);
+        if [FETCH, OFFSET_COMMIT, JOIN_GROUP, SYNC_GROUP].contains(&kind) {
+            let mut frame = whole(&mut from, len, &head).await?;
+            let needs = match kind {
+                FETCH => Some(Needs::Fetch(Aborted::asked(frame.clone())?)),
+                JOIN_GROUP => Some(Needs::Heard {
+                    _until_answered: mends.groups.turn(Wait::Join, frame.clone()).await?,
+                }),
+                SYNC_GROUP => Some(Needs::Heard {
+                    _until_answered: mends.groups.turn(Wait::Sync, frame.clone()).await?,
+                }),
+                _ => {
+                    frame = groups::commit(&mends.engine, frame)?;
+                    None
+                }
+            };
+            if let Some(needs) = needs {
+                pending.lock().insert(id, needs);
+            }
             send(&mut to, &frame).await?;
             continue;
         }
@@ -250,7 +285,7 @@ async fn answers(
         match needs {
             Some(Needs::Fetch(_)) if len < SHORT => tokio::time::sleep(PAUSE).await,
             Some(Needs::Forget) => aborted.forget(),
-            Some(Needs::Fetch(_)) | None => {}
+            Some(Needs::Fetch(_) | Needs::Heard { .. }) | None => {}
         }
         if let Some(Needs::Fetch(Some(asked))) = needs {
             let frame = whole(&mut from, len, &head).await?;
