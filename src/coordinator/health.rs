@@ -7,7 +7,9 @@ use super::child::Stage;
 use super::handle::Shared;
 use super::supervisor::Supervisor;
 use crate::config::LiveSettings;
+use crate::policy::breaker;
 use crate::policy::health::{Health, Level, Observation, Seen, Standing, Status};
+use crate::policy::stage::StagePolicies;
 
 /// The standing of the system and of each component.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -44,7 +46,13 @@ pub struct HealthWatch {
     waits: Option<(Stage, Arc<str>)>,
     checked: Option<Instant>,
     reported: Instant,
+    /// What the stages said at the last look, and at the last glance.
+    said: Said,
+    glanced: Said,
 }
+
+/// Of each stage its breaker, and how bad it says that it is.
+type Said = Vec<(Arc<str>, breaker::State, Option<Level>)>;
 
 /// Early looks, so that a process that has just started does not stay `starting` for a whole interval.
 const FIRST_LOOKS: Duration = Duration::from_millis(250);
@@ -60,6 +68,8 @@ impl HealthWatch {
             waits: None,
             checked: None,
             reported: now,
+            said: Said::new(),
+            glanced: Said::new(),
         }
     }
 
@@ -73,6 +83,16 @@ impl HealthWatch {
             interval
         };
         self.checked.map_or_else(Instant::now, |at| at + wait)
+    }
+
+    /// Whether a look is worth while before its time: a breaker has opened or closed since the last one, or a stage says
+    /// otherwise how it is, and has said so for two glances. Whoever watches health learns of an outage, and of its end,
+    /// as soon as whoever reads the log.
+    pub(crate) fn is_due(&mut self, shared: &Shared) -> bool {
+        let now = said(shared);
+        let stands = now == self.glanced;
+        self.glanced = now;
+        stands && self.glanced != self.said
     }
 
     /// Notes that a stage was given up on.
@@ -106,6 +126,7 @@ impl HealthWatch {
         let now = Instant::now();
         let settings = self.live.borrow().clone();
         self.checked = Some(now);
+        self.said = said(shared);
         let mut observations = observe(supervisor, shared, &self.failed, now);
         if let Some((stage, reason)) = &self.waits {
             let name: Arc<str> = stage.to_string().into();
@@ -187,6 +208,27 @@ fn epoch_seconds(at: Instant, now: Instant) -> f64 {
         .map_or(0.0, |d| (d.as_secs_f64() * 1e3).round() / 1e3)
 }
 
+fn said(shared: &Shared) -> Said {
+    let of = |(stage, policies): (Stage, StagePolicies)| {
+        let complaint = complaint(&stage, shared).map(|c| c.level());
+        let breaker = policies.snapshot().breaker;
+        (policies.stage().into(), breaker, complaint)
+    };
+    shared.policies().all().into_iter().map(of).collect()
+}
+
+fn complaint(stage: &Stage, shared: &Shared) -> Option<Status> {
+    let pipeline = shared.pipeline()?;
+    match stage {
+        Stage::Sink => pipeline.sink.complaint(),
+        Stage::Source => pipeline.source.status().complaint,
+        Stage::Transform(_) => pipeline
+            .transform_waits(&stage.to_string())
+            .map(|why| Status::Degraded(format!("waiting: {why}").into())),
+        _ => None,
+    }
+}
+
 /// What is to be seen of each component right now.
 fn observe(
     supervisor: &Supervisor,
@@ -221,14 +263,7 @@ fn observe(
                 .find(|(s, _)| *s == stage)
                 .map(|(_, cause)| cause.clone()),
             headroom: source.as_ref().and_then(|s| s.retention_headroom()),
-            complaint: match &stage {
-                Stage::Sink => shared.pipeline().and_then(|p| p.sink.complaint()),
-                Stage::Transform(_) => shared
-                    .pipeline()
-                    .and_then(|p| p.transform_waits(&snapshot.stage))
-                    .map(|why| Status::Degraded(format!("waiting: {why}").into())),
-                _ => source.and_then(|s| s.complaint),
-            },
+            complaint: complaint(&stage, shared),
         };
         all.push((snapshot.stage, observation));
     }

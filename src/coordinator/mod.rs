@@ -349,6 +349,9 @@ impl Coordinator {
             () = tokio::time::sleep_until(check.into()) => self.check_health(),
             () = self.watchdog.asked() => {
                 self.shared.look();
+                if self.health.is_due(&self.shared) {
+                    self.check_health();
+                }
                 faults::coordinator().await;
             }
         }
