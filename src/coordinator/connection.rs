@@ -301,6 +301,9 @@ async fn too_slow(stream: &TcpStream) {
     tokio::time::timeout(FAREWELL, read_off).await.ok();
 }
 
+/// What an extractor says of a request, at most: a line or two.
+const LONGEST_WORDS: usize = 4 << 10;
+
 /// What every request passes first: its body is taken in full, in time and within bounds, so that a request that is
 /// being answered waits for its client no more. `probes` are answered over a spare connection, too.
 pub(super) async fn take_in(
@@ -345,7 +348,37 @@ pub(super) async fn take_in(
         }
     };
     peer.is_at(At::Work);
-    next.run(Request::from_parts(head, Body::from(body))).await
+    let answer = next.run(Request::from_parts(head, Body::from(body))).await;
+    in_our_words(answer).await
+}
+
+/// What the router and its extractors refuse by themselves, in plain text or without a word, as a problem like the others.
+async fn in_our_words(answer: Response) -> Response {
+    let said_so = answer
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| !kind.as_bytes().starts_with(b"text/plain"));
+    let theirs = [
+        StatusCode::BAD_REQUEST,
+        StatusCode::METHOD_NOT_ALLOWED,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        StatusCode::UNPROCESSABLE_ENTITY,
+    ];
+    let status = answer.status();
+    if said_so || !theirs.contains(&status) {
+        return answer;
+    }
+    let detail = match status {
+        // It names them; the router adds it to whatever goes out.
+        StatusCode::METHOD_NOT_ALLOWED => {
+            "another method would do here: see the header Allow".into()
+        }
+        _ => {
+            let text = axum::body::to_bytes(answer.into_body(), LONGEST_WORDS).await;
+            String::from_utf8_lossy(&text.unwrap_or_default()).into_owned()
+        }
+    };
+    problem(status, detail)
 }
 
 /// The answer to a request that was not taken in, after which the connection is of no use.

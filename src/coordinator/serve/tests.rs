@@ -310,3 +310,38 @@ async fn slow_requests_are_told_so() {
     stream.write_all(whole.as_bytes()).await.unwrap();
     assert_eq!(answer(&mut stream).await.1, "four");
 }
+
+#[tokio::test]
+async fn what_the_router_refuses_is_a_problem_too() {
+    let mut house = House::new(Limits::default());
+    let bound = listen(loopback(0), None).await.unwrap();
+    let here = bound.listening().address();
+    house.serve("it", bound, None);
+    for (asked, status, detail) in [
+        (
+            "GET /echo HTTP/1.1\r\nhost: localhost\r\n\r\n",
+            "405",
+            "Allow",
+        ),
+        (
+            "POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\n",
+            "400",
+            "UTF-8",
+        ),
+    ] {
+        let mut stream = TcpStream::connect(here).await.unwrap();
+        stream.write_all(asked.as_bytes()).await.unwrap();
+        if status == "400" {
+            stream.write_all(b"\xff").await.unwrap();
+        }
+        let (head, body) = answer(&mut stream).await;
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{head}");
+        assert!(head.contains("application/problem+json"), "{head}");
+        let problem: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert!(
+            problem["detail"].as_str().unwrap().contains(detail),
+            "{body}"
+        );
+        assert_eq!(head.contains("allow: POST"), status == "405", "{head}");
+    }
+}
