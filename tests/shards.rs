@@ -68,7 +68,8 @@ async fn a_shard_is_drained_released_and_opened_again_while_the_other_runs() {
     .expect("both sides answer");
     let mut supervisor = Supervisor::new(live);
     let (failed, _failures) = mpsc::channel(1);
-    pipeline.open(pipeline.numbers()).await.expect("opened");
+    let all = pipeline.numbers();
+    pipeline.open(all, None).await.expect("opened");
     for child in pipeline.children(&failed) {
         supervisor.start(child);
     }
@@ -105,8 +106,8 @@ async fn a_shard_is_drained_released_and_opened_again_while_the_other_runs() {
     assert_eq!(done(0), first, "nobody reads a shard that was released");
     assert_eq!(read_all(&cluster.brokers, &topic).len(), KEYS + second);
 
-    let opened = pipeline.open([0]).await.expect("opened again");
-    for child in opened.iter().flat_map(|s| s.children(&pipeline, &failed)) {
+    pipeline.open([0], None).await.expect("opened again");
+    for child in pipeline.shards()[0].children(&pipeline, &failed) {
         supervisor.start(child);
     }
     // It goes on counting where it was.

@@ -46,14 +46,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use self::child::{ChildId, Stage};
 use self::handle::{Command, Handle, Phase, Shared};
 use self::health::HealthWatch;
 use self::lane::{FailedStage, FailedStages};
 use self::listen::Listening;
-use self::pipeline::{Pipeline, PolicyRegistry};
+use self::pipeline::{Feeds, Pipeline, PolicyRegistry};
 use self::plugins::PluginHost;
 use self::reload::Reloads;
 use self::shard::Shard;
@@ -86,7 +86,7 @@ pub struct Coordinator {
     live: LiveSettings,
     /// What the pipeline's own parts read. Apart from `live`, so that a new pipeline can be connected by new
     /// settings, and an old one drained by its own, before anything is in force.
-    pipeline_live: watch::Sender<Arc<Settings>>,
+    feeds: Feeds,
     reloads: Reloads,
     plugins: Arc<PluginHost>,
     policies: PolicyRegistry,
@@ -175,7 +175,7 @@ impl Coordinator {
             sharing: Sharing::new(),
             watchdog: Watchdog::start(shared.vitals().clone())?,
             live,
-            pipeline_live: watch::Sender::new(settings.clone()),
+            feeds: Feeds::new(settings.clone()),
             reloads,
             plugins,
             policies,
@@ -222,15 +222,15 @@ impl Coordinator {
         self.shared.set_pipeline(Some(pipeline));
     }
 
-    /// Lets go of a pipeline that another one has replaced. Its clients take their time to close their connections,
-    /// for which nothing else is to wait.
-    fn let_go(&mut self, pipeline: Arc<Pipeline>) {
-        let mut pipeline = Some(pipeline);
+    /// Lets go of a pipeline that another one has replaced, or of parts of one. Clients take their time to close their
+    /// connections, for which nothing else is to wait.
+    fn let_go(&mut self, parts: impl Send + 'static) {
+        let mut parts = Some(parts);
         self.supervisor
             .start(ChildSpec::new(Stage::LetGo, move |_| {
-                let pipeline = pipeline.take();
+                let parts = parts.take();
                 async move {
-                    tokio::task::block_in_place(|| drop(pipeline));
+                    tokio::task::block_in_place(|| drop(parts));
                     Ok(())
                 }
             }));

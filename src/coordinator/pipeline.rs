@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
 
 use super::child::Stage;
 use super::dead_letters::{self, Keeper, Requests};
@@ -16,14 +17,15 @@ use super::supervisor::ChildSpec;
 use super::transforms::Transforms;
 use crate::checkpoint::log::CheckpointLog;
 use crate::checkpoint::topic::Owner;
+use crate::config::reload::Changed;
 use crate::config::settings::{Delivery, Instances};
-use crate::config::{LiveSettings, Settings};
+use crate::config::{Class, LiveSettings, Settings};
 use crate::dead_letter::DeadLetters;
 use crate::policy::stage::StagePolicies;
-use crate::sink::SinkError;
 use crate::sink::redpanda::RedpandaSink;
 use crate::sink::redpanda::opening::Prepared;
-use crate::source::{ScyllaSource, Source};
+use crate::sink::{Settle, SinkError};
+use crate::source::{ScyllaSource, Source, SourceError};
 use crate::spans::Spans;
 
 /// What the source can find out before it is needed is found out in this time, or later.
@@ -65,6 +67,84 @@ impl PolicyRegistry {
             .filter(|(_, p)| settings.policies(p.stage()).is_some())
             .cloned()
             .collect()
+    }
+}
+
+/// The sides of a pipeline that go on in the one that takes its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keeps {
+    /// The reader, connected as it is.
+    pub source: bool,
+    /// The brokers' connections, and the shards' producers.
+    pub sink: bool,
+}
+
+impl Keeps {
+    /// What these changes leave as it is.
+    pub fn after(changed: &[Changed]) -> Self {
+        let spares = |sections: &[&str]| {
+            let mut rebuilt = changed.iter().filter(|c| c.class == Class::Rebuild);
+            rebuilt.all(|c| sections.iter().any(|section| c.key.starts_with(section)))
+        };
+        // Which generations are finished the source knows from the checkpoints, which other brokers have others of.
+        let elsewhere = changed.iter().any(|c| c.key == "sink.brokers");
+        let others = ["transform", "orders.", "admin."];
+        Self {
+            source: spares(&[&others[..], &["sink.", "dead_letter."]].concat()) && !elsewhere,
+            sink: spares(&[&others[..], &["source."]].concat()),
+        }
+    }
+}
+
+/// A pipeline whose place another one takes.
+pub struct Replaces {
+    /// It runs.
+    pub pipeline: Arc<Pipeline>,
+    /// What of it goes on.
+    pub keeps: Keeps,
+}
+
+/// What the parts of the pipeline read their settings from. A part that goes on when others are made anew has its own.
+pub struct Feeds {
+    newest: watch::Sender<Arc<Settings>>,
+    others: Vec<watch::Sender<Arc<Settings>>>,
+}
+
+impl Feeds {
+    /// Of these settings.
+    pub fn new(settings: Arc<Settings>) -> Self {
+        Self {
+            newest: watch::Sender::new(settings),
+            others: Vec::new(),
+        }
+    }
+
+    /// For a pipeline that is made by the settings in force.
+    pub fn subscribe(&self) -> LiveSettings {
+        self.newest.subscribe()
+    }
+
+    /// … by others, that are to be in force.
+    pub fn add(&mut self, feed: watch::Sender<Arc<Settings>>) {
+        self.others.push(std::mem::replace(&mut self.newest, feed));
+        self.others.retain(|feed| feed.receiver_count() > 0);
+    }
+
+    /// Puts settings in force.
+    pub fn send(&self, settings: &Arc<Settings>) {
+        for feed in self.others.iter().chain([&self.newest]) {
+            feed.send_replace(settings.clone());
+        }
+    }
+}
+
+/// What runs is not given up for a name that may be wrong; at a start there is nothing else to do than wait.
+fn all_there(source: &ScyllaSource, runs: &Pipeline) -> Result<(), SourceError> {
+    let read = runs.source.status().tables;
+    let new = |(table, _): &(Arc<str>, _)| !read.iter().any(|t| *t.table == **table);
+    match source.absent().into_iter().find(new) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
     }
 }
 
@@ -112,14 +192,14 @@ impl Pipeline {
         plugins: Arc<PluginHost>,
         spans: Arc<Spans>,
         own: Vec<u32>,
-        replaces: Option<Arc<Self>>,
+        replaces: Option<Replaces>,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let settings = live.borrow().clone();
         let shared = settings.pipeline.instances == Instances::Shared;
         let mut transforms = {
             let (plugins, live, settings) = (plugins.clone(), live.clone(), settings.clone());
-            let known = replaces.as_ref().map(|p| p.transforms.clone());
+            let known = replaces.as_ref().map(|r| r.pipeline.transforms.clone());
             tokio::task::spawn_blocking(move || {
                 let known = known.as_deref();
                 let loaded = Transforms::load(plugins.engine(), &live, &settings, known);
@@ -127,26 +207,50 @@ impl Pipeline {
                 loaded
             })
         };
-        let counters = replaces.as_ref().map(|p| p.counters.lock().clone());
+        let runs = replaces.as_ref().map(|r| &*r.pipeline);
+        let (goes_on, stays) = match &replaces {
+            Some(Replaces { pipeline, keeps }) => (
+                keeps.source.then(|| pipeline.source.clone()),
+                keeps.sink.then(|| pipeline.sink.clone()),
+            ),
+            None => (None, None),
+        };
         let connecting = async {
-            let (source, sink) = tokio::try_join!(
-                async {
-                    let policies = policies.stage(&Stage::Source);
-                    let source = ScyllaSource::connect(live.clone(), policies).await;
-                    source.map_err(anyhow::Error::from)
-                },
-                async {
-                    let policies = policies.stage(&Stage::Sink);
-                    let sink = RedpandaSink::connect(live.clone(), policies).await?;
-                    sink.find_checkpoints().await;
-                    anyhow::Ok(sink)
-                },
-            )?;
+            let source = async {
+                if let Some(source) = goes_on {
+                    return Ok((source, None));
+                }
+                let policies = policies.stage(&Stage::Source);
+                let source = ScyllaSource::connect(live.clone(), policies).await?;
+                if let Some(runs) = runs {
+                    all_there(&source, runs)?;
+                }
+                let shared: Arc<dyn Source> = source.clone();
+                anyhow::Ok((shared, Some(source)))
+            };
+            let sink = async {
+                if let Some(sink) = stays {
+                    return Ok((sink, Vec::new()));
+                }
+                let policies = policies.stage(&Stage::Sink);
+                let sink = RedpandaSink::connect(live.clone(), policies).await?;
+                sink.find_checkpoints().await;
+                anyhow::Ok((sink, own))
+            };
+            let ((source, new), (sink, own)) = tokio::try_join!(source, sink)?;
+            let log = match &new {
+                Some(source) => shared.then(|| source.checkpoint_log()),
+                None => runs.and_then(|runs| runs.log.clone()),
+            };
             // Only now: producers take their time to end, should there be no ScyllaDB.
-            let ahead = source.look_ahead(LOOKING_AHEAD);
+            let ahead = async {
+                if let Some(source) = new {
+                    source.look_ahead(LOOKING_AHEAD).await;
+                }
+            };
             let (prepared, ()) = tokio::join!(sink.prepare(own), ahead);
             let prepared = prepared?;
-            anyhow::Ok((source, sink, prepared))
+            anyhow::Ok((source, log, sink, prepared))
         };
         // What is wrong with a plugin is told first: it is nothing to wait for.
         let (transforms, sides) = {
@@ -155,7 +259,7 @@ impl Pipeline {
                 transforms = &mut transforms => (transforms??, connecting.await),
                 sides = &mut connecting => match (transforms.await?, sides) {
                     (Ok(transforms), sides) => (transforms, sides),
-                    (Err(error), Ok((_, _, prepared))) => {
+                    (Err(error), Ok((.., prepared))) => {
                         prepared.close().await;
                         return Err(error.into());
                     }
@@ -163,25 +267,22 @@ impl Pipeline {
                 },
             }
         };
-        let (source, sink, prepared) = sides?;
-        tracing::info!(took = ?started.elapsed(), "connected to ScyllaDB and Redpanda");
-        // What runs is not given up for a name that may be wrong; at a start there is nothing else to do than wait.
-        if let Some(runs) = replaces {
-            let read: Vec<String> = runs
-                .source
-                .status()
-                .tables
-                .into_iter()
-                .map(|t| t.table)
-                .collect();
-            let new = |(table, _): &(Arc<str>, _)| !read.iter().any(|t| **t == **table);
-            if let Some((_, error)) = source.absent().into_iter().find(new) {
-                prepared.close().await;
-                return Err(error.into());
+        let (source, log, sink, prepared) = sides?;
+        let kept = replaces.as_ref().map(|r| r.keeps).unwrap_or_default();
+        tracing::info!(
+            keeps_source = kept.source,
+            keeps_sink = kept.sink,
+            took = ?started.elapsed(),
+            "connected to ScyllaDB and Redpanda"
+        );
+        let dead_letters = match &replaces {
+            Some(Replaces { pipeline, keeps }) if keeps.sink => pipeline.dead_letters.clone(),
+            _ => {
+                let policies = policies.stage(&Stage::DeadLetter);
+                Arc::new(DeadLetters::open(&sink, policies)?)
             }
-        }
-        let log = shared.then(|| source.checkpoint_log());
-        let dead_letters = DeadLetters::open(&sink, policies.stage(&Stage::DeadLetter))?;
+        };
+        let counters = runs.map(|p| p.counters.lock().clone());
         Ok(Self {
             live,
             policies,
@@ -190,7 +291,7 @@ impl Pipeline {
             source,
             sink,
             log,
-            dead_letters: Arc::new(dead_letters),
+            dead_letters,
             letters: dead_letters::channel(),
             transforms: Arc::new(transforms),
             shards: RwLock::default(),
@@ -200,30 +301,65 @@ impl Pipeline {
         })
     }
 
-    /// Opens these shards, side by side: all of them, or none. Starts nothing.
+    /// Opens these shards, side by side: all of them, or none. Starts nothing. Those of the pipeline that this one
+    /// replaces whose producers go on here, drained, are where that one's lanes are: nobody is asked.
     ///
     /// # Errors
     /// What the brokers have against it.
     pub async fn open(
         &self,
         numbers: impl IntoIterator<Item = u32>,
-    ) -> Result<Vec<Arc<Shard>>, SinkError> {
+        replaces: Option<&Self>,
+    ) -> Result<(), SinkError> {
         let started = Instant::now();
-        let numbers: Vec<u32> = numbers.into_iter().collect();
+        let goes_on = replaces.filter(|runs| Arc::ptr_eq(&runs.sink, &self.sink));
+        let rests = |number: u32| {
+            let shards = goes_on?.shards.read();
+            shards
+                .get(&number)
+                .map(|s| s.lane.clone())
+                .filter(|l| l.keeps())
+        };
+        let (rest, missing): (Vec<_>, Vec<_>) = numbers
+            .into_iter()
+            .map(|number| (number, rests(number)))
+            .partition(|(_, lane)| lane.is_some());
+        let missing: Vec<u32> = missing.into_iter().map(|(number, _)| number).collect();
         let prepared = std::mem::take(&mut *self.prepared.lock());
-        if self.settings().pipeline.instances == Instances::One
+        if goes_on.is_none()
+            && self.settings().pipeline.instances == Instances::One
             && let Err(error) = self.sink.retire_surplus().await
         {
             prepared.close().await;
             return Err(error);
         }
-        let opened = self.sink.open_shards(&numbers, prepared).await?.into_iter();
-        let opened: Vec<Arc<Shard>> = opened.map(|o| Arc::new(Shard::new(self, o))).collect();
+        let opened = self.sink.open_shards(&missing, prepared).await?;
+        // From here on nothing fails, so no producer is taken in vain.
         let mut shards = self.shards.write();
-        shards.extend(opened.iter().map(|s| (s.number, s.clone())));
+        let (read, kept) = (opened.len(), rest.len());
+        for shard in opened {
+            shards.insert(shard.shard, Arc::new(Shard::opened(self, shard)));
+        }
+        for (number, lane) in rest {
+            let Some(lane) = lane else { continue };
+            let shard = Shard::new(self, number, lane.committed(), lane.kept());
+            shards.insert(number, Arc::new(shard));
+        }
         drop(shards);
-        tracing::info!(shards = opened.len(), took = ?started.elapsed(), "checkpoints read");
-        Ok(opened)
+        tracing::info!(read, kept, took = ?started.elapsed(), "shards opened");
+        Ok(())
+    }
+
+    /// Whether the sinks of its shards keep their producers when they have drained, for whoever goes on.
+    pub fn keep_producers(&self, keeps: bool) {
+        self.lanes()
+            .iter()
+            .for_each(|lane| lane.keep_producer(keeps));
+    }
+
+    /// The producers that were kept, to be let go of.
+    pub fn kept(&self) -> Vec<Box<dyn Settle>> {
+        self.lanes().iter().filter_map(|lane| lane.kept()).collect()
     }
 
     /// Counts a shard that was opened by itself among those that are open here.
@@ -349,5 +485,80 @@ impl Pipeline {
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings::Policies;
+
+    fn keeps(changes: &[(&str, Class)]) -> (bool, bool) {
+        let changed: Vec<Changed> = changes
+            .iter()
+            .map(|(key, class)| Changed {
+                key: (*key).to_owned(),
+                old: None,
+                new: None,
+                class: *class,
+            })
+            .collect();
+        let Keeps { source, sink } = Keeps::after(&changed);
+        (source, sink)
+    }
+
+    #[test]
+    fn only_what_differs_is_made_anew() {
+        use Class::{Live, Rebuild, Swap};
+        let both = (true, true);
+        assert_eq!(keeps(&[("transform", Rebuild)]), both);
+        let renamed = [("transform", Rebuild), ("transform.a.plugin", Rebuild)];
+        assert_eq!(keeps(&renamed), both);
+        assert_eq!(keeps(&[("source.tables", Rebuild)]), (false, true));
+        assert_eq!(keeps(&[("sink.properties", Rebuild)]), (true, false));
+        assert_eq!(keeps(&[("dead_letter.topic", Rebuild)]), (true, false));
+        // Other brokers have other checkpoints, and what is placed by shards is placed anew.
+        for key in ["sink.brokers", "pipeline.shards", "pipeline.delivery"] {
+            assert_eq!(keeps(&[(key, Rebuild)]), (false, false), "{key}");
+        }
+        // What a part takes while it runs is no reason to make it anew.
+        let retuned = [
+            ("transform", Rebuild),
+            ("source.window", Live),
+            ("sink.breaker.open_for", Live),
+            ("transform.a.settings", Swap),
+        ];
+        assert_eq!(keeps(&retuned), both);
+        let several = [("source.tables", Rebuild), ("sink.properties", Rebuild)];
+        assert_eq!(keeps(&several), (false, false));
+        assert_eq!(keeps(&[("what.will.come", Rebuild)]), (false, false));
+    }
+
+    #[test]
+    fn a_part_that_goes_on_is_told_what_is_in_force() {
+        let settings = |shards: u32| {
+            let mut settings = Settings::for_tests(Policies::default());
+            settings.pipeline.shards = shards.try_into().unwrap();
+            Arc::new(settings)
+        };
+        let seen = |part: &LiveSettings| part.borrow().pipeline.shards.get();
+        let mut feeds = Feeds::new(settings(1));
+        let (goes_on, ends) = (feeds.subscribe(), feeds.subscribe());
+        let made = watch::Sender::new(settings(2));
+        let new = made.subscribe();
+        // Until it is in force, only what is made by it knows.
+        assert_eq!((seen(&goes_on), seen(&new)), (1, 2));
+        feeds.add(made);
+        feeds.send(&settings(2));
+        assert_eq!((seen(&goes_on), seen(&new)), (2, 2));
+        drop((ends, new));
+        feeds.add(watch::Sender::new(settings(3)));
+        feeds.send(&settings(4));
+        assert_eq!(seen(&goes_on), 4);
+        assert_eq!(
+            feeds.others.len(),
+            1,
+            "those that nobody reads from are gone"
+        );
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::child::{ChildId, Stage};
 use super::handle::Phase;
-use super::pipeline::Pipeline;
+use super::pipeline::{Keeps, Pipeline, Replaces};
 use super::plugins::PluginHost;
 use super::shutdown::Signals;
 use super::{Coordinator, Drained, Stopping, names};
@@ -287,12 +287,13 @@ impl Coordinator {
             .iter()
             .any(|c| c.class == Class::Rebuild && !services(&c.key))
         {
-            self.rebuild(&old, &new, signals).await?;
+            let keeps = Keeps::after(changed);
+            self.rebuild((&old, &new), keeps, signals).await?;
         } else {
             if changed.iter().any(|c| c.class == Class::Swap) {
                 self.swap(&new)?;
             }
-            self.pipeline_live.send_replace(new.clone());
+            self.feeds.send(&new);
             self.reloads.sender.send_replace(new);
         }
         if let Some(admin) = admin {
@@ -316,13 +317,13 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Connects a new pipeline beside the one that runs, drains that one to its checkpoints and has the new one
-    /// go on from there. Until then nothing is in force, so whatever fails, the old one goes on: it is still
-    /// there, knows how far it is, and needs nobody's answer to be started again.
+    /// Connects a new pipeline beside the one that runs, but for what of that one it keeps, drains that one to its
+    /// checkpoints and has the new one go on from there. Until then nothing is in force, so whatever fails, the old one
+    /// goes on: it is still there, knows how far it is, and needs nobody's answer to be started again.
     async fn rebuild(
         &mut self,
-        old: &Arc<Settings>,
-        new: &Arc<Settings>,
+        (old, new): (&Arc<Settings>, &Arc<Settings>),
+        keeps: Keeps,
         signals: &mut Signals,
     ) -> Result<(), Unapplied> {
         let settings = watch::Sender::new(new.clone());
@@ -331,8 +332,9 @@ impl Coordinator {
             false => PluginHost::new(new)?,
         };
         self.reloads.history.step("connecting to both sides");
+        // One that shares them may be asked for some meanwhile: they are not to be taken from whoever has them then.
         let own = match self.is_shared() {
-            true => self.sharing.owned(),
+            true => Vec::new(),
             false => (0..new.pipeline.shards.get()).collect(),
         };
         let connected = Pipeline::connect(
@@ -341,7 +343,9 @@ impl Coordinator {
             plugins.clone(),
             self.shared.spans().clone(),
             own,
-            self.shared.pipeline(),
+            self.shared
+                .pipeline()
+                .map(|pipeline| Replaces { pipeline, keeps }),
         );
         let (shared, admin) = (self.is_shared(), self.admin_address());
         let made = async {
@@ -357,11 +361,12 @@ impl Coordinator {
         let connected = Arc::new(connected);
         let made = Made {
             connected: connected.clone(),
+            keeps,
             member,
             settings,
             plugins,
         };
-        let replaced = self.replace(old, new, made, signals).await;
+        let replaced = self.replace((old, new), made, signals).await;
         if replaced.is_err() {
             self.let_go(connected);
         }
@@ -371,13 +376,13 @@ impl Coordinator {
     /// Has a pipeline that is connected take the place of the one that runs.
     async fn replace(
         &mut self,
-        old: &Arc<Settings>,
-        new: &Arc<Settings>,
+        (old, new): (&Arc<Settings>, &Arc<Settings>),
         made: Made,
         signals: &mut Signals,
     ) -> Result<(), Unapplied> {
         let Made {
             connected,
+            keeps,
             member,
             settings,
             plugins,
@@ -417,6 +422,10 @@ impl Coordinator {
         let deadline = Instant::now() + old.shutdown.timeout;
         let replaces = self.shared.pipeline();
         let shards = replaces.as_ref().map(|p| p.shards()).unwrap_or_default();
+        // They go on in the new pipeline, or in the old one if that is gone back to; or they end once another one runs.
+        if let Some(replaced) = &replaces {
+            replaced.keep_producers(true);
+        }
         match self.drain_shards(&shards, deadline, signals).await {
             Drained::All => {}
             // What is in flight is read again from the checkpoint: late, and at worst repeated, but not lost.
@@ -429,7 +438,13 @@ impl Coordinator {
                 );
             }
             // The drain of the whole process goes on from here.
-            Drained::Stopped => return Err(Stopping::Asked.into()),
+            Drained::Stopped => {
+                if let Some(replaced) = &replaces {
+                    replaced.keep_producers(false);
+                    self.let_go(replaced.kept());
+                }
+                return Err(Stopping::Asked.into());
+            }
         }
         if self.failed_for_good {
             return Err(Stopping::Failed.into());
@@ -451,21 +466,25 @@ impl Coordinator {
             if let Some(checkpoints) = &carried {
                 connected.sink.carry(checkpoints).await?;
             }
-            connected.open(own).await
+            connected.open(own, replaces.as_deref()).await
         };
         match self.meanwhile(signals, opened).await? {
-            Ok(_) => {
+            Ok(()) => {
                 self.release_others(&connected);
-                self.pipeline_live = settings;
+                self.feeds.add(settings);
+                self.feeds.send(new);
                 self.plugins = plugins;
                 self.reloads.sender.send_replace(new.clone());
-                self.run_pipeline(connected);
+                self.run_pipeline(connected.clone());
                 self.shared.set_phase(Phase::Running);
                 if let Some(replaced) = replaces {
-                    for shard in shards {
+                    let open = connected.shards();
+                    let goes_on =
+                        |number| keeps.source && open.iter().any(|shard| shard.number == number);
+                    for shard in shards.iter().filter(|s| !goes_on(s.number)) {
                         replaced.release(shard.number);
                     }
-                    self.let_go(replaced);
+                    self.let_go((replaced.kept(), replaced));
                 }
                 match joins {
                     Some(member) => self.join(member),
@@ -477,6 +496,11 @@ impl Coordinator {
                 tracing::error!(error = %error, "rebuild failed, going back to what ran");
                 self.reloads.history.step("going back to what ran");
                 if let Some(pipeline) = replaces {
+                    pipeline.keep_producers(false);
+                    if !keeps.sink {
+                        // The new ones may have fenced them.
+                        self.let_go(pipeline.kept());
+                    }
                     self.release_others(&pipeline);
                     self.run_pipeline(pipeline);
                 }
@@ -491,6 +515,8 @@ impl Coordinator {
 /// What a rebuild makes aside of what runs.
 struct Made {
     connected: Arc<Pipeline>,
+    /// What it has of the one that runs.
+    keeps: Keeps,
     /// Its part in the group, where instances share the shards.
     member: Option<Member>,
     /// What its parts read their settings from.

@@ -7,6 +7,7 @@ use super::lane::{self, FailedStages, Lane, SinkParts};
 use super::pipeline::Pipeline;
 use super::shutdown::Step;
 use super::supervisor::{ChildSpec, Relieved, Supervisor};
+use crate::checkpoint::Checkpoints;
 use crate::policy::stage::StagePolicies;
 use crate::sink::redpanda::opening::{Opened, Prepared};
 use crate::sink::{Settle, SinkError};
@@ -28,37 +29,52 @@ impl Shard {
         let numbers = [number];
         let opening = pipeline.sink.open_shards(&numbers, Prepared::default());
         let opened = opening.await?.pop().ok_or(SinkError::Reset)?;
-        Ok(Self::new(pipeline, opened))
+        Ok(Self::opened(pipeline, opened))
     }
 
-    /// As it was opened. It goes on counting where the pipeline's counters of it are.
-    pub(super) fn new(pipeline: &Pipeline, opened: Opened) -> Self {
+    /// As the brokers say where it stands.
+    pub(super) fn opened(pipeline: &Pipeline, opened: Opened) -> Self {
         let Opened {
             shard,
             checkpoints,
             producer,
         } = opened;
-        let settings = pipeline.settings();
         if checkpoints.is_empty() {
-            let start_from = settings.source.start_from;
+            let start_from = pipeline.settings().source.start_from;
             tracing::info!(
                 shard,
                 ?start_from,
                 "the brokers have no checkpoints of the shard: it begins where source.start_from says"
             );
         }
+        let producer = producer.map(|p| -> Box<dyn Settle> { Box::new(p) });
+        Self::new(pipeline, shard, checkpoints, producer)
+    }
+
+    /// One that stands there, as its producer does if there is one. It goes on counting where the pipeline's counters of
+    /// it are.
+    pub(super) fn new(
+        pipeline: &Pipeline,
+        number: u32,
+        checkpoints: Checkpoints,
+        producer: Option<Box<dyn Settle>>,
+    ) -> Self {
         pipeline
             .source
             .placed_by_hash(&pipeline.sink.placed_by_hash());
-        let (shards, counters) = (settings.pipeline.shards.get(), pipeline.counters(shard));
-        let lane = Lane::new(shard, shards, checkpoints, counters, pipeline.spans.clone());
+        let shards = pipeline.settings().pipeline.shards.get();
+        let counters = pipeline.counters(number);
+        let lane = Lane::new(
+            number,
+            shards,
+            checkpoints,
+            counters,
+            pipeline.spans.clone(),
+        );
         if let Some(producer) = producer {
-            lane.keep(Box::new(producer));
+            lane.keep(producer);
         }
-        Self {
-            number: shard,
-            lane,
-        }
+        Self { number, lane }
     }
 
     /// The children that carry its changes, downstream first: whoever starts finds its taker ready.

@@ -162,11 +162,6 @@ impl Sharing {
         self.going.clear();
     }
 
-    /// The shards that the group has given to this instance.
-    pub(super) fn owned(&self) -> Vec<u32> {
-        self.owned.keys().copied().collect()
-    }
-
     fn own(&mut self, shard: u32) {
         self.turn += 1;
         self.owned.insert(shard, self.turn);
@@ -182,7 +177,7 @@ impl Coordinator {
     /// The shards of a pipeline that are to be open here.
     pub(super) fn own_shards(&self, pipeline: &Pipeline) -> Vec<u32> {
         match self.is_shared() {
-            true => self.sharing.owned(),
+            true => self.sharing.owned.keys().copied().collect(),
             false => pipeline.numbers().collect(),
         }
     }

@@ -46,7 +46,7 @@ impl Coordinator {
             false => (0..settings.pipeline.shards.get()).collect(),
         };
         let connected = Pipeline::connect(
-            self.pipeline_live.subscribe(),
+            self.feeds.subscribe(),
             self.policies.clone(),
             self.plugins.clone(),
             self.shared.spans().clone(),
@@ -60,7 +60,7 @@ impl Coordinator {
                 true => (Some(pipeline.sink.member().await?), Vec::new()),
                 false => (None, pipeline.numbers().collect()),
             };
-            pipeline.open(own).await?;
+            pipeline.open(own, None).await?;
             let orders = match settings.orders.enabled {
                 true => {
                     let policies = policies.stage(&Stage::Orders);
@@ -172,7 +172,7 @@ impl Coordinator {
         if !self.plugins.suffices(new) {
             self.plugins = PluginHost::new(new)?;
         }
-        self.pipeline_live.send_replace(new.clone());
+        self.feeds.send(new);
         self.reloads.sender.send_replace(new.clone());
         Ok(())
     }

@@ -296,6 +296,10 @@ pub trait Settle: Send {
     /// stands if only the brokers know.
     fn reset(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>>;
 
+    /// Nothing is under way any more: whether it may be opened again as it is, by whoever goes on from what it settled last.
+    /// [`Self::open`] asks nobody then.
+    fn rest(&mut self) -> bool;
+
     /// Ends the producer without waiting for what is under way.
     fn close(&mut self) -> BoxFuture<'_, ()>;
 }

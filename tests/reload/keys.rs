@@ -285,7 +285,7 @@ impl Table {
             orders_breaker: orders.map_or((String::new(), 0.0), |o| {
                 (o["breaker"].to_string(), number(&o["failures"]))
             }),
-            pipelines: self.rig.running.count("checkpoints read"),
+            pipelines: self.rig.running.count("shards opened"),
             swaps: self.rig.running.count("transform swapped"),
             rewinds: list("shards").iter().map(|s| number(&s["rewinds"])).sum(),
         }

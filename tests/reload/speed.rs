@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Rig, World, set, value};
+use testkit::broker::Follower;
 
 /// Reloads of each kind in the short form; `PENSTOCK_TEST_RELOADS` sets how many live ones there are.
 const SHORT: u32 = 12;
@@ -28,9 +29,50 @@ async fn rates<T>(rig: &Rig, end: impl Future<Output = T>) -> (Vec<f64>, T) {
     }
 }
 
-/// A new producer takes up to a second until its first batch is acknowledged, and a drain waits for that batch: a
-/// rebuild right after a rebuild would measure the one before.
-const SETTLE: Duration = Duration::from_millis(1_500);
+/// What a rebuild leaves behind it (clients that end) is no part of the next one.
+const SETTLE: Duration = Duration::from_millis(1_000);
+/// Nothing came for less than this in the best rebuild of those that keep the producers: far below what it takes to make
+/// some, far above what a busy machine takes for everything else.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The longest that nothing came from `from` on, and until now at the latest, ms.
+fn longest_gap(arrivals: &[Instant], from: Instant) -> f64 {
+    let first = arrivals.partition_point(|at| *at < from).saturating_sub(1);
+    let gaps = arrivals[first..].windows(2).map(|two| two[1] - two[0]);
+    gaps.max().unwrap_or_default().as_secs_f64() * 1e3
+}
+
+/// An edit that takes a rebuild: what it is of, and what of what runs is to be kept.
+struct Edit<'a> {
+    what: &'static str,
+    version: &'a dyn Fn(u32) -> String,
+    keeps_source: bool,
+    keeps_sink: bool,
+}
+
+/// Saves `n` versions of one edit; how long each took until it was in force, and the longest that nothing came meanwhile,
+/// both in ms, sorted.
+async fn rebuilds(rig: &Rig, follower: &Follower, n: u32, edit: &Edit<'_>) -> (Vec<f64>, Vec<f64>) {
+    let (mut took, mut gaps) = (Vec::new(), Vec::new());
+    let (source, sink) = (edit.keeps_source, edit.keeps_sink);
+    let kept = format!("keeps_source={source} keeps_sink={sink}");
+    let before = (rig.running.count(&kept), rig.running.count("read=0 kept="));
+    for i in 0..n {
+        let from = Instant::now();
+        took.extend(reloads(rig, 1, Duration::ZERO, |_| (edit.version)(i)).await);
+        tokio::time::sleep(SETTLE).await;
+        gaps.push(longest_gap(&follower.arrivals(), from));
+    }
+    let after = (rig.running.count(&kept), rig.running.count("read=0 kept="));
+    let rebuilt = n as usize;
+    assert_eq!(after.0 - before.0, rebuilt, "{}: {kept}", edit.what);
+    let unread = if sink { rebuilt } else { 0 };
+    assert_eq!(after.1 - before.1, unread, "{}: nobody is asked", edit.what);
+    for all in [&mut took, &mut gaps] {
+        all.sort_by(f64::total_cmp);
+    }
+    (took, gaps)
+}
 
 /// Saves `n` versions, `pause` apart, and how long each took until it was in force, in ms, sorted.
 async fn reloads(rig: &Rig, n: u32, pause: Duration, version: impl Fn(u32) -> String) -> Vec<f64> {
@@ -89,18 +131,71 @@ async fn from_save_to_in_force() {
             format!("{{ topic_prefix = \"{name}.\", tables = \"{tables}\" }}"),
         )
     };
-    let shards = |i: u32| {
+    let transforms = |i: u32| {
+        with(
+            "transform.outbox-router.name",
+            format!("\"router-{}\"", i % 2),
+        )
+    };
+    let tables = |i: u32| {
+        let all = [r#"["outbox", "more"]"#, r#"["more", "outbox"]"#];
+        with("source.tables", all[i as usize % 2].to_owned())
+    };
+    let producers = |i: u32| {
         with(
             "sink.properties",
             format!("{{ \"linger.ms\" = {} }}", 1 + i % 9),
         )
     };
+    let shards = |i: u32| with("pipeline.shards", (3 + i % 2).to_string());
+    let edits = [
+        Edit {
+            what: "transforms",
+            version: &transforms,
+            keeps_source: true,
+            keeps_sink: true,
+        },
+        Edit {
+            what: "tables",
+            version: &tables,
+            keeps_source: false,
+            keeps_sink: true,
+        },
+        Edit {
+            what: "producers",
+            version: &producers,
+            keeps_source: true,
+            keeps_sink: false,
+        },
+        Edit {
+            what: "shards",
+            version: &shards,
+            keeps_source: false,
+            keeps_sink: false,
+        },
+    ];
     let undisturbed = Duration::from_millis((u64::from(n) * 150).clamp(2_000, 30_000));
     let (quiet, ()) = rates(&rig, tokio::time::sleep(undisturbed)).await;
     let (during_live, live) = rates(&rig, reloads(&rig, n, Duration::ZERO, live)).await;
     let (during_swap, swap) =
         rates(&rig, reloads(&rig, n.div_ceil(4), Duration::ZERO, settings)).await;
-    let (during_rebuild, rebuild) = rates(&rig, reloads(&rig, n.div_ceil(8), SETTLE, shards)).await;
+    rig.save(&base.to_string()).await;
+    let cql = "CREATE TABLE ks.more (pk int PRIMARY KEY, v int) WITH cdc = {'enabled': true}";
+    rig.world.session.query_unpaged(cql, ()).await.expect(cql);
+    let follower = Follower::start(&rig.world.cluster.brokers, &topic);
+    tokio::time::sleep(SETTLE).await;
+    let from = Instant::now();
+    tokio::time::sleep(SETTLE).await;
+    let usual = longest_gap(&follower.arrivals(), from);
+    let mut rebuilt = Vec::new();
+    for edit in &edits {
+        let rebuilding = rebuilds(&rig, &follower, n.div_ceil(8).max(2), edit);
+        let (rates, (took, gaps)) = rates(&rig, rebuilding).await;
+        rebuilt.push((edit, rates, took, gaps));
+        // Back to where all of them begin, which none of them is.
+        rig.save(&base.to_string()).await;
+        tokio::time::sleep(SETTLE).await;
+    }
     let (quiet_again, ()) = rates(&rig, tokio::time::sleep(undisturbed)).await;
     let total = rig.finish(&[topic]).await;
 
@@ -133,7 +228,27 @@ async fn from_save_to_in_force() {
     line("undisturbed", &[], &quiet);
     line("live", &live, &during_live);
     line("swap", &swap, &during_swap);
-    line("rebuild", &rebuild, &during_rebuild);
+    for (edit, rates, took, _) in &rebuilt {
+        line(&format!("rebuild: {}", edit.what), took, rates);
+    }
     line("undisturbed again", &[], &quiet_again);
+    println!(
+        "\nthe longest that nothing came, ms (without a rebuild {usual:.0}): least, median, most"
+    );
+    for (edit, _, _, gaps) in &rebuilt {
+        let at = |p: f64| percentile(gaps, p);
+        println!(
+            "{:<22} {:>6.0} {:>6.0} {:>6.0}",
+            edit.what,
+            at(0.0),
+            at(0.5),
+            at(1.0)
+        );
+    }
     println!("{total} changes: none lost, none repeated\n");
+    for (edit, _, _, gaps) in &rebuilt {
+        let least = percentile(gaps, 0.0);
+        let is_short = least < PAUSE.as_secs_f64() * 1e3;
+        assert!(is_short || !edit.keeps_sink, "{}: {gaps:?}", edit.what);
+    }
 }

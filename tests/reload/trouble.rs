@@ -49,7 +49,7 @@ impl Edit {
 
     /// It is refused with these words, everything goes on as before, and the complaint ends with the next good one.
     async fn fails(&self, changes: &[(&str, &str)], says: &str) {
-        let pipelines = self.rig.running.count("checkpoints read");
+        let pipelines = self.rig.running.count("shards opened");
         let revision = self.rig.save(&self.with(changes)).await;
         assert_eq!(revision["outcome"], "failed", "{revision}");
         let error = revision["error"].as_str().unwrap_or_default();
@@ -65,7 +65,7 @@ impl Edit {
             })
             .await;
         assert_eq!(self.rig.get("/status").await["phase"], "running");
-        assert_eq!(pipelines, self.rig.running.count("checkpoints read"));
+        assert_eq!(pipelines, self.rig.running.count("shards opened"));
         self.rig.world.save(&self.base.to_string());
         self.rig.no_complaint().await;
     }

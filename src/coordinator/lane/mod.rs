@@ -16,7 +16,7 @@ mod transforms;
 mod work;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -142,6 +142,8 @@ pub struct Lane {
     epoch: watch::Sender<u64>,
     /// A producer that is ready for the sink's child.
     producer: Mutex<Option<Box<dyn Settle>>>,
+    /// It is kept when the lane has drained.
+    keeps_producer: AtomicBool,
     batches: (
         mpsc::Sender<Batch>,
         tokio::sync::Mutex<mpsc::Receiver<Batch>>,
@@ -176,6 +178,7 @@ impl Lane {
             aside: watch::Sender::default(),
             epoch: watch::Sender::new(0),
             producer: Mutex::default(),
+            keeps_producer: AtomicBool::new(false),
             batches: (batch_tx, tokio::sync::Mutex::new(batch_rx)),
             records: (record_tx, tokio::sync::Mutex::new(record_rx)),
         })
@@ -207,6 +210,16 @@ impl Lane {
     /// Keeps a producer that stands where the lane does, for the sink's next child.
     pub fn keep(&self, producer: Box<dyn Settle>) {
         *self.producer.lock() = Some(producer);
+    }
+
+    /// Whether the sink's child keeps its producer when it has drained, rather than ending it.
+    pub fn keep_producer(&self, keeps: bool) {
+        self.keeps_producer.store(keeps, Relaxed);
+    }
+
+    /// Whether there is a producer that was kept.
+    pub fn keeps(&self) -> bool {
+        self.producer.lock().is_some()
     }
 
     /// The producer that was kept.

@@ -1,6 +1,7 @@
 //! The sink's child: has batches delivered, keeps what can never be, and settles.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -99,7 +100,10 @@ pub async fn run_sink(
         }
         let why = match ended {
             Ok(()) => {
-                parts.sink.close().await;
+                match lane.keeps_producer.load(Relaxed) && parts.sink.rest() {
+                    true => lane.keep(parts.sink),
+                    false => parts.sink.close().await,
+                }
                 return Ok(());
             }
             Err(Ended::Crash(error)) => return Err(error),

@@ -132,26 +132,27 @@ impl RedpandaSink {
             return Ok(());
         }
         let mut held = self.read_all_checkpoints().await?;
-        for number in shards..partitions {
-            let partition = number as i32;
-            let owner = held.remove(&partition).and_then(|held| held.owner);
-            if owner.is_none_or(|owner| owner == Owner::NOBODY) {
-                continue;
-            }
-            let mut shard = self.open_shard(number)?;
-            Settle::open(&mut shard).await?;
-            let nobody = (
-                partition,
-                checkpoint::OWNER_KEY.to_owned(),
-                Some(Owner::NOBODY.encode()),
-            );
-            shard.write_by_hand(vec![nobody]).await?;
-            Settle::close(&mut shard).await;
-            tracing::info!(
-                shard = number,
-                "a shard of an earlier number of shards was closed"
-            );
-        }
+        let retiring = (shards..partitions).filter_map(|number| {
+            let owner = held.remove(&(number as i32)).and_then(|held| held.owner);
+            let is_retired = owner.is_none_or(|owner| owner == Owner::NOBODY);
+            (!is_retired).then(|| self.retire(number))
+        });
+        futures::future::try_join_all(retiring).await?;
+        Ok(())
+    }
+
+    /// Takes a shard that is no more, and says that nobody has it.
+    async fn retire(self: &Arc<Self>, number: u32) -> Result<(), SinkError> {
+        let mut shard = self.open_shard(number)?;
+        Settle::open(&mut shard).await?;
+        let (key, nobody) = (checkpoint::OWNER_KEY, Owner::NOBODY.encode());
+        let record = (number as i32, key.to_owned(), Some(nobody));
+        shard.write_by_hand(vec![record]).await?;
+        self.ended.end(shard);
+        tracing::info!(
+            shard = number,
+            "a shard of an earlier number of shards was closed"
+        );
         Ok(())
     }
 

@@ -82,11 +82,10 @@ impl RedpandaSink {
     ) -> Result<Vec<Opened>, SinkError> {
         let rest = prepared.extract_if(.., |shard, _| !shards.contains(shard));
         let rest = Prepared(rest.collect());
-        let within = CONNECTING.min(self.live.borrow().sink.attempt_timeout);
         let fencing = prepared
             .into_iter()
             .map(|(shard, mut producer)| async move {
-                match producer.fence(within).await {
+                match producer.fence(CONNECTING).await {
                     Ok(()) => Ok((shard, producer)),
                     Err(error) => {
                         tracing::debug!(shard, %error, "the shard is left to its sink to take");
@@ -103,7 +102,7 @@ impl RedpandaSink {
         }
         // What is read ends before the claims, whichever is quicker: they are committed by those who fenced.
         let claiming = taken.into_iter().map(|(shard, mut producer)| async move {
-            let said = producer.claim_within(within).await;
+            let said = producer.claim_within(CONNECTING).await;
             if let Err(error) = &said {
                 tracing::debug!(shard, %error, "whose the shard is its sink will say");
             }
@@ -134,7 +133,7 @@ impl RedpandaSink {
     }
 
     /// Reads the checkpoints of these shards, all in one go, and moves those to their partitions that an earlier number
-    /// of shards left in others. Only for that it makes producers, which take up to half a second to end.
+    /// of shards left in others. Only for that it makes producers.
     ///
     /// # Errors
     /// What the brokers have against it.
@@ -207,6 +206,7 @@ impl RedpandaSink {
         });
         // First here, acknowledged, then there: a crash in between leaves two, of which the furthest counts.
         let mut producer = self.open_with(shard, Delivery::AtLeastOnce)?;
+        producer.warm(CONNECTING).await;
         producer
             .move_checkpoints(&moved.collect::<Vec<_>>())
             .await?;
@@ -215,7 +215,7 @@ impl RedpandaSink {
         producer
             .move_checkpoints(&cleared.collect::<Vec<_>>())
             .await?;
-        Settle::close(&mut producer).await;
+        self.ended.end(producer);
         Ok(())
     }
 }

@@ -24,13 +24,13 @@ const POLL: Duration = Duration::from_millis(100);
 /// end is waited for, as often as there are partitions.
 const NOTHING_MORE: &str = "1";
 
-/// Consumers that are done. Each looks every 100 ms whether it is closed, which nobody is to wait for.
+/// Clients that are done. Each looks every 100 ms whether it is to end, or has ended, which nobody is to wait for.
 #[derive(Debug, Default)]
 pub(super) struct Ended(Mutex<Vec<JoinHandle<()>>>);
 
 impl Ended {
-    fn end(&self, consumer: BaseConsumer<Quiet>) {
-        let ended = tokio::task::spawn_blocking(move || drop(consumer));
+    pub(super) fn end(&self, client: impl Send + 'static) {
+        let ended = tokio::task::spawn_blocking(move || drop(client));
         let mut all = self.0.lock();
         all.retain(|ending| !ending.is_finished());
         all.push(ended);

@@ -928,6 +928,20 @@ impl Settle for ShardSink {
         })
     }
 
+    fn rest(&mut self) -> bool {
+        let window = self.outlet.window();
+        let is_settled = match self.transaction {
+            Transaction::Never => true,
+            Transaction::None { claimed } => claimed,
+            _ => false,
+        };
+        self.is_ready = is_settled
+            && window.messages() == 0
+            && window.broken().is_none()
+            && !self.outlet.is_finished();
+        self.is_ready
+    }
+
     fn close(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             if let Some(judge) = self.judge.take() {

@@ -210,6 +210,8 @@ pub(super) struct Producer {
     open: Arc<Mutex<Vec<i64>>>,
     in_doubt: bool,
     broken: bool,
+    /// It was kept, and nothing was done with it since.
+    rests: bool,
 }
 
 impl Producer {
@@ -221,6 +223,7 @@ impl Producer {
             open: Arc::default(),
             in_doubt: false,
             broken: false,
+            rests: false,
         }
     }
 
@@ -253,6 +256,9 @@ impl Settle for Producer {
 
     fn open(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>> {
         Box::pin(async move {
+            if std::mem::take(&mut self.rests) {
+                return Ok(None);
+            }
             tokio::time::sleep(self.brokers.dice.delay()).await;
             if self.brokers.dice.hits(10) {
                 return Err(lost("not opened"));
@@ -453,6 +459,11 @@ impl Settle for Producer {
             self.broken = false;
             Ok(None)
         })
+    }
+
+    fn rest(&mut self) -> bool {
+        self.rests = !self.broken && !self.in_doubt && self.open.lock().is_empty();
+        self.rests
     }
 
     fn close(&mut self) -> BoxFuture<'_, ()> {

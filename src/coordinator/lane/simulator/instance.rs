@@ -16,8 +16,10 @@ use super::super::{Lane, SinkParts, run_sink, run_source};
 use super::brokers::{Brokers, Producer, jitter};
 use super::feed::{Log, pass_on};
 use super::{MAX_IN_FLIGHT, SHARDS};
+use crate::checkpoint::Checkpoints;
 use crate::config::settings::Settings;
 use crate::policy::stage::StagePolicies;
+use crate::sink::Settle;
 
 /// How long a shard that goes to another may take to be settled.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -141,8 +143,7 @@ impl Instance {
             }
             Told::Rebuild => {
                 for shard in self.open.keys().copied().collect::<Vec<_>>() {
-                    self.drain(shard).await;
-                    self.let_go(shard).await;
+                    self.rebuild(shard).await;
                 }
             }
             Told::Stop => {}
@@ -182,6 +183,24 @@ impl Instance {
         }
     }
 
+    /// Goes on with another lane, and with the producer of the one before if that has drained in time.
+    async fn rebuild(&mut self, shard: usize) {
+        let before = self.open.get(&shard).map(|s| s.lane.clone());
+        if let Some(lane) = &before {
+            lane.keep_producer(true);
+        }
+        self.drain(shard).await;
+        self.let_go(shard).await;
+        let Some((lane, producer)) = before.and_then(|l| Some((l.clone(), l.kept()?))) else {
+            return;
+        };
+        if self.ours.contains_key(&shard) {
+            let goes_on = self.lane(shard, lane.committed());
+            goes_on.keep(producer);
+            self.begin(shard, goes_on);
+        }
+    }
+
     async fn let_go(&mut self, shard: usize) {
         let of_shard = |id: &ChildId| id.shard == Some(shard as u32);
         self.supervisor.remove(of_shard).await;
@@ -198,12 +217,20 @@ impl Instance {
             .collect();
         for shard in due {
             let known = self.brokers.kept[shard].lock().checkpoint.clone();
-            let number = shard as u32;
-            let counters = self.log.counters[shard].clone();
-            let lane = Lane::new(number, SHARDS as u32, known, counters, Arc::default());
-            self.start(shard, lane.clone());
-            self.open.insert(shard, Arc::new(Shard { number, lane }));
+            let lane = self.lane(shard, known);
+            self.begin(shard, lane);
         }
+    }
+
+    fn lane(&self, shard: usize, known: Checkpoints) -> Arc<Lane> {
+        let counters = self.log.counters[shard].clone();
+        Lane::new(shard as u32, SHARDS as u32, known, counters, Arc::default())
+    }
+
+    fn begin(&mut self, shard: usize, lane: Arc<Lane>) {
+        self.start(shard, lane.clone());
+        let number = shard as u32;
+        self.open.insert(shard, Arc::new(Shard { number, lane }));
     }
 
     fn start(&mut self, shard: usize, lane: Arc<Lane>) {
@@ -216,9 +243,10 @@ impl Instance {
             let (keeper, live) = (self.keeper.clone(), self.live.clone());
             self.supervisor
                 .start(ChildSpec::new(id(Stage::Sink), move |scope| {
+                    let new = || -> Box<dyn Settle> { Box::new(Producer::new(&brokers, shard)) };
                     let parts = SinkParts {
                         source: log.clone(),
-                        sink: Box::new(Producer::new(&brokers, shard)),
+                        sink: lane.kept().unwrap_or_else(new),
                         dead_letters: keeper.clone(),
                         policies: policies.clone(),
                         live: live.clone(),
