@@ -179,7 +179,8 @@ mod languages {
             "js",
             "index.js",
             include_str!("workbench/contract.js"),
-            "index.js:",
+            // Of the one file that componentize-js makes of all.
+            "initializer.js:",
         );
     }
 
