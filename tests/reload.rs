@@ -69,6 +69,19 @@ struct Rig {
     writer: Writer,
 }
 
+/// What the series of a metric come to whose labels have this in them.
+fn sum(scraped: &str, name: &str, label: &str) -> f64 {
+    scraped
+        .lines()
+        .filter_map(|line| line.rsplit_once(' '))
+        .filter(|(series, _)| {
+            let (family, labels) = series.split_once('{').unwrap_or((series, ""));
+            family == name && labels.contains(label)
+        })
+        .map(|(_, value)| value.parse::<f64>().expect("a number"))
+        .sum()
+}
+
 impl Rig {
     /// Starts it with pipeline.toml as it stands, and the writer at this pace.
     async fn start(world: World, pause: Duration) -> Self {
@@ -115,14 +128,13 @@ impl Rig {
     /// The sum of a metric over its labels, or over those that contain `label`.
     async fn metric(&self, name: &str, label: &str) -> f64 {
         let (_, text) = self.ask(reqwest::Method::GET, "/metrics").await;
-        text.lines()
-            .filter_map(|line| line.rsplit_once(' '))
-            .filter(|(series, _)| {
-                let (family, labels) = series.split_once('{').unwrap_or((series, ""));
-                family == name && labels.contains(label)
-            })
-            .map(|(_, value)| value.parse::<f64>().expect("a number"))
-            .sum()
+        sum(&text, name, label)
+    }
+
+    /// Two metrics at one time, so that what is between them can be compared.
+    async fn metrics(&self, names: [&str; 2]) -> [f64; 2] {
+        let (_, text) = self.ask(reqwest::Method::GET, "/metrics").await;
+        names.map(|name| sum(&text, name, ""))
     }
 
     /// How much a metric grows in a second, looked at for this long.

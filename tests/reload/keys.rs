@@ -82,7 +82,7 @@ const ROWS: &[(&str, &str, See)] = &[
     ("transform.*.name", r#""router""#, Effect),
     ("transform.*.plugin", r#""{dir}/other.wasm""#, Effect),
     ("transform.*.tables", r#"["outbox"]"#, InForce("tests/plugins.rs looks at what a transform of some tables sees")),
-    ("transform.*.when", r#""op == 'update'""#, InForce("tests/plugins.rs looks at what a transform with a condition sees")),
+    ("transform.*.when", r#""op != 'row-delete'""#, InForce("tests/plugins.rs looks at what a transform with a condition sees")),
     ("transform.*.on_error", r#""drop""#, Effect),
     ("transform.*.limits.memory", r#""128MiB""#, InForce("tests/plugins.rs runs plugins into it")),
     ("transform.*.limits.deadline", r#""9s""#, InForce("tests/plugins.rs runs plugins into it")),
@@ -623,7 +623,7 @@ impl Table {
                 let what = "a batch of several records";
                 self.rig
                     .until(what, async || {
-                        Some(self.records_a_batch().await).filter(|mean| *mean > 1.2)
+                        Some(self.records_a_batch().await).filter(|mean| *mean > 2.0)
                     })
                     .await
             }
@@ -646,38 +646,38 @@ impl Table {
     /// Pages beyond the first of a window, while a write of many rows is read. A sum, not a mean: how many windows
     /// there are meanwhile, most of them empty, is the machine's business.
     async fn further_pages(&self) -> f64 {
-        let at = async || {
-            (
-                self.rig.metric("penstock_source_pages_total", "").await,
-                self.rig.metric("penstock_source_windows_total", "").await,
-            )
+        let at = || {
+            let names = [
+                "penstock_source_pages_total",
+                "penstock_source_windows_total",
+            ];
+            self.rig.metrics(names)
         };
-        let before = at().await;
+        let [pages, windows] = at().await;
         self.rig.world.write(&[Uuid::new_v4(); BURST], 0, 1).await;
         tokio::time::sleep(Duration::from_millis(700)).await;
-        let after = at().await;
-        (after.0 - before.0) - (after.1 - before.1)
+        let now = at().await;
+        (now[0] - pages) - (now[1] - windows)
     }
 
     /// … while many writes come at once.
     async fn records_a_batch(&self) -> f64 {
-        let at = async || {
-            (
-                self.rig.metric("penstock_sink_records_total", "").await,
-                self.rig
-                    .metric("penstock_sink_ack_latency_seconds_count", "")
-                    .await,
-            )
+        let at = || {
+            let names = [
+                "penstock_sink_records_total",
+                "penstock_sink_ack_latency_seconds_count",
+            ];
+            self.rig.metrics(names)
         };
-        let before = at().await;
+        let [records, batches] = at().await;
         let burst = BURST as u32;
         self.rig.world.write(&[Uuid::new_v4()], 0, burst).await;
         let what = "the burst to be acknowledged";
         self.rig
             .until(what, async || {
                 let now = at().await;
-                let records = now.0 - before.0;
-                (records >= f64::from(burst)).then(|| records / (now.1 - before.1).max(1.0))
+                let records = now[0] - records;
+                (records >= f64::from(burst)).then(|| records / (now[1] - batches).max(1.0))
             })
             .await
     }
@@ -753,8 +753,8 @@ impl Table {
             }
             "pipeline.batch_size" => {
                 let now = self.records_a_batch().await;
-                // The two counters are read one after the other under load.
-                assert!(now < 1.05 && now < *prior, "{prior} {now}");
+                // Records are counted one by one, a batch when the last of them is.
+                assert!(now < 1.2, "{prior} {now}");
                 format!("{now:.1} records a batch, before {prior:.1}")
             }
             "source.keyspace" => {
