@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::{Checks, Invalid, LONGEST};
 
+/// One that has just opened stays so for this long, or `open_for` if that is shorter, whatever is seen of the other side.
+pub const HOLD: Duration = Duration::from_secs(2);
+
 /// `[<stage>.breaker]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -199,10 +202,12 @@ impl Breaker {
         }
     }
 
-    /// The other side was seen to be there again: one that a failed probe opened lets the next probe through at once.
-    /// One that has just opened waits its time, or a flapping side would be called all the time.
+    /// The other side was seen to be there again: the next probe is let through at once, or as soon as it has been open for
+    /// [`HOLD`] if no probe has failed yet, or a flapping side would be called all the time.
     pub fn look_again(&mut self, now: Instant) -> Option<Transition> {
-        (self.state == State::Open && self.reopened).then(|| self.enter(State::HalfOpen, now))
+        let held = now.saturating_duration_since(self.since) >= HOLD;
+        let early = self.state == State::Open && (self.reopened || held);
+        early.then(|| self.enter(State::HalfOpen, now))
     }
 
     /// Asks leave for one call. Call [`Breaker::poll`] with the same `now` before it.

@@ -71,6 +71,23 @@ async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
     (value, started.elapsed())
 }
 
+#[tokio::test(start_paused = true)]
+async fn whoever_is_seen_to_be_back_is_asked_before_open_for_is_over() {
+    let (stage, _sender) = sink(breaker(2, 30 * SECOND, 1));
+    open(&stage).await;
+    stage.look_again();
+    assert_eq!(stage.snapshot().breaker, State::Open, "it has just opened");
+    advance(crate::policy::breaker::HOLD).await;
+    assert_eq!(stage.snapshot().breaker, State::Open, "nobody was seen");
+    stage.look_again();
+    assert_eq!(stage.snapshot().breaker, State::HalfOpen);
+    // A probe that fails has it wait for whoever is seen again, and for nothing else.
+    stage.try_admit().unwrap().failure("still down");
+    assert_eq!(stage.snapshot().breaker, State::Open);
+    stage.look_again();
+    assert_eq!(stage.snapshot().breaker, State::HalfOpen);
+}
+
 /// Row 14: without traffic nobody else would ever ask.
 #[tokio::test(start_paused = true)]
 async fn a_half_open_breaker_that_nobody_calls_is_probed() {

@@ -31,6 +31,8 @@ struct Guard {
     watch: Watch,
     probe: Option<Permit>,
     rounds: Rounds,
+    /// The brokers were seen to be back, and the breaker has not looked yet.
+    is_back: bool,
     /// When a batch was late last, and what was told of it.
     late: Option<(Instant, Arc<str>)>,
 }
@@ -156,6 +158,10 @@ impl RedpandaSink {
                 }
             }
         }
+        if guard.is_back {
+            self.policies.look_again();
+            guard.is_back = self.policies.snapshot().breaker == Breaker::Open;
+        }
         if !guard.watch.is_probing() {
             // Nothing is out any more: the place in half-open goes to a new batch.
             drop(guard.probe.take());
@@ -207,6 +213,7 @@ impl RedpandaSink {
         } = self.see();
         match act {
             rounds::Act::Fail { reason, first } => {
+                guard.is_back = false;
                 if first {
                     self.troubles.raise(Cause::Brokers, Help::None, &*reason);
                 }
@@ -224,7 +231,7 @@ impl RedpandaSink {
             }
             rounds::Act::Back => {
                 self.troubles.clear(&Cause::Brokers);
-                self.policies.look_again();
+                guard.is_back = breaker == Breaker::Open;
                 if oldest.is_none() && breaker == Breaker::Closed {
                     self.policies.record_success();
                 }
