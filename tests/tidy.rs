@@ -387,6 +387,25 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// A file that is longer holds two ideas, or its tests, which may lie beside it.
+const LONGEST: usize = 600;
+
+#[test]
+fn no_file_of_the_program_is_too_long() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    sources(&root.join("src"), &mut files);
+    let long: Vec<String> = files
+        .iter()
+        .filter_map(|path| {
+            let text = std::fs::read_to_string(path).expect("a source is text");
+            let lines = text.lines().count();
+            (lines > LONGEST).then(|| format!("{}: {lines} lines", path.display()))
+        })
+        .collect();
+    assert!(long.is_empty(), "longer than {LONGEST} lines: {long:#?}");
+}
+
 #[test]
 fn the_rules_of_the_house_hold() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -13,6 +13,7 @@
 mod about;
 mod draft;
 mod render;
+mod report;
 mod stage;
 mod tap;
 mod trace;
@@ -22,7 +23,7 @@ mod when;
 use std::sync::Arc;
 
 pub use about::{About, SettingAbout, SettingKind};
-pub use stage::{Spent, StageReport};
+pub use report::{Spent, StageReport};
 pub use tap::{Taken, TapFilter, Taps, TooManyTaps};
 pub use trace::{Given, Passed, Plain, Step};
 pub use wasm::{Engine, EngineError, Facts, Plugin, PluginError, Prepared, TICK, Ticker, Wanted};

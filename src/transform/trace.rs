@@ -4,7 +4,8 @@
 use serde_json::{Map, Value, json};
 
 use super::draft::{Draft, Item};
-use super::stage::{Ran, StageReport, Work};
+use super::report::StageReport;
+use super::stage::{Ran, Work};
 use super::{Chain, TransformError};
 use crate::change::{Batch, Record, Rejected, Slice};
 

@@ -1,0 +1,243 @@
+use std::sync::Arc;
+use std::time::Instant;
+
+use penstock_plugin_encoding::{Field, OutputWriter};
+use proptest::prelude::*;
+
+use super::*;
+use crate::change::{Batch, Position, StreamId};
+
+/// Two changes with an image between, then a record made of the first.
+fn draft() -> (Draft, Vec<Item>) {
+    let meta = |operation| RowMeta {
+        operation,
+        context: false,
+        end_of_batch: true,
+        table: 1,
+        time_us: 5,
+        ttl: 0,
+    };
+    let mut rows = RowsBuilder::new();
+    for operation in [Operation::Insert, Operation::PreImage, Operation::Update] {
+        rows.row(meta(operation), 3);
+        rows.column(ColumnTag::Value, &[b"value"]);
+        rows.column(ColumnTag::Null, &[]);
+        rows.column(ColumnTag::Unchanged, &[]);
+    }
+    rows.link_preimage(2, 1);
+    let position = |seq| Position {
+        stream: StreamId([0; 16]),
+        time: uuid::Uuid::nil(),
+        seq,
+    };
+    let mut draft = Draft::of(Batch {
+        shard: 0,
+        epoch: 0,
+        rows: rows.finish(),
+        positions: (0..3).map(position).collect(),
+        tables: vec![Arc::new(crate::change::TableSchema {
+            id: 1,
+            keyspace: "ks".into(),
+            name: "t".into(),
+            columns: ["a", "b", "c"]
+                .map(|name| crate::change::Column {
+                    name: name.into(),
+                    cql_type: "blob".into(),
+                    kind: crate::change::ColumnKind::Regular,
+                })
+                .into(),
+        })],
+        undecodable: Vec::new(),
+        progress: Vec::new(),
+        read_at: Instant::now(),
+    });
+    let key = draft.keep(b"key");
+    draft.batch.headers.push((key, Slice::Null));
+    let topic = draft.topic("first").unwrap();
+    let record = Record {
+        source: 0,
+        topic,
+        key,
+        value: Slice::Null,
+        headers: 0..1,
+    };
+    (
+        draft,
+        vec![Item::Change(0), Item::Record(record), Item::Change(2)],
+    )
+}
+
+fn sent(draft: &Draft, items: &[Item]) -> Sent {
+    let chunk: Vec<u32> = (0..items.len() as u32).collect();
+    Input::of_chunk(draft, items, &chunk, |_| Some(&Interest::All)).sent()
+}
+
+fn decode(output: Vec<u8>) -> (Draft, Result<Vec<(u32, Made)>, Lie>) {
+    let (mut draft, items) = draft();
+    let mut made = Vec::new();
+    let sent = sent(&draft, &items);
+    let decoded = sent.decode(output, &mut draft, &items, &mut made);
+    (draft, decoded.map(|_| made))
+}
+
+/// Whether everything that was made can be read.
+fn is_sound(draft: &Draft, made: &[(u32, Made)]) -> bool {
+    let batch = &draft.batch;
+    let sound = |slice: Slice| slice == Slice::Null || batch.bytes(slice).is_some();
+    made.iter().all(|(item, made)| {
+        *item < 3
+            && match made {
+                Made::Record(r) => {
+                    let headers = r.headers.start as usize..r.headers.end as usize;
+                    (r.topic as usize) < batch.topics.len()
+                        && sound(r.key)
+                        && sound(r.value)
+                        && batch.headers.get(headers).is_some_and(|h| {
+                            h.iter()
+                                .all(|(n, v)| *n != Slice::Null && sound(*n) && sound(*v))
+                        })
+                }
+                Made::Forward | Made::Refused(_) => true,
+            }
+    })
+}
+
+#[test]
+fn columns_of_changes_images_and_records_are_found() {
+    let mut w = OutputWriter::default();
+    let at = |row, column| Field::Column(ColumnRef { row, column });
+    w.record(0, "t");
+    w.key(at(0, 0));
+    w.value(at(0, 1));
+    // The row of the image; the change that it belongs to is sent after it.
+    w.header("image", at(2, 0));
+    for column in 0..4 {
+        w.record(1, "t");
+        w.value(at(1, column));
+    }
+    w.record(3, "t");
+    w.value(at(3, 2));
+    let (draft, made) = decode(w.finish());
+    let made = made.unwrap();
+    assert!(is_sound(&draft, &made));
+    let shown = |slice| draft.batch.bytes(slice);
+    let values: Vec<_> = made
+        .iter()
+        .map(|(item, made)| match made {
+            Made::Record(record) => (*item, shown(record.value)),
+            Made::Refused(message) => (*item, Some(message.as_bytes())),
+            Made::Forward => (*item, None),
+        })
+        .collect();
+    let headers = [
+        &1i32.to_be_bytes()[..],
+        &3i32.to_be_bytes(),
+        b"key",
+        &(-1i32).to_be_bytes(),
+    ]
+    .concat();
+    let expected: [(u32, Option<&[u8]>); 6] = [
+        (0, None),
+        (1, Some(b"first")),
+        (1, Some(b"key")),
+        (1, None),
+        (1, Some(&headers)),
+        (2, Some(b"column `c` of ks.t has no value")),
+    ];
+    assert_eq!(values, expected);
+    let Made::Record(first) = &made[0].1 else {
+        panic!("{made:?}")
+    };
+    assert!(matches!(first.key, Slice::Source { .. }));
+    let (name, value) = draft.batch.headers[first.headers.start as usize];
+    assert_eq!(shown(name), Some(&b"image"[..]));
+    assert_eq!(shown(value), Some(&b"value"[..]));
+}
+
+#[test]
+fn a_lie_keeps_nothing() {
+    let mut w = OutputWriter::default();
+    w.record(0, "t");
+    w.header("h", "v".into());
+    w.forward(2);
+    let (draft, made) = decode(w.finish());
+    let lie = made.unwrap_err();
+    assert_eq!(lie, "source 2 is an image, a range's end or context");
+    assert_eq!(draft.batch.output, b"key");
+    assert_eq!(draft.batch.headers.len(), 1);
+}
+
+#[test]
+fn a_projection_sends_only_what_is_wanted() {
+    let (draft, items) = draft();
+    let interest = Interest::Columns(Projection::new(vec![false, true, false]).into());
+    let input = Input::of_chunk(&draft, &items, &[1, 2], |_| Some(&interest));
+    let rows = penstock_plugin_encoding::Rows::parse(input.bytes().to_vec()).unwrap();
+    assert_eq!(rows.len(), 3, "the record, the image, the change");
+    let record = rows.get(0).unwrap();
+    assert_eq!(record.column(0), Some((ColumnTag::Unsent, &b""[..])));
+    assert_eq!(record.column(1), Some((ColumnTag::Value, &b"key"[..])));
+    let change = rows.get(2).unwrap();
+    assert_eq!(change.preimage(), Some(1));
+    assert_eq!(change.column(0), Some((ColumnTag::Unsent, &b""[..])));
+    assert_eq!(change.column(1), Some((ColumnTag::Null, &b""[..])));
+}
+
+/// Entries that may lie.
+fn output() -> impl Strategy<Value = Vec<u8>> {
+    let field = prop_oneof![
+        Just(None),
+        (0u32..6, 0u16..5).prop_map(|(row, column)| Some(ColumnRef { row, column })),
+    ];
+    let topic = prop::sample::select(vec!["a", "b", "no topic", ""]);
+    prop::collection::vec((0u8..4, 0u32..5, topic, field), 0..12).prop_map(|entries| {
+        let mut w = OutputWriter::default();
+        for (kind, source, topic, field) in entries {
+            match kind {
+                0 => w.forward(source),
+                1 => w.error(source, topic),
+                _ => {
+                    w.record(source, topic);
+                    w.key("k".into());
+                    w.value(field.into());
+                    w.header(topic, field.into());
+                }
+            }
+        }
+        w.finish()
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_is_made_of_any_output_can_be_read(
+        mut output in output(),
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+    ) {
+        for (at, to) in flips {
+            let at = at.index(output.len());
+            output[at] = to;
+        }
+        let (draft, made) = decode(output);
+        match made {
+            Ok(made) => {
+                prop_assert!(is_sound(&draft, &made), "{made:?}");
+                let refused = |item| made.iter().filter(|(i, m)| {
+                    *i == item && matches!(m, Made::Refused(_))
+                }).count();
+                for item in 0..3 {
+                    let all = made.iter().filter(|(i, _)| *i == item).count();
+                    prop_assert!(refused(item) == 0 || all == 1, "refused is all there is");
+                }
+                prop_assert!(made.is_sorted_by_key(|(item, _)| *item), "order is kept");
+            }
+            Err(_) => prop_assert_eq!(&draft.batch.output[..], b"key"),
+        }
+    }
+
+    #[test]
+    fn random_bytes_never_panic(output in prop::collection::vec(any::<u8>(), 0..300)) {
+        let (draft, made) = decode(output);
+        prop_assert!(made.is_err() || is_sound(&draft, &made.unwrap()));
+    }
+}
