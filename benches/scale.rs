@@ -238,7 +238,7 @@ fn run(case: Case, dir: &Path) -> Result<Cost> {
         std::thread::sleep(LOOK);
         let have = records(&consumer, topic);
         let now = (Instant::now(), used(pid)?.0, have);
-        let begun = *first.get_or_insert_with(|| now);
+        let begun = *first.get_or_insert(now);
         if begun.2 == 0 {
             first = None;
         }

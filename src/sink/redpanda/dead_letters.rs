@@ -239,7 +239,8 @@ impl DeadLetters {
     fn outlet(&self) -> Result<(Arc<Outlet>, Option<Arc<Outlet>>), SinkError> {
         let mut outlet = self.outlet.lock();
         let is_broken = outlet.window().broken().is_some();
-        if !is_broken && !(outlet.is_outdated() && outlet.window().messages() == 0) {
+        let is_replaceable = outlet.is_outdated() && outlet.window().messages() == 0;
+        if !is_broken && !is_replaceable {
             return Ok((Arc::clone(&outlet), None));
         }
         let made = Outlet::new(producer(&self.sink), Arc::clone(&self.lane))?;
