@@ -124,6 +124,24 @@ pub struct Submission<'a> {
 }
 
 impl Submission<'_> {
+    /// So many records are about to be handed over: call it before the producer may report on it.
+    pub fn expect(&self, records: u32) {
+        let mut state = self.window.state.lock();
+        state.messages += records as usize;
+        if let Some(batch) = state.batch(self.id.0) {
+            batch.remaining += records;
+        }
+    }
+
+    /// Takes back what [`Self::expect`] announced and the producer did not take.
+    pub fn unexpect(&self, records: u32) {
+        let mut state = self.window.state.lock();
+        state.messages -= records as usize;
+        if let Some(batch) = state.batch(self.id.0) {
+            batch.remaining -= records;
+        }
+    }
+
     /// Every record of the batch is handed over.
     pub fn seal(mut self) {
         self.sealed = true;
@@ -181,24 +199,6 @@ impl Window {
             sealed: false,
         };
         Ok((submission, ticket))
-    }
-
-    /// A record is about to be handed over: call it before the producer may report on it.
-    pub fn expect(&self, id: BatchId, records: u32) {
-        let mut state = self.state.lock();
-        state.messages += records as usize;
-        if let Some(batch) = state.batch(id.0) {
-            batch.remaining += records;
-        }
-    }
-
-    /// Takes back what [`Self::expect`] announced and the producer did not take.
-    pub fn unexpect(&self, id: BatchId, records: u32) {
-        let mut state = self.state.lock();
-        state.messages -= records as usize;
-        if let Some(batch) = state.batch(id.0) {
-            batch.remaining -= records;
-        }
     }
 
     /// A delivery report.
@@ -446,7 +446,7 @@ mod tests {
     fn submit(window: &Window, records: u32) -> (BatchId, Ticket) {
         let (submission, ticket) = window.open(None, None).unwrap();
         let id = submission.id;
-        window.expect(id, records);
+        submission.expect(records);
         submission.seal();
         (id, ticket)
     }
@@ -493,7 +493,7 @@ mod tests {
     fn reports_during_the_submission_do_not_complete_the_batch() {
         let w = window();
         let (submission, mut ticket) = w.open(None, None).unwrap();
-        w.expect(submission.id, 1);
+        submission.expect(1);
         w.report(Tag::new(submission.id, 0), Report::Acked);
         assert!((&mut ticket).now_or_never().is_none());
         submission.seal();
@@ -524,7 +524,7 @@ mod tests {
     fn a_submission_cut_short_fails_the_window() {
         let w = window();
         let (submission, ticket) = w.open(None, None).unwrap();
-        w.expect(submission.id, 1);
+        submission.expect(1);
         drop(submission);
         assert!(matches!(ticket.now_or_never(), Some(Err(SinkError::Reset))));
     }

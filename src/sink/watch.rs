@@ -158,7 +158,7 @@ mod tests {
         fn submit(&self) -> crate::sink::flight::BatchId {
             let (submission, ticket) = self.window.open(None, None).unwrap();
             let id = submission.id;
-            self.window.expect(id, 1);
+            submission.expect(1);
             submission.seal();
             drop(ticket);
             id

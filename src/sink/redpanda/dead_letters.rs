@@ -270,7 +270,7 @@ impl DeadLetters {
                 headers: letter.map(headers_of),
                 timestamp: None,
             };
-            outlet.send(submission.id, index, out).await?;
+            outlet.send(&submission, index, out).await?;
         }
         submission.seal();
         Ok(ticket)

@@ -196,7 +196,7 @@ impl Judge {
                 headers: Some(parts.headers(batch, index as usize)),
                 timestamp: parts.timestamp(batch, index as usize),
             };
-            if let Err(error) = self.outlet.send(submission.id, index, out).await {
+            if let Err(error) = self.outlet.send(&submission, index, out).await {
                 // A refusal of one before it is what this is about.
                 drop(submission);
                 return Err(match self.outlet.window().broken() {

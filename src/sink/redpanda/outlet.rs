@@ -18,7 +18,7 @@ use super::classify::{self, Refusal};
 use super::client::{self, Quiet};
 use super::security::InForce;
 use crate::sink::SinkError;
-use crate::sink::flight::{BatchId, Counters, Report, Snapshot, Tag, Window};
+use crate::sink::flight::{Counters, Report, Snapshot, Submission, Tag, Window};
 use crate::sink::trouble::Troubles;
 
 /// How far the checkpoint topic is written. What is appended to a topic has ever higher offsets, so a lower one says that
@@ -296,11 +296,11 @@ impl Outlet {
     /// Hands one record over, waiting while the queue is full.
     pub(super) async fn send(
         &self,
-        id: BatchId,
+        submission: &Submission<'_>,
         index: u32,
         out: Outgoing<'_>,
     ) -> Result<(), SinkError> {
-        let tag = Tag::new(id, index);
+        let tag = Tag::new(submission.id, index);
         let Outgoing {
             topic,
             partition,
@@ -310,7 +310,7 @@ impl Outlet {
             timestamp,
         } = out;
         loop {
-            self.window.expect(id, 1);
+            submission.expect(1);
             let out = Outgoing {
                 topic,
                 partition,
@@ -322,7 +322,7 @@ impl Outlet {
             match self.hand(tag, out)? {
                 Handed::Taken | Handed::Reported => return Ok(()),
                 Handed::Full(back) => {
-                    self.window.unexpect(id, 1);
+                    submission.unexpect(1);
                     headers = back;
                     self.room().await?;
                 }

@@ -252,8 +252,7 @@ impl Settle for ShardSink {
             let window = Arc::clone(self.outlet.window());
             let (submission, ticket) = window.open(Some(Arc::clone(&batch)), leave.permit)?;
             Crash::AfterBegin.here();
-            self.hand_over(submission.id, &batch, &fits, &verdict)
-                .await?;
+            self.hand_over(&submission, &batch, &fits, &verdict).await?;
             submission.seal();
             Ok(ticket)
         })

@@ -11,7 +11,7 @@ use super::super::parts::{self, Parts};
 use super::{ShardSink, WIDEST};
 use crate::change::RecordBatch;
 use crate::crash::Crash;
-use crate::sink::flight::{BatchId, Report, Tag};
+use crate::sink::flight::{Report, Submission, Tag};
 use crate::sink::trouble::{Cause, Help};
 use crate::sink::{Fit, Settle, SinkError};
 
@@ -55,7 +55,7 @@ impl ShardSink {
 
     pub(super) async fn hand_over(
         &mut self,
-        id: BatchId,
+        submission: &Submission<'_>,
         batch: &RecordBatch,
         fits: &[Fit],
         verdict: &Verdict,
@@ -67,11 +67,11 @@ impl ShardSink {
         // What is under way may be taken only by itself.
         let mut alone = false;
         // The records from `index` on are announced to the window whenever it is not being waited for.
-        window.expect(id, total as u32);
+        submission.expect(total as u32);
         let mut back = None;
         while index < total {
             let record = &batch.records[index];
-            let tag = Tag::new(id, index as u32);
+            let tag = Tag::new(submission.id, index as u32);
             let left = (total - index) as u32;
             let topic = record.topic as usize;
             let fit = fits.get(topic).unwrap_or(&Fit::Any);
@@ -110,16 +110,16 @@ impl ShardSink {
             };
             let by_itself = verdict.alone.contains(&(index as u32));
             if by_itself && !verdict.is_proven {
-                window.unexpect(id, left);
-                self.send_alone(id, index as u32, out).await?;
-                window.expect(id, left - 1);
+                submission.unexpect(left);
+                self.send_alone(submission, index as u32, out).await?;
+                submission.expect(left - 1);
                 index += 1;
                 continue;
             }
             if by_itself || alone {
-                window.unexpect(id, left);
+                submission.unexpect(left);
                 window.room(0).await?;
-                window.expect(id, left);
+                submission.expect(left);
                 alone = by_itself;
             }
             match self.outlet.hand(tag, out)? {
@@ -141,10 +141,10 @@ impl ShardSink {
                 }
                 Handed::Full(headers) => {
                     back = headers;
-                    window.unexpect(id, left);
+                    submission.unexpect(left);
                     empty += u32::from(window.messages() == 0);
                     self.outlet.room().await?;
-                    window.expect(id, left);
+                    submission.expect(left);
                 }
             }
         }
@@ -243,14 +243,14 @@ impl ShardSink {
     /// Sends a record with nothing else under way, so that a refusal is about it and nothing can overtake it.
     pub(super) async fn send_alone(
         &mut self,
-        id: BatchId,
+        submission: &Submission<'_>,
         index: u32,
         out: Outgoing<'_>,
     ) -> Result<(), SinkError> {
         let window = Arc::clone(self.outlet.window());
         window.room(0).await?;
-        window.set_alone(Some((id, index)));
-        self.outlet.send(id, index, out).await?;
+        window.set_alone(Some((submission.id, index)));
+        self.outlet.send(submission, index, out).await?;
         window.room(0).await?;
         if self.is_atomic()
             && let Some((_, reason)) = window.condemned()

@@ -11,7 +11,7 @@ use crate::checkpoint::{Settlement, topic as checkpoint};
 use crate::crash::Crash;
 use crate::dead_letter::DeadLetter;
 use crate::policy::Class;
-use crate::sink::flight::BatchId;
+use crate::sink::flight::Submission;
 use crate::sink::{Delivered, Settle, SinkError};
 
 /// A partition that was added is known to every broker by then.
@@ -81,9 +81,9 @@ impl ShardSink {
                 headers: letter.map(dead_letters::headers_of),
                 timestamp: None,
             };
-            self.outlet.send(submission.id, index, out).await?;
+            self.outlet.send(&submission, index, out).await?;
         }
-        self.send_checkpoints(submission.id, letters.len() as u32, &records)
+        self.send_checkpoints(&submission, letters.len() as u32, &records)
             .await?;
         submission.seal();
         self.kept(ticket.await?)?;
@@ -127,7 +127,7 @@ impl ShardSink {
 
     pub(super) async fn send_checkpoints(
         &self,
-        id: BatchId,
+        submission: &Submission<'_>,
         from: u32,
         records: &[CheckpointRecord],
     ) -> Result<(), SinkError> {
@@ -141,7 +141,7 @@ impl ShardSink {
                 headers: None,
                 timestamp: None,
             };
-            self.outlet.send(id, index, out).await?;
+            self.outlet.send(submission, index, out).await?;
         }
         Ok(())
     }
@@ -168,7 +168,7 @@ impl ShardSink {
         let permit = self.sink.gate().await;
         let window = Arc::clone(self.outlet.window());
         let (submission, ticket) = window.open(None, Some(permit))?;
-        self.send_checkpoints(submission.id, 0, records).await?;
+        self.send_checkpoints(&submission, 0, records).await?;
         submission.seal();
         self.kept(ticket.await?)
     }
