@@ -250,7 +250,7 @@ impl Outlet {
         self.producer.as_ref().ok_or(SinkError::Reset)
     }
 
-    /// Hands one record over; [`Window::expect`] was called for it.
+    /// Hands one record over; [`Submission::expect`] was called for it.
     pub(super) fn hand(&self, tag: Tag, out: Outgoing<'_>) -> Result<Handed, SinkError> {
         let topic = out.topic;
         let record = BaseRecord::<[u8], [u8], usize> {
