@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock::config::watch::Watch;
-use penstock::config::{self, Checks, Inputs, Loaded, Settings};
+use penstock::config::{self, Checks, Inputs, Loaded, Seen, Settings};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -376,7 +376,7 @@ async fn the_poll_finds_it_and_its_interval_is_live() {
     let mut sources = read(&rig.files).unwrap().sources;
     let proc = PathBuf::from("/proc/self/io");
     // Its content differs with each read, and no event says so.
-    sources.insert(proc, [1; 32]);
+    sources.insert(proc.clone(), Seen::of(&proc));
     rig.watch.set_sources(&sources);
     rig.sender.send_replace(settings);
     for _ in 0..3 {
@@ -395,4 +395,21 @@ async fn switched_off_is_off() {
     );
     write(&rig.file(), &text(2, ""));
     rig.quiet().await;
+}
+
+/// Nothing of it is read but its size, at the look or in the watch: a terabyte would take hours.
+#[tokio::test]
+async fn a_file_that_is_far_too_large_is_refused_at_once() {
+    let mut rig = plain();
+    let began = std::time::Instant::now();
+    let large = std::fs::File::create(rig.file()).unwrap();
+    large.set_len(1 << 40).unwrap();
+    assert_eq!(rig.next().await, None);
+    let invalid = read(&rig.files).unwrap_err().to_string();
+    assert!(invalid.contains("1099511627776 bytes"), "{invalid}");
+    large.set_len(1 << 41).unwrap();
+    assert_eq!(rig.next().await, None, "another size is another content");
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    write(&rig.file(), &text(2, ""));
+    rig.until(2).await;
 }

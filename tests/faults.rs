@@ -296,6 +296,46 @@ async fn back_soon(more: &str, opened: f64) {
     assert_eq!(complete_and_ordered(&world.seen(), &keys, 220), 0);
 }
 
+/// Whoever watches health learns of an outage, and of its end, as soon as whoever reads the log, and not an interval later.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_follows_the_breaker_at_once() {
+    let valve = Valve::start(Flow::Open);
+    let world = default_world(&valve, "[health]\ncheck_interval = \"1h\"\n").await;
+    let running = world.start(1);
+    let keys = keys(8);
+    world.write(&keys, 0, 20).await;
+    world.await_records(8 * 20, LONG, &running);
+    let says = |level: &'static str| {
+        let running = &running;
+        async move {
+            let began = Instant::now();
+            loop {
+                let (_, said) = running.penstock(&["health", "--json"]);
+                let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+                let components = said["components"].as_array().cloned().unwrap_or_default();
+                let sink = components.iter().find(|c| c["name"] == "sink");
+                if sink.is_some_and(|s| s["status"] == level) {
+                    return began.elapsed();
+                }
+                assert!(began.elapsed() < LONG, "not {level}: {said:#}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    };
+    says("healthy").await;
+    valve.set(Flow::Cut);
+    world.write(&keys, 20, 40).await;
+    running.await_line("breaker opened stage=sink", LONG);
+    let learnt = says("degraded").await;
+    valve.set(Flow::Open);
+    running.await_line("breaker closed stage=sink", LONG);
+    let well = says("healthy").await;
+    println!("health says so {learnt:.1?} after the log, and that it is over {well:.1?} after it");
+    world.await_records(8 * 60, LONG, &running);
+    running.stop_cleanly();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 60), 0);
+}
+
 /// Row 12: the process is up, says what it waits for, and goes on by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_that_begins_before_the_start_is_waited_for() {
@@ -304,7 +344,11 @@ async fn an_outage_that_begins_before_the_start_is_waited_for() {
     let keys = keys(4);
     world.write(&keys, 0, 50).await;
     let running = world.start(1);
+    running.await_line("admin interface listens", LONG);
+    let up = Instant::now();
     running.await_line("waiting for what the pipeline needs stage=sink", LONG);
+    // librdkafka alone would try for its own timeout of 10 s.
+    assert!(up.elapsed() < Duration::from_secs(4), "{:?}", up.elapsed());
     let told = format!("no Redpanda or Kafka broker answers at {}", valve.brokers);
     assert!(running.text().contains(&told), "{}", running.text());
     let (code, health) = running.penstock(&["health"]);

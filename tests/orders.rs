@@ -242,6 +242,13 @@ async fn requests_are_answered_as_the_standards_say() {
     let one = format!("{url}/{id}");
     for (method, url, sent, status) in [
         (Method::POST, url.clone(), Some(json!({"nonsense": 1})), 400),
+        // serde's other form of a struct is none here.
+        (
+            Method::POST,
+            url.clone(),
+            Some(json!(["c-1", "EUR", [["bolt", 1, 250]]])),
+            400,
+        ),
         (Method::GET, format!("{url}/no-uuid"), None, 400),
         (
             Method::GET,

@@ -499,3 +499,13 @@ fn the_rules_find_what_breaks_them() {
     let inner = "impl A {\n    #[cfg(test)]\n    fn a() {\n        x.unwrap();\n    }\n    fn b() {\n        x.unwrap();\n    }\n}";
     assert_eq!(found("src/lib.rs", inner), 1);
 }
+
+/// Offline, `cargo deny` asks for the crates of every platform, and a machine that has never built this has those of its
+/// own alone.
+#[test]
+fn crates_of_every_platform_are_fetched_before_they_are_judged() {
+    let script = std::fs::read_to_string(".ci/run").unwrap();
+    let line = |what: &str| script.lines().position(|line| line.starts_with(what));
+    let (fetched, judged) = (line("cargo fetch --locked"), line("cargo deny --offline"));
+    assert!(fetched.is_some() && fetched < judged, "{script}");
+}

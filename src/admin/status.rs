@@ -203,6 +203,8 @@ pub struct Status {
     pub stages: Vec<Stage>,
     /// Lanes that are open here.
     pub shards: Vec<Shard>,
+    /// How many the pipeline has in all, whosever they are.
+    pub shards_total: u32,
     /// Who this instance is among those that run the pipeline; `null` until it is connected.
     pub instance: Option<uuid::Uuid>,
     /// Who has which shard, as far as this instance knows.
@@ -269,6 +271,7 @@ impl Status {
             health: handle.health().borrow().clone(),
             stages: stages(handle),
             shards,
+            shards_total: settings.pipeline.shards.get(),
             instance: pipeline.as_ref().map(|p| p.sink.owner().instance),
             owners,
             membership: handle.share(),

@@ -366,8 +366,8 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
                 text(&answer["breaker"])
             );
         }
-        AdminCommand::Reload(_) => print_revision(&answer),
-        AdminCommand::Reloads(_) => each(&answer, print_revision),
+        AdminCommand::Reload(_) => super::reloads::print(&answer),
+        AdminCommand::Reloads(_) => each(&answer, super::reloads::print),
         AdminCommand::DeadLetters(DeadLetters::List(_) | DeadLetters::Show { .. }) => {
             each(&answer, |l| {
                 say!(
@@ -420,7 +420,7 @@ pub(super) fn text(value: &Value) -> String {
 }
 
 /// A list in one line.
-fn list(values: &Value) -> String {
+pub(super) fn list(values: &Value) -> String {
     let values = values.as_array().into_iter().flatten();
     values.map(text).collect::<Vec<_>>().join(", ")
 }
@@ -497,43 +497,4 @@ fn describe_share(share: &Value) -> String {
         ),
         _ => format!("shared: this instance has yet to join the group{trouble}"),
     }
-}
-
-fn print_revision(revision: &Value) {
-    if let Some(step) = revision["step"].as_str() {
-        let seconds = |key: &str| revision[key].as_f64().unwrap_or_default();
-        let waits_for: Vec<&str> = revision["waits_for"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
-        say!(
-            "under way for {:.1} s: {step} for {:.1} s{}{}",
-            seconds("for_seconds"),
-            seconds("step_seconds"),
-            if waits_for.is_empty() {
-                ""
-            } else {
-                ", waits for "
-            },
-            waits_for.join(", ")
-        );
-    } else {
-        say!(
-            "{} {} {}",
-            text(&revision["at"]),
-            text(&revision["outcome"]),
-            revision["error"].as_str().unwrap_or("")
-        );
-    }
-    each(&revision["changed"], |c| {
-        say!(
-            "    {:<8} {} = {} → {}",
-            text(&c["class"]),
-            text(&c["key"]),
-            text(&c["old"]),
-            text(&c["new"])
-        );
-    });
 }

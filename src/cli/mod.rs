@@ -16,6 +16,7 @@ pub mod init_schema;
 pub mod manual;
 pub mod output;
 pub mod plugin;
+mod reloads;
 pub mod run;
 pub mod schema;
 mod shards;

@@ -180,7 +180,8 @@ type FilterHandle = reload::Handle<EnvFilter, Registry>;
 
 /// What is asked for, less what libraries tell of their own housekeeping.
 fn filter(directives: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
-    EnvFilter::try_new(format!("notify=warn,scylla=warn,{directives}"))
+    // notify warns of each removal of a file that it watches by its folder as well. Its errors come as events.
+    EnvFilter::try_new(format!("notify=error,scylla=warn,{directives}"))
 }
 
 /// Takes a changed `log.filter` to the running subscriber.

@@ -28,6 +28,19 @@ pub(super) fn of(status: &Value) -> Vec<Value> {
     shards.into_values().collect()
 }
 
+/// … and those of which it does not know that anybody has them: at the start that is all of them.
+fn all(status: &Value) -> Vec<Value> {
+    let mut shards = of(status);
+    for number in 0..status["shards_total"].as_u64().unwrap_or_default() {
+        if !shards.iter().any(|s| s["shard"] == number) {
+            let trouble = "nobody is known to have it";
+            shards.push(json!({ "shard": number, "owner": null, "trouble": trouble }));
+        }
+    }
+    shards.sort_by_key(|s| s["shard"].as_u64());
+    shards
+}
+
 pub(super) fn print(shards: &[Value]) {
     say!(
         "{:<6} {:>12} {:>12} {:>8} {:>10} {:>13} {:>8} {:>8}  owner",
@@ -64,9 +77,10 @@ pub(super) fn print(shards: &[Value]) {
 /// Asks this instance, and by what it knows all others; `false`: not all of them answered as the owners they are.
 pub(super) async fn print_all(client: &Client, json: bool) -> anyhow::Result<bool> {
     let (_, status) = client.call(Method::GET, "/status", &[]).await?;
-    let mut shards = of(&status);
+    let mut shards = all(&status);
     let mut answers: BTreeMap<String, Result<Value, String>> = BTreeMap::new();
-    for shard in shards.iter_mut().filter(|s| s["read"].is_null()) {
+    let elsewhere = |s: &&mut Value| s["read"].is_null() && s["trouble"].is_null();
+    for shard in shards.iter_mut().filter(elsewhere) {
         let Some(at) = shard["owner"]["admin"].as_str().map(str::to_owned) else {
             shard["trouble"] = "says not where it can be asked: set admin.advertise".into();
             continue;
@@ -111,4 +125,23 @@ pub(super) async fn print_all(client: &Client, json: bool) -> anyhow::Result<boo
     });
     say!("all: {rate:.1} changes a second, {lag:.1} s behind at most");
     Ok(good)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_is_known_to_have_is_not_left_out() {
+        let at_the_start = json!({ "shards_total": 2, "shards": [], "owners": [] });
+        let troubled = |s: &Value| (s["shard"].as_u64(), s["trouble"].is_string());
+        let shards: Vec<_> = all(&at_the_start).iter().map(troubled).collect();
+        assert_eq!(shards, [(Some(0), true), (Some(1), true)]);
+
+        let one_has_all = json!({
+            "shards_total": 2, "shards": [{ "shard": 1, "read": 5 }], "owners": [{ "shard": 0, "admin": "a:1" }]
+        });
+        let shards: Vec<_> = all(&one_has_all).iter().map(troubled).collect();
+        assert_eq!(shards, [(Some(0), false), (Some(1), false)]);
+    }
 }

@@ -9,6 +9,7 @@ use super::error::{Place, Reason};
 use super::key::Leaf;
 use super::reading::{Reading, stage_of};
 use super::section::Values;
+use super::seen::{self, Seen};
 use super::settings::*;
 use super::validate::{Checks, PluginFault, SettingFault, SettingTrouble};
 use super::walk::{found, nearest};
@@ -470,8 +471,8 @@ impl Reading<'_> {
                 continue;
             }
             let path = transform.plugin.display().to_string();
-            let hash = raw::hash_file(&transform.plugin);
-            let seen = hash.as_ref().copied().unwrap_or_default();
+            let hash = seen::hash_file(&transform.plugin, seen::LARGEST_PLUGIN);
+            let seen = Seen::plugin(hash.as_ref().ok().copied());
             self.sources.insert(transform.plugin.clone(), seen);
             match hash {
                 Err(error) => {

@@ -16,6 +16,7 @@ pub mod schema;
 mod secrets;
 mod section;
 mod sections;
+mod seen;
 pub mod settings;
 mod show;
 mod validate;
@@ -25,7 +26,8 @@ pub mod watch;
 
 pub use error::{Invalid, Place, Problem, Reason};
 pub use key::Class;
-pub use raw::{Digest32, Inputs, Sources};
+pub use raw::Inputs;
+pub use seen::{LARGEST_PLUGIN, Seen, Sources};
 pub use settings::{LiveSettings, Settings};
 pub use validate::{
     CheckPlugin, CheckProperties, Checks, Effective, Loaded, PluginFault, ReservedProperty,

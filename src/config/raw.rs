@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
-use sha2::{Digest, Sha256};
 use toml::de::{DeTable, DeValue};
 
 use super::error::{Place, Problem, Reason, Text};
@@ -19,18 +18,10 @@ use super::key::Kind;
 use super::keys;
 use super::layer::{FileLayer, Spans};
 use super::mask::{clamp, is_secret, mask};
-
-/// No configuration is as large; a device or a wrong file is not read into memory.
-const LARGEST: u64 = 1 << 20;
+use super::seen::{Seen, Sources, folder, read_bounded};
 
 /// The variables that configure start so, and have `__` between the steps of a path.
 pub(super) const PREFIX: &str = "PENSTOCK_";
-
-/// The SHA-256 of a source's content.
-pub type Digest32 = [u8; 32];
-
-/// All that a configuration was read from (files, folders, plugins, secrets), with the content that was seen.
-pub type Sources = BTreeMap<PathBuf, Digest32>;
 
 /// What a configuration is made from, lowest layer first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -215,7 +206,7 @@ impl Raw {
         if !path.is_dir() {
             return self.file(path);
         }
-        self.sources.insert(path.to_owned(), digest(path));
+        self.sources.insert(path.to_owned(), Seen::of(path));
         match folder(path) {
             Ok(files) => {
                 if files.is_empty() {
@@ -246,12 +237,8 @@ impl Raw {
     fn file(&mut self, path: &Path) {
         let shown = path.display().to_string();
         let read = read_bounded(path);
-        // Of what was read, so that a write that comes after is seen as one.
-        let seen = match &read {
-            Ok(Ok(bytes)) => Sha256::digest(bytes).into(),
-            _ => digest(path),
-        };
-        self.sources.insert(path.to_owned(), seen);
+        self.sources
+            .insert(path.to_owned(), Seen::read(path, &read));
         match read {
             Ok(Ok(bytes)) => match String::from_utf8(bytes) {
                 Ok(text) => self.text(path, &text),
@@ -462,83 +449,12 @@ impl Raw {
     }
 }
 
-/// The files of a folder, in name order. What starts with a dot is left out: `..data` and its like are how
-/// Kubernetes swaps a folder, and name the same files again; editors keep their swap files so.
-fn folder(path: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(path)?
-        .map(|entry| entry.map(|e| e.path()))
-        .collect::<Result<_, _>>()?;
-    files.retain(|p| {
-        let hidden = p
-            .file_name()
-            .is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
-        !hidden && p.extension().is_some_and(|e| e == "toml") && p.is_file()
-    });
-    files.sort();
-    Ok(files)
-}
-
-/// The content of a source as it is now; a folder's is the names of its files. What is missing or cannot be
-/// read is all zeros.
-pub(super) fn digest(path: &Path) -> Digest32 {
-    let mut hash = Sha256::new();
-    if path.is_dir() {
-        for file in folder(path).unwrap_or_default() {
-            hash.update(file.as_os_str().as_encoded_bytes());
-            hash.update([0]);
-        }
-        return hash.finalize().into();
-    }
-    hash_file(path).unwrap_or_default()
-}
-
-/// The SHA-256 of a file of any size.
-pub(super) fn hash_file(path: &Path) -> std::io::Result<Digest32> {
-    use std::io::Read;
-    let mut file = open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hash.finalize().into()),
-            n => hash.update(&buffer[..n]),
-        }
-    }
-}
-
-/// Opens a regular file: a pipe would block, and a device has no end.
-fn open(path: &Path) -> std::io::Result<std::fs::File> {
-    let kind = std::fs::metadata(path)?;
-    if kind.is_dir() {
-        return Err(std::io::ErrorKind::IsADirectory.into());
-    }
-    if !kind.is_file() {
-        return Err(std::io::Error::other("it is not a regular file"));
-    }
-    std::fs::File::open(path)
-}
-
 /// The tag of a value, or of the first leaf below it: figment keeps whole layers apart, not tables.
 fn leaf_tag(value: &Value) -> figment::value::Tag {
     match value {
         Value::Dict(tag, dict) => dict.values().next().map_or(*tag, leaf_tag),
         other => other.tag(),
     }
-}
-
-pub(super) fn read_bounded(path: &Path) -> std::io::Result<Result<Vec<u8>, u64>> {
-    use std::io::Read;
-    let file = open(path)?;
-    let size = file.metadata()?.len();
-    if size > LARGEST {
-        return Ok(Err(size));
-    }
-    let mut bytes = Vec::new();
-    file.take(LARGEST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LARGEST {
-        return Ok(Err(bytes.len() as u64));
-    }
-    Ok(Ok(bytes))
 }
 
 /// A value from the environment or a flag: TOML where it is that, else a string; a list may also be

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use super::error::{Place, Problem, Reason};
 use super::key::{Fallback, Key, Kind, Leaf};
 use super::keys;
-use super::raw::{self, Raw, Sources};
+use super::raw::{self, Raw};
 use super::section::{FromKey, Values};
+use super::seen::Sources;
 use super::value::{Contents, Secret};
 
 /// A decoded value and where it stands.

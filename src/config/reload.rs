@@ -75,7 +75,7 @@ pub enum Verdict {
     Applied,
     /// Nothing that counts differs.
     Unchanged,
-    /// Not valid; what ran goes on.
+    /// Not valid, a plugin of it cannot be used, or not with its settings; what ran goes on.
     Rejected,
     /// Valid, but it could not be put in force; what ran goes on.
     Failed,

@@ -2,14 +2,13 @@
 
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
 use super::error::{Place, Reason};
 use super::key::Kind;
 use super::keys;
 use super::raw;
 use super::reading::Reading;
 use super::section::Values;
+use super::seen::{Seen, read_bounded};
 use super::value::{Contents, Secret};
 
 impl Reading<'_> {
@@ -53,11 +52,8 @@ impl Reading<'_> {
 
     /// The text of the file that a key names, and that it is a source of the configuration now.
     fn read_text(&mut self, key: &str, path: &Path) -> Result<String, Reason> {
-        let read = raw::read_bounded(path);
-        let seen = match &read {
-            Ok(Ok(bytes)) => Sha256::digest(bytes).into(),
-            _ => raw::digest(path),
-        };
+        let read = read_bounded(path);
+        let seen = Seen::read(path, &read);
         self.sources.insert(path.to_owned(), seen);
         let bad = |error: String| Reason::SecretFile {
             key: key.to_owned(),
@@ -69,7 +65,7 @@ impl Reading<'_> {
             Ok(Err(_)) => return Err(bad("it is too large for a secret".to_owned())),
             Ok(Ok(bytes)) => bytes,
         };
-        self.contents.insert(key.to_owned(), seen);
+        self.contents.insert(key.to_owned(), seen.digest());
         match String::from_utf8(bytes) {
             Err(_) => Err(bad("it is not UTF-8".to_owned())),
             Ok(text) if text.trim_end_matches(['\r', '\n']).is_empty() => {

@@ -9,8 +9,9 @@ use std::time::SystemTime;
 
 use super::error::Invalid;
 use super::key::Class;
-use super::raw::{Inputs, Raw, Sources};
+use super::raw::{Inputs, Raw};
 use super::reading::Reading;
+use super::seen::Sources;
 use super::settings::{Admin, Settings, Transform};
 
 /// What other modules know about a plugin's file and its settings: load it, or say why not.

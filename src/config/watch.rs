@@ -15,7 +15,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::raw::{Sources, digest};
+use super::seen::Sources;
 use super::settings::LiveSettings;
 
 /// While events keep coming, wait no longer than this many times the debounce.
@@ -124,7 +124,7 @@ impl Watch {
             let changed: Vec<_> = self
                 .sources
                 .iter()
-                .map(|(path, seen)| (path.clone(), *seen, digest(path)))
+                .map(|(path, seen)| (path.clone(), *seen, seen.again(path)))
                 .filter(|(_, seen, now)| seen != now)
                 .collect();
             if !changed.is_empty() {
@@ -145,7 +145,7 @@ impl Watch {
     fn differs(&self) -> bool {
         self.sources
             .iter()
-            .any(|(path, seen)| digest(path) != *seen)
+            .any(|(path, seen)| seen.again(path) != *seen)
     }
 
     /// Watches each source itself (a bind-mounted file has no folder that tells), its folder (a rename), and

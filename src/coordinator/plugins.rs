@@ -17,11 +17,14 @@ pub struct PluginHost {
     clock: Option<JoinHandle<()>>,
 }
 
-/// Instances of every transform in every shard, and as many again while they are swapped.
+/// Of every transform in every shard the instance that runs, the one that waits to take over at the next batch, which on
+/// an idle table may be long in coming, and the one that is made to take over instead of that; and one that only tries
+/// what a file says.
 fn instances(settings: &Settings) -> u32 {
     let transforms = u32::try_from(settings.transforms.len()).unwrap_or(u32::MAX);
     let shards = settings.pipeline.shards.get();
-    shards.saturating_mul(transforms).saturating_mul(2).max(1)
+    let each = shards.saturating_mul(transforms);
+    each.saturating_mul(3).saturating_add(1)
 }
 
 /// Where compiled plugins are kept from one start to the next, as the system has it for caches: without it a start

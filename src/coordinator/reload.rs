@@ -20,6 +20,7 @@ use crate::config::{Checks, Class, Inputs, Invalid, LiveSettings, Loaded, Settin
 use crate::embedded::StandIns;
 use crate::orders::Service;
 use crate::sink::redpanda::membership::Member;
+use crate::transform::PluginError;
 
 /// The configuration in force, where it came from, and what became of changes of it.
 pub struct Reloads {
@@ -179,15 +180,15 @@ impl Coordinator {
         self.reloads.history.begin(&changed);
         let applied = self.apply(&loaded, &changed, signals).await;
         let took = began.elapsed();
-        for c in &changed {
-            let (old, new) = (
-                c.old.as_deref().unwrap_or("-"),
-                c.new.as_deref().unwrap_or("-"),
-            );
-            tracing::info!(key = c.key, old, new, class = %c.class, "setting changed");
-        }
         let revision = match applied {
             Ok(()) => {
+                for c in &changed {
+                    let (old, new) = (
+                        c.old.as_deref().unwrap_or("-"),
+                        c.new.as_deref().unwrap_or("-"),
+                    );
+                    tracing::info!(key = c.key, old, new, class = %c.class, "setting changed");
+                }
                 self.revive();
                 self.look_at_topics_again();
                 tracing::info!(
@@ -214,13 +215,34 @@ impl Coordinator {
                     ?took,
                     "configuration not applied, the last good one goes on"
                 );
-                let revision = revision(Verdict::Failed, Some(&loaded), changed, Some(error), took);
-                self.reloads.history.note(revision.clone(), None);
-                revision
+                self.not_in_force(Verdict::Failed, &loaded, changed, error, took)
+            }
+            Err(Unapplied::Rejected(error)) => {
+                let error = error.to_string();
+                tracing::error!(
+                    why,
+                    error,
+                    problems = 1,
+                    "configuration rejected, the last good one goes on"
+                );
+                self.not_in_force(Verdict::Rejected, &loaded, changed, error, took)
             }
         };
         self.check_health();
         Ok(Some(revision))
+    }
+
+    fn not_in_force(
+        &self,
+        verdict: Verdict,
+        loaded: &Loaded,
+        changed: Vec<Changed>,
+        error: String,
+        took: Duration,
+    ) -> Revision {
+        let revision = revision(verdict, Some(loaded), changed, Some(error), took);
+        self.reloads.history.note(revision.clone(), None);
+        revision
     }
 
     /// Makes everything that can fail aside of what runs, then puts all of it in force, or none.
@@ -453,6 +475,10 @@ impl Coordinator {
             return Err(Stopping::Fenced.into());
         }
         self.supervisor.remove(|id| id.stage.is_of_pipeline()).await;
+        // There is room for the new ones' instead.
+        for lane in replaces.iter().flat_map(|p| p.lanes()) {
+            lane.handover.clear();
+        }
         self.health.rebuilt();
         self.reloads.history.step("reading the checkpoints");
         // One that has to join anew is given its shards anew.
@@ -543,6 +569,8 @@ fn orders_differ(old: &Settings, new: &Settings) -> bool {
 enum Unapplied {
     /// Everything stops; it does not matter any more.
     Stopping(Stopping),
+    /// What it says is at fault: a plugin cannot be used, or not with these settings, as `validate` says too.
+    Rejected(PluginError),
     /// It cannot be.
     Failed(anyhow::Error),
 }
@@ -555,6 +583,9 @@ impl From<Stopping> for Unapplied {
 
 impl From<anyhow::Error> for Unapplied {
     fn from(error: anyhow::Error) -> Self {
-        Self::Failed(error)
+        match error.downcast() {
+            Ok(of_plugin) => Self::Rejected(of_plugin),
+            Err(other) => Self::Failed(other),
+        }
     }
 }

@@ -39,6 +39,11 @@ impl Handover {
             *tables = chain.tables().to_vec();
         }
     }
+
+    /// Lets go of what waits: whatever chain starts here next has the newest plugins anyway.
+    pub fn clear(&self) {
+        self.waiting.lock().clear();
+    }
 }
 
 /// Instances made for a swap, not yet in force.
@@ -79,7 +84,7 @@ impl Transforms {
     pub fn chain(&self, handover: &Handover) -> Result<Chain, PluginError> {
         let loaded = self.loaded.read().clone();
         // A chain that starts anew has the newest plugins already.
-        handover.waiting.lock().clear();
+        handover.clear();
         let tables = handover.tables.lock().clone();
         let prepared: Result<Vec<_>, _> = loaded
             .iter()

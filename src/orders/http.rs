@@ -18,13 +18,13 @@ use axum::{Json, Router};
 use futures::FutureExt;
 use opentelemetry::trace::SpanKind;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, MutexGuard};
 use tracing::Instrument;
 use uuid::Uuid;
 
 use super::Counters;
-use super::model::{CreateOrder, EventType, FieldError, Order, Status, UpdateOrder};
+use super::body::Body;
+use super::model::{CreateOrder, EventType, FieldError, Order, Request, Status, UpdateOrder};
 use super::store::{Change, Claim, Store, StoreError};
 use crate::change::timeuuid_us;
 use crate::config::LiveSettings;
@@ -351,13 +351,22 @@ async fn count(
     response
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| {
-        Problem::new(
-            StatusCode::BAD_REQUEST,
-            "Malformed request",
-            format!("the body is not what is expected: {error}"),
-        )
+fn parse<T: Request>(body: &[u8]) -> Result<T, Problem> {
+    let malformed = |detail| Problem::new(StatusCode::BAD_REQUEST, "Malformed request", detail);
+    let json: Body = serde_json::from_slice(body)
+        .map_err(|error| malformed(format!("the body is not JSON: {error}")))?;
+    T::read(&json).map_err(|errors| {
+        let detail = match errors.first() {
+            Some(FieldError { pointer, detail }) if pointer.is_empty() => {
+                format!("the body {detail}")
+            }
+            Some(FieldError { pointer, detail }) => format!("{pointer} {detail}"),
+            None => "the body is not what is expected".to_owned(),
+        };
+        Problem {
+            errors,
+            ..malformed(detail)
+        }
     })
 }
 

@@ -4,6 +4,7 @@
 //! both are there or neither. The outbox is partitioned by the order's id, so that the events of one order
 //! share a CDC stream; their write timestamps only grow within a process, so that they keep their order.
 
+mod body;
 mod clock;
 pub mod http;
 pub mod model;

@@ -47,13 +47,34 @@ impl Edit {
             .unwrap_or_default()
     }
 
-    /// It is refused with these words, everything goes on as before, and the complaint ends with the next good one.
+    /// It cannot be put in force …
     async fn fails(&self, changes: &[(&str, &str)], says: &str) {
+        self.comes_to("failed", changes, says).await;
+    }
+
+    /// It is not valid, though only a plugin can say so …
+    async fn is_rejected(&self, changes: &[(&str, &str)], says: &str) {
+        self.comes_to("rejected", changes, says).await;
+    }
+
+    async fn verdicts(&self) -> [f64; 2] {
+        let (_, text) = self.rig.ask(reqwest::Method::GET, "/metrics").await;
+        ["rejected", "failed"].map(|v| super::sum(&text, "penstock_config_reloads_total", v))
+    }
+
+    /// … and is refused with these words, everything goes on as before, and the complaint ends with the next good one.
+    async fn comes_to(&self, outcome: &str, changes: &[(&str, &str)], says: &str) {
         let pipelines = self.rig.running.count("shards opened");
+        let [rejected, failed] = self.verdicts().await;
         let revision = self.rig.save(&self.with(changes)).await;
-        assert_eq!(revision["outcome"], "failed", "{revision}");
+        assert_eq!(revision["outcome"], outcome, "{revision}");
         let error = revision["error"].as_str().unwrap_or_default();
         assert!(error.contains(says), "{error}");
+        let counted = match outcome {
+            "rejected" => [rejected + 1.0, failed],
+            _ => [rejected, failed + 1.0],
+        };
+        assert_eq!(self.verdicts().await, counted, "{revision}");
         assert_eq!(self.threshold().await, 5, "half of it is in force");
         let config = self.rig.get("/config").await;
         assert_eq!(config["complaint"], error);
@@ -103,7 +124,19 @@ async fn what_cannot_be_put_in_force_changes_nothing() {
         ("transform.outbox-router.plugin", faults.as_str()),
         ("transform.outbox-router.settings", r#"{ refuse = "loop" }"#),
     ];
-    edit.fails(&looping, "deadline").await;
+    edit.is_rejected(&looping, "deadline").await;
+    // Nor one that is none, or that does not take its settings, whether it would be swapped or all be rebuilt.
+    let broken = world.dir.path().join("broken.wasm");
+    std::fs::write(&broken, "no plugin").expect("written");
+    let broken = format!("{:?}", broken.display().to_string());
+    let broken = ("transform.outbox-router.plugin", broken.as_str());
+    let settings = ("transform.outbox-router.settings", r#"{ nonsense = "1" }"#);
+    let rebuilt = ("pipeline.shards", "3");
+    edit.is_rejected(&[broken], "is not WebAssembly").await;
+    edit.is_rejected(&[broken, rebuilt], "is not WebAssembly")
+        .await;
+    edit.is_rejected(&[settings], "nonsense").await;
+    edit.is_rejected(&[settings, rebuilt], "nonsense").await;
 
     // A wider address on the same port is taken over from the narrow one.
     let port = edit
@@ -246,4 +279,40 @@ async fn a_stop_is_obeyed_in_a_rebuild() {
     rig.running
         .await_line("stopping, so the configuration is not applied", LONG);
     drop(waiting);
+}
+
+/// What a shard without changes was to take up waits there; another edit replaces it, and there is room for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_is_swapped_again_and_again_under_a_pipeline_that_idles() {
+    let world = World::new("").await;
+    let text = std::fs::read_to_string(world.config()).expect("pipeline.toml");
+    let mut base: toml::Table = toml::from_str(&text).expect("TOML");
+    let mut rig = Rig::start(world, PAUSE).await;
+    let done = async |rig: &Rig, n: f64| {
+        rig.until("changes are delivered", async || {
+            let done = rig.metric("penstock_changes_done_total", "").await;
+            (done >= n).then_some(())
+        })
+        .await;
+    };
+    done(&rig, 1.0).await;
+    let written = rig.writer.end().await as usize * rig.writer.keys.len();
+    done(&rig, written as f64).await;
+    for n in 0..6 {
+        let settings = format!("{{ topic_prefix = \"{}.{n}.\" }}", rig.world.name);
+        set(
+            &mut base,
+            "transform.outbox-router.settings",
+            value(&settings),
+        );
+        // Every third one makes everything anew beside what waits.
+        if n % 3 == 2 {
+            set(&mut base, "pipeline.shards", value(&(3 + n).to_string()));
+        }
+        let revision = rig.save(&base.to_string()).await;
+        assert_eq!(revision["outcome"], "applied", "{n}: {revision}");
+    }
+    rig.running.signal("-TERM");
+    let code = rig.running.wait(LONG).code();
+    assert_eq!(code, Some(0), "{}", rig.running.text());
 }

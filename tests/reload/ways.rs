@@ -118,6 +118,12 @@ async fn a_file_changes_in_every_way_under_the_running_program() {
     let rejected = reloads(&rig, "rejected").await;
     std::fs::remove_file(&file).expect("removed");
     refused(&rig, rejected, "No such file").await;
+    assert_eq!(
+        rig.running.count("WARN notify"),
+        0,
+        "a library's own affairs"
+    );
+    assert_eq!(rig.running.count("Unable to remove"), 0);
     write(&file, &text(&base, 13));
     in_force(&rig, 13).await;
     well(&rig).await;

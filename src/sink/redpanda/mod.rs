@@ -67,6 +67,8 @@ use topics::Wanted;
 const ASKING: Duration = Duration::from_secs(10);
 /// Brokers that a round asks: more would not make it more certain.
 const MOST_ADDRESSES: usize = 16;
+/// At the start, how long brokers may take to answer before somebody looks why they do not.
+const TURNED_AWAY: Duration = Duration::from_millis(500);
 /// Of each topic of ours: a later record of a key takes the place of the one before, and nothing goes by age.
 const COMPACTED: Wanted = Wanted {
     name: "cleanup.policy",
@@ -120,6 +122,26 @@ pub struct RedpandaSink {
     ended: Arc<Ended>,
     /// By shard; a lane stays when its shard is given up, so that counters never fall.
     lanes: Mutex<BTreeMap<u32, Arc<Lane>>>,
+}
+
+/// Until nobody takes a connection, or whoever does closes it at once, as what stands before a broker that is away does:
+/// librdkafka would go on for its whole timeout without a word. Of one that only takes its time there is a line.
+async fn turned_away(addresses: &[String]) -> String {
+    let mut told = false;
+    loop {
+        // No start that goes well is kept up by it.
+        tokio::time::sleep(TURNED_AWAY).await;
+        let reason = match reach::look(addresses).await {
+            reach::Found::Refused(reason) => return reason,
+            reach::Found::Silent(reason) => reason,
+            reach::Found::Open => "they take connections, and have not answered yet".to_owned(),
+        };
+        if !told {
+            told = true;
+            let brokers = addresses.join(", ");
+            tracing::warn!(brokers, reason, "waiting for the brokers");
+        }
+    }
 }
 
 impl RedpandaSink {
@@ -216,7 +238,12 @@ impl RedpandaSink {
         {
             return Err(unreachable(reason));
         }
-        let metadata = match self.topics.metadata(None).await {
+        let answer = tokio::select! {
+            biased;
+            answer = self.topics.metadata(None) => answer,
+            reason = turned_away(&addresses) => return Err(unreachable(reason)),
+        };
+        let metadata = match answer {
             Ok(metadata) => metadata,
             Err(error) => {
                 let reason = self.why_not(&addresses, &security).await;

@@ -9,9 +9,7 @@ use wasmtime::component::{HasSelf, Linker};
 use super::contract;
 use super::engine::Engine;
 use super::instance::HostState;
-
-/// A plugin file larger than this is a mistake; the JavaScript engine takes 12 MiB.
-const MAX_FILE: u64 = 256 << 20;
+use crate::config::LARGEST_PLUGIN;
 
 /// Why a plugin cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -110,8 +108,10 @@ impl Plugin {
             reason,
         };
         let metadata = std::fs::metadata(&path).map_err(|e| read_error(e.to_string()))?;
-        if metadata.len() > MAX_FILE {
-            return Err(read_error(format!("it is larger than {MAX_FILE} bytes")));
+        if metadata.len() > LARGEST_PLUGIN {
+            return Err(read_error(format!(
+                "it is larger than {LARGEST_PLUGIN} bytes"
+            )));
         }
         let bytes = std::fs::read(&path).map_err(|e| read_error(e.to_string()))?;
         let digest = <[u8; 32]>::from(Sha256::digest(&bytes));
