@@ -179,6 +179,9 @@ async fn what_is_rotated_under_load_is_in_force_at_the_next_connection_and_nothi
         ],
     );
     world.set("pipeline.delivery", "exactly-once");
+    // One of several brokers that is down keeps nobody out.
+    let brokers = format!("[\"127.0.0.1:1\", \"{}\"]", port(&broker));
+    world.set("sink.brokers", brokers);
     world.set("source.nodes", format!("[\"{}\"]", port(&scylla)));
     world.set("source.username", "penstock");
     world.set("source.password_file", secrets.path("password").display());

@@ -240,16 +240,21 @@ impl RedpandaSink {
         config
     }
 
-    /// Why the brokers at these addresses cannot be used with this, if that can be found out: the first that says it.
+    /// Why none of the brokers at these addresses can be used with this, if that can be found out.
     pub(super) async fn why_not(
         &self,
         addresses: &[String],
         security: &Security,
     ) -> Option<String> {
-        for address in addresses {
-            if let Err(reason) = security.explain(address).await {
-                return Some(format!("{address}: {reason}"));
-            }
+        // One that is down is none of the credentials' business, as long as another takes them.
+        let met = addresses.iter().map(|address| async move {
+            let met = security.explain(address).await;
+            met.map_err(|reason| format!("{address}: {reason}"))
+        });
+        let met = futures::future::join_all(met).await;
+        if met.iter().all(Result::is_err) {
+            let reasons: Vec<String> = met.into_iter().filter_map(Result::err).collect();
+            return (!reasons.is_empty()).then(|| reasons.join("; "));
         }
         let mut config = self.base.clone();
         let quiet = Quiet::of(&InForce::new(security.clone()));
