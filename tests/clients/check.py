@@ -20,7 +20,7 @@ import traceback
 import uuid
 from collections import namedtuple
 
-from cassandra import AlreadyExists, ConsistencyLevel, InvalidRequest, Unauthorized
+from cassandra import AlreadyExists, ConsistencyLevel, FunctionFailure, InvalidRequest, Unauthorized
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
 from cassandra.concurrent import execute_concurrent_with_args
 from cassandra.policies import RoundRobinPolicy
@@ -456,7 +456,7 @@ def answers_other_row_shapes_and_levels(cluster, session):
 
 @check
 def connects_with_and_without_compression(cluster, session):
-    for compression in (False, "lz4"):
+    for compression in (False, "lz4", "snappy"):
         other = connect(compression=compression)
         try:
             again = other.connect(RUN)
@@ -466,6 +466,52 @@ def connects_with_and_without_compression(cluster, session):
             equal(again.execute("SELECT v FROM big").one().v, big)
         finally:
             other.shutdown()
+
+
+@check
+def traces_a_request(cluster, session):
+    session.execute("CREATE TABLE traced (k int PRIMARY KEY, v text)")
+    equal(session.execute("INSERT INTO traced (k, v) VALUES (1, 'a')").get_query_trace(), None)
+    insert = session.prepare("INSERT INTO traced (k, v) VALUES (?, ?)")
+    batch = BatchStatement(BatchType.LOGGED)
+    batch.add(insert, (3, "c"))
+    batch.add("DELETE FROM traced WHERE k = 4")
+    found = {}
+    for name, statement, values in [
+        ("prepared", insert, (2, "b")),
+        ("query", "SELECT v FROM traced WHERE k = 2", None),
+        ("batch", batch, None),
+    ]:
+        trace = session.execute(statement, values, trace=True).get_query_trace()
+        assert trace.duration and trace.started_at and trace.coordinator == HOST, vars(trace)
+        assert len(trace.events) >= 3 and all(e.source == HOST and e.description for e in trace.events), trace.events
+        equal(sorted(trace.events, key=lambda e: e.datetime), list(trace.events))
+        found[name] = trace
+    equal(found["query"].request_type, "Execute CQL3 query")
+    equal(found["query"].parameters["query"], "SELECT v FROM traced WHERE k = 2")
+    assert found["prepared"].request_type.startswith("Execute CQL3 prepared query ["), found["prepared"].request_type
+    equal(found["prepared"].parameters["param[1]"], "b")
+    equal(found["batch"].request_type, "Execute batch of CQL3 queries")
+    equal(found["batch"].parameters["query[1]"], "DELETE FROM traced WHERE k = 4")
+    # One that fails has a trace too.
+    future = session.execute_async("INSERT INTO traced (k) VALUES (fromJson('dog'))", trace=True)
+    raises(FunctionFailure, "fromJson", future.result)
+    equal(future.get_query_trace().request_type, "Execute CQL3 query")
+
+
+@check
+def speaks_json(cluster, session):
+    session.execute("CREATE TABLE documents (k int PRIMARY KEY, tags set<text>, \"At\" timestamp, total decimal, done boolean) WITH cdc = {'enabled': true}")
+    insert = session.prepare("INSERT INTO documents JSON ?")
+    session.execute(insert, ('{"k": 1, "tags": ["b", "a"], "\\"At\\"": "2024-01-02 03:04:05.678Z", "total": 9.50, "done": true}',))
+    equal(rows(session, "SELECT JSON * FROM documents"),
+          [('{"k": 1, "\\"At\\"": "2024-01-02 03:04:05.678Z", "done": true, "tags": ["a", "b"], "total": 9.5}',)])
+    session.execute("INSERT INTO documents JSON '{\"k\": 1, \"done\": null}' DEFAULT UNSET")
+    equal(rows(session, "SELECT total, done FROM documents"), [(decimal.Decimal("9.5"), None)])
+    session.execute(session.prepare("UPDATE documents SET tags = fromJson(?) WHERE k = ?"), ('["c"]', 1))
+    equal(rows(session, "SELECT toJson(tags), toJson(done) FROM documents"), [('["c"]', "null")])
+    equal([tuple(r) for r in log(session, "documents", ["done", "cdc$deleted_done"])], [(2, True, None), (2, None, True), (1, None, None)])
+    raises(InvalidRequest, "unrecognized column", lambda: session.execute(insert, ('{"k": 1, "z": 1}',)))
 
 
 # cqlsh
@@ -495,7 +541,6 @@ def selects_in_every_shape(cluster, session):
     middle = sorted(tokens.values())[1]
     equal(len(rows(session, f"SELECT p FROM shapes WHERE token(p) <= {middle}")), 8)
     raises(InvalidRequest, "ALLOW FILTERING", lambda: session.execute("SELECT * FROM shapes WHERE v = 3"))
-    raises(InvalidRequest, "not supported", lambda: session.execute("SELECT JSON p FROM shapes"))
     raises(InvalidRequest, "not supported", lambda: session.execute("CREATE INDEX ON shapes (v)"))
     raises(InvalidRequest, "not supported", lambda: session.execute(
         "CREATE MATERIALIZED VIEW view AS SELECT * FROM shapes WHERE p IS NOT NULL AND c IS NOT NULL AND d IS NOT NULL PRIMARY KEY (c, p, d)"))
@@ -659,7 +704,8 @@ def copies_and_tells_errors():
         cqlsh(f"SOURCE '{script}'")
     contains(cqlsh(f"SELECT count(*) FROM {keyspace}.copied"), "4")
     contains(cqlsh(f"EXPAND ON; SELECT * FROM {keyspace}.copied WHERE k = 3"), "@ Row 1", "three")
-    contains(cqlsh(f"TRACING ON; SELECT v FROM {keyspace}.copied WHERE k = 2"), "two")
+    traced = cqlsh(f"TRACING ON; SELECT v FROM {keyspace}.copied WHERE k = 2")
+    contains(traced, "two", "Tracing session:", "Execute CQL3 query", "Done processing - preparing a result", "Request complete")
     contains(cqlsh("CONSISTENCY QUORUM"), "QUORUM")
     contains(cqlsh(f"PAGING 10; SELECT * FROM {keyspace}.copied WHERE k = 1; -- a comment"), "one")
     contains(cqlsh("SELECT * FROM nothing.at_all", fails=True), "InvalidRequest")

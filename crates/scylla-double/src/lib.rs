@@ -7,8 +7,9 @@
 //! - one node, one shard, one replica: a consistency that needs more is refused, token ranges and CDC
 //!   streams are told as a node with [`Options::vnodes`] and [`Options::shards_per_vnode`], or a table
 //!   of so many tablets, would have them, but all data is in one place;
-//! - no TLS, no roles beyond names and passwords ([`Node::set_users`]), no tracing (asked for, it is not
-//!   done), no materialized views, secondary indexes, functions or aggregates of users, no protocol version but 4;
+//! - no TLS, no roles beyond names and passwords ([`Node::set_users`]), no materialized views, secondary
+//!   indexes, functions or aggregates of users, no protocol version but 4;
+//! - a trace that a client asks for tells of what this node does, which is little; the last 10,000 are kept;
 //! - what it does not know it refuses with a CQL error; it never pretends.
 //!
 //! Faults (slow, failing, silent, broken) are injected on demand: see [`Faults`].
@@ -146,6 +147,7 @@ impl Node {
             Arc::clone(&faults),
             limits,
             host_id,
+            reachable(addr),
         ));
         let listeners = Arc::downgrade(&shared);
         engine.on_schema_change(move |_, changes| {

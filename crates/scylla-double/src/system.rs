@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::engine::{
     Column, ColumnKind, CqlError, Engine, KeyspaceSchema, Schema, TableSchema, UserType,
+    timeuuid_at,
 };
 
 /// `cql_version`.
@@ -114,6 +115,9 @@ fn ddl() -> Vec<String> {
         "CREATE TABLE system_traces.events (session_id uuid, event_id timeuuid, activity text,
             scylla_parent_id bigint, scylla_span_id bigint, source inet, source_elapsed int, thread text,
             PRIMARY KEY (session_id, event_id))"
+            .into(),
+        "CREATE TABLE system_traces.sessions_time_idx (minute timestamp, started_at timestamp, session_id uuid,
+            PRIMARY KEY (minute, started_at, session_id))"
             .into(),
     ];
     for (table, key) in [
@@ -492,16 +496,16 @@ fn extension(options: &BTreeMap<String, String>) -> Vec<u8> {
     out
 }
 
-fn text(value: impl AsRef<str>) -> Option<Bytes> {
+pub(crate) fn text(value: impl AsRef<str>) -> Option<Bytes> {
     Some(Bytes::copy_from_slice(value.as_ref().as_bytes()))
 }
 
-fn int(value: i32) -> Option<Bytes> {
+pub(crate) fn int(value: i32) -> Option<Bytes> {
     Some(Bytes::copy_from_slice(&value.to_be_bytes()))
 }
 
 /// ms since the epoch.
-fn timestamp(value: i64) -> Option<Bytes> {
+pub(crate) fn timestamp(value: i64) -> Option<Bytes> {
     Some(Bytes::copy_from_slice(&value.to_be_bytes()))
 }
 
@@ -513,11 +517,16 @@ fn boolean(value: bool) -> Option<Bytes> {
     Some(Bytes::copy_from_slice(&[value.into()]))
 }
 
-fn uuid(value: Uuid) -> Option<Bytes> {
+/// A `timeuuid` of a time, µs since the epoch.
+pub(crate) fn timeuuid(at: i64) -> Option<Bytes> {
+    uuid(timeuuid_at(at))
+}
+
+pub(crate) fn uuid(value: Uuid) -> Option<Bytes> {
     Some(Bytes::copy_from_slice(value.as_bytes()))
 }
 
-fn inet(value: IpAddr) -> Option<Bytes> {
+pub(crate) fn inet(value: IpAddr) -> Option<Bytes> {
     Some(match value {
         IpAddr::V4(ip) => Bytes::copy_from_slice(&ip.octets()),
         IpAddr::V6(ip) => Bytes::copy_from_slice(&ip.octets()),
@@ -535,7 +544,9 @@ fn list(items: impl ExactSizeIterator<Item = impl AsRef<str>>) -> Option<Bytes> 
 }
 
 /// A map, sorted by key as the protocol's readers may expect.
-fn map(pairs: impl Iterator<Item = (impl AsRef<str>, impl AsRef<[u8]>)>) -> Option<Bytes> {
+pub(crate) fn map(
+    pairs: impl Iterator<Item = (impl AsRef<str>, impl AsRef<[u8]>)>,
+) -> Option<Bytes> {
     let mut pairs: Vec<_> = pairs.collect();
     pairs.sort_by(|a, b| a.0.as_ref().cmp(b.0.as_ref()));
     let mut out = Vec::new();

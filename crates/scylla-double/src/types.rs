@@ -3,12 +3,14 @@
 //! Written from the specification and ScyllaDB's documentation, apart from what clients are made of, so
 //! that a client's mistake is not shared.
 
+mod json;
 pub(crate) mod keywords;
 mod literal;
 mod value;
 
 use std::fmt;
 
+pub use json::{JsonError, parse as parse_json};
 pub use literal::{Constant, ConstantError};
 pub use value::{DecodeError, Value, compare};
 pub(crate) use value::{vector, vector_elements};

@@ -71,17 +71,13 @@ async fn connects_changes_the_schema_and_leaves_without_a_warning() {
     let _guard =
         tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
     let node = node().await;
-    for compression in [None, Some(Compression::Lz4)] {
+    for compression in [None, Some(Compression::Lz4), Some(Compression::Snappy)] {
         let session = builder(&node)
             .compression(compression)
             .build()
             .await
             .unwrap();
-        let name = if compression.is_some() {
-            "packed"
-        } else {
-            "plain"
-        };
+        let name = compression.map_or("plain", |c| c.as_str());
         keyspace(&session, name, compression.is_some()).await;
         run(
             &session,
@@ -430,17 +426,13 @@ async fn a_schema_change_is_pushed_to_other_sessions() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_requests_at_a_time_and_large_results() {
     let node = node().await;
-    for compression in [None, Some(Compression::Lz4)] {
+    for compression in [None, Some(Compression::Lz4), Some(Compression::Snappy)] {
         let session = builder(&node)
             .compression(compression)
             .build()
             .await
             .unwrap();
-        let name = if compression.is_some() {
-            "packed"
-        } else {
-            "plain"
-        };
+        let name = compression.map_or("plain", |c| c.as_str());
         keyspace(&session, name, false).await;
         run(
             &session,
@@ -521,6 +513,85 @@ async fn errors_are_told_as_the_protocol_has_them() {
         .await
         .0;
     assert_eq!(refused, DbError::Unauthorized);
+}
+
+/// As `setTracing` of any driver: the answer has an id, and the trace can be read by it.
+#[tokio::test]
+async fn what_is_traced_can_be_looked_up() {
+    let node = node().await;
+    let session = builder(&node)
+        .compression(Some(Compression::Snappy))
+        .build()
+        .await
+        .unwrap();
+    keyspace(&session, "ks", false).await;
+    run(&session, "CREATE TABLE t (k int PRIMARY KEY, v text)").await;
+    let insert = session
+        .prepare("INSERT INTO t (k, v) VALUES (?, ?)")
+        .await
+        .unwrap();
+    let quiet = session.execute_unpaged(&insert, (1, "a")).await.unwrap();
+    assert_eq!(quiet.tracing_id(), None);
+
+    let mut traced = insert.clone();
+    traced.set_tracing(true);
+    let long = "x".repeat(4096);
+    let written = session.execute_unpaged(&traced, (2, &long)).await.unwrap();
+    let id = written.tracing_id().expect("a trace");
+    let trace = session.get_tracing_info(&id).await.unwrap();
+    let request = trace.request.expect("a request");
+    assert!(
+        request.starts_with("Execute CQL3 prepared query ["),
+        "{request}"
+    );
+    assert_eq!(trace.command.as_deref(), Some("QUERY"));
+    assert_eq!(trace.client, Some(node.addr().ip()));
+    assert_eq!(trace.coordinator, Some(node.addr().ip()));
+    assert!(trace.duration.is_some_and(|us| us > 0));
+    let parameters = trace.parameters.expect("parameters");
+    assert_eq!(parameters["query"], "INSERT INTO t (k, v) VALUES (?, ?)");
+    assert_eq!(parameters["table"], "ks.t");
+    assert_eq!(parameters["param[0]"], "2");
+    assert_eq!(parameters["param[1]"], format!("{}...", "x".repeat(64)));
+    assert_eq!(parameters["consistency_level"], "LOCAL_QUORUM");
+    let activities: Vec<&str> = trace
+        .events
+        .iter()
+        .filter_map(|event| event.activity.as_deref())
+        .collect();
+    assert_eq!(
+        activities,
+        [
+            "Processing a statement for authenticated user: anonymous",
+            "Executing a mutation locally",
+            "Mutation successfully completed",
+            "Done processing - preparing a result",
+        ]
+    );
+    assert!(trace.events.is_sorted_by_key(|event| event.source_elapsed));
+
+    // A large answer, packed, and rows behind the id.
+    let mut read = Statement::new("SELECT v FROM ks.t WHERE k = 2");
+    read.set_tracing(true);
+    let found = session.query_unpaged(read, ()).await.unwrap();
+    let id = found.tracing_id().expect("a trace");
+    let found = found.into_rows_result().unwrap();
+    assert_eq!(found.single_row::<(String,)>().unwrap().0, long);
+    let trace = session.get_tracing_info(&id).await.unwrap();
+    assert_eq!(trace.request.as_deref(), Some("Execute CQL3 query"));
+
+    let mut batch = Batch::new(BatchType::Logged);
+    batch.append_statement("INSERT INTO ks.t (k) VALUES (3)");
+    batch.append_statement(insert);
+    batch.set_tracing(true);
+    let done = session.batch(&batch, ((), (4, "d"))).await.unwrap();
+    let trace = session
+        .get_tracing_info(&done.tracing_id().expect("a trace"))
+        .await
+        .unwrap();
+    let parameters = trace.parameters.expect("parameters");
+    assert_eq!(parameters["query[0]"], "INSERT INTO ks.t (k) VALUES (3)");
+    assert_eq!(parameters["param[1][0]"], "4");
 }
 
 /// Pages end at about a megabyte, also where nothing was found: the driver goes on. Vectors come by the

@@ -62,6 +62,8 @@ pub enum Statement {
     Truncate(QualifiedName),
     /// `INSERT`.
     Insert(Insert),
+    /// `INSERT … JSON`.
+    InsertJson(InsertJson),
     /// `UPDATE`.
     Update(Update),
     /// `DELETE`.
@@ -339,6 +341,21 @@ pub struct Insert {
     pub columns: Vec<String>,
     /// Their values.
     pub values: Vec<Term>,
+    /// `IF NOT EXISTS`.
+    pub if_not_exists: bool,
+    /// `USING`.
+    pub using: Using,
+}
+
+/// `INSERT … JSON`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InsertJson {
+    /// The table.
+    pub table: QualifiedName,
+    /// The document: a string or a bind marker.
+    pub document: Term,
+    /// `DEFAULT UNSET`, rather than `DEFAULT NULL`: what becomes of columns that it does not name.
+    pub default_unset: bool,
     /// `IF NOT EXISTS`.
     pub if_not_exists: bool,
     /// `USING`.

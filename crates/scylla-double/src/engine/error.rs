@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::types::CqlType;
+
 /// What an `ERROR` frame carries besides its code and message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ErrorDetail {
@@ -57,6 +59,8 @@ pub const SERVER_ERROR: u32 = 0x0000;
 pub const PROTOCOL_ERROR: u32 = 0x000a;
 /// `Unavailable_exception`: fewer replicas than the consistency needs.
 pub const UNAVAILABLE: u32 = 0x1000;
+/// `Function_failure`.
+pub const FUNCTION_FAILURE: u32 = 0x1400;
 /// `Syntax_error`.
 pub const SYNTAX_ERROR: u32 = 0x2000;
 /// `Unauthorized`.
@@ -111,6 +115,23 @@ impl CqlError {
     /// 0x2200: a table that does not exist.
     pub fn unconfigured_table(table: &str) -> Self {
         Self::invalid(format!("unconfigured table {table}"))
+    }
+
+    /// 0x1400: a function of one argument could not be run.
+    pub fn function_failure(
+        keyspace: &str,
+        function: &str,
+        argument: &CqlType,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            detail: ErrorDetail::FunctionFailure {
+                keyspace: keyspace.into(),
+                function: function.into(),
+                arg_types: vec![argument.to_string()],
+            },
+            ..Self::new(FUNCTION_FAILURE, message)
+        }
     }
 
     /// 0x2400 for a keyspace.

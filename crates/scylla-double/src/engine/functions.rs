@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{
     cdc::images::{random_timeuuid, timeuuid},
     error::CqlError,
+    json,
     storage::RingKey,
     types,
 };
@@ -40,6 +41,10 @@ pub(crate) enum Function {
     /// Between a type and its bytes: nothing but the type changes.
     Reinterpret(CqlType),
     Cast(CqlType, CqlType),
+    /// For a receiver of a type.
+    FromJson(CqlType),
+    /// Of a value of a type.
+    ToJson(CqlType),
 }
 
 /// Milliseconds of a day.
@@ -96,6 +101,22 @@ impl Function {
                     _ => (Function::ToUnixTimestamp(source), CqlType::Bigint),
                 });
             }
+            "tojson" => {
+                let [ty] = args else {
+                    return Err(CqlError::invalid("toJson() accepts 1 argument only"));
+                };
+                let ty = ty.clone().ok_or_else(|| {
+                    CqlError::invalid("toJson() is only valid when its argument type is known")
+                })?;
+                return Ok((Function::ToJson(ty), CqlType::Text));
+            }
+            "fromjson" => {
+                return Err(CqlError::invalid(if args.len() == 1 {
+                    "fromJson() can only be called if receiver type is known"
+                } else {
+                    "fromJson() accepts 1 argument only"
+                }));
+            }
             _ => {
                 let ty = if let Some(ty) = lower.strip_prefix("blobas").and_then(types::by_name) {
                     ty
@@ -144,6 +165,13 @@ impl Function {
             Function::CurrentDate => return Ok(date(now_ms)),
             Function::CurrentTime => return Ok(long(now.rem_euclid(DAY_MS * 1_000) * 1_000)),
             Function::Uuid => return Ok(uuid(Uuid::new_v4())),
+            // A null is a value of theirs.
+            Function::FromJson(ty) => {
+                return json::from_json(ty, args.first().and_then(Option::as_ref));
+            }
+            Function::ToJson(ty) => {
+                return json::to_json(ty, args.first().and_then(Option::as_ref));
+            }
             Function::Token { is_log } => {
                 let Some(components) = args.iter().cloned().collect::<Option<Vec<Bytes>>>() else {
                     return Ok(None);

@@ -6,6 +6,7 @@ use super::{
     BatchKind, ColumnSpec,
     error::CqlError,
     functions::Function,
+    json::Document,
     lwt,
     names::{is_system, no_keyspace, resolve_type, table},
     plan::{
@@ -134,6 +135,7 @@ pub(crate) fn statement(
             )));
         }
         modification @ (ast::Statement::Insert(_)
+        | ast::Statement::InsertJson(_)
         | ast::Statement::Update(_)
         | ast::Statement::Delete(_)) => Statement::Modify(lowering.modification(&modification)?),
         ddl => {
@@ -342,6 +344,13 @@ impl Lowering<'_> {
                 _ if items.len() == 1 => self.term(&items[0], ty, name)?,
                 _ => return Err(mismatch("tuple")),
             },
+            // Its type is that of what it is for.
+            ast::Term::Call(function, args)
+                if function.name.eq_ignore_ascii_case("fromjson") && args.len() == 1 =>
+            {
+                let text = self.term(&args[0], &CqlType::Text, "arg0(fromjson)")?;
+                Expr::Call(Function::FromJson(ty.clone()), vec![text])
+            }
             ast::Term::Call(function, args) => {
                 let (expr, result) = self.call(&function.name, args)?;
                 assignable(&result, ty, name)?;
@@ -384,6 +393,15 @@ impl Lowering<'_> {
                 ),
                 CqlType::Bigint,
             ));
+        }
+        if lower == "tojson" {
+            return Err(CqlError::invalid("toJson() is only valid in SELECT clause"));
+        }
+        if lower == "fromjson" {
+            // Without a receiver that tells the type.
+            let known: Vec<Option<CqlType>> = args.iter().map(|_| None).collect();
+            return Function::resolve(&lower, &known)
+                .map(|(function, ty)| (Expr::Call(function, Vec::new()), ty));
         }
         let hint = Function::argument_hint(&lower);
         let mut lowered = Vec::with_capacity(args.len());
@@ -643,6 +661,7 @@ impl Lowering<'_> {
     fn modification(&mut self, statement: &ast::Statement) -> Result<ModifyPlan, CqlError> {
         let plan = match statement {
             ast::Statement::Insert(insert) => self.insert(insert)?,
+            ast::Statement::InsertJson(insert) => self.insert_json(insert)?,
             ast::Statement::Update(update) => self.update(update)?,
             ast::Statement::Delete(delete) => self.delete(delete)?,
             _ => {
@@ -706,6 +725,55 @@ impl Lowering<'_> {
                     }))
                 }
                 ColumnKind::Static | ColumnKind::Regular => changes.push((at, Change::Set(expr))),
+            }
+        }
+        let (timestamp, ttl) = self.using(&insert.using)?;
+        let condition = if insert.if_not_exists {
+            Condition::NotExists
+        } else {
+            Condition::None
+        };
+        let restrictions = restrictions(&table, relations, Purpose::Modify)?;
+        Ok(ModifyPlan {
+            table,
+            kind: ModifyKind::Insert,
+            restrictions,
+            changes,
+            timestamp,
+            ttl,
+            condition,
+        })
+    }
+
+    fn insert_json(&mut self, insert: &ast::InsertJson) -> Result<ModifyPlan, CqlError> {
+        let table = self.resolve_table(&insert.table)?;
+        let document = Arc::new(Document {
+            text: self.term(&insert.document, &CqlType::Text, "[json]")?,
+            table: table.clone(),
+            default_unset: insert.default_unset,
+        });
+        let mut relations = Vec::new();
+        let mut changes = Vec::new();
+        for (at, column) in table.columns.iter().enumerate() {
+            if column.ty == CqlType::Counter {
+                return Err(CqlError::invalid(format!(
+                    "Cannot set the value of counter column {} in JSON",
+                    column.name
+                )));
+            }
+            let expr = Expr::Json(Arc::clone(&document), at);
+            match column.kind {
+                ColumnKind::PartitionKey | ColumnKind::Clustering => {
+                    relations.push(Relation::Plain(Filter {
+                        operand: Operand::Column(at),
+                        ty: column.ty.clone(),
+                        comparison: Comparison::Eq,
+                        values: Values::One(expr),
+                    }))
+                }
+                // Read and not written, as ScyllaDB does (`execute_operations_for_key`).
+                ColumnKind::Static => {}
+                ColumnKind::Regular => changes.push((at, Change::Set(expr))),
             }
         }
         let (timestamp, ttl) = self.using(&insert.using)?;
@@ -920,11 +988,6 @@ impl Lowering<'_> {
 
     fn select(&mut self, select: &ast::Select) -> Result<SelectPlan, CqlError> {
         let table = self.resolve_table(&select.table)?;
-        if select.json {
-            return Err(CqlError::invalid(
-                "SELECT JSON is not supported by this in-memory stand-in for ScyllaDB",
-            ));
-        }
         let (mut selectors, mut columns) = (Vec::new(), Vec::new());
         match &select.selection {
             None => {
@@ -993,10 +1056,16 @@ impl Lowering<'_> {
         if let Some(timeout) = &select.timeout {
             self.term(timeout, &CqlType::Duration, "[timeout]")?;
         }
+        let json = select.json.then(|| {
+            let only = ColumnSpec::new(&table, "[json]", CqlType::Text);
+            let selected = std::mem::replace(&mut columns, vec![only]);
+            selected.into_iter().map(|c| (c.name, c.ty)).collect()
+        });
         Ok(SelectPlan {
             table,
             columns,
             selectors,
+            json,
             restrictions,
             distinct: select.distinct,
             reversed: reversed.unwrap_or(false),

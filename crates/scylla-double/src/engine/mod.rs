@@ -13,6 +13,7 @@ mod error;
 mod filter;
 mod functions;
 mod generations;
+mod json;
 mod layout;
 mod lower;
 mod lwt;
@@ -46,8 +47,8 @@ use uuid::Uuid;
 pub use self::{
     cdc::{LOG_SUFFIX, Operation, log_name},
     error::{
-        ALREADY_EXISTS, CONFIG_ERROR, CqlError, ErrorDetail, INVALID, PROTOCOL_ERROR, SERVER_ERROR,
-        SYNTAX_ERROR, UNAUTHORIZED, UNAVAILABLE,
+        ALREADY_EXISTS, CONFIG_ERROR, CqlError, ErrorDetail, FUNCTION_FAILURE, INVALID,
+        PROTOCOL_ERROR, SERVER_ERROR, SYNTAX_ERROR, UNAUTHORIZED, UNAVAILABLE,
     },
     plan::BoundValue,
     schema::{
@@ -344,6 +345,16 @@ pub type InternalRow<'a> = &'a [(&'a str, Option<Bytes>)];
 
 type SchemaCallback = Arc<dyn Fn(&Schema, &[SchemaChange]) + Send + Sync>;
 
+/// A timeuuid of a time, µs since the epoch, unlike all others.
+pub(crate) fn timeuuid_at(at: i64) -> Uuid {
+    images::random_timeuuid(at)
+}
+
+/// A consistency level's name by the protocol's number, or the number.
+pub(crate) fn consistency_name(number: u16) -> String {
+    Consistency::from_protocol(number).map_or_else(|_| number.to_string(), |c| c.to_string())
+}
+
 /// The engine. Cheap to share behind an [`Arc`].
 pub struct Engine {
     options: Options,
@@ -515,8 +526,14 @@ impl Engine {
                 let level = Consistency::from_protocol(params.consistency)?;
                 let alone = level.is_serial() && select::names_one_partition(plan, &context)?;
                 level.for_read(state.keyspace(&plan.table)?, alone)?;
-                let (rows, paging_state) =
+                let (mut rows, paging_state) =
                     select::select(plan, state.table(&plan.table), &context, &page)?;
+                if let Some(fields) = &plan.json {
+                    rows = rows
+                        .iter()
+                        .map(|row| json::row(fields, row))
+                        .collect::<Result<_, _>>()?;
+                }
                 Ok(Outcome::Rows {
                     columns: plan.columns.clone(),
                     rows,

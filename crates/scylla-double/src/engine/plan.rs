@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::{
     error::CqlError,
     functions::Function,
+    json::Document,
     order,
     schema::TableSchema,
     types::{self, put_bytes},
@@ -60,6 +61,8 @@ pub(crate) enum Expr {
     Vector(CqlType, Vec<Expr>),
     /// A tuple, or a user-defined type's fields in order.
     Tuple(Vec<Expr>),
+    /// What an `INSERT … JSON` says of a column, by its place in the table.
+    Json(Arc<Document>, usize),
 }
 
 /// What a statement is executed with.
@@ -100,6 +103,7 @@ impl Expr {
                 }
             },
             Expr::Const(value) => value.clone().into(),
+            Expr::Json(document, column) => document.value(*column, context)?,
             Expr::Call(function, args) => {
                 let args = args.iter().map(inner).collect::<Result<Vec<_>, _>>()?;
                 function.call(&args, context.now)?.into()
@@ -353,6 +357,8 @@ pub(crate) struct SelectPlan {
     pub(crate) table: Arc<TableSchema>,
     pub(crate) columns: Vec<super::ColumnSpec>,
     pub(crate) selectors: Vec<Selector>,
+    /// `JSON`: the names and types of what is selected; the result has one column.
+    pub(crate) json: Option<Vec<(String, CqlType)>>,
     pub(crate) restrictions: Restrictions,
     pub(crate) distinct: bool,
     pub(crate) reversed: bool,

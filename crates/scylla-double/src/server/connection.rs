@@ -2,6 +2,7 @@
 //! sends answers as they come, out of order where that is how they come.
 
 use std::{
+    net::SocketAddr,
     ops::ControlFlow,
     sync::{
         Arc,
@@ -11,6 +12,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, tcp::OwnedReadHalf},
@@ -21,10 +23,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Shared,
     error::ProtocolError,
-    frame::{self, COMPRESSED, Frame},
+    frame::{self, COMPRESSED, Compression, Frame, TRACING},
     request::Request,
     response::{self, BAD_CREDENTIALS, Draft, EventType, PROTOCOL_ERROR},
     session::Session,
+    trace::Tracer,
 };
 use crate::{
     engine::SERVER_ERROR,
@@ -51,7 +54,8 @@ enum Outgoing {
 /// What the requests of a connection share.
 pub(super) struct Connection {
     shared: Arc<Shared>,
-    compress: AtomicBool,
+    peer: Option<SocketAddr>,
+    compression: Mutex<Compression>,
     started: AtomicBool,
     session: Session,
     out: mpsc::Sender<Outgoing>,
@@ -68,17 +72,14 @@ struct Reply<'a> {
 impl Reply<'_> {
     async fn send(mut self, draft: Draft) {
         self.open = false;
-        let frame = response::seal(
-            draft,
-            self.stream,
-            self.connection.compress.load(Ordering::Relaxed),
-        );
+        let compression = *self.connection.compression.lock();
+        let frame = response::seal(draft, self.stream, compression);
         self.put(Outgoing::Frame(frame)).await;
     }
 
     async fn send_half(mut self, draft: Draft) {
         self.open = false;
-        let mut frame = response::seal(draft, self.stream, false);
+        let mut frame = response::seal(draft, self.stream, Compression::None);
         frame.truncate(frame.len().div_ceil(2));
         self.put(Outgoing::Break(frame)).await;
     }
@@ -101,7 +102,7 @@ impl Drop for Reply<'_> {
     fn drop(&mut self) {
         if self.open && std::thread::panicking() {
             let draft = response::error(SERVER_ERROR, "the node panicked; its log says where");
-            let frame = response::seal(draft, self.stream, false);
+            let frame = response::seal(draft, self.stream, Compression::None);
             if self
                 .connection
                 .out
@@ -128,7 +129,8 @@ pub(super) async fn serve(socket: TcpStream, shared: Arc<Shared>, end: Cancellat
     let (reader, writer) = socket.into_split();
     let (out, queue) = mpsc::channel(WRITE_QUEUE);
     let connection = Arc::new(Connection {
-        compress: AtomicBool::new(false),
+        peer,
+        compression: Mutex::default(),
         started: AtomicBool::new(false),
         session: Session::default(),
         out,
@@ -190,10 +192,10 @@ async fn read(
             match connection.accept(frame).await {
                 Accepted::Done => {}
                 Accepted::Close => break 'reading,
-                Accepted::Run(stream, request) => {
+                Accepted::Run(stream, request, tracer) => {
                     let connection = Arc::clone(&connection);
                     tasks.spawn(requests.clone().run_until_cancelled_owned(async move {
-                        connection.run(stream, request).await;
+                        connection.run(stream, request, tracer).await;
                         drop(permit);
                     }));
                 }
@@ -292,7 +294,7 @@ enum Accepted {
     /// Answered, and nothing that follows can be understood.
     Close,
     /// To be run beside the others.
-    Run(i16, Request),
+    Run(i16, Request, Tracer),
 }
 
 fn reply(connection: &Connection, stream: i16) -> Reply<'_> {
@@ -358,7 +360,14 @@ impl Connection {
                 .await;
             return Accepted::Close;
         }
-        Accepted::Run(stream, request)
+        let tracer = match self.peer.filter(|_| frame.flags & TRACING != 0) {
+            Some(peer) => {
+                let user = self.session.user.lock();
+                Tracer::begin(&self.shared.engine, peer, user.as_deref(), frame.body.len())
+            }
+            None => Tracer::off(),
+        };
+        Accepted::Run(stream, request, tracer)
     }
 
     fn decode(&self, frame: &Frame) -> Result<Request, ProtocolError> {
@@ -367,12 +376,9 @@ impl Connection {
         }
         let body = if frame.flags & COMPRESSED == 0 {
             frame.body.clone()
-        } else if self.compress.load(Ordering::Relaxed) {
-            frame::inflate(&frame.body, self.shared.limits.request_bytes)?
         } else {
-            return Err(ProtocolError::Compression(
-                "no compression was agreed on".into(),
-            ));
+            let compression = *self.compression.lock();
+            frame::inflate(&frame.body, compression, self.shared.limits.request_bytes)?
         };
         Request::read(frame, body)
     }
@@ -407,18 +413,14 @@ impl Connection {
                 .find(|(k, _)| k.eq_ignore_ascii_case(name))
                 .map(|(_, v)| v.as_str())
         };
-        match option("COMPRESSION") {
-            None | Some("") => {}
-            Some(name) if name.eq_ignore_ascii_case("lz4") => {
-                self.compress.store(true, Ordering::Relaxed)
-            }
-            Some(other) => {
-                return response::error(
-                    PROTOCOL_ERROR,
-                    &format!("Unknown compression algorithm: {other}"),
-                );
-            }
-        }
+        let wanted = option("COMPRESSION").unwrap_or_default();
+        let Some(compression) = Compression::from_name(wanted) else {
+            return response::error(
+                PROTOCOL_ERROR,
+                &format!("Unknown compression algorithm: {wanted}"),
+            );
+        };
+        *self.compression.lock() = compression;
         if self.shared.asks_for_login() {
             return response::authenticate();
         }
@@ -437,14 +439,23 @@ impl Connection {
         {
             return response::error(BAD_CREDENTIALS, "Username and/or password are incorrect");
         }
+        let name = String::from_utf8_lossy(name.unwrap_or_default()).into_owned();
+        *self.session.user.lock() = Some(name);
         self.started.store(true, Ordering::Relaxed);
         response::auth_success()
     }
 
-    async fn run(&self, stream: i16, request: Request) {
+    async fn run(&self, stream: i16, request: Request, mut tracer: Tracer) {
         let reply = reply(self, stream);
-        match self.shared.run(&self.session, request).await {
-            ControlFlow::Continue(draft) => reply.send(draft).await,
+        match self.shared.run(&self.session, request, &mut tracer).await {
+            ControlFlow::Continue(draft) => {
+                let traces = &self.shared.traces;
+                let draft = match traces.end(&self.shared.engine, tracer, draft.len()) {
+                    Some(id) => frame::trace(draft, id.as_bytes()),
+                    None => draft,
+                };
+                reply.send(draft).await;
+            }
             ControlFlow::Break(Some(draft)) => reply.send_half(draft).await,
             ControlFlow::Break(None) => reply.forget(),
         }

@@ -7,6 +7,7 @@ use super::{
     request::{BatchStatement, QueryParams, Request},
     response::{self, Draft, ReplicaError},
     session::Session,
+    trace::Tracer,
 };
 use crate::{
     engine::{BatchKind, BoundValue, CqlError, Outcome, Params, Prepared, SERVER_ERROR},
@@ -37,9 +38,17 @@ pub(super) fn failure(action: &Action, consistency: u16, table: &str) -> Draft {
 
 impl Shared {
     /// Runs a request and gives its answer.
-    pub(super) async fn run(&self, session: &Session, request: Request) -> Answer {
+    pub(super) async fn run(
+        &self,
+        session: &Session,
+        request: Request,
+        tracer: &mut Tracer,
+    ) -> Answer {
         match request {
             Request::Prepare(text) => {
+                tracer.request(|| "Preparing CQL3 query".into());
+                tracer.query(None, &text, None);
+                tracer.note(|| "Parsing a statement".into());
                 let keyspace = session.keyspace.lock().clone();
                 let prepared = self
                     .prepared
@@ -52,32 +61,49 @@ impl Shared {
                     operation: Operation::Prepare,
                     table: prepared.table(),
                 };
-                self.faulty(&target, 1, || {
+                let answer = || {
                     response::prepared(
                         &id,
                         prepared.bind_variables(),
                         prepared.primary_key_indexes(),
                         prepared.result_columns(),
                     )
-                })
-                .await
+                };
+                let answer = self.faulty(&target, 1, answer).await;
+                tracer.note(|| {
+                    let id: String = id.iter().map(|b| format!("{b:02x}")).collect();
+                    format!("Done preparing on a local shard - preparing a result. ID is [{id}]")
+                });
+                answer
             }
             Request::Query { text, params } => {
+                tracer.request(|| "Execute CQL3 query".into());
+                tracer.query(None, &text, None);
+                tracer.params(&params);
+                tracer.note(|| "Parsing a statement".into());
                 let keyspace = session.keyspace.lock().clone();
                 match self.engine.prepare(&text, keyspace.as_deref()) {
-                    Ok(prepared) => self.execute(session, &prepared, params).await,
+                    Ok(prepared) => self.execute(session, &prepared, params, tracer).await,
                     Err(e) => Answer::Continue(response::cql_error(&e)),
                 }
             }
             Request::Execute { id, params } => match self.prepared.current(&self.engine, &id) {
-                Some(prepared) => self.execute(session, &prepared, params).await,
+                Some(prepared) => {
+                    tracer.request(|| {
+                        let id: String = id.iter().map(|b| format!("{b:02x}")).collect();
+                        format!("Execute CQL3 prepared query [{id}]")
+                    });
+                    tracer.params(&params);
+                    tracer.values(None, prepared.bind_variables(), &params.values);
+                    self.execute(session, &prepared, params, tracer).await
+                }
                 None => Answer::Continue(response::unprepared(&id)),
             },
             Request::Batch {
                 kind,
                 statements,
                 params,
-            } => self.batch(session, kind, statements, params).await,
+            } => self.batch(session, kind, statements, params, tracer).await,
             other => Answer::Continue(response::error(
                 response::PROTOCOL_ERROR,
                 &format!(
@@ -88,21 +114,31 @@ impl Shared {
         }
     }
 
-    async fn execute(&self, session: &Session, prepared: &Prepared, params: QueryParams) -> Answer {
+    async fn execute(
+        &self,
+        session: &Session,
+        prepared: &Prepared,
+        params: QueryParams,
+        tracer: &mut Tracer,
+    ) -> Answer {
+        tracer.query(None, prepared.text(), prepared.table());
+        tracer.note(|| processing(session));
         let target = Target {
             operation: operation(prepared),
             table: prepared.table(),
         };
         let (consistency, skip_metadata) = (params.consistency, params.skip_metadata);
         let params = engine_params(session, params);
-        self.faulty(&target, consistency, || {
-            answer(
-                session,
-                self.engine.execute(prepared, &params),
-                skip_metadata.then_some(prepared),
-            )
-        })
-        .await
+        let modifies = prepared.is_modification();
+        let run = || {
+            tracer.note(|| beginning(prepared.is_read(), modifies).into());
+            let outcome = self.engine.execute(prepared, &params);
+            tracer.note(|| ending(&outcome, modifies));
+            answer(session, outcome, skip_metadata.then_some(prepared))
+        };
+        let answer = self.faulty(&target, consistency, run).await;
+        tracer.note(|| "Done processing - preparing a result".into());
+        answer
     }
 
     async fn batch(
@@ -111,10 +147,14 @@ impl Shared {
         kind: BatchKind,
         statements: Vec<(BatchStatement, Vec<BoundValue>)>,
         params: QueryParams,
+        tracer: &mut Tracer,
     ) -> Answer {
+        tracer.request(|| "Execute batch of CQL3 queries".into());
+        tracer.params(&params);
         let keyspace = session.keyspace.lock().clone();
+        let several = statements.len() > 1;
         let mut prepared = Vec::with_capacity(statements.len());
-        for (statement, values) in statements {
+        for (n, (statement, values)) in statements.into_iter().enumerate() {
             let statement = match &statement {
                 BatchStatement::Text(text) => self.engine.prepare(text, keyspace.as_deref()),
                 BatchStatement::Prepared(id) => match self.prepared.current(&self.engine, id) {
@@ -123,7 +163,12 @@ impl Shared {
                 },
             };
             match statement {
-                Ok(statement) => prepared.push((statement, values)),
+                Ok(statement) => {
+                    let n = several.then_some(n);
+                    tracer.query(n, statement.text(), statement.table());
+                    tracer.values(n, statement.bind_variables(), &values);
+                    prepared.push((statement, values));
+                }
                 Err(e) => return Answer::Continue(response::cql_error(&e)),
             }
         }
@@ -136,14 +181,16 @@ impl Shared {
         };
         let consistency = params.consistency;
         let params = engine_params(session, params);
-        self.faulty(&target, consistency, || {
-            answer(
-                session,
-                self.engine.execute_batch(kind, &prepared, &params),
-                None,
-            )
-        })
-        .await
+        tracer.note(|| "Creating a batch statement".into());
+        let run = || {
+            tracer.note(|| beginning(false, true).into());
+            let outcome = self.engine.execute_batch(kind, &prepared, &params);
+            tracer.note(|| ending(&outcome, true));
+            answer(session, outcome, None)
+        };
+        let answer = self.faulty(&target, consistency, run).await;
+        tracer.note(|| "Done processing - preparing a result".into());
+        answer
     }
 
     /// Answers with what `run` gives, unless a fault has another answer.
@@ -176,6 +223,33 @@ impl Shared {
                 Answer::Continue(failure(&action, consistency, &table))
             }
         }
+    }
+}
+
+fn processing(session: &Session) -> String {
+    let user = session.user.lock();
+    let user = user.as_deref().unwrap_or("anonymous");
+    format!("Processing a statement for authenticated user: {user}")
+}
+
+/// What a trace says before the engine runs a statement.
+fn beginning(reads: bool, modifies: bool) -> &'static str {
+    match (reads, modifies) {
+        (true, _) => "read_data: querying locally",
+        (_, true) => "Executing a mutation locally",
+        _ => "Changing what is there locally",
+    }
+}
+
+/// What a trace says after it.
+fn ending(outcome: &Result<Outcome, CqlError>, modifies: bool) -> String {
+    match outcome {
+        Err(e) => format!("Failed: {}", e.message),
+        Ok(Outcome::Rows { rows, .. }) if !modifies => {
+            format!("Querying is done: {} rows", rows.len())
+        }
+        Ok(_) if modifies => "Mutation successfully completed".into(),
+        Ok(_) => "The change is done".into(),
     }
 }
 

@@ -12,11 +12,47 @@ pub(crate) const HEADER: usize = 9;
 
 /// Flag: the body is compressed.
 pub(crate) const COMPRESSED: u8 = 0x01;
+/// Flag: the request is to be traced; the response begins with the trace's id.
+pub(crate) const TRACING: u8 = 0x02;
 /// Flag: the request has a custom payload before its body.
 pub(crate) const CUSTOM_PAYLOAD: u8 = 0x04;
 
 /// Bodies below this are sent as they are: packing them saves nothing on a loopback.
 const COMPRESS_FROM: usize = 512;
+
+/// How the two ends of a connection agreed to pack bodies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// The plain length as a big-endian int, then one LZ4 block.
+    Lz4,
+    /// One raw Snappy block, which begins with its plain length.
+    Snappy,
+}
+
+impl Compression {
+    /// All that can be agreed on, as `SUPPORTED` lists them.
+    pub(crate) const ALL: [Self; 2] = [Self::Lz4, Self::Snappy];
+
+    /// As the protocol spells it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Lz4 => "lz4",
+            Self::Snappy => "snappy",
+        }
+    }
+
+    /// By its name in `STARTUP`, ignoring case; an empty one is none.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        let known = [Self::None].into_iter().chain(Self::ALL);
+        known
+            .into_iter()
+            .find(|c| c.name().eq_ignore_ascii_case(name))
+    }
+}
 
 /// What a response is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,19 +105,36 @@ pub(crate) fn take(buffer: &mut BytesMut, limit: usize) -> Result<Option<Frame>,
     }))
 }
 
-/// The body as it was before compression. LZ4 in v4: the plain length as a big-endian int, then one
-/// LZ4 block.
-pub(crate) fn inflate(body: &Bytes, limit: usize) -> Result<Bytes, ProtocolError> {
-    let Some((size, block)) = body.split_first_chunk::<4>() else {
-        return Err(ProtocolError::Compression("no length".into()));
+/// The body as it was before compression.
+pub(crate) fn inflate(
+    body: &Bytes,
+    compression: Compression,
+    limit: usize,
+) -> Result<Bytes, ProtocolError> {
+    let broken = |e: String| ProtocolError::Compression(e);
+    let fits = |size: usize| match size {
+        size if size > limit => Err(ProtocolError::TooLarge { size, limit }),
+        size => Ok(size),
     };
-    let size = u32::from_be_bytes(*size) as usize;
-    if size > limit {
-        return Err(ProtocolError::TooLarge { size, limit });
+    match compression {
+        Compression::None => Err(broken("no compression was agreed on".into())),
+        Compression::Lz4 => {
+            let Some((size, block)) = body.split_first_chunk::<4>() else {
+                return Err(broken("no length".into()));
+            };
+            let size = fits(u32::from_be_bytes(*size) as usize)?;
+            lz4_flex::block::decompress(block, size)
+                .map(Bytes::from)
+                .map_err(|e| broken(e.to_string()))
+        }
+        Compression::Snappy => {
+            fits(snap::raw::decompress_len(body).map_err(|e| broken(e.to_string()))?)?;
+            snap::raw::Decoder::new()
+                .decompress_vec(body)
+                .map(Bytes::from)
+                .map_err(|e| broken(e.to_string()))
+        }
     }
-    lz4_flex::block::decompress(block, size)
-        .map(Bytes::from)
-        .map_err(|e| ProtocolError::Compression(e.to_string()))
 }
 
 /// A response under construction: the header's place, then the body.
@@ -93,52 +146,77 @@ pub(crate) fn begin(stream: i16, opcode: Opcode, capacity: usize) -> Vec<u8> {
     out
 }
 
+/// Puts a trace's id before the body, as the answer to a traced request has it.
+pub(crate) fn trace(mut out: Vec<u8>, id: &[u8; 16]) -> Vec<u8> {
+    out.splice(HEADER..HEADER, *id);
+    out[1] |= TRACING;
+    out
+}
+
 /// Fills in the length; compresses when that was agreed on and pays.
-pub(crate) fn finish(mut out: Vec<u8>, compress: bool) -> Vec<u8> {
-    let plain = out.len() - HEADER;
-    if compress && plain >= COMPRESS_FROM {
-        let block = HEADER + 4;
-        let mut packed =
-            Vec::with_capacity(block + lz4_flex::block::get_maximum_output_size(plain));
-        packed.extend_from_slice(&out[..HEADER]);
-        packed.extend_from_slice(&(plain as u32).to_be_bytes());
-        packed.resize(packed.capacity(), 0);
-        if let Ok(n) = lz4_flex::block::compress_into(&out[HEADER..], &mut packed[block..]) {
-            packed.truncate(block + n);
-            packed[1] |= COMPRESSED;
-            out = packed;
-        }
+pub(crate) fn finish(mut out: Vec<u8>, compression: Compression) -> Vec<u8> {
+    if out.len() - HEADER >= COMPRESS_FROM
+        && let Some(packed) = pack(&out, compression)
+    {
+        out = packed;
+        out[1] |= COMPRESSED;
     }
     let length = (out.len() - HEADER) as u32;
     out[5..HEADER].copy_from_slice(&length.to_be_bytes());
     out
 }
 
+/// The header and the packed body.
+fn pack(out: &[u8], compression: Compression) -> Option<Vec<u8>> {
+    let (header, body) = out.split_at(HEADER);
+    let mut packed = header.to_vec();
+    let (room, length) = match compression {
+        Compression::None => return None,
+        Compression::Lz4 => {
+            packed.extend_from_slice(&(body.len() as u32).to_be_bytes());
+            let room = lz4_flex::block::get_maximum_output_size(body.len());
+            (room, packed.len())
+        }
+        Compression::Snappy => (snap::raw::max_compress_len(body.len()), packed.len()),
+    };
+    packed.resize(length + room, 0);
+    let n = match compression {
+        Compression::Snappy => snap::raw::Encoder::new()
+            .compress(body, &mut packed[length..])
+            .ok()?,
+        _ => lz4_flex::block::compress_into(body, &mut packed[length..]).ok()?,
+    };
+    packed.truncate(length + n);
+    Some(packed)
+}
+
 #[cfg(test)]
 mod tests {
     use cassandra_protocol::{
-        compression::Compression,
+        compression::Compression as Theirs,
         frame::{Envelope, Opcode as TheirOpcode},
     };
 
     use super::*;
 
-    fn sample(n: usize, compress: bool) -> Vec<u8> {
+    fn sample(n: usize, compression: Compression) -> Vec<u8> {
         let mut out = begin(7, Opcode::Result, n);
         out.extend(std::iter::repeat_n(*b"penstock", n / 8).flatten());
-        finish(out, compress)
+        finish(out, compression)
     }
 
     #[test]
     fn another_codec_reads_what_is_written() {
-        for (n, compress, compression) in [
-            (0, false, Compression::None),
-            (8, true, Compression::Lz4),
-            (8192, true, Compression::Lz4),
-            (8192, false, Compression::None),
+        for (n, compression, theirs) in [
+            (0, Compression::None, Theirs::None),
+            (8, Compression::Lz4, Theirs::Lz4),
+            (8192, Compression::Lz4, Theirs::Lz4),
+            (8, Compression::Snappy, Theirs::Snappy),
+            (8192, Compression::Snappy, Theirs::Snappy),
+            (8192, Compression::None, Theirs::None),
         ] {
-            let bytes = sample(n, compress);
-            let parsed = Envelope::from_buffer(&bytes, compression).unwrap();
+            let bytes = sample(n, compression);
+            let parsed = Envelope::from_buffer(&bytes, theirs).unwrap();
             assert_eq!(parsed.envelope_len, bytes.len());
             assert_eq!(
                 (parsed.envelope.stream_id, parsed.envelope.opcode),
@@ -146,12 +224,27 @@ mod tests {
             );
             assert_eq!(parsed.envelope.body, b"penstock".repeat(n / 8));
         }
-        assert!(sample(8192, true).len() < 200, "a large body is compressed");
+        for compression in Compression::ALL {
+            let packed = sample(8192, compression).len();
+            assert!(packed < 600, "{compression:?}: {packed} bytes of 8192");
+        }
     }
 
     #[test]
     fn frames_come_whole_however_they_are_cut() {
-        let bytes = [sample(800, false), sample(0, false), sample(800, true)].concat();
+        for compression in Compression::ALL {
+            frames_cut_anyhow(compression);
+        }
+    }
+
+    fn frames_cut_anyhow(compression: Compression) {
+        let plain = Compression::None;
+        let bytes = [
+            sample(800, plain),
+            sample(0, plain),
+            sample(800, compression),
+        ]
+        .concat();
         for cut in [1, 2, 9, 10, 100, 5000] {
             let mut buffer = BytesMut::new();
             let mut bodies = Vec::new();
@@ -161,7 +254,7 @@ mod tests {
                     let body = if frame.flags & COMPRESSED == 0 {
                         frame.body
                     } else {
-                        inflate(&frame.body, 1 << 20).unwrap()
+                        inflate(&frame.body, compression, 1 << 20).unwrap()
                     };
                     bodies.push(body);
                 }
@@ -177,7 +270,7 @@ mod tests {
 
     #[test]
     fn what_is_too_large_or_broken_is_refused() {
-        let mut buffer = BytesMut::from(&sample(800, false)[..]);
+        let mut buffer = BytesMut::from(&sample(800, Compression::None)[..]);
         assert!(matches!(
             take(&mut buffer, 799),
             Err(ProtocolError::TooLarge {
@@ -185,18 +278,31 @@ mod tests {
                 limit: 799
             })
         ));
-        let bomb = Bytes::from_static(&[0x7f, 0xff, 0xff, 0xff, 0]);
-        assert!(matches!(
-            inflate(&bomb, 1 << 20),
-            Err(ProtocolError::TooLarge { .. })
-        ));
-        assert!(matches!(
-            inflate(&Bytes::from_static(&[0, 0, 0, 9, 0xff, 1]), 1 << 20),
-            Err(ProtocolError::Compression(_))
-        ));
-        assert!(matches!(
-            inflate(&Bytes::from_static(&[0]), 1 << 20),
-            Err(ProtocolError::Compression(_))
-        ));
+        // A length far beyond what follows: big-endian for LZ4, seven bits a byte for Snappy.
+        let bombs: [(Compression, &[u8]); 2] = [
+            (Compression::Lz4, &[0x7f, 0xff, 0xff, 0xff, 0]),
+            (Compression::Snappy, &[0xff, 0xff, 0xff, 0xff, 0x07, 0]),
+        ];
+        for (compression, bomb) in bombs {
+            let refused = inflate(&Bytes::from_static(bomb), compression, 1 << 20);
+            assert!(
+                matches!(refused, Err(ProtocolError::TooLarge { .. })),
+                "{compression:?}: {refused:?}"
+            );
+        }
+        let broken: [(Compression, &[u8]); 5] = [
+            (Compression::Lz4, &[0, 0, 0, 9, 0xff, 1]),
+            (Compression::Lz4, &[0]),
+            (Compression::Snappy, &[9, 0xff, 1]),
+            (Compression::Snappy, &[]),
+            (Compression::None, &[0, 0, 0, 0, 0]),
+        ];
+        for (compression, body) in broken {
+            let refused = inflate(&Bytes::from_static(body), compression, 1 << 20);
+            assert!(
+                matches!(refused, Err(ProtocolError::Compression(_))),
+                "{compression:?}: {refused:?}"
+            );
+        }
     }
 }

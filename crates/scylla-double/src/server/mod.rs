@@ -8,6 +8,7 @@ mod prepared;
 mod request;
 mod response;
 mod session;
+mod trace;
 mod wire;
 
 use std::{
@@ -19,7 +20,7 @@ use std::{
 use tokio::{net::TcpListener, sync::broadcast};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{prepared::PreparedStatements, response::EventType};
+use self::{frame::Compression, prepared::PreparedStatements, response::EventType, trace::Traces};
 use crate::{
     engine::{Engine, SchemaChange},
     faults::Faults,
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     supported: Vec<(&'static str, Vec<String>)>,
     prepared: PreparedStatements,
+    traces: Traces,
     events: broadcast::Sender<(EventType, Arc<[u8]>)>,
     /// Who may log in, and with which password; empty: nobody is asked.
     users: Mutex<Vec<(String, String)>>,
@@ -61,11 +63,15 @@ impl Shared {
         faults: Arc<Faults>,
         limits: Limits,
         host_id: uuid::Uuid,
+        address: SocketAddr,
     ) -> Self {
         let one = |value: &str| vec![value.to_owned()];
         let supported = vec![
             ("CQL_VERSION", one(crate::system::CQL_VERSION)),
-            ("COMPRESSION", one("lz4")),
+            (
+                "COMPRESSION",
+                Compression::ALL.map(|c| c.name().to_owned()).to_vec(),
+            ),
             ("PROTOCOL_VERSIONS", one("4/v4")),
             // One shard, so that a shard-aware client has nothing to choose. No shard-aware port, no
             // METADATA_ID and no tablet routing: those are not spoken.
@@ -83,6 +89,7 @@ impl Shared {
             limits,
             supported,
             prepared,
+            traces: Traces::new(address),
             events: broadcast::Sender::new(EVENT_QUEUE),
             users: Mutex::default(),
         }

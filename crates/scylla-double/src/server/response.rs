@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use super::{
-    frame::{self, HEADER, Opcode},
+    frame::{self, Compression, HEADER, Opcode},
     wire::Write,
 };
 use crate::{
@@ -316,14 +316,14 @@ pub(crate) fn schema_event(change: &SchemaChange) -> Draft {
     let mut out = frame::begin(-1, Opcode::Event, 128);
     out.string("SCHEMA_CHANGE");
     schema_change_body(&mut out, change);
-    frame::finish(out, false)
+    frame::finish(out, Compression::None)
 }
 
 /// `EVENT` of a node that went `UP` or `DOWN`.
 pub(crate) fn status_event(up: bool, node: SocketAddr) -> Draft {
     let mut out = event("STATUS_CHANGE", if up { "UP" } else { "DOWN" });
     inet(&mut out, node);
-    frame::finish(out, false)
+    frame::finish(out, Compression::None)
 }
 
 /// `EVENT` of a `NEW_NODE` or a `REMOVED_NODE`.
@@ -333,7 +333,7 @@ pub(crate) fn topology_event(new: bool, node: SocketAddr) -> Draft {
         if new { "NEW_NODE" } else { "REMOVED_NODE" },
     );
     inet(&mut out, node);
-    frame::finish(out, false)
+    frame::finish(out, Compression::None)
 }
 
 fn inet(out: &mut Vec<u8>, node: SocketAddr) {
@@ -351,10 +351,10 @@ fn inet(out: &mut Vec<u8>, node: SocketAddr) {
 }
 
 /// Puts the stream in, and the length.
-pub(crate) fn seal(mut draft: Draft, stream: i16, compress: bool) -> Vec<u8> {
+pub(crate) fn seal(mut draft: Draft, stream: i16, compression: Compression) -> Vec<u8> {
     debug_assert!(draft.len() >= HEADER);
     draft[2..4].copy_from_slice(&stream.to_be_bytes());
-    frame::finish(draft, compress)
+    frame::finish(draft, compression)
 }
 
 /// `RESULT` of a statement that changed the schema.
@@ -440,7 +440,7 @@ mod tests {
     //! Read back by `cassandra-protocol`, which shares no code with this one nor with the clients.
 
     use cassandra_protocol::{
-        compression::Compression,
+        compression::Compression as Theirs,
         frame::{
             Envelope, Serialize, Version,
             events::{SchemaChangeOptions, SchemaChangeTarget, SchemaChangeType, ServerEvent},
@@ -454,8 +454,8 @@ mod tests {
     use crate::engine::ChangeKind;
 
     fn read(draft: Draft) -> ResponseBody {
-        let bytes = seal(draft, 3, true);
-        let parsed = Envelope::from_buffer(&bytes, Compression::Lz4).unwrap();
+        let bytes = seal(draft, 3, Compression::Lz4);
+        let parsed = Envelope::from_buffer(&bytes, Theirs::Lz4).unwrap();
         assert_eq!(
             (parsed.envelope_len, parsed.envelope.stream_id),
             (bytes.len(), 3)
@@ -649,7 +649,7 @@ mod tests {
             SchemaChangeOptions::TableType("ks".into(), "t".into())
         );
         let event_of = |frame: Vec<u8>| {
-            let envelope = Envelope::from_buffer(&frame, Compression::None)
+            let envelope = Envelope::from_buffer(&frame, Theirs::None)
                 .unwrap()
                 .envelope;
             assert_eq!(envelope.stream_id, -1);

@@ -7,4 +7,6 @@ use parking_lot::Mutex;
 pub(super) struct Session {
     /// Of the last `USE`.
     pub(super) keyspace: Mutex<Option<String>>,
+    /// Who logged in; nobody where nobody is asked.
+    pub(super) user: Mutex<Option<String>>,
 }

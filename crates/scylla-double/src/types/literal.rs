@@ -141,7 +141,7 @@ impl Value {
                 .map_err(|_| malformed(format!("Failed to parse inet_addr from '{s}'"))),
             (Constant::Text(s), CqlType::Timestamp) => timestamp(s)
                 .map(Value::Timestamp)
-                .ok_or_else(|| malformed(format!("Unable to parse timestamp from '{s}'"))),
+                .ok_or_else(|| malformed(timestamp_fault(s))),
             (Constant::Integer(s), CqlType::Timestamp) => s
                 .parse()
                 .map(Value::Timestamp)
@@ -332,6 +332,17 @@ fn timestamp(text: &str) -> Option<i64> {
     let utc = Offset::UTC.to_timestamp(at).ok()?.as_nanosecond() + i128::from(ns);
     let ns = utc - i128::from(offset_seconds(zone)?) * SECOND_NS;
     i64::try_from(ns.div_euclid(1_000_000)).ok()
+}
+
+/// Why a text is no timestamp.
+fn timestamp_fault(text: &str) -> String {
+    let digits = text.split_once('.').map_or(0, |(_, fraction)| {
+        fraction.bytes().take_while(u8::is_ascii_digit).count()
+    });
+    if digits > 3 {
+        return format!("Milliseconds length exceeds expected ({digits})");
+    }
+    format!("Unable to parse timestamp from '{text}'")
 }
 
 fn offset_seconds(zone: &str) -> Option<i64> {

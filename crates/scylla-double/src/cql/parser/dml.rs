@@ -4,7 +4,8 @@ use super::{Parser, Result};
 use crate::cql::{
     ast::{
         Assignment, AssignmentOperation, Batch, BatchKind, Condition, Constant, Delete, Deletion,
-        Insert, Order, Select, SelectItem, Statement, Term, Update, Using,
+        Insert, InsertJson, Order, QualifiedName, Select, SelectItem, Statement, Term, Update,
+        Using,
     },
     lexer::Kind,
 };
@@ -165,7 +166,7 @@ impl Parser<'_> {
         self.expect_all(&["INSERT", "INTO"])?;
         let table = self.qualified_name()?;
         if self.is("JSON") {
-            return self.insert_json();
+            return self.insert_json(table);
         }
         let columns = self.names_in_parentheses()?;
         self.expect_all(&["VALUES", "("])?;
@@ -185,24 +186,34 @@ impl Parser<'_> {
         }))
     }
 
-    /// Known but not done; read to its end, for it may be one of a batch.
-    fn insert_json(&mut self) -> Result<Statement> {
+    fn insert_json(&mut self, table: QualifiedName) -> Result<Statement> {
         self.expect("JSON")?;
-        if self.kind() == Kind::Text {
-            self.next();
-        } else if self.marker()?.is_none() {
+        let document = if self.kind() == Kind::Text {
+            self.term()?
+        } else if let Some(marker) = self.marker()? {
+            marker
+        } else {
             return self.no_viable();
+        };
+        let mut default_unset = false;
+        if self.eat("DEFAULT") {
+            default_unset = self.eat("UNSET");
+            if !default_unset {
+                self.expect("NULL")?;
+            }
         }
-        if self.eat("DEFAULT") && !self.eat("UNSET") {
-            self.expect("NULL")?;
-        }
-        if self.eat("IF") {
+        let if_not_exists = self.eat("IF");
+        if if_not_exists {
             self.expect_all(&["NOT", "EXISTS"])?;
         }
-        self.using(UsingOf::Insert)?;
-        Ok(Statement::Unsupported {
-            what: "INSERT … JSON".into(),
-        })
+        let using = self.using(UsingOf::Insert)?;
+        Ok(Statement::InsertJson(InsertJson {
+            table,
+            document,
+            default_unset,
+            if_not_exists,
+            using,
+        }))
     }
 
     pub(super) fn update(&mut self) -> Result<Statement> {
@@ -376,9 +387,6 @@ impl Parser<'_> {
             } else {
                 break;
             };
-            if matches!(statement, Statement::Unsupported { .. }) {
-                return Ok(statement);
-            }
             statements.push(statement);
             self.eat(";");
         }

@@ -3,6 +3,7 @@
 mod arrows;
 mod cdc;
 mod cql;
+mod json;
 mod replay;
 mod schema;
 
