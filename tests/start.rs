@@ -7,12 +7,22 @@ use testkit::process::{LONG, World, keys};
 
 /// Starts that are measured, after one that makes the topics and compiles the plugins.
 const STARTS: u32 = 5;
-/// librdkafka asks for a producer's id, and for a transaction's coordinator, again only after half a second. The best of
-/// the starts has met no such pause: in a debug build, on a busy machine, it takes less than two of them.
-const BOUND: Duration = Duration::from_millis(1_000);
+/// librdkafka asks for a producer's id, and for a transaction's coordinator, again only after half a second. Shards that
+/// were opened within this time have met no such pause, and no start may.
+const BOUND: Duration = Duration::from_millis(300);
+/// … but a machine that is busy with something else may hold one of them up for as long: then all are done again.
+const SERIES: u32 = 3;
+
+/// What the starts took, sorted.
+struct Starts {
+    /// From the process until the first record.
+    first: Vec<Duration>,
+    /// … of it, from having connected until the shards were open.
+    opened: Vec<Duration>,
+}
 
 /// `PENSTOCK_TEST_TIMELINE`: print what the fastest start logs, at debug.
-async fn starts(delivery: &str) -> Vec<Duration> {
+async fn starts(delivery: &str) -> Starts {
     let timeline = std::env::var_os("PENSTOCK_TEST_TIMELINE").is_some();
     let mut world = World::new("").await;
     world.set("pipeline.delivery", delivery);
@@ -25,7 +35,7 @@ async fn starts(delivery: &str) -> Vec<Duration> {
     }
     let keys = keys(8);
     let follower = Follower::start(&world.cluster.brokers, &world.topic());
-    let (mut written, mut took) = (0, Vec::new());
+    let (mut written, mut took, mut opened) = (0, Vec::new(), Vec::new());
     for round in 0..=STARTS {
         let before = follower.arrivals().len();
         world.write(&keys, written, 10).await;
@@ -53,20 +63,48 @@ async fn starts(delivery: &str) -> Vec<Duration> {
         }
         if round > 0 {
             took.push(first);
+            opened.push(opening(&running.text()));
         }
     }
     for (key, numbers) in follower.numbers() {
         assert!(numbers.iter().copied().eq(0..written), "{key}: {numbers:?}");
     }
     took.sort_unstable();
-    println!("{delivery}: first record after {took:?}");
-    took
+    opened.sort_unstable();
+    println!("{delivery}: first record after {took:?}, shards open within {opened:?}");
+    Starts {
+        first: took,
+        opened,
+    }
+}
+
+/// What the log says that it took to open the shards.
+fn opening(log: &str) -> Duration {
+    let line = log.lines().find(|l| l.contains("shards opened"));
+    let took = line.and_then(|l| l.rsplit_once("took=")?.1.split_whitespace().next());
+    let took = took.unwrap_or_else(|| panic!("no shards were opened:\n{log}"));
+    let digits = took.trim_end_matches(|c: char| c.is_alphabetic());
+    let seconds = match &took[digits.len()..] {
+        "s" => 1.0,
+        "ms" => 1e-3,
+        "µs" => 1e-6,
+        unit => panic!("{unit}: {line:?}"),
+    };
+    Duration::from_secs_f64(digits.parse::<f64>().expect("a number") * seconds)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_record_waits_for_no_pause_of_the_client() {
     for delivery in ["exactly-once", "at-least-once"] {
-        let took = starts(delivery).await;
-        assert!(took[0] < BOUND, "{delivery}: {took:?}");
+        let mut series = 0;
+        loop {
+            let Starts { first, opened } = starts(delivery).await;
+            series += 1;
+            if opened.iter().all(|took| *took < BOUND) {
+                assert!(first[0] < 2 * BOUND, "{delivery}: {first:?}");
+                break;
+            }
+            assert!(series < SERIES, "{delivery}: {opened:?}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -215,6 +216,8 @@ pub(super) struct Outlet {
     window: Arc<Window>,
     /// Always there but while it is being replaced.
     producer: Option<ThreadedProducer<Reports>>,
+    /// It has been answered by a broker that the cluster named.
+    pub(super) is_connected: Arc<AtomicBool>,
 }
 
 impl Outlet {
@@ -230,6 +233,7 @@ impl Outlet {
             lane,
             window,
             producer,
+            is_connected: Arc::default(),
         })
     }
 
@@ -348,6 +352,7 @@ impl Outlet {
         self.lane.counters().reset();
         let made = create(&self.config, self.version, &self.window, &self.lane)?;
         self.producer = Some(made);
+        self.is_connected = Arc::default();
         Ok(())
     }
 

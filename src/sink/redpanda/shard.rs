@@ -33,6 +33,8 @@ use crate::sink::{
 pub(crate) const REPLAY_SHARD: u32 = u32::MAX;
 /// Bytes of the largest batch that librdkafka makes unless it is told otherwise (`batch.size`).
 const WIDEST: usize = 1_000_000;
+/// A producer is had to connect for no longer than the pause that this saves: librdkafka asks for its id by itself then.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// A shard's producer.
 ///
@@ -105,10 +107,7 @@ impl ShardSink {
         })
     }
 
-    /// Has the producer connect, so that it answers at once when it is needed.
-    ///
-    /// Metadata is what makes librdkafka ask for a producer's id and for a transaction's coordinator at once
-    /// (`rd_kafka_idemp_pid_fsm`): of a fresh producer it does so after 500 ms only, for nobody is connected yet.
+    /// Has the producer connect, so that it answers at once when it is needed: see [`Outlet::find`].
     pub(super) async fn warm(&self, within: Duration) {
         let topic = self.sink.checkpoint_topic();
         if let Err(error) = self.outlet.find(topic, within).await {
@@ -161,7 +160,10 @@ impl Settle for ShardSink {
                 self.outlet.restart().await?;
             }
             let found = match self.transaction {
-                Transaction::Never => None,
+                Transaction::Never => {
+                    self.warm(PAUSE).await;
+                    None
+                }
                 _ => Some(self.take_over().await?),
             };
             self.say_whose().await?;

@@ -5,7 +5,9 @@
 //! Whoever is tired of waiting destroys the producer and makes another: `init_transactions` then fences whatever was
 //! still on its way, and the checkpoint topic says whether a commit happened.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{Producer as _, ThreadedProducer};
@@ -21,6 +23,28 @@ use crate::sink::SinkError;
 const SETTLING: Duration = Duration::from_micros(50);
 const SETTLED_WITHIN: u32 = 200;
 
+/// Has a producer connect to a broker that the cluster names, so that it has its id, or finds its coordinator, at once.
+///
+/// Each answer about topics makes librdkafka look for them (`rd_kafka_idemp_pid_fsm`); otherwise it does so every 500 ms.
+/// But the first answer comes from a broker that was configured, of whom it lets go by that very answer
+/// (`rd_kafka_metadata_decommission_unavailable_brokers`), and to those that are named in it nobody is connected yet: it
+/// finds no broker, and begins the 500 ms anew. The second answer comes from one that stays.
+fn connect(
+    producer: &ThreadedProducer<Reports>,
+    topic: &str,
+    within: Duration,
+    is_connected: &AtomicBool,
+) -> Result<(), KafkaError> {
+    let until = Instant::now() + within;
+    if !is_connected.load(Relaxed) {
+        producer.client().fetch_metadata(Some(topic), within)?;
+    }
+    let rest = until.saturating_duration_since(Instant::now());
+    producer.client().fetch_metadata(Some(topic), rest)?;
+    is_connected.store(true, Relaxed);
+    Ok(())
+}
+
 fn failed(shard: u32, what: &'static str, error: &KafkaError) -> SinkError {
     SinkError::Transaction {
         shard,
@@ -35,9 +59,7 @@ fn failed(shard: u32, what: &'static str, error: &KafkaError) -> SinkError {
 }
 
 impl Outlet {
-    /// Takes the shard's transactional id: fences whoever had it, and aborts what that left open.
-    ///
-    /// Metadata first: a fresh producer's first look for the coordinator would be asked again only after 500 ms.
+    /// Takes the shard's transactional id: fences whoever had it, and aborts what that left open. Connects first.
     pub(super) async fn take_over(
         &self,
         shard: u32,
@@ -45,21 +67,21 @@ impl Outlet {
         within: Duration,
     ) -> Result<(), SinkError> {
         let topic = topic.to_owned();
+        let is_connected = Arc::clone(&self.is_connected);
         self.call(shard, "taken over", move |producer| {
-            producer.client().fetch_metadata(Some(&topic), within)?;
+            connect(producer, &topic, within, &is_connected)?;
             producer.init_transactions(within)
         })
         .await
     }
 
-    /// Asks where the topic is, by which the producer connects.
+    /// Asks where the topic is, by which the producer connects to a broker that the cluster names.
     pub(super) async fn find(&self, topic: String, within: Duration) -> Result<(), SinkError> {
         let producer = self.producer()?.clone();
-        let found = super::blocking(move || {
-            let found = producer.client().fetch_metadata(Some(&topic), within);
-            found.map(|_| ())
-        });
-        match found.await {
+        let is_connected = Arc::clone(&self.is_connected);
+        let found =
+            super::blocking(move || connect(&producer, &topic, within, &is_connected)).await;
+        match found {
             Some(found) => found.map_err(|e| SinkError::Client(e.to_string())),
             None => Err(SinkError::Reset),
         }
