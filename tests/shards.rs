@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use penstock::config::settings::{Nodes, Policies, Settings};
 use penstock::coordinator::child::{ChildId, Stage};
+use penstock::coordinator::parts::Drivers;
 use penstock::coordinator::pipeline::{Pipeline, PolicyRegistry};
 use penstock::coordinator::plugins::PluginHost;
 use penstock::coordinator::supervisor::{ChildSpec, Event, Standing, Supervisor};
@@ -59,7 +60,7 @@ async fn a_shard_is_drained_released_and_opened_again_while_the_other_runs() {
     let pipeline = Pipeline::connect(
         live.clone(),
         policies,
-        plugins,
+        (Arc::new(Drivers), plugins),
         Arc::default(),
         vec![0, 1],
         None,

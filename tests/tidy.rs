@@ -140,11 +140,6 @@ const UPWARDS: &[(&str, &str, &str)] = &[
         "coordinator",
         "it is the coordinator's child: scope, listener and serving are the coordinator's",
     ),
-    (
-        "dead_letter",
-        "sink",
-        "the letters' topic is written and read on the sink's driver",
-    ),
 ];
 
 fn floor(module: &str) -> Option<usize> {

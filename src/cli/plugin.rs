@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::exit;
 use super::output::Output;
 use crate::change::Batch;
-use crate::transform::{Engine, Plugin, Wanted};
+use crate::transform::{Code, Engine, Plugin, Wanted};
 use crate::workbench::changes::{self, Tables, read_lines};
 use crate::workbench::languages::Language;
 use crate::workbench::trial::{self, TrialError};

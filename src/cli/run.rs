@@ -32,7 +32,7 @@ use crate::coordinator::shutdown::Signals;
 use crate::coordinator::supervisor::ChildSpec;
 use crate::coordinator::{Coordinator, Outcome};
 use crate::sink::redpanda::RedpandaSink;
-use crate::source::ScyllaSource;
+use crate::source::{ScyllaSource, Source};
 use crate::transform::PluginError;
 
 /// `penstock run`

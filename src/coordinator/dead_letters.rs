@@ -6,15 +6,14 @@
 
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::child::Stage;
 use super::faults;
 use super::supervisor::ChildScope;
+use crate::dead_letter::DeadLetter;
 use crate::dead_letter::flood::Flooded;
-use crate::dead_letter::{DeadLetter, DeadLetters};
-use crate::sink::SinkError;
+use crate::sink::{Letters, SinkError};
 
 /// Requests that wait. A lane makes one at a time, and waits for room as it waits for the answer.
 const WAITING: usize = 16;
@@ -64,39 +63,13 @@ impl Keeper {
     }
 }
 
-/// Where letters go, and who looks at them first. The brokers' is [`DeadLetters`].
-pub trait Keeps: Send + Sync {
-    /// Looks whether these are a flood.
-    fn admit<'a>(&'a self, letters: &'a [DeadLetter]) -> BoxFuture<'a, Result<(), SinkError>>;
-
-    /// … and writes them.
-    fn write<'a>(&'a self, letters: &'a [DeadLetter]) -> BoxFuture<'a, Result<(), SinkError>>;
-
-    /// Back when there is something to see to without a request.
-    fn keep_closed(&self) -> BoxFuture<'_, ()>;
-}
-
-impl Keeps for DeadLetters {
-    fn admit<'a>(&'a self, letters: &'a [DeadLetter]) -> BoxFuture<'a, Result<(), SinkError>> {
-        Box::pin(self.admit(letters))
-    }
-
-    fn write<'a>(&'a self, letters: &'a [DeadLetter]) -> BoxFuture<'a, Result<(), SinkError>> {
-        Box::pin(self.write(letters))
-    }
-
-    fn keep_closed(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.keep_closed())
-    }
-}
-
 /// The child.
 ///
 /// # Errors
 /// A letter could not be kept although trying again is over: it is asked for again after the restart.
 pub async fn run(
     requests: Arc<Requests>,
-    dead_letters: Arc<dyn Keeps>,
+    dead_letters: Arc<dyn Letters>,
     atomic: bool,
     scope: ChildScope,
 ) -> anyhow::Result<()> {

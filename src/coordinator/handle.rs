@@ -1,10 +1,9 @@
 //! What the rest of the process may know of, and ask of, the coordinator.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use parking_lot::{Mutex, RwLock};
+use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::health::Report;
 use super::pipeline::{Pipeline, PolicyRegistry};

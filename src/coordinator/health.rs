@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::time;
+
 use super::child::Stage;
 use super::handle::Shared;
 use super::supervisor::Supervisor;
@@ -44,7 +46,7 @@ pub struct HealthWatch {
     failed: Vec<(Stage, Arc<str>)>,
     /// What the start waits for.
     waits: Option<(Stage, Arc<str>)>,
-    checked: Option<Instant>,
+    checked: Option<time::Instant>,
     reported: Instant,
     /// What the stages said at the last look, and at the last glance.
     said: Said,
@@ -60,7 +62,7 @@ const FIRST_LOOKS: Duration = Duration::from_millis(250);
 impl HealthWatch {
     /// Nothing seen yet.
     pub fn new(live: LiveSettings) -> Self {
-        let now = Instant::now();
+        let now = time::Instant::now().into_std();
         Self {
             live,
             health: Health::new(now),
@@ -74,7 +76,7 @@ impl HealthWatch {
     }
 
     /// When to look next.
-    pub fn next_check(&self) -> Instant {
+    pub fn next_check(&self) -> time::Instant {
         let interval = self.live.borrow().health.check_interval;
         let starting = matches!(self.health.system().status, Status::Starting);
         let wait = if starting {
@@ -82,7 +84,7 @@ impl HealthWatch {
         } else {
             interval
         };
-        self.checked.map_or_else(Instant::now, |at| at + wait)
+        self.checked.map_or_else(time::Instant::now, |at| at + wait)
     }
 
     /// Whether a look is worth while before its time: a breaker has opened or closed since the last one, or a stage says
@@ -123,11 +125,12 @@ impl HealthWatch {
 
     /// Looks at everything.
     pub(crate) fn check(&mut self, supervisor: &Supervisor, shared: &Shared) -> Report {
-        let now = Instant::now();
+        let looked = time::Instant::now();
+        let now = looked.into_std();
         let settings = self.live.borrow().clone();
-        self.checked = Some(now);
+        self.checked = Some(looked);
         self.said = said(shared);
-        let mut observations = observe(supervisor, shared, &self.failed, now);
+        let mut observations = observe(supervisor, shared, &self.failed, looked);
         if let Some((stage, reason)) = &self.waits {
             let name: Arc<str> = stage.to_string().into();
             let complaint = Some(Status::Unhealthy(format!("waiting: {reason}").into()));
@@ -234,7 +237,7 @@ fn observe(
     supervisor: &Supervisor,
     shared: &Shared,
     failed: &[(Stage, Arc<str>)],
-    now: Instant,
+    now: time::Instant,
 ) -> Vec<(Arc<str>, Observation)> {
     let mut all: Vec<(Arc<str>, Observation)> = Vec::new();
     for (stage, policies) in shared.policies().all() {
@@ -257,7 +260,7 @@ fn observe(
             answered: lanes.is_empty(),
             lanes,
             breaker: Some((snapshot.breaker, snapshot.last_error)),
-            restarts: supervisor.recent_restarts(&stage, now),
+            restarts: supervisor.recent_restarts(&stage, now.into_std()),
             failed: failed
                 .iter()
                 .find(|(s, _)| *s == stage)
@@ -274,7 +277,7 @@ fn observe(
             answered: share.joined,
             failed: failed.map(|(_, cause)| cause.clone()),
             complaint: share.complaint(),
-            restarts: supervisor.recent_restarts(&Stage::Membership, now),
+            restarts: supervisor.recent_restarts(&Stage::Membership, now.into_std()),
             ..Observation::default()
         };
         all.push(("membership".into(), observation));

@@ -7,6 +7,7 @@
 //! - [`child`]: what runs, by type: a stage, and a child of it.
 //! - [`shard`]: opened, run, drained and released alone.
 //! - [`sharing`]: which shards are ours, where several instances share them.
+//! - [`parts`]: where what it is built of comes from.
 //! - [`pipeline`]: builds from settings what the shards have in common, and holds those that are open here.
 //! - [`reload`]: what a change of the configuration does to what runs.
 //! - [`listen`]: how a service takes an address over from the one that it replaces.
@@ -28,6 +29,7 @@ pub mod health;
 pub mod lane;
 pub mod ledger;
 pub mod listen;
+pub mod parts;
 pub mod pipeline;
 pub mod plugins;
 pub mod reload;
@@ -38,23 +40,28 @@ pub mod sharing;
 pub mod shutdown;
 mod start;
 pub mod supervisor;
+#[cfg(test)]
+mod tests;
 pub mod transforms;
 pub mod trend;
 pub mod watchdog;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::runtime::{Handle as Runtime, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use self::child::{ChildId, Stage};
 use self::handle::{Command, Handle, Phase, Shared};
 use self::health::HealthWatch;
 use self::lane::{FailedStage, FailedStages};
 use self::listen::Listening;
+use self::parts::{Drivers, Parts};
 use self::pipeline::{Feeds, Pipeline, PolicyRegistry};
-use self::plugins::PluginHost;
+use self::plugins::Plugins;
 use self::reload::Reloads;
 use self::shard::Shard;
 use self::sharing::Sharing;
@@ -88,7 +95,8 @@ pub struct Coordinator {
     /// settings, and an old one drained by its own, before anything is in force.
     feeds: Feeds,
     reloads: Reloads,
-    plugins: Arc<PluginHost>,
+    parts: Arc<dyn Parts>,
+    plugins: Arc<dyn Plugins>,
     policies: PolicyRegistry,
     supervisor: Supervisor,
     shared: Arc<Shared>,
@@ -99,7 +107,7 @@ pub struct Coordinator {
     /// The lanes that wait for a stage that was given up on; each once, since it waits.
     waiting: Vec<oneshot::Sender<()>>,
     /// When each stage that was given up on was started anew last.
-    mended: HashMap<Stage, Instant>,
+    mended: HashMap<Stage, std::time::Instant>,
     health: HealthWatch,
     sharing: Sharing,
     watchdog: Watchdog,
@@ -157,10 +165,18 @@ impl Coordinator {
     /// # Errors
     /// What cannot be reached, found or compiled, in one line that says what would do.
     pub async fn start(reloads: Reloads) -> anyhow::Result<Self> {
+        Self::start_with(reloads, Arc::new(Drivers)).await
+    }
+
+    /// As [`Self::start`], of parts from elsewhere.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_with(reloads: Reloads, parts: Arc<dyn Parts>) -> anyhow::Result<Self> {
         let started = Instant::now();
         let live = reloads.live();
         let settings = live.borrow().clone();
-        let plugins = PluginHost::new(&settings)?;
+        let plugins = parts.plugins(&settings)?;
         let policies = PolicyRegistry::new(live.clone());
         let (command_tx, commands) = mpsc::channel(COMMANDS);
         let shared = Arc::new(Shared::new(
@@ -177,6 +193,7 @@ impl Coordinator {
             live,
             feeds: Feeds::new(settings.clone()),
             reloads,
+            parts,
             plugins,
             policies,
             shared,
@@ -230,7 +247,7 @@ impl Coordinator {
             .start(ChildSpec::new(Stage::LetGo, move |_| {
                 let parts = parts.take();
                 async move {
-                    tokio::task::block_in_place(|| drop(parts));
+                    blocking(|| drop(parts));
                     Ok(())
                 }
             }));
@@ -346,7 +363,7 @@ impl Coordinator {
             },
             Some(failed) = self.failed.1.recv() => self.fail(failed),
             news = self.sharing.next() => self.hear(news),
-            () = tokio::time::sleep_until(check.into()) => self.check_health(),
+            () = tokio::time::sleep_until(check) => self.check_health(),
             () = self.watchdog.asked() => {
                 self.shared.look();
                 if self.health.is_due(&self.shared) {
@@ -428,7 +445,7 @@ impl Coordinator {
             tracing::info!(%stage, "failed stage started anew");
             self.health.mended(&stage);
             self.forget_flood(&stage);
-            self.mended.insert(stage, Instant::now());
+            self.mended.insert(stage, std::time::Instant::now());
         }
         for lane in self.waiting.drain(..) {
             // One that was stopped meanwhile does not wait any more.
@@ -557,6 +574,15 @@ impl Coordinator {
             }
         }
         Drained::All
+    }
+}
+
+/// Does what takes a while and may block: whatever else this thread would do goes on on another one, where the runtime has
+/// more than one.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    match Runtime::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => work(),
+        _ => tokio::task::block_in_place(work),
     }
 }
 

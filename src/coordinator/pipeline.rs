@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use super::child::Stage;
 use super::dead_letters::{self, Keeper, Requests};
 use super::lane::{Counters, FailedStages, Lane};
-use super::plugins::PluginHost;
+use super::parts::Parts;
+use super::plugins::Plugins;
 use super::shard::Shard;
 use super::sharing::on_a_thread;
 use super::supervisor::ChildSpec;
@@ -20,12 +21,9 @@ use crate::checkpoint::topic::Owner;
 use crate::config::reload::Changed;
 use crate::config::settings::{Delivery, Instances};
 use crate::config::{Class, LiveSettings, Settings};
-use crate::dead_letter::DeadLetters;
 use crate::policy::stage::StagePolicies;
-use crate::sink::redpanda::RedpandaSink;
-use crate::sink::redpanda::opening::Prepared;
-use crate::sink::{Settle, SinkError};
-use crate::source::{ScyllaSource, Source, SourceError};
+use crate::sink::{Ahead, LetterBox, Letters, Settle, Sink, SinkError};
+use crate::source::{Source, SourceError};
 use crate::spans::Spans;
 
 /// What the source can find out before it is needed is found out in this time, or later.
@@ -139,7 +137,7 @@ impl Feeds {
 }
 
 /// What runs is not given up for a name that may be wrong; at a start there is nothing else to do than wait.
-fn all_there(source: &ScyllaSource, runs: &Pipeline) -> Result<(), SourceError> {
+fn all_there(source: &dyn Source, runs: &Pipeline) -> Result<(), SourceError> {
     let read = runs.source.status().tables;
     let new = |(table, _): &(Arc<str>, _)| !read.iter().any(|t| *t.table == **table);
     match source.absent().into_iter().find(new) {
@@ -156,15 +154,15 @@ pub struct Pipeline {
     /// Where traces go.
     pub spans: Arc<Spans>,
     /// Kept for as long as a plugin may run.
-    _plugins: Arc<PluginHost>,
+    _plugins: Arc<dyn Plugins>,
     /// The reader's shared part.
     pub source: Arc<dyn Source>,
     /// The producers' shared part.
-    pub sink: Arc<RedpandaSink>,
+    pub sink: Arc<dyn Sink>,
     /// What other instances have committed, where there may be some.
     log: Option<Arc<CheckpointLog>>,
     /// Where poison goes.
-    pub dead_letters: Arc<DeadLetters>,
+    pub dead_letters: Arc<dyn LetterBox>,
     /// … and how the shards' sinks have it go there.
     letters: (Keeper, Arc<Requests>),
     /// The compiled transforms, in order.
@@ -172,7 +170,7 @@ pub struct Pipeline {
     /// By number.
     shards: RwLock<BTreeMap<u32, Arc<Shard>>>,
     /// What the shards that are opened first are opened with.
-    prepared: Mutex<Prepared>,
+    prepared: Mutex<Option<Box<dyn Ahead>>>,
     /// Of every shard that was ever open here: one that comes back goes on counting.
     counters: Mutex<BTreeMap<u32, Arc<Counters>>>,
     /// Held by the replay under way.
@@ -189,7 +187,7 @@ impl Pipeline {
     pub async fn connect(
         live: LiveSettings,
         policies: PolicyRegistry,
-        plugins: Arc<PluginHost>,
+        (parts, plugins): (Arc<dyn Parts>, Arc<dyn Plugins>),
         spans: Arc<Spans>,
         own: Vec<u32>,
         replaces: Option<Replaces>,
@@ -202,7 +200,7 @@ impl Pipeline {
             let known = replaces.as_ref().map(|r| r.pipeline.transforms.clone());
             tokio::task::spawn_blocking(move || {
                 let known = known.as_deref();
-                let loaded = Transforms::load(plugins.engine(), &live, &settings, known);
+                let loaded = Transforms::load(&plugins, &live, &settings, known);
                 tracing::info!(transforms = settings.transforms.len(), took = ?started.elapsed(), "transforms ready");
                 loaded
             })
@@ -221,25 +219,24 @@ impl Pipeline {
                     return Ok((source, None));
                 }
                 let policies = policies.stage(&Stage::Source);
-                let source = ScyllaSource::connect(live.clone(), policies).await?;
+                let source = parts.source(live.clone(), policies).await?;
                 if let Some(runs) = runs {
-                    all_there(&source, runs)?;
+                    all_there(&*source, runs)?;
                 }
-                let shared: Arc<dyn Source> = source.clone();
-                anyhow::Ok((shared, Some(source)))
+                anyhow::Ok((source.clone(), Some(source)))
             };
             let sink = async {
                 if let Some(sink) = stays {
                     return Ok((sink, Vec::new()));
                 }
                 let policies = policies.stage(&Stage::Sink);
-                let sink = RedpandaSink::connect(live.clone(), policies).await?;
-                sink.find_checkpoints().await;
+                let sink = parts.sink(live.clone(), policies).await?;
                 anyhow::Ok((sink, own))
             };
             let ((source, new), (sink, own)) = tokio::try_join!(source, sink)?;
             let log = match &new {
-                Some(source) => shared.then(|| source.checkpoint_log()),
+                Some(source) if shared => source.checkpoint_log(),
+                Some(_) => None,
                 None => runs.and_then(|runs| runs.log.clone()),
             };
             // Only now: producers take their time to end, should there be no ScyllaDB.
@@ -248,7 +245,7 @@ impl Pipeline {
                     source.look_ahead(LOOKING_AHEAD).await;
                 }
             };
-            let (prepared, ()) = tokio::join!(sink.prepare(own), ahead);
+            let (prepared, ()) = tokio::join!(sink.clone().prepare(own), ahead);
             let prepared = prepared?;
             anyhow::Ok((source, log, sink, prepared))
         };
@@ -279,7 +276,7 @@ impl Pipeline {
             Some(Replaces { pipeline, keeps }) if keeps.sink => pipeline.dead_letters.clone(),
             _ => {
                 let policies = policies.stage(&Stage::DeadLetter);
-                Arc::new(DeadLetters::open(&sink, policies)?)
+                sink.clone().letters(policies)?
             }
         };
         let counters = runs.map(|p| p.counters.lock().clone());
@@ -295,7 +292,7 @@ impl Pipeline {
             letters: dead_letters::channel(),
             transforms: Arc::new(transforms),
             shards: RwLock::default(),
-            prepared: Mutex::new(prepared),
+            prepared: Mutex::new(Some(prepared)),
             counters: Mutex::new(counters.unwrap_or_default()),
             replaying: tokio::sync::Mutex::default(),
         })
@@ -325,15 +322,19 @@ impl Pipeline {
             .map(|number| (number, rests(number)))
             .partition(|(_, lane)| lane.is_some());
         let missing: Vec<u32> = missing.into_iter().map(|(number, _)| number).collect();
-        let prepared = std::mem::take(&mut *self.prepared.lock());
+        let prepared = self.prepared.lock().take();
+        let opening = match prepared {
+            Some(prepared) => prepared,
+            None => self.sink.clone().prepare(Vec::new()).await?,
+        };
         if goes_on.is_none()
             && self.settings().pipeline.instances == Instances::One
-            && let Err(error) = self.sink.retire_surplus().await
+            && let Err(error) = self.sink.clone().retire_surplus().await
         {
-            prepared.close().await;
+            opening.close().await;
             return Err(error);
         }
-        let opened = self.sink.open_shards(&missing, prepared).await?;
+        let opened = opening.open(missing).await?;
         // From here on nothing fails, so no producer is taken in vain.
         let mut shards = self.shards.write();
         let (read, kept) = (opened.len(), rest.len());
@@ -467,7 +468,7 @@ impl Pipeline {
 
     fn letters(&self) -> ChildSpec {
         let requests = self.letters.1.clone();
-        let letters: Arc<dyn dead_letters::Keeps> = self.dead_letters.clone();
+        let letters: Arc<dyn Letters> = self.dead_letters.clone();
         let atomic = self.settings().pipeline.delivery == Delivery::ExactlyOnce;
         ChildSpec::new(Stage::DeadLetter, move |scope| {
             dead_letters::run(requests.clone(), letters.clone(), atomic, scope)

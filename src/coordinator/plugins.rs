@@ -1,18 +1,32 @@
 //! The engine that plugins run in, with room for every shard's instances, and the clock without which one that
 //! loops is never stopped.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use crate::config::Settings;
-use crate::transform::{Engine, TICK};
+use crate::transform::{Code, Engine, Plugin, PluginError, TICK};
+use parking_lot::Mutex;
+
+/// Where the transforms' code comes from.
+pub trait Plugins: Send + Sync {
+    /// The code of this file, or what was made of it before, if somebody still has that and the file is the same. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no plugin.
+    fn load(&self, path: &Path) -> Result<Arc<dyn Code>, PluginError>;
+
+    /// Whether there is room for what these settings ask for.
+    fn suffices(&self, settings: &Settings) -> bool;
+}
 
 /// An engine whose clock runs for as long as this is held.
 pub struct PluginHost {
     engine: Engine,
     instances: u32,
+    compiled: Mutex<Vec<Weak<Plugin>>>,
     stop: Arc<AtomicBool>,
     clock: Option<JoinHandle<()>>,
 }
@@ -67,19 +81,24 @@ impl PluginHost {
         Ok(Arc::new(Self {
             engine,
             instances,
+            compiled: Mutex::default(),
             stop,
             clock: Some(clock),
         }))
     }
+}
 
-    /// Whether it has room for what these settings ask for.
-    pub fn suffices(&self, settings: &Settings) -> bool {
-        instances(settings) <= self.instances
+impl Plugins for PluginHost {
+    fn load(&self, path: &Path) -> Result<Arc<dyn Code>, PluginError> {
+        let known = self.compiled.lock().clone();
+        let mut known: Vec<Arc<Plugin>> = known.iter().filter_map(Weak::upgrade).collect();
+        let plugin = Plugin::load_once(&self.engine, path, &mut known)?;
+        *self.compiled.lock() = known.iter().map(Arc::downgrade).collect();
+        Ok(plugin)
     }
 
-    /// The engine.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
+    fn suffices(&self, settings: &Settings) -> bool {
+        instances(settings) <= self.instances
     }
 }
 

@@ -2,16 +2,17 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::child::{ChildId, Stage};
 use super::handle::Phase;
 use super::pipeline::{Keeps, Pipeline, Replaces};
-use super::plugins::PluginHost;
+use super::plugins::Plugins;
 use super::shutdown::Signals;
-use super::{Coordinator, Drained, Stopping, names};
+use super::{Coordinator, Drained, Stopping, blocking, names};
 use crate::checkpoint::Checkpoints;
 use crate::config::reload::{Changed, ReloadHistory, Revision, Verdict, diff, revision};
 use crate::config::settings::{NewCluster, Nodes};
@@ -334,7 +335,7 @@ impl Coordinator {
         };
         let lanes = pipeline.lanes();
         let handovers: Vec<_> = lanes.iter().map(|l| &l.handover).collect();
-        let swap = tokio::task::block_in_place(|| pipeline.transforms.prepare(new, &handovers))?;
+        let swap = blocking(|| pipeline.transforms.prepare(new, &handovers))?;
         pipeline.transforms.commit(swap, &handovers);
         Ok(())
     }
@@ -351,7 +352,7 @@ impl Coordinator {
         let settings = watch::Sender::new(new.clone());
         let plugins = match self.plugins.suffices(new) {
             true => self.plugins.clone(),
-            false => PluginHost::new(new)?,
+            false => self.parts.plugins(new)?,
         };
         self.reloads.history.step("connecting to both sides");
         // One that shares them may be asked for some meanwhile: they are not to be taken from whoever has them then.
@@ -362,7 +363,7 @@ impl Coordinator {
         let connected = Pipeline::connect(
             settings.subscribe(),
             self.policies.clone(),
-            plugins.clone(),
+            (self.parts.clone(), plugins.clone()),
             self.shared.spans().clone(),
             own,
             self.shared
@@ -490,7 +491,7 @@ impl Coordinator {
         let carried = carries.then(|| committed(replaces.clone()));
         let opened = async {
             if let Some(checkpoints) = &carried {
-                connected.sink.carry(checkpoints).await?;
+                connected.sink.clone().carry(checkpoints).await?;
             }
             connected.open(own, replaces.as_deref()).await
         };
@@ -547,7 +548,7 @@ struct Made {
     member: Option<Member>,
     /// What its parts read their settings from.
     settings: watch::Sender<Arc<Settings>>,
-    plugins: Arc<PluginHost>,
+    plugins: Arc<dyn Plugins>,
 }
 
 /// Whether the order service has to be made anew: it connects by itself to where the source reads.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::blocking;
 use super::pipeline::Pipeline;
 use super::transforms::Handover;
 use crate::dead_letter::{DeadLetter, Filter, Listed};
-use crate::sink::Settle;
-use crate::sink::redpanda::{REPLAY_SHARD, ShardSink};
+use crate::sink::Replay;
+use crate::sink::redpanda::REPLAY_SHARD;
 use crate::transform::Chain;
 
 /// What became of one replayed letter.
@@ -47,9 +48,8 @@ impl Pipeline {
             .map_err(|_| anyhow::anyhow!("a replay is under way; try again when it is done"))?;
         let Listed { letters, foreign } = self.dead_letters.read(filter).await?;
         let letters = self.restored(letters).await;
-        let mut chain =
-            tokio::task::block_in_place(|| self.transforms.chain(&Handover::default()))?;
-        let mut sink = self.sink.open_shard(REPLAY_SHARD)?;
+        let mut chain = blocking(|| self.transforms.chain(&Handover::default()))?;
+        let mut sink = self.sink.clone().open_replay()?;
         sink.open().await?;
         let mut outcomes = Vec::with_capacity(letters.len());
         for foreign in foreign {
@@ -68,7 +68,7 @@ impl Pipeline {
                 tables.push(letter);
                 tables.len() - 1
             });
-            let replayed = replay_one(&mut chain, &mut sink, letter, table as u32 + 1).await;
+            let replayed = replay_one(&mut chain, &mut *sink, letter, table as u32 + 1).await;
             // At once, so that a replay that is cut short delivers none of these again: in the transaction of its records
             // where there is one.
             if replayed.is_ok() {
@@ -99,7 +99,7 @@ impl Pipeline {
                 done,
             });
         }
-        Settle::close(&mut sink).await;
+        sink.close().await;
         Ok(outcomes)
     }
 }
@@ -131,7 +131,7 @@ impl Pipeline {
 /// The number of records that were acknowledged.
 async fn replay_one(
     chain: &mut Chain,
-    sink: &mut ShardSink,
+    sink: &mut dyn Replay,
     letter: &DeadLetter,
     schema: u32,
 ) -> Result<usize, Failure> {
@@ -139,7 +139,7 @@ async fn replay_one(
     let batch = letter
         .rebuild(REPLAY_SHARD, 0, schema)
         .map_err(|e| untried(&e))?;
-    let records = tokio::task::block_in_place(|| chain.process(batch)).map_err(|e| untried(&e))?;
+    let records = blocking(|| chain.process(batch)).map_err(|e| untried(&e))?;
     if let Some(rejected) = records.rejected.first() {
         return Err(Failure::Again(
             rejected.stage.clone(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::blocking;
 use super::child::{ChildId, Stage};
 use super::lane::{self, FailedStages, Lane, SinkParts};
 use super::pipeline::Pipeline;
@@ -9,8 +10,7 @@ use super::shutdown::Step;
 use super::supervisor::{ChildSpec, Relieved, Supervisor};
 use crate::checkpoint::Checkpoints;
 use crate::policy::stage::StagePolicies;
-use crate::sink::redpanda::opening::{Opened, Prepared};
-use crate::sink::{Settle, SinkError};
+use crate::sink::{Opened, Settle, SinkError};
 
 /// An open shard. Its children can be made again after they have ended: they go on where those left off.
 pub struct Shard {
@@ -26,9 +26,12 @@ impl Shard {
     /// # Errors
     /// What the brokers have against it.
     pub async fn open(pipeline: &Pipeline, number: u32) -> Result<Self, SinkError> {
-        let numbers = [number];
-        let opening = pipeline.sink.open_shards(&numbers, Prepared::default());
-        let opened = opening.await?.pop().ok_or(SinkError::Reset)?;
+        let opening = pipeline.sink.clone().prepare(Vec::new()).await?;
+        let opened = opening
+            .open(vec![number])
+            .await?
+            .pop()
+            .ok_or(SinkError::Reset)?;
         Ok(Self::opened(pipeline, opened))
     }
 
@@ -47,7 +50,6 @@ impl Shard {
                 "the brokers have no checkpoints of the shard: it begins where source.start_from says"
             );
         }
-        let producer = producer.map(|p| -> Box<dyn Settle> { Box::new(p) });
         Self::new(pipeline, shard, checkpoints, producer)
     }
 
@@ -94,12 +96,8 @@ impl Shard {
         let remade = sink.remade();
         let id = ChildId::of_shard(Stage::Sink, self.number);
         ChildSpec::new(id, move |scope| {
-            let producer = lane.kept().map_or_else(
-                || -> Result<Box<dyn Settle>, SinkError> {
-                    Ok(Box::new(sink.open_shard(lane.shard)?))
-                },
-                Ok,
-            );
+            let kept = lane.kept();
+            let producer = kept.map_or_else(|| sink.clone().producer(lane.shard), Ok);
             let parts = producer.map(|sink| SinkParts {
                 source: source.clone(),
                 sink,
@@ -132,7 +130,7 @@ impl Shard {
         ChildSpec::new(ChildId::of_shard(stage, self.number), move |scope| {
             let (lane, transforms, policies) = (lane.clone(), transforms.clone(), policies.clone());
             async move {
-                let chain = tokio::task::block_in_place(|| transforms.chain(&lane.handover))?;
+                let chain = blocking(|| transforms.chain(&lane.handover))?;
                 lane::run_transforms(lane, chain, policies, scope).await
             }
         })

@@ -300,7 +300,7 @@ impl Coordinator {
         let pipeline = self.shared.pipeline();
         let open = pipeline.iter().flat_map(|p| p.shards());
         let open: Vec<Arc<Shard>> = open.filter(|s| shards.contains(&s.number)).collect();
-        match self.drain_shards(&open, until, signals).await {
+        match self.drain_shards(&open, until.into(), signals).await {
             Drained::All => {}
             Drained::Late => {
                 let of_shards = |id: &ChildId| open.iter().any(|s| s.owns(id));

@@ -67,7 +67,9 @@ impl fmt::Display for Step {
 }
 
 /// The signals that the process listens to.
-pub struct Signals {
+pub struct Signals(Option<Handlers>);
+
+struct Handlers {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
@@ -85,19 +87,28 @@ pub enum Asked {
 impl Signals {
     /// Installs the handlers.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self {
+        Ok(Self(Some(Handlers {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
-        })
+        })))
+    }
+
+    /// It listens to none: somebody else's process, whose they are.
+    #[cfg(test)]
+    pub(super) fn none() -> Self {
+        Self(None)
     }
 
     /// Waits for the next one. Cancel-safe.
     pub async fn next(&mut self) -> Asked {
+        let Some(handlers) = &mut self.0 else {
+            return std::future::pending().await;
+        };
         tokio::select! {
-            _ = self.interrupt.recv() => Asked::Stop,
-            _ = self.terminate.recv() => Asked::Stop,
-            _ = self.hangup.recv() => Asked::Reload,
+            _ = handlers.interrupt.recv() => Asked::Stop,
+            _ = handlers.terminate.recv() => Asked::Stop,
+            _ = handlers.hangup.recv() => Asked::Reload,
         }
     }
 }

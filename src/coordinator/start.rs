@@ -5,12 +5,13 @@
 //! waits for in the log and in health, is not ready, takes a changed configuration, and obeys a stop.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::child::Stage;
 use super::handle::Phase;
 use super::pipeline::Pipeline;
-use super::plugins::PluginHost;
 use super::shutdown::Signals;
 use super::{Coordinator, Stopping};
 use crate::config::Settings;
@@ -48,7 +49,7 @@ impl Coordinator {
         let connected = Pipeline::connect(
             self.feeds.subscribe(),
             self.policies.clone(),
-            self.plugins.clone(),
+            (self.parts.clone(), self.plugins.clone()),
             self.shared.spans().clone(),
             own,
             None,
@@ -158,7 +159,7 @@ impl Coordinator {
                         return Ok(true);
                     }
                 }
-                () = tokio::time::sleep_until(until.into()) => return Ok(false),
+                () = tokio::time::sleep_until(until) => return Ok(false),
             }
             self.publish();
         }
@@ -170,7 +171,7 @@ impl Coordinator {
     /// The plugins' engine cannot be made by them.
     pub(super) fn take_up(&mut self, new: &Arc<Settings>) -> anyhow::Result<()> {
         if !self.plugins.suffices(new) {
-            self.plugins = PluginHost::new(new)?;
+            self.plugins = self.parts.plugins(new)?;
         }
         self.feeds.send(new);
         self.reloads.sender.send_replace(new.clone());

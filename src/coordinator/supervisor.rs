@@ -175,7 +175,7 @@ impl Supervisor {
 
     /// The children that are at a piece of work, and for how long, longest first: who the others may be waiting for.
     pub fn at_work(&self) -> Vec<(&ChildId, Duration)> {
-        let now = std::time::Instant::now();
+        let now = Instant::now();
         let running = self
             .children
             .values()
@@ -309,7 +309,7 @@ impl Supervisor {
 
     fn abort_hung(&mut self) {
         let limit = self.live.borrow().health.stalled_after;
-        let now = std::time::Instant::now();
+        let now = Instant::now();
         let hung: Vec<(usize, Duration)> = self
             .children
             .iter()

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
+use super::plugins::Plugins;
 use crate::change::TableSchema;
 use crate::config::settings::{LiveSettings, Settings, Transform};
-use crate::transform::{Chain, Engine, Plugin, PluginError, Prepared, Taps};
+use crate::transform::{Chain, Code, PluginError, Prepared, Taps};
 
 /// The transforms in force: what a shard's chain is made of when its child (re)starts.
 pub struct Transforms {
-    engine: Engine,
+    plugins: Arc<dyn Plugins>,
     live: LiveSettings,
-    loaded: RwLock<Vec<(Transform, Arc<Plugin>)>>,
+    loaded: RwLock<Vec<(Transform, Arc<dyn Code>)>>,
     taps: Arc<Taps>,
 }
 
@@ -48,26 +49,24 @@ impl Handover {
 
 /// Instances made for a swap, not yet in force.
 pub struct Swap {
-    loaded: Vec<(Transform, Arc<Plugin>)>,
+    loaded: Vec<(Transform, Arc<dyn Code>)>,
     prepared: Vec<Vec<Prepared>>,
 }
 
 impl Transforms {
-    /// Compiles every plugin of the settings, but for what the transforms that these replace have compiled, and
-    /// has each take its own settings once: what one refuses is told here, before anything runs on it.
+    /// Loads every plugin of the settings, and has each take its own settings once: what one refuses is told here, before anything runs on it.
     pub fn load(
-        engine: &Engine,
+        plugins: &Arc<dyn Plugins>,
         live: &LiveSettings,
         settings: &Settings,
         replaces: Option<&Self>,
     ) -> Result<Self, PluginError> {
-        let known = replaces.map_or_else(Vec::new, |r| r.loaded.read().clone());
-        let loaded = compile(engine, settings, &known)?;
+        let loaded = load(&**plugins, settings)?;
         for (transform, plugin) in &loaded {
             Prepared::new(transform, plugin.clone(), &[])?;
         }
         Ok(Self {
-            engine: engine.clone(),
+            plugins: plugins.clone(),
             live: live.clone(),
             loaded: RwLock::new(loaded),
             // Whoever looks goes on looking.
@@ -93,11 +92,11 @@ impl Transforms {
         Ok(Chain::new(prepared?, self.live.clone()).with_taps(self.taps.clone()))
     }
 
-    /// Compiles, configures and warms what the new settings change, aside. Nothing has changed if it fails.
+    /// Loads, configures and warms what the new settings change, aside. Nothing has changed if it fails.
     pub fn prepare(&self, new: &Settings, handovers: &[&Handover]) -> Result<Swap, PluginError> {
         let old = self.loaded.read().clone();
-        let loaded = compile(&self.engine, new, &old)?;
-        let changed: Vec<&(Transform, Arc<Plugin>)> = loaded
+        let loaded = load(&*self.plugins, new)?;
+        let changed: Vec<&(Transform, Arc<dyn Code>)> = loaded
             .iter()
             .filter(|(transform, plugin)| {
                 !old.iter().any(|(t, p)| {
@@ -130,18 +129,12 @@ impl Transforms {
     }
 }
 
-fn compile(
-    engine: &Engine,
+fn load(
+    plugins: &dyn Plugins,
     settings: &Settings,
-    known: &[(Transform, Arc<Plugin>)],
-) -> Result<Vec<(Transform, Arc<Plugin>)>, PluginError> {
-    let mut compiled: Vec<Arc<Plugin>> = known.iter().map(|(_, p)| p.clone()).collect();
-    settings
-        .transforms
-        .iter()
-        .map(|t| {
-            let plugin = Plugin::load_once(engine, &t.plugin, &mut compiled)?;
-            Ok((t.clone(), plugin))
-        })
+) -> Result<Vec<(Transform, Arc<dyn Code>)>, PluginError> {
+    let transforms = settings.transforms.iter();
+    transforms
+        .map(|t| Ok((t.clone(), plugins.load(&t.plugin)?)))
         .collect()
 }

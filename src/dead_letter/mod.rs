@@ -8,13 +8,12 @@
 //! An outage makes no dead letters: only what is poison by the classification of its stage gets here. Too many
 //! in a short time are not single bad changes but a broken stage; [`flood`] tells the two apart.
 //!
-//! Writing and reading the topic is [`DeadLetters`], on the sink's driver.
+//! Knows no driver: the topic is written and read where the sink's is.
 
 mod change;
 pub mod flood;
 pub mod letter;
 
-pub use crate::sink::redpanda::DeadLetters;
 pub use change::{Change, RebuildError};
 pub use letter::{DeadLetter, Filter};
 

@@ -1,6 +1,6 @@
 //! Records to Redpanda, acknowledgements back.
 //!
-//! [`redpanda`] is the only place that knows the driver. What a batch in flight is ([`flight`]), which headers
+//! [`redpanda`] is the only place that knows the driver; [`shared`] says what the pipeline knows of it. What a batch in flight is ([`flight`]), which headers
 //! a record carries ([`headers`]) and when silence is a failure ([`watch`]) are told apart from it, so that
 //! they are tested without a broker.
 
@@ -24,8 +24,11 @@ pub mod flight;
 pub mod headers;
 pub mod redpanda;
 pub mod rounds;
+mod shared;
 pub mod trouble;
 pub mod watch;
+
+pub use shared::{Ahead, LetterBox, Letters, Opened, Replay, Sink};
 
 /// What goes wrong between a batch and its acknowledgement. Each message is one line.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::change::{Batch, GroupKey, Position, Progress};
 use crate::checkpoint::Checkpoints;
+use crate::checkpoint::log::CheckpointLog;
 use crate::policy::health::Status;
 
 pub use scylla::{ScyllaSource, SourceError, examine};
@@ -24,6 +25,23 @@ pub trait Source: Send + Sync {
     /// Asks, until it is dropped, what all shards have to know. Nobody else asks, so it has to be polled for as
     /// long as a shard is open. Ends only with what is no use trying again; it may be begun again after that.
     fn survey(self: Arc<Self>) -> BoxFuture<'static, Result<Infallible, SourceError>>;
+
+    /// The tables that are not there, or have no change log, by `keyspace.name`, with what would help. They are waited
+    /// for: that a name is wrong cannot be told from that its table is not made yet.
+    fn absent(&self) -> Vec<(Arc<str>, SourceError)> {
+        Vec::new()
+    }
+
+    /// Finds out ahead what shards will ask; what is not answered in this time they wait for.
+    fn look_ahead(&self, _within: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    /// What other instances have done is to be told to this log, by whoever reads the checkpoint topic: from now on a
+    /// stream generation is left only when they have finished it too. `None`: it has no generations to leave.
+    fn checkpoint_log(&self) -> Option<Arc<CheckpointLog>> {
+        None
+    }
 
     /// Says which generations (`keyspace.table/generation`) have groups in the checkpoint topic, of whichever shard, that
     /// are placed by their hash: they stay so to their end. Has to be said before a shard is opened.

@@ -12,6 +12,7 @@
 
 mod about;
 mod draft;
+mod guest;
 mod render;
 mod report;
 mod stage;
@@ -23,6 +24,7 @@ mod when;
 use std::sync::Arc;
 
 pub use about::{About, SettingAbout, SettingKind};
+pub use guest::{Code, Fault, Guest, Interest};
 pub use report::{Spent, StageReport};
 pub use tap::{Taken, TapFilter, Taps, TooManyTaps};
 pub use trace::{Given, Passed, Plain, Step};
@@ -320,7 +322,7 @@ impl Chain {
     }
 
     /// The plugin that serves a transform.
-    pub fn plugin(&self, transform: &str) -> Option<&Arc<Plugin>> {
+    pub fn plugin(&self, transform: &str) -> Option<&Arc<dyn Code>> {
         let stage = self.stages.iter().find(|s| s.name() == transform)?;
         Some(stage.plugin())
     }

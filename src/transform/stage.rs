@@ -8,10 +8,9 @@ use penstock_plugin_encoding::record_table;
 
 use super::TransformError;
 use super::draft::{Draft, Item, Made, NotYet};
+use super::guest::{Code, Fault, Guest, Interest};
 use super::report::StageReport;
 use super::wasm::encoding::Input;
-use super::wasm::instance::{Fault, Instance, Interest};
-use super::wasm::plugin::Plugin;
 use super::wasm::swap::{Prepared, records, stage_name};
 use super::when::When;
 use crate::change::{Batch, Rejected, TableSchema};
@@ -22,7 +21,7 @@ use crate::config::settings::{Limits, OnError, Settings};
 pub(super) struct Stage {
     name: String,
     stage: Arc<str>,
-    plugin: Arc<Plugin>,
+    plugin: Arc<dyn Code>,
     settings: BTreeMap<String, String>,
     limits: Limits,
     on_error: OnError,
@@ -31,7 +30,7 @@ pub(super) struct Stage {
     /// … and the changes and records; `None`: all.
     when: Option<When>,
     /// `None` after a fault, until the next call.
-    instance: Option<Instance>,
+    instance: Option<Box<dyn Guest>>,
     /// Whether the last call was the first of its instance.
     fresh: bool,
     records: Arc<TableSchema>,
@@ -127,7 +126,7 @@ impl Stage {
         &self.name
     }
 
-    pub(super) fn plugin(&self) -> &Arc<Plugin> {
+    pub(super) fn plugin(&self) -> &Arc<dyn Code> {
         &self.plugin
     }
 
@@ -183,10 +182,10 @@ impl Stage {
     }
 
     /// The instance, made anew if the last one had a fault.
-    fn instance(&mut self) -> Result<&mut Instance, TransformError> {
+    fn instance(&mut self) -> Result<&mut dyn Guest, TransformError> {
         if self.instance.is_none() {
             let (plugin, stage, limits) = (&self.plugin, &self.stage, self.limits);
-            let make = || Instance::new(plugin, stage.clone(), &self.settings, limits);
+            let make = || plugin.instance(stage.clone(), &self.settings, limits);
             // It took its settings before; a deadline may be missed because the machine is busy.
             let renewed = make().or_else(|_| make());
             self.instance = Some(renewed.map_err(|source| TransformError::Instance {
@@ -195,7 +194,7 @@ impl Stage {
             })?);
             self.report.renewed += 1;
         }
-        Ok(self.instance.as_mut().expect("made above"))
+        Ok(self.instance.as_deref_mut().expect("made above"))
     }
 
     /// Opens the tables of the items and says which items the plugin is to see; what is to become of the

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::changes::{self, Sheet, Tables};
 use crate::config::settings::Transform;
 use crate::config::{self, Checks, Settings};
-use crate::transform::{Chain, Engine, Passed, Plain, Plugin, PluginError, Prepared, Step};
+use crate::transform::{Chain, Code, Engine, Passed, Plain, Plugin, PluginError, Prepared, Step};
 
 /// What became of a change, by its number from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]

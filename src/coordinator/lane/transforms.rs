@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use super::super::blocking;
 use super::super::child::Stage;
 use super::super::faults;
 use super::super::supervisor::{Blamed, ChildScope};
@@ -86,7 +87,7 @@ pub async fn run_transforms(
         let traces = lane.traces(&batch);
         let began = Instant::now();
         let epoch = batch.epoch;
-        let made = tokio::task::block_in_place(|| {
+        let made = blocking(|| {
             let _logged = traces.logged();
             chain.process_watched(batch, &|| busy.goes_on())
         });
@@ -182,7 +183,7 @@ async fn until_done(
         let busy = scope.activity.busy();
         lane.handover.take_over(chain);
         let pulse = || busy.goes_on();
-        made = tokio::task::block_in_place(|| chain.go_on(!again, &pulse))?;
+        made = blocking(|| chain.go_on(!again, &pulse))?;
         drop(busy);
         settle(lane, chain, permits, &policies[place..]);
     }

@@ -38,7 +38,7 @@ pub struct DeadLetters {
     /// In use; whoever writes has hold of it, and of no lock.
     outlet: Mutex<Arc<Outlet>>,
     lane: Arc<Lane>,
-    flood: Mutex<Flood>,
+    pub(super) flood: Mutex<Flood>,
 }
 
 /// What letters are written with: a letter may be far larger than a record.
@@ -128,11 +128,6 @@ impl DeadLetters {
             flood.admit(stage, &changes, max, within, now)?;
         }
         Ok(())
-    }
-
-    /// A stage that failed over a flood starts anew with a clean slate.
-    pub fn forget_flood(&self, stage: &str) {
-        self.flood.lock().forget(stage);
     }
 
     /// Letters, or tombstones, acknowledged.

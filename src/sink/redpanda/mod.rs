@@ -19,11 +19,9 @@ use rdkafka::metadata::Metadata;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::checkpoint::topic::Owner;
 use crate::config::settings::{self, Delivery, Instances, LiveSettings, Nodes};
 use crate::policy::Class;
 use crate::policy::breaker::State as Breaker;
-use crate::policy::health::Status;
 use crate::policy::stage::{Permit, StagePolicies};
 use crate::reach;
 use crate::sink::flight::{Oldest, Snapshot, Window};
@@ -46,6 +44,7 @@ mod outlet;
 mod parts;
 mod place;
 mod reader;
+mod seam;
 mod security;
 mod shard;
 pub mod tail;
@@ -145,11 +144,6 @@ async fn turned_away(addresses: &[String]) -> String {
 }
 
 impl RedpandaSink {
-    /// The generations whose groups are placed by their hash, of all shards, as the checkpoints that were loaded say.
-    pub fn placed_by_hash(&self) -> std::collections::BTreeSet<String> {
-        self.hashed.lock().clone()
-    }
-
     /// Connects to `sink.brokers`, or says in one line why that fails, within about 13 s.
     pub async fn connect(
         live: LiveSettings,
@@ -278,39 +272,6 @@ impl RedpandaSink {
         }
     }
 
-    /// Who this process is to others, and where it can be asked.
-    pub fn owner(&self) -> Owner {
-        let advertised = self.live.borrow().admin.advertise.clone();
-        let listens = || {
-            let address = (*self.admin.lock())?;
-            (!address.ip().is_unspecified()).then(|| address.to_string())
-        };
-        Owner {
-            instance: self.instance,
-            admin: advertised.or_else(listens),
-        }
-    }
-
-    /// Where this process's admin interface listens: said of shards that are taken from here on.
-    pub fn listens_at(&self, admin: Option<SocketAddr>) {
-        *self.admin.lock() = admin;
-    }
-
-    /// What the sink waits for, and why: for health.
-    pub fn complaint(&self) -> Option<Status> {
-        self.troubles.complaint()
-    }
-
-    /// What the sink waits for.
-    pub fn troubles(&self) -> &Troubles {
-        &self.troubles
-    }
-
-    /// Counts how often the checkpoint topic was made again: what was in it has to be written anew.
-    pub fn remade(&self) -> watch::Receiver<u64> {
-        self.remade.subscribe()
-    }
-
     /// Opens a shard's producer. A shard is open at most once at a time.
     pub fn open_shard(self: &Arc<Self>, shard: u32) -> Result<ShardSink, SinkError> {
         let delivery = self.live.borrow().pipeline.delivery;
@@ -364,15 +325,6 @@ impl RedpandaSink {
         lanes.iter().map(|(s, l)| (*s, l.snapshot())).collect()
     }
 
-    /// … and of all shards together.
-    pub fn snapshot(&self) -> Snapshot {
-        let mut sum = Snapshot::default();
-        for snapshot in self.snapshots().into_values() {
-            sum += snapshot;
-        }
-        sum
-    }
-
     fn checkpoint_topic(&self) -> String {
         crate::checkpoint::topic::topic_name(&self.live.borrow().pipeline.name)
     }
@@ -389,11 +341,6 @@ impl RedpandaSink {
             }
             partitions => Ok(partitions),
         }
-    }
-
-    /// Has the guard look at the topics of ours again.
-    pub fn look_again(&self) {
-        self.again.notify_one();
     }
 
     /// Looks at the topics of ours anew: they may have been set otherwise since the start. Mends what may be mended; what

@@ -14,7 +14,7 @@ use super::shard::corrupt;
 use super::{RedpandaSink, ShardSink};
 use crate::checkpoint::{Checkpoints, topic as checkpoint};
 use crate::config::settings::Delivery;
-use crate::sink::{Settle, SinkError};
+use crate::sink::{Opened, Settle, SinkError};
 
 /// Whoever opens shards waits no longer than this for their producers; the shards' sinks go on with it, by the stage's
 /// policies.
@@ -32,16 +32,6 @@ impl Prepared {
         });
         join_all(closing).await;
     }
-}
-
-/// A shard that is open.
-pub struct Opened {
-    /// Its number.
-    pub shard: u32,
-    /// Where it stands.
-    pub checkpoints: Checkpoints,
-    /// Its producer, if that is there already: it has taken the shard, and said so.
-    pub producer: Option<ShardSink>,
 }
 
 impl RedpandaSink {
@@ -119,10 +109,10 @@ impl RedpandaSink {
         Prepared(useless).close().await;
         let found = found?;
         let opened = found.into_iter().map(|(shard, checkpoints)| {
-            let mut producer = taken.remove(&shard);
-            if let Some(producer) = &mut producer {
+            let producer = taken.remove(&shard).map(|mut producer| -> Box<dyn Settle> {
                 producer.is_read();
-            }
+                Box::new(producer)
+            });
             Opened {
                 shard,
                 checkpoints,

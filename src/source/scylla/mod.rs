@@ -201,14 +201,6 @@ impl ScyllaSource {
         Ok(Arc::new(this))
     }
 
-    /// The tables that are not there, or have no change log, by `keyspace.name`, with what would help. They are waited
-    /// for: that a name is wrong cannot be told from that its table is not made yet.
-    pub fn absent(&self) -> Vec<(Arc<str>, SourceError)> {
-        let state = self.session().get_cluster_state();
-        let absent = |t: &Arc<LogTable>| Some((t.full.clone(), t.find(&state).err()?));
-        self.tables.iter().filter_map(absent).collect()
-    }
-
     /// The time that no node's clock is behind of, µs since the Unix epoch.
     fn now_us(&self) -> i64 {
         // Nothing is read before the first answer.
@@ -330,13 +322,6 @@ impl ScyllaSource {
 }
 
 impl ScyllaSource {
-    /// What other instances have done is to be told to this log, by whoever reads the checkpoint topic: from now on a
-    /// stream generation is left only when they have finished it too.
-    pub fn checkpoint_log(&self) -> Arc<CheckpointLog> {
-        let log = || Arc::new(CheckpointLog::new(self.barrier.bell()));
-        self.others.get_or_init(log).clone()
-    }
-
     /// Whether a shard may go on to the next generation.
     fn may_leave(&self, cursor: &Cursor, shard: u32, shards: u32) -> bool {
         let (Some((next, _)), Some(here)) = (
@@ -370,6 +355,21 @@ impl ScyllaSource {
 }
 
 impl Source for ScyllaSource {
+    fn absent(&self) -> Vec<(Arc<str>, SourceError)> {
+        let state = self.session().get_cluster_state();
+        let absent = |t: &Arc<LogTable>| Some((t.full.clone(), t.find(&state).err()?));
+        self.tables.iter().filter_map(absent).collect()
+    }
+
+    fn look_ahead(&self, within: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(self.survey_once(within))
+    }
+
+    fn checkpoint_log(&self) -> Option<Arc<CheckpointLog>> {
+        let log = || Arc::new(CheckpointLog::new(self.barrier.bell()));
+        Some(self.others.get_or_init(log).clone())
+    }
+
     fn placed_by_hash(&self, generations: &BTreeSet<String>) {
         self.hashed.lock().extend(generations.iter().cloned());
     }

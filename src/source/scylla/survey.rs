@@ -161,7 +161,7 @@ impl ScyllaSource {
     }
 
     /// Looks once, ahead of those who will ask; what is not answered in this time they wait for.
-    pub async fn look_ahead(&self, within: Duration) {
+    pub(super) async fn survey_once(&self, within: Duration) {
         let tables = self.tables.iter().enumerate();
         let looking = tables.map(|(index, table)| self.look(index, table));
         let looked = futures::future::try_join_all(looking);

@@ -13,6 +13,7 @@ use super::plugin::{Plugin, PluginError};
 use crate::change::TableSchema;
 use crate::config::settings::Limits;
 use crate::transform::about::{About, SettingAbout, SettingKind};
+use crate::transform::guest::{Code, Guest, Interest};
 
 /// What can be seen of a plugin without running a change through it.
 #[derive(Clone, Debug)]
@@ -101,10 +102,10 @@ impl Plugin {
                 reason: fault.to_string(),
             })?;
             wanted.push(match interest {
-                super::instance::Interest::Ignore => Wanted::Nothing,
-                super::instance::Interest::All => Wanted::Everything,
-                super::instance::Interest::Refused(why) => Wanted::Refused(why),
-                super::instance::Interest::Columns(columns) => {
+                Interest::Ignore => Wanted::Nothing,
+                Interest::All => Wanted::Everything,
+                Interest::Refused(why) => Wanted::Refused(why),
+                Interest::Columns(columns) => {
                     let named = table.columns.iter().zip(0..);
                     let named = named.filter(|(_, index)| columns.has(*index));
                     Wanted::Columns(named.map(|(column, _)| column.name.clone()).collect())

@@ -7,9 +7,10 @@ use penstock_plugin_encoding::{
     ColumnRef, ColumnTag, Operation, Projection, RowMeta, RowsBuilder, record_table,
 };
 
-use super::instance::{Interest, shortened};
+use super::instance::shortened;
 use crate::change::{Record, RecordBatch, Slice};
 use crate::transform::draft::{Draft, Item, Made, NotYet};
+use crate::transform::guest::Interest;
 
 /// Bytes that all transforms together may write for one batch: far more than a guest's memory holds, and a
 /// bound on what references to records' columns are copied into.

@@ -14,6 +14,7 @@ use super::limits::Limiter;
 use super::plugin::{Plugin, PluginError};
 use crate::change::{ColumnKind, TableSchema};
 use crate::config::settings::Limits;
+use crate::transform::guest::{Code, Fault, Guest, Interest};
 
 /// A guest's line in our log is cut there.
 const MAX_LOG_LINE: usize = 4 << 10;
@@ -33,46 +34,6 @@ pub(crate) fn shortened(mut message: String) -> String {
         message.shrink_to_fit();
     }
     message
-}
-
-/// What of a table an instance wants to be sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Interest {
-    /// Nothing: its changes pass by.
-    Ignore,
-    /// Every column.
-    All,
-    /// These columns.
-    Columns(Arc<Projection>),
-    /// The plugin cannot work with the table: each of its changes is refused so.
-    Refused(String),
-}
-
-/// What went wrong in a call.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Fault {
-    /// The guest trapped.
-    #[error("trapped: {0}")]
-    Trap(String),
-    /// It took too long.
-    #[error("deadline of {0:?} exceeded")]
-    Deadline(std::time::Duration),
-    /// It wanted too much memory.
-    #[error("memory limit of {0} bytes exceeded")]
-    Memory(u64),
-    /// Its output is not well-formed.
-    #[error("invalid output: {0}")]
-    Output(String),
-    /// It returned an error for the whole batch.
-    #[error("{0}")]
-    Error(String),
-}
-
-impl Fault {
-    /// Whether the stage's breaker counts it: an error that a guest returns in good order is an answer.
-    pub(crate) fn counts(&self) -> bool {
-        !matches!(self, Self::Error(_))
-    }
 }
 
 /// What the host keeps for a guest.
@@ -190,24 +151,19 @@ impl Instance {
     pub(super) fn says_it_is(&self) -> &str {
         &self.says_it_is
     }
+}
 
-    /// Whether it has processed nothing yet, so that no batch can have left anything in it.
-    pub(crate) fn is_fresh(&self) -> bool {
+impl Guest for Instance {
+    fn is_fresh(&self) -> bool {
         self.fresh
     }
 
-    /// What was said of a table that was opened.
-    pub(crate) fn interest(&self, table: u32) -> Option<&Interest> {
+    fn interest(&self, table: u32) -> Option<&Interest> {
         let (_, interest) = self.interests.iter().find(|(id, _)| *id == table)?;
         Some(interest)
     }
 
-    /// Opens a table unless it is open. After a fault the instance must not be used again.
-    pub(crate) fn open_table(
-        &mut self,
-        table: &TableSchema,
-        limits: Limits,
-    ) -> Result<Interest, Fault> {
+    fn open_table(&mut self, table: &TableSchema, limits: Limits) -> Result<Interest, Fault> {
         if let Some(known) = self.interest(table.id) {
             return Ok(known.clone());
         }
@@ -259,8 +215,7 @@ impl Instance {
         Ok(interest)
     }
 
-    /// Processes an encoded batch. After any fault but [`Fault::Error`] the instance must not be used again.
-    pub(crate) fn process(&mut self, batch: &[u8], limits: Limits) -> Result<Vec<u8>, Fault> {
+    fn process(&mut self, batch: &[u8], limits: Limits) -> Result<Vec<u8>, Fault> {
         arm(&mut self.store, limits);
         self.fresh = false;
         let answer = self

@@ -1,5 +1,6 @@
 //! A compiled plugin file, shared by all shards.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,8 +9,10 @@ use wasmtime::component::{HasSelf, Linker};
 
 use super::contract;
 use super::engine::Engine;
-use super::instance::HostState;
+use super::instance::{HostState, Instance};
 use crate::config::LARGEST_PLUGIN;
+use crate::config::settings::Limits;
+use crate::transform::guest::{Code, Guest};
 
 /// Why a plugin cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -190,14 +193,24 @@ impl Plugin {
             path,
         }))
     }
+}
 
-    /// The file it was read from.
-    pub fn path(&self) -> &Path {
+impl Code for Plugin {
+    fn path(&self) -> &Path {
         &self.path
     }
 
-    /// SHA-256 of the file: tells a rebuilt plugin from the old one.
-    pub fn digest(&self) -> &[u8; 32] {
+    fn digest(&self) -> &[u8; 32] {
         &self.digest
+    }
+
+    fn instance(
+        &self,
+        stage: Arc<str>,
+        settings: &BTreeMap<String, String>,
+        limits: Limits,
+    ) -> Result<Box<dyn Guest>, PluginError> {
+        let instance = Instance::new(self, stage, settings, limits)?;
+        Ok(Box::new(instance))
     }
 }

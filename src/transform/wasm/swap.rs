@@ -5,19 +5,20 @@ use std::sync::Arc;
 
 use penstock_plugin_encoding::RowsBuilder;
 
-use super::instance::{Instance, record_schema};
-use super::plugin::{Plugin, PluginError};
+use super::instance::record_schema;
+use super::plugin::PluginError;
 use crate::change::TableSchema;
 use crate::config::settings::{Limits, Transform};
+use crate::transform::guest::{Code, Fault, Guest};
 
 /// A plugin with its settings and a first instance, for one shard.
 #[derive(Debug)]
 pub struct Prepared {
     pub(crate) name: String,
-    pub(crate) plugin: Arc<Plugin>,
+    pub(crate) plugin: Arc<dyn Code>,
     pub(crate) settings: BTreeMap<String, String>,
     pub(crate) limits: Limits,
-    pub(crate) instance: Instance,
+    pub(crate) instance: Box<dyn Guest>,
 }
 
 impl Prepared {
@@ -28,13 +29,13 @@ impl Prepared {
     /// The settings are refused, or the plugin fails on start. Nothing has changed then.
     pub fn new(
         transform: &Transform,
-        plugin: Arc<Plugin>,
+        plugin: Arc<dyn Code>,
         tables: &[Arc<TableSchema>],
     ) -> Result<Self, PluginError> {
         let limits = transform.limits;
         let stage: Arc<str> = stage_name(&transform.name);
-        let mut instance = Instance::new(&plugin, stage, &transform.settings, limits)?;
-        let start = |fault: super::instance::Fault| PluginError::Start {
+        let mut instance = plugin.instance(stage, &transform.settings, limits)?;
+        let start = |fault: Fault| PluginError::Start {
             path: plugin.path().to_owned(),
             reason: fault.to_string(),
         };

@@ -13,13 +13,12 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::super::super::dead_letters::Keeps;
 use super::{Bug, CHANGES, OTHER, SHARDS, at, group, refused};
 use crate::change::{Position, RecordBatch};
 use crate::checkpoint::{Checkpoints, Settlement};
 use crate::dead_letter::DeadLetter;
 use crate::policy::Class;
-use crate::sink::{Delivered, Fit, Leave, Look, Recovery, Settle, SinkError, Ticket};
+use crate::sink::{Delivered, Fit, Leave, Letters, Look, Recovery, Settle, SinkError, Ticket};
 
 /// The dice: whether and how long. Still once it is to go well to the end.
 pub(super) struct Dice {
@@ -168,7 +167,7 @@ impl Brokers {
 }
 
 /// At least once the stage writes the letters itself, one after the other.
-impl Keeps for Brokers {
+impl Letters for Brokers {
     fn admit<'a>(&'a self, _: &'a [DeadLetter]) -> BoxFuture<'a, Result<(), SinkError>> {
         Box::pin(async move {
             tokio::time::sleep(self.dice.delay()).await;

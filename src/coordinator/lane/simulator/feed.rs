@@ -5,17 +5,15 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use penstock_plugin_encoding::{ColumnTag, Operation, RowMeta, RowsBuilder};
 use tokio::sync::watch;
-use uuid::Uuid;
 
 use super::super::super::supervisor::ChildScope;
+use super::super::super::tests::source::{batch, table};
 use super::super::{Counters, Lane, Ledger};
 use super::brokers::Dice;
 use super::{CHANGES, OTHER, SHARDS, at, dropped, group, rejected};
 use crate::change::{
-    Batch, Column, ColumnKind, Position, Progress, Record, RecordBatch, Rejected, Slice, StreamId,
-    TableSchema, Traces,
+    Batch, Position, Progress, Record, RecordBatch, Rejected, Slice, TableSchema, Traces,
 };
 use crate::checkpoint::Checkpoints;
 use crate::source::{Aside, ShardReader, Source, SourceError, SourceStatus};
@@ -32,21 +30,11 @@ pub(super) struct Log {
 
 impl Log {
     pub(super) fn new(dice: Arc<Dice>) -> Arc<Self> {
-        let column = Column {
-            name: "pk".into(),
-            cql_type: "text".into(),
-            kind: ColumnKind::PartitionKey,
-        };
         Arc::new(Self {
             dice,
             settled: Default::default(),
             counters: Default::default(),
-            schema: Arc::new(TableSchema {
-                id: 7,
-                keyspace: "ks".into(),
-                name: "t".into(),
-                columns: vec![column],
-            }),
+            schema: table(),
         })
     }
 }
@@ -119,41 +107,11 @@ impl ShardReader for Reader {
                 tokio::time::sleep(self.log.dice.delay()).await;
             }
             let last = (self.read + 1 + self.log.dice.below(4) as i64).min(CHANGES);
-            let mut rows = RowsBuilder::new();
-            let mut positions = Vec::new();
-            for n in self.read + 1..=last {
-                let meta = RowMeta {
-                    operation: Operation::Insert,
-                    context: false,
-                    end_of_batch: true,
-                    table: self.log.schema.id,
-                    time_us: n,
-                    ttl: 0,
-                };
-                rows.row(meta, 1);
-                rows.column(ColumnTag::Value, &[b"k"]);
-                positions.push(Position {
-                    stream: StreamId([self.shard as u8; 16]),
-                    time: Uuid::nil(),
-                    seq: n as i32,
-                });
-            }
+            let changes = self.read + 1..=last;
             self.read = last;
-            let streams = positions.last().copied().into_iter().collect();
-            Ok(Batch {
-                shard: self.shard,
-                epoch: self.epoch,
-                rows: rows.finish(),
-                positions,
-                tables: vec![self.log.schema.clone()],
-                undecodable: Vec::new(),
-                progress: vec![Progress {
-                    complete_until_us: Some(last),
-                    streams,
-                    ..Progress::new(group(self.shard as usize))
-                }],
-                read_at: std::time::Instant::now(),
-            })
+            let stream = (self.shard as u8, own);
+            let shard = (self.shard, self.epoch);
+            Ok(batch(shard, stream, &self.log.schema, changes))
         })
     }
 

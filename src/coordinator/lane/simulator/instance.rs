@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::super::super::child::{ChildId, Stage};
-use super::super::super::dead_letters::{self, Keeps};
+use super::super::super::dead_letters;
 use super::super::super::shard::{Shard, relieved};
 use super::super::super::supervisor::{ChildSpec, Event, Supervisor};
 use super::super::{Lane, SinkParts, run_sink, run_source};
@@ -19,7 +19,7 @@ use super::{MAX_IN_FLIGHT, SHARDS};
 use crate::checkpoint::Checkpoints;
 use crate::config::settings::Settings;
 use crate::policy::stage::StagePolicies;
-use crate::sink::Settle;
+use crate::sink::{Letters, Settle};
 
 /// How long a shard that goes to another may take to be settled.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -58,7 +58,7 @@ impl Instance {
         let mut supervisor = Supervisor::new(live.clone());
         let (keeper, requests) = dead_letters::channel();
         let atomic = brokers.atomic;
-        let keeps: Arc<dyn Keeps> = brokers.clone();
+        let keeps: Arc<dyn Letters> = brokers.clone();
         supervisor.start(ChildSpec::new(Stage::DeadLetter, move |scope| {
             dead_letters::run(requests.clone(), keeps.clone(), atomic, scope)
         }));

@@ -13,7 +13,7 @@ use crate::checkpoint::topic::Owner;
 use crate::checkpoint::{Checkpoints, topic as checkpoint};
 use crate::config::settings::Delivery;
 use crate::policy::Class;
-use crate::sink::{Settle, SinkError};
+use crate::sink::{Settle, Sink, SinkError};
 
 /// Whoever takes a shard over says so in the checkpoint topic within this time.
 const CLAIM_SHOWS: Duration = Duration::from_secs(1);

@@ -1,0 +1,48 @@
+//! What becomes of children that crash.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use super::super::Outcome;
+use super::super::supervisor::Standing;
+use super::Rig;
+
+const PATIENT: &str = "[source.supervision]\nmax_restarts = 2\nwithin = \"60s\"\n";
+
+#[test]
+fn a_reader_that_crashes_is_started_again_and_loses_nothing() {
+    Rig::run(PATIENT, async |rig| {
+        rig.world.write(10);
+        rig.until_seen("before").await;
+        rig.world.source_crashes.store(2, Relaxed);
+        rig.world.write(10);
+        rig.until_seen("after").await;
+        let restarts: u64 = rig.handle.children().iter().map(|c| c.restarts).sum();
+        assert_eq!(restarts, 2);
+        assert_eq!(rig.stop().await, Outcome::Clean);
+    });
+}
+
+#[test]
+fn a_stage_that_was_given_up_on_starts_anew_with_the_next_reload() {
+    Rig::run(PATIENT, async |rig| {
+        rig.world.source_crashes.store(u32::MAX, Relaxed);
+        rig.world.write(10);
+        let handle = rig.handle.clone();
+        let failed = || {
+            let children = handle.children();
+            let mut readers = children.iter().filter(|c| c.stage == "source");
+            readers.all(|c| c.state == Standing::Failed)
+        };
+        rig.until("it is given up on", failed).await;
+        rig.until("health tells", || handle.ready().is_err()).await;
+
+        rig.world.source_crashes.store(0, Relaxed);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(failed(), "nobody but a person starts it anew");
+        rig.reload(&format!("{PATIENT}[sink.breaker]\nfailure_threshold = 9\n"))
+            .await;
+        rig.until_seen("after").await;
+        rig.until("health tells", || handle.ready().is_ok()).await;
+    });
+}
