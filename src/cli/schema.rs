@@ -39,7 +39,7 @@ fn describe(config: &ConfigArgs, schema: &mut Value) -> Result<(), u8> {
         eprintln!("error: {error}");
         exit::FAILURE
     };
-    let engine = Engine::new(None, 1).map_err(|e| failed(e.to_string()))?;
+    let engine = Engine::caching(1).map_err(|e| failed(e.to_string()))?;
     let mut described = Vec::new();
     for transform in &loaded.settings.transforms {
         let about = engine

@@ -58,7 +58,7 @@ pub fn run(
 ///
 /// Plugins are compiled, configured and warmed, as they will be on start.
 pub fn check(config: &ConfigArgs, json: bool) -> Result<Loaded, u8> {
-    let engine = Engine::new(None, 1).map_err(|error| {
+    let engine = Engine::caching(1).map_err(|error| {
         eprintln!("error: {error}");
         exit::FAILURE
     })?;

@@ -1,7 +1,7 @@
 //! The engine that plugins run in, with room for every shard's instances, and the clock without which one that
 //! loops is never stopped.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -41,20 +41,6 @@ fn instances(settings: &Settings) -> u32 {
     each.saturating_mul(3).saturating_add(1)
 }
 
-/// Where compiled plugins are kept from one start to the next, as the system has it for caches: without it a start
-/// takes some 100 ms longer.
-fn cache() -> Option<PathBuf> {
-    let dir = |name: &str| {
-        std::env::var_os(name)
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    };
-    let caches = dir("XDG_CACHE_HOME").or_else(|| Some(dir("HOME")?.join(".cache")))?;
-    caches
-        .is_absolute()
-        .then(|| caches.join("penstock/plugins"))
-}
-
 impl PluginHost {
     /// With room for what these settings ask for.
     ///
@@ -62,13 +48,7 @@ impl PluginHost {
     /// When the system gives no engine, or no thread.
     pub fn new(settings: &Settings) -> anyhow::Result<Arc<Self>> {
         let instances = instances(settings);
-        let engine = match cache() {
-            Some(cache) => Engine::new(Some(&cache), instances).or_else(|error| {
-                tracing::debug!(%error, "plugins are compiled at each start");
-                Engine::new(None, instances)
-            })?,
-            None => Engine::new(None, instances)?,
-        };
+        let engine = Engine::caching(instances)?;
         let (ticker, stop) = (engine.ticker(), Arc::<AtomicBool>::default());
         // A thread of its own: a busy runtime must not stop the clock.
         let clock = std::thread::Builder::new().name("plugin-clock".into());

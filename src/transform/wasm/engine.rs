@@ -95,6 +95,21 @@ impl Engine {
         Ok(Self { inner, cache })
     }
 
+    /// Like [`new`](Self::new), with compiled code kept as the system has it for caches, where that can be: a plugin is
+    /// compiled by whoever meets it first.
+    ///
+    /// # Errors
+    /// When this machine has no engine.
+    pub fn caching(instances: u32) -> Result<Self, EngineError> {
+        match usual_cache() {
+            Some(cache) => Self::new(Some(&cache), instances).or_else(|error| {
+                tracing::debug!(%error, "plugins are compiled each time");
+                Self::new(None, instances)
+            }),
+            None => Self::new(None, instances),
+        }
+    }
+
     /// The clock's handle. It does not keep the engine alive.
     pub fn ticker(&self) -> Ticker {
         Ticker(self.inner.weak())
@@ -154,6 +169,18 @@ impl Engine {
         }
         Ok(compiled)
     }
+}
+
+fn usual_cache() -> Option<PathBuf> {
+    let dir = |name: &str| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
+    let caches = dir("XDG_CACHE_HOME").or_else(|| Some(dir("HOME")?.join(".cache")))?;
+    caches
+        .is_absolute()
+        .then(|| caches.join("penstock/plugins"))
 }
 
 /// Files that are kept: a machine runs few plugins, and whoever writes one compiles many.
