@@ -143,6 +143,9 @@ fn what_is_missing_is_said_with_how_to_get_it() {
     };
     assert!(said("penstock plugin build").contains("`penstock plugin new <name>` writes one"));
     assert!(said("penstock plugin new Bad_Name").contains("expected lower-case letters"));
+    assert!(said("penstock plugin new Bad_Name").contains("e.g. bad-name"));
+    assert!(said("penstock plugin new fn").contains("a word of the languages themselves"));
+    assert!(said("penstock plugin new serde").contains("a crate that the SDK is built of"));
     assert!(said("touch taken; penstock plugin new taken").contains("is there already"));
     let no_rust = "mkdir p; printf '[package]\\nname=\"p\"\\n' > p/Cargo.toml; RUSTC=/nowhere/rustc penstock plugin build p";
     assert!(said(no_rust).contains("install Rust by https://rustup.rs"));
@@ -162,6 +165,16 @@ mod languages {
     use testkit::transforms::{BatchBuilder, Cell, engine, settings, table, transform};
 
     use super::*;
+
+    #[test]
+    fn rust() {
+        passes(
+            "rust",
+            "src/lib.rs",
+            include_str!("workbench/contract.rs"),
+            "src/lib.rs:",
+        );
+    }
 
     #[test]
     fn go() {
@@ -208,21 +221,23 @@ mod languages {
             )
         };
         let folder = kept.join("contract");
-        if !folder.is_dir() {
-            let (code, text) = said(sh(
-                &kept,
-                &format!("penstock plugin new contract --lang {language}"),
-            ));
-            assert_eq!(code, Some(0), "{text}");
-        }
-        let (code, text) = said(sh(&folder, "penstock plugin new --sdk-only ."));
+        // What a project begins with today, over the one of before.
+        let anew = format!(
+            "rm -rf anew && penstock plugin new anew/contract --lang {language} && cp -r anew/. . && rm -rf anew"
+        );
+        let (code, text) = said(sh(&kept, &anew));
         assert_eq!(code, Some(0), "{text}");
         std::fs::write(folder.join(main), source).expect("the source");
-        let cases = include_str!("workbench/contract.toml");
-        std::fs::write(folder.join("cases/contract.toml"), cases).expect("the cases");
+        for (name, cases) in [
+            ("contract.toml", include_str!("workbench/contract.toml")),
+            ("values.json", include_str!("workbench/values.json")),
+        ] {
+            std::fs::write(folder.join("cases").join(name), cases).expect("the cases");
+        }
         let sources = said(sh(
             &folder,
-            "cat *.go *.mod *.js *.json *.py *.toml penstock/* 2>/dev/null",
+            "find . -path ./target -prune -o -path ./node_modules -prune -o -path ./.venv -prune -o -type f ! -name '*.wasm' -print0 \
+             | sort -z | xargs -0 cat",
         ))
         .1;
         let stamp = folder.join("target/built-of");
@@ -238,7 +253,7 @@ mod languages {
         }
         let (code, text) = said(sh(&folder, "penstock plugin test contract.wasm"));
         assert_eq!(code, Some(0), "{text}");
-        assert!(text.contains("7 passed"), "{text}");
+        assert!(text.contains("10 passed"), "{text}");
         let (code, text) = said(sh(&folder, "penstock plugin inspect contract.wasm"));
         assert_eq!(code, Some(0), "{text}");
         for line in [
@@ -270,7 +285,9 @@ mod languages {
             ],
         );
         let mut batch = BatchBuilder::new(&[&of]);
-        for what in ["twice", "panic", "loop", "forward", "memory", "twice"] {
+        for what in [
+            "twice", "panic", "loop", "forward", "memory", "lie", "twice",
+        ] {
             let cells = [
                 Cell::Set(&[0, 0, 0, 1]),
                 Cell::Set(what.as_bytes()),
@@ -287,7 +304,7 @@ mod languages {
             .iter()
             .map(|r| (r.source, r.error.as_str()))
             .collect();
-        let [(1, panic), (2, endless), (4, hoard)] = refused[..] else {
+        let [(1, panic), (2, endless), (4, hoard), (5, lie)] = refused[..] else {
             panic!("{refused:?}")
         };
         assert!(
@@ -299,6 +316,7 @@ mod languages {
             hoard.contains("memory") || hoard.contains("Memory"),
             "{hoard}"
         );
+        assert!(lie.contains("output") || lie.contains("lie"), "{lie}");
         assert_eq!(made.records.len(), 2 + 1 + 2);
     }
 }

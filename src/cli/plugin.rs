@@ -13,7 +13,7 @@ use crate::change::Batch;
 use crate::transform::{Code, Engine, Plugin, Wanted};
 use crate::workbench::changes::{self, Tables, read_lines};
 use crate::workbench::languages::Language;
-use crate::workbench::trial::{self, TrialError};
+use crate::workbench::trial::{self, Scope, TrialError};
 use crate::workbench::{build, cases, project};
 
 /// `penstock plugin`
@@ -59,6 +59,9 @@ pub struct BuildArgs {
     /// Fetch nothing
     #[arg(long)]
     pub offline: bool,
+    /// Go on, and build again when a source changes
+    #[arg(long)]
+    pub watch: bool,
 }
 
 /// What most commands are about.
@@ -148,6 +151,9 @@ pub fn run(command: PluginCommand) -> u8 {
     })
 }
 
+/// How often `build --watch` looks at the sources.
+const LOOK: Duration = Duration::from_millis(200);
+
 type Done = Result<u8, String>;
 
 fn said(error: impl std::fmt::Display) -> String {
@@ -173,11 +179,11 @@ fn new(args: &NewArgs) -> Done {
         .file_name()
         .map(|n| n.to_string_lossy().into_owned())
         .unwrap_or_default();
-    if !project::is_name(&last) {
-        return Err(format!(
-            "{name:?}: expected {}, e.g. redact-email",
-            project::NAME
-        ));
+    project::check_name(&last, args.lang)?;
+    if project::is_stock(&last) {
+        eprintln!(
+            "note: Penstock comes with a plugin `{last}` of its own; under another name yours is not taken for it"
+        );
     }
     for written in project::create(folder, &last, args.lang).map_err(said)? {
         say!("wrote {}", written.display());
@@ -194,10 +200,36 @@ fn new(args: &NewArgs) -> Done {
 }
 
 fn build(args: &BuildArgs) -> Done {
+    if !args.watch {
+        return build_once(args);
+    }
+    let seen = || {
+        let look = |path: PathBuf| {
+            let file = std::fs::metadata(&path).ok();
+            (path, file.map(|file| (file.len(), file.modified().ok())))
+        };
+        build::sources(&args.folder)
+            .into_iter()
+            .map(look)
+            .collect::<Vec<_>>()
+    };
+    loop {
+        // Looked at before: what is saved meanwhile is built next.
+        let built = seen();
+        if let Err(error) = build_once(args) {
+            eprintln!("error: {error}");
+        }
+        while seen() == built {
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+fn build_once(args: &BuildArgs) -> Done {
     let started = Instant::now();
     let built = build::build(&args.folder, args.out.as_deref(), args.offline).map_err(said)?;
     // What does not load here does not load there.
-    let engine = Engine::new(None, 1).map_err(said)?;
+    let engine = Engine::caching(1).map_err(said)?;
     trial::load(&engine, &built.path).map_err(said)?;
     let size = std::fs::metadata(&built.path).map_err(said)?.len();
     say!(
@@ -229,7 +261,7 @@ impl Subject {
     ) -> Result<T, String> {
         let (file, cases) = self.file()?;
         // Two, so that one can be made before the last is gone.
-        let engine = Engine::new(None, 2).map_err(said)?;
+        let engine = Engine::caching(2).map_err(said)?;
         engine.with_clock(|| {
             let plugin = trial::load(&engine, &file).map_err(said)?;
             work(&plugin, &cases)
@@ -288,7 +320,8 @@ fn test(args: &TestArgs) -> Done {
 fn inspect(args: &InspectArgs) -> Done {
     args.subject.open(|plugin, beside| {
         let given = settings(&args.settings)?;
-        let (transform, _) = trial::transform(plugin.path(), &given).map_err(said)?;
+        let (transform, _) =
+            trial::transform(plugin.path(), &given, Scope::default()).map_err(said)?;
         let mut tables = Tables::default();
         for text in &args.table {
             let (name, columns) = text.split_once(':').ok_or_else(|| {
@@ -411,7 +444,8 @@ fn material(path: &Path) -> Result<(Tables, Vec<Value>), String> {
 fn run_changes(args: &RunArgs) -> Done {
     let (tables, given) = material(&args.changes)?;
     args.subject.open(|plugin, _| {
-        let mut chain = trial::chain(plugin, &settings(&args.settings)?, &tables).map_err(said)?;
+        let own = settings(&args.settings)?;
+        let mut chain = trial::chain(plugin, &own, &tables, Scope::default()).map_err(said)?;
         let outcomes = trial::run(&mut chain, &tables, &given).map_err(said)?;
         for outcome in &outcomes {
             say!("{}", outcome.to_json());
@@ -432,7 +466,7 @@ fn bench(args: &BenchArgs) -> Done {
         }
         let own = settings(&args.settings)?;
         let start = Instant::now();
-        let mut chain = trial::chain(plugin, &own, &tables).map_err(said)?;
+        let mut chain = trial::chain(plugin, &own, &tables, Scope::default()).map_err(said)?;
         let start = start.elapsed();
         say!("{}: {} different changes; an instance starts in {start:.1?}", plugin.path().display(), given.len());
         for size in &args.batch {

@@ -36,8 +36,7 @@ fn tests(
     settings: &std::sync::Arc<crate::config::Settings>,
 ) -> Result<u8, String> {
     let transforms = u32::try_from(settings.transforms.len()).unwrap_or(u32::MAX);
-    let engine =
-        Engine::new(None, transforms.saturating_mul(2).max(1)).map_err(|e| e.to_string())?;
+    let engine = Engine::caching(transforms.saturating_mul(2).max(1)).map_err(|e| e.to_string())?;
     let all = chain::tests(&config.config)?;
     let (mut good, mut bad) = (0, 0);
     let json = args.output.is_json();

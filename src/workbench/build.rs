@@ -96,6 +96,32 @@ pub fn build(folder: &Path, out: Option<&Path>, offline: bool) -> Result<Built, 
     Ok(Built { path: to, changed })
 }
 
+/// The files that a build may depend on, in order: all of a project but what is hidden, what tools keep, what was built, and
+/// its cases.
+pub fn sources(folder: &Path) -> Vec<PathBuf> {
+    const KEPT: [&str; 5] = ["target", "node_modules", "venv", "__pycache__", "cases"];
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        // What cannot be read is for the tools to say.
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let name = name.to_string_lossy();
+            if name.starts_with('.') || KEPT.contains(&&*name) {
+                continue;
+            }
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(path),
+                Ok(_) if !name.ends_with(".wasm") && !name.ends_with(".wasm.new") => {
+                    files.push(path);
+                }
+                _ => {}
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
 /// A program, or another one that the environment names.
 pub(super) fn program(variable: &str, name: &str) -> OsString {
     std::env::var_os(variable).unwrap_or_else(|| name.into())

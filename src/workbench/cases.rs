@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::changes::{Tables, read_lines};
-use super::trial::{self, TrialError};
+use super::trial::{self, Scope, TrialError};
 use crate::transform::{Plugin, PluginError};
 
 /// A file of cases, in TOML or JSON.
@@ -35,6 +35,11 @@ struct Case {
     /// A file beside this one with a change a line, as `penstock record` writes it.
     changes_from: Option<PathBuf>,
     expect: Option<Vec<Value>>,
+    /// The tables of the transform, by name, as in pipeline.toml: changes of others pass it by.
+    #[serde(default)]
+    tables: Vec<String>,
+    /// Its condition, likewise.
+    when: Option<String>,
     /// The settings are refused with these words.
     refused: Option<String>,
 }
@@ -135,7 +140,11 @@ pub fn run(plugin: &Arc<Plugin>, path: &Path, bless: bool) -> Result<Vec<Verdict
                 .map_err(|e| within(format!("{}: {e}", from.display())))?;
             changes.extend(read_lines(&lines, &mut tables).map_err(within)?);
         }
-        let outcome = trial::chain(plugin, &case.settings, &tables)
+        let scope = Scope {
+            tables: &case.tables,
+            when: case.when.as_deref(),
+        };
+        let outcome = trial::chain(plugin, &case.settings, &tables, scope)
             .and_then(|mut chain| trial::run(&mut chain, &tables, &changes));
         let got = match outcome {
             Ok(outcomes) => Ok(outcomes
@@ -206,13 +215,15 @@ fn expecting(expected: &[Value], got: &[Value]) -> Vec<Value> {
                 value[words] = said.into();
             }
         }
-        if let (Value::Object(value), Some(number)) = (&mut value, seen.get("change"))
-            && !value.contains_key("change")
-            && ["topic", "error", "retry"]
-                .iter()
-                .any(|what| value.contains_key(*what))
-        {
-            value.insert("change".to_owned(), number.clone());
+        for open in ["change", "stage"] {
+            if let (Value::Object(value), Some(seen)) = (&mut value, seen.get(open))
+                && !value.contains_key(open)
+                && ["topic", "error", "retry"]
+                    .iter()
+                    .any(|what| value.contains_key(*what))
+            {
+                value.insert(open.to_owned(), seen.clone());
+            }
         }
         // A text that is JSON is compared as JSON.
         for field in ["key", "value"] {
@@ -244,7 +255,10 @@ fn lines(outcomes: &[Value]) -> Vec<String> {
         let said = |what: &str| Some(format!("{what}: {}", parts.get(what)?.as_str()?));
         let head = match (parts.get("topic"), said("error").or_else(|| said("retry"))) {
             (Some(topic), _) => format!("change {number}: record to {topic}"),
-            (None, Some(said)) => format!("change {number}: {said}"),
+            (None, Some(error)) => match said("stage") {
+                Some(stage) => format!("change {number}: {stage}: {error}"),
+                None => format!("change {number}: {error}"),
+            },
             _ => match parts.iter().next() {
                 Some((what, number)) if parts.len() == 1 => format!("change {number}: {what}"),
                 _ => outcome.to_string(),

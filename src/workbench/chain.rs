@@ -2,18 +2,19 @@
 //! others. They are no part of the configuration: an edit of theirs reloads nothing.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use penstock_conditions::{Condition, Record};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::cases::{Verdict, compare};
-use super::changes::{self, Sheet, Tables};
+use super::changes::{self, Sheet, Tables, read_lines};
 use super::trial;
 use crate::config::Settings;
-use crate::transform::{Chain, Engine, Passed, Plugin, Prepared};
+use crate::transform::{Chain, Engine, Passed, Plugin, Prepared, Step};
 
 #[derive(Debug, Deserialize)]
 struct File {
@@ -33,10 +34,15 @@ pub struct Test {
     input_at: Option<String>,
     #[serde(default)]
     changes: Vec<Value>,
-    /// By transform, or `sink`, what has become of what reached it.
+    /// A file beside this one with a change a line, as `penstock record` writes it.
+    changes_from: Option<PathBuf>,
+    /// By transform, or `sink`, what has become of what reached it; by `dead_letter`, what is kept there.
     #[serde(default)]
     expect: BTreeMap<String, Vec<Value>>,
-    /// Transforms, or `sink`, that make no record.
+    /// By transform, or `sink`, expressions that hold for each record that it makes.
+    #[serde(default)]
+    holds: BTreeMap<String, Vec<String>>,
+    /// Transforms, or `sink`, that make no record; `dead_letter`, which keeps none.
     #[serde(default)]
     no_records_from: Vec<String>,
 }
@@ -62,7 +68,11 @@ pub fn tests(paths: &[PathBuf]) -> Result<Vec<Test>, String> {
         for file in files {
             let said = |e: String| format!("{}: {e}", file.display());
             let text = std::fs::read_to_string(&file).map_err(|e| said(e.to_string()))?;
-            let found: File = toml::from_str(&text).map_err(|e| said(e.to_string()))?;
+            let mut found: File = toml::from_str(&text).map_err(|e| said(e.to_string()))?;
+            let beside = file.parent().unwrap_or(Path::new(""));
+            for test in &mut found.tests {
+                test.changes_from = test.changes_from.as_ref().map(|from| beside.join(from));
+            }
             tests.extend(found.tests);
         }
     }
@@ -79,6 +89,12 @@ pub fn run(engine: &Engine, settings: &Arc<Settings>, test: &Test) -> Result<Ver
     for (name, columns) in &test.tables {
         tables.add(name, columns).map_err(here)?;
     }
+    let mut changes = test.changes.clone();
+    if let Some(from) = &test.changes_from {
+        let lines =
+            std::fs::read_to_string(from).map_err(|e| here(format!("{}: {e}", from.display())))?;
+        changes.extend(read_lines(&lines, &mut tables).map_err(here)?);
+    }
     let names: Vec<&str> = settings
         .transforms
         .iter()
@@ -87,10 +103,11 @@ pub fn run(engine: &Engine, settings: &Arc<Settings>, test: &Test) -> Result<Ver
     let place = |name: &str| -> Result<usize, String> {
         let all = || names.iter().copied().chain(["sink"]);
         all().position(|n| n == name).ok_or_else(|| {
-            here(format!(
-                "unknown transform {name:?}; there are: {}",
-                all().collect::<Vec<_>>().join(", ")
-            ))
+            let help = match crate::config::nearest(name, all()) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None => format!("there are: {}", all().collect::<Vec<_>>().join(", ")),
+            };
+            here(format!("unknown transform {name:?}; {help}"))
         })
     };
     let first = test.input_at.as_deref().map_or(Ok(0), place)?;
@@ -101,7 +118,7 @@ pub fn run(engine: &Engine, settings: &Arc<Settings>, test: &Test) -> Result<Ver
         prepared.push(made.map_err(|e| here(e.to_string()))?);
     }
     let mut chain = Chain::new(prepared, watch::channel(settings.clone()).1);
-    let sheet = changes::read(&tables, &test.changes).map_err(here)?;
+    let sheet = changes::read(&tables, &changes).map_err(here)?;
     let Sheet { batch, given, rows } = sheet;
     let steps = chain
         .trace(batch, given, first)
@@ -109,7 +126,13 @@ pub fn run(engine: &Engine, settings: &Arc<Settings>, test: &Test) -> Result<Ver
     let mut wrong = Vec::new();
     let step_of =
         |name: &str| place(name).map(|at| at.checked_sub(first).and_then(|at| steps.get(at)));
-    for (name, expected) in &test.expect {
+    let letters = letters(&steps, &rows);
+    if let Some(expected) = test.expect.get(DEAD_LETTERS)
+        && let Some(differs) = compare(expected, &letters)
+    {
+        wrong.push(format!("  at {DEAD_LETTERS}:\n{differs}"));
+    }
+    for (name, expected) in test.expect.iter().filter(|(name, _)| *name != DEAD_LETTERS) {
         let Some(step) = step_of(name)? else {
             return Err(here(format!("{name:?} stands before the input")));
         };
@@ -127,7 +150,24 @@ pub fn run(engine: &Engine, settings: &Arc<Settings>, test: &Test) -> Result<Ver
             wrong.push(format!("  at {name}:\n{differs}"));
         }
     }
+    for (name, conditions) in &test.holds {
+        let Some(step) = step_of(name)? else {
+            return Err(here(format!("{name:?} stands before the input")));
+        };
+        for text in conditions {
+            let condition = Condition::compile(text)
+                .map_err(|e| here(format!("holds.{name}: `{text}`: {e}")))?;
+            wrong.extend(fails(&condition, step, &rows).map(|said| format!("  at {name}: {said}")));
+        }
+    }
     for name in &test.no_records_from {
+        if name == DEAD_LETTERS {
+            if !letters.is_empty() {
+                let said = compare(&[], &letters).unwrap_or_default();
+                wrong.push(format!("  no dead letters were expected:\n{said}"));
+            }
+            continue;
+        }
         let made = step_of(name)?.into_iter().flat_map(|step| &step.passed);
         let made = made.filter(|p| matches!(p, Passed::Record(..))).count();
         if made > 0 {
@@ -139,5 +179,50 @@ pub fn run(engine: &Engine, settings: &Arc<Settings>, test: &Test) -> Result<Ver
     Ok(Verdict {
         name: test.name.clone(),
         wrong: (!wrong.is_empty()).then(|| wrong.join("\n")),
+    })
+}
+
+/// The stage that keeps what was refused.
+const DEAD_LETTERS: &str = "dead_letter";
+
+/// What was refused and is kept, which `on_error = "drop"` does not do: `{"change": 1, "stage": …, "error": …}`, in order.
+fn letters(steps: &[Step], rows: &[u32]) -> Vec<Value> {
+    let mut letters = Vec::new();
+    for (row, number) in rows.iter().zip(1..) {
+        for step in steps {
+            for rejected in step.rejected.iter().filter(|r| r.source == *row) {
+                letters
+                    .push(json!({ "change": number, "stage": step.name, "error": rejected.error }));
+            }
+        }
+    }
+    letters
+}
+
+/// The first record of a stage for which a condition does not hold.
+fn fails(condition: &Condition, step: &Step, rows: &[u32]) -> Option<String> {
+    step.passed.iter().find_map(|passed| {
+        let Passed::Record(row, plain) = passed else {
+            return None;
+        };
+        let headers = plain.headers.iter();
+        let record = Record {
+            topic: &plain.topic,
+            key: plain.key.as_deref(),
+            value: plain.value.as_deref(),
+            headers: headers
+                .map(|(name, value)| (&**name, value.as_deref()))
+                .collect(),
+        };
+        let what = match condition.holds(None, Some(&record)) {
+            Ok(true) => return None,
+            Ok(false) => format!("`{}` does not hold", condition.text()),
+            Err(error) => error,
+        };
+        let number = rows.iter().position(|of| of == row).map_or(0, |at| at + 1);
+        Some(format!(
+            "{what} for a record of change {number}: {}",
+            plain.to_json()
+        ))
     })
 }

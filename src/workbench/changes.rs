@@ -138,6 +138,7 @@ impl Builder<'_> {
                 "late",
                 "missing",
                 "columns",
+                "nulls",
                 "preimage",
                 "postimage",
                 "range_end",
@@ -175,7 +176,10 @@ impl Builder<'_> {
                 "preimage",
             )?),
         };
-        let cells = cells(&table, change.get("columns"), false)?;
+        let mut cells = cells(&table, change.get("columns"), false)?;
+        for name in nulls(change)? {
+            cells[column(&table, name)?] = (ColumnTag::Null, Vec::new());
+        }
         let row = self.row(meta(operation), number, &cells);
         let end = match (change.get("postimage"), change.get("range_end")) {
             (Some(_), Some(_)) => {
@@ -365,6 +369,31 @@ pub(super) fn field(record: &Map<String, Value>, name: &str) -> Result<Option<Ve
     })
 }
 
+/// The columns that a change sets to null, for files whose form has no null.
+fn nulls(change: &Map<String, Value>) -> Result<Vec<&str>, String> {
+    let Some(nulls) = change.get("nulls") else {
+        return Ok(Vec::new());
+    };
+    let names = nulls.as_array().map(|all| all.iter().map(Value::as_str));
+    names
+        .and_then(Iterator::collect)
+        .ok_or_else(|| format!("`nulls` is {nulls}: expected the names of columns"))
+}
+
+/// Where a column stands.
+fn column(table: &TableSchema, name: &str) -> Result<usize, String> {
+    let names = || table.columns.iter().map(|c| c.name.as_str());
+    if let Some(at) = names().position(|known| known == name) {
+        return Ok(at);
+    }
+    let help = match crate::config::nearest(name, names()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("it has: {}", names().collect::<Vec<_>>().join(", ")),
+    };
+    let (keyspace, table) = (&table.keyspace, &table.name);
+    Err(format!("{keyspace}.{table} has no column `{name}`; {help}"))
+}
+
 type Cells = Vec<(ColumnTag, Vec<u8>)>;
 
 fn cells(table: &TableSchema, columns: Option<&Value>, image: bool) -> Result<Cells, String> {
@@ -374,15 +403,7 @@ fn cells(table: &TableSchema, columns: Option<&Value>, image: bool) -> Result<Ce
         Some(columns) => columns.as_object().ok_or("`columns`: expected an object")?,
     };
     for (name, value) in columns {
-        let Some(at) = table.columns.iter().position(|c| c.name == *name) else {
-            let names = || table.columns.iter().map(|c| c.name.as_str());
-            let help = match crate::config::nearest(name, names()) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("it has: {}", names().collect::<Vec<_>>().join(", ")),
-            };
-            let (keyspace, table) = (&table.keyspace, &table.name);
-            return Err(format!("{keyspace}.{table} has no column `{name}`; {help}"));
-        };
+        let at = column(table, name)?;
         let cql_type: CqlType = table.columns[at]
             .cql_type
             .parse()

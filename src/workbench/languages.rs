@@ -1,9 +1,11 @@
 //! Languages beside Rust: what a project of each is written from, and how its `.wasm` is made.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::build::{BuildError, missing, program};
+use sha2::{Digest, Sha256};
+
+use super::build::{BuildError, missing, program, sources};
 use super::component;
 
 /// A language that there is an SDK for.
@@ -20,11 +22,14 @@ pub enum Language {
     Python,
 }
 
+/// A folder of its own: many systems keep pip out of theirs.
+const PIP: &str = "python3 -m venv .venv && .venv/bin/pip install componentize-py==0.25.1";
+
 type Files = &'static [(&'static str, &'static str)];
 
 const GO: Files = &[
     ("main.go", include_str!("template/go/main.go")),
-    ("go.mod", "module {name}\n\ngo 1.24\n"),
+    ("go.mod", "module plugins.local/{name}\n\ngo 1.24\n"),
 ];
 const GO_SDK: Files = &[
     (
@@ -32,6 +37,8 @@ const GO_SDK: Files = &[
         include_str!("template/go/penstock/penstock.go"),
     ),
     ("rows.go", include_str!("template/go/penstock/rows.go")),
+    ("cql.go", include_str!("template/go/penstock/cql.go")),
+    ("json.go", include_str!("template/go/penstock/json.go")),
     ("output.go", include_str!("template/go/penstock/output.go")),
     ("bytes.go", include_str!("template/go/penstock/bytes.go")),
     ("abi.go", include_str!("template/go/penstock/abi.go")),
@@ -42,6 +49,7 @@ const JS: Files = &[
 ];
 const JS_SDK: Files = &[
     ("index.js", include_str!("template/js/penstock/index.js")),
+    ("cql.js", include_str!("template/js/penstock/cql.js")),
     ("build.mjs", include_str!("template/js/penstock/build.mjs")),
 ];
 const PYTHON: Files = &[
@@ -51,10 +59,13 @@ const PYTHON: Files = &[
         include_str!("template/python/pyproject.toml"),
     ),
 ];
-const PYTHON_SDK: Files = &[(
-    "__init__.py",
-    include_str!("template/python/penstock/__init__.py"),
-)];
+const PYTHON_SDK: Files = &[
+    (
+        "__init__.py",
+        include_str!("template/python/penstock/__init__.py"),
+    ),
+    ("cql.py", include_str!("template/python/penstock/cql.py")),
+];
 
 const WIT: (&str, &str) = (
     "penstock.wit",
@@ -106,7 +117,7 @@ impl Language {
         match self {
             Self::Rust | Self::Go => None,
             Self::JavaScript => Some("npm install"),
-            Self::Python => Some("pip install componentize-py==0.25.1"),
+            Self::Python => Some(PIP),
         }
     }
 
@@ -147,11 +158,21 @@ pub(super) fn build(
     };
     std::fs::create_dir_all(&aside).map_err(|e| file(&aside, e))?;
     let made = aside.join("made.wasm");
-    match language {
-        Language::Rust => {}
-        Language::Go => go(&folder, &made, offline)?,
-        Language::JavaScript => js(&folder, &made)?,
-        Language::Python => python(&folder, &made)?,
+    // Go looks by itself at what has changed. The others begin anew, which takes long.
+    let stamp = aside.join("made.of");
+    let state = state(language, &folder);
+    let fresh = language != Language::Go
+        && made.is_file()
+        && std::fs::read_to_string(&stamp).is_ok_and(|of| of == state);
+    if !fresh {
+        std::fs::remove_file(&stamp).ok();
+        match language {
+            Language::Rust => {}
+            Language::Go => go(&folder, &made, offline)?,
+            Language::JavaScript => js(&folder, &made)?,
+            Language::Python => python(&folder, &made)?,
+        }
+        std::fs::write(&stamp, state).map_err(|e| file(&stamp, e))?;
     }
     let mut bytes = std::fs::read(&made).map_err(|e| file(&made, e))?;
     if language == Language::Go {
@@ -161,6 +182,45 @@ pub(super) fn build(
         })?;
     }
     Ok((bytes, super::project::wasm_name(&name)))
+}
+
+/// A digest of all that is built of: the sources, and which packages and tools are there.
+fn state(language: Language, folder: &Path) -> String {
+    let mut all = Sha256::new();
+    for path in sources(folder) {
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        all.update(path.as_os_str().as_encoded_bytes());
+        all.update((bytes.len() as u64).to_le_bytes());
+        all.update(&bytes);
+    }
+    match language {
+        Language::Rust | Language::Go => {}
+        Language::JavaScript => {
+            for above in folder.ancestors() {
+                let installed = above.join("node_modules/.package-lock.json");
+                all.update(std::fs::read(installed).unwrap_or_default());
+            }
+        }
+        Language::Python => {
+            let libraries = python_tool(folder)
+                .ancestors()
+                .nth(2)
+                .map(|root| root.join("lib"));
+            let names = |folder: &Path| {
+                let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+                let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+                paths.sort();
+                paths
+            };
+            // The folders of packages are named with their versions.
+            for python in libraries.iter().flat_map(|lib| names(lib)) {
+                for package in names(&python.join("site-packages")) {
+                    all.update(package.as_os_str().as_encoded_bytes());
+                }
+            }
+        }
+    }
+    hex::encode(all.finalize())
 }
 
 fn run(mut command: Command, name: &str, advice: &'static str) -> Result<(), BuildError> {
@@ -215,6 +275,7 @@ fn js(folder: &Path, made: &Path) -> Result<(), BuildError> {
             advice: "`npm install` in the project's folder fetches it",
         });
     }
+    eprintln!("componentize-js makes the component: this takes a while");
     run(
         command,
         "componentize-js",
@@ -222,12 +283,25 @@ fn js(folder: &Path, made: &Path) -> Result<(), BuildError> {
     )
 }
 
-fn python(folder: &Path, made: &Path) -> Result<(), BuildError> {
+/// The project's own, or the one on the path.
+fn python_tool(folder: &Path) -> PathBuf {
     let own = folder.join(".venv/bin/componentize-py");
-    let tool = match own.is_file() {
-        true => own.into_os_string(),
-        false => program("COMPONENTIZE_PY", "componentize-py"),
-    };
+    if own.is_file() {
+        return own;
+    }
+    let named = PathBuf::from(program("COMPONENTIZE_PY", "componentize-py"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|folder| folder.join(&named))
+        .find(|file| file.is_file());
+    found.unwrap_or(named)
+}
+
+fn python(folder: &Path, made: &Path) -> Result<(), BuildError> {
+    let tool = python_tool(folder);
+    if tool.is_file() {
+        eprintln!("componentize-py makes the component: this takes a while");
+    }
     let mut command = Command::new(tool);
     command
         .current_dir(folder)
@@ -238,6 +312,6 @@ fn python(folder: &Path, made: &Path) -> Result<(), BuildError> {
     run(
         command,
         "componentize-py",
-        "`pip install componentize-py==0.25.1`, or install it into the project's .venv",
+        "`python3 -m venv .venv && .venv/bin/pip install componentize-py==0.25.1` in the project's folder fetches it",
     )
 }

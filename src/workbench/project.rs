@@ -96,7 +96,7 @@ const RUST: &[(&str, &str)] = &[
     ),
     ("cases/{name}.toml", include_str!("template/cases.toml")),
     ("src/lib.rs", include_str!("template/rust/lib.rs")),
-    (".gitignore", "/target\n"),
+    (".gitignore", "/target\n/*.wasm\n"),
 ];
 
 /// What a name may be.
@@ -109,6 +109,60 @@ pub fn is_name(name: &str) -> bool {
         && name.starts_with(|c: char| c.is_ascii_lowercase())
         && !name.ends_with('-')
         && name.chars().all(plain)
+}
+
+/// Words that a crate, a package of Go or a class cannot be called, though the letters are right.
+const RESERVED: &str = "abstract alloc as async await become box break cmd const continue core crate do dyn else enum extern \
+    false final fn for gen go if impl in let loop macro match mod move mut override penstock-plugin priv proc-macro pub ref \
+    return self static std struct super test trait true try type typeof unsafe unsized use vendor virtual where while yield";
+
+/// The plugins that Penstock comes with: projects may be called so, and are then taken for those.
+const STOCK: [&str; 8] = [
+    "cloudevents",
+    "debezium-envelope",
+    "dedupe",
+    "filter",
+    "outbox-router",
+    "project",
+    "redact",
+    "route",
+];
+
+/// Whether a stock plugin is called so.
+pub fn is_stock(name: &str) -> bool {
+    STOCK.contains(&name)
+}
+
+/// Why a project may not be called so, and what would do.
+///
+/// # Errors
+/// A sentence.
+pub fn check_name(name: &str, language: Language) -> Result<(), String> {
+    if !is_name(name) {
+        let plain = |c: char| match c {
+            c if c.is_ascii_alphanumeric() => c.to_ascii_lowercase(),
+            _ => '-',
+        };
+        let like: String = name.chars().map(plain).collect();
+        let like = like.trim_matches('-');
+        let like = match is_name(like) && check_name(like, language).is_ok() {
+            true => like,
+            false => "redact-email",
+        };
+        return Err(format!("{name:?}: expected {NAME}, e.g. {like}"));
+    }
+    if RESERVED.split(' ').any(|word| word == name) {
+        return Err(format!(
+            "{name:?} is a word of the languages themselves: take another name, e.g. {name}-events"
+        ));
+    }
+    let crates = || of_the_sdk().map_err(|e| e.to_string());
+    if language == Language::Rust && crates()?.iter().any(|p| package(p, "name") == name) {
+        return Err(format!(
+            "{name:?} is a crate that the SDK is built of: take another name, e.g. {name}-events"
+        ));
+    }
+    Ok(())
 }
 
 /// The file that a project of this name is built into.
@@ -126,7 +180,7 @@ const COMMON: &[(&str, &str)] = &[
     ("cases/{name}.toml", include_str!("template/cases.toml")),
     (
         ".gitignore",
-        "/target\n/node_modules\n/.venv\n__pycache__\n",
+        "/target\n/node_modules\n/.venv\n/*.wasm\n__pycache__\n",
     ),
 ];
 
@@ -135,8 +189,12 @@ const COMMON: &[(&str, &str)] = &[
 /// # Errors
 /// What cannot be written.
 pub fn create(folder: &Path, name: &str, language: Language) -> Result<Vec<PathBuf>, Error> {
-    if folder.exists() {
-        let message = format!("{} is there already", folder.display());
+    let empty = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    if folder.exists() && !empty {
+        let message = format!(
+            "{} is there already: take another name, or an empty folder",
+            folder.display()
+        );
         return Err(Error::new(ErrorKind::AlreadyExists, message));
     }
     let about =
@@ -146,6 +204,9 @@ pub fn create(folder: &Path, name: &str, language: Language) -> Result<Vec<PathB
         Language::Rust => (RUST, &[][..]),
         other => (other.files(), COMMON),
     };
+    let before = language
+        .before_building()
+        .map_or_else(String::new, |first| format!("{first}\n"));
     let main = files.first().map_or("", |(path, _)| *path);
     for (path, text) in files.iter().chain(common) {
         let path = folder.join(path.replace("{name}", name));
@@ -154,6 +215,7 @@ pub fn create(folder: &Path, name: &str, language: Language) -> Result<Vec<PathB
             .replace("{about}", about)
             .replace("{file}", &wasm_name(name))
             .replace("{main}", main)
+            .replace("{before}", &before)
             .replace("{Type}", &type_name(name));
         write(&path, &text)?;
         written.push(path);
@@ -199,14 +261,18 @@ fn write(path: &Path, text: &str) -> Result<(), Error> {
     fs::write(path, text).map_err(said)
 }
 
-/// `my-filter` → `MyFilter`.
+/// `my-filter` → `MyFilter`, and `filter` → `FilterTransform`: words alone are names of the SDK and of the languages.
 fn type_name(name: &str) -> String {
     let capital = |word: &str| {
         let mut chars = word.chars();
         let first = chars.next().map(|c| c.to_ascii_uppercase());
         first.into_iter().chain(chars).collect::<String>()
     };
-    name.split('-').map(capital).collect()
+    let mut of: String = name.split('-').map(capital).collect();
+    if !name.contains('-') {
+        of.push_str("Transform");
+    }
+    of
 }
 
 fn parsed(text: &str) -> Result<Table, Error> {
@@ -229,59 +295,65 @@ fn workspace() -> Result<String, Error> {
     toml::to_string(&out).map_err(Error::other)
 }
 
-/// The lock file of a project: of ours what the SDK is built from, so that versions are those that were tried.
-fn lock(name: &str) -> Result<String, Error> {
-    let mut all = parsed(LOCK)?;
-    let packages = match all.remove("package") {
+fn package<'a>(package: &'a Value, key: &str) -> &'a str {
+    package.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// What only tests of the SDK's crates use is not for a project.
+const TESTS_ONLY: [&str; 2] = ["proptest", "serde_json"];
+
+/// Of our lock file what the SDK is built from.
+fn of_the_sdk() -> Result<Vec<Value>, Error> {
+    let packages = match parsed(LOCK)?.remove("package") {
         Some(Value::Array(packages)) => packages,
         _ => Vec::new(),
-    };
-    let text = |package: &Value, key: &str| {
-        package
-            .get(key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
     };
     // A dependency is named `name`, or `name version` where there are several.
     let found = |named: &str| {
         let mut words = named.split(' ');
         let (name, version) = (words.next().unwrap_or_default(), words.next());
-        packages.iter().position(|package| {
-            text(package, "name") == name && version.is_none_or(|v| text(package, "version") == v)
+        packages.iter().position(|p| {
+            package(p, "name") == name && version.is_none_or(|v| package(p, "version") == v)
         })
     };
-    // What only tests of the SDK's crates use is not for a project.
-    let tests_only = ["proptest", "serde_json"];
     let mut wanted = vec!["penstock-plugin".to_owned()];
     let mut kept = BTreeSet::new();
     while let Some(named) = wanted.pop() {
         let Some(at) = found(&named) else { continue };
         if kept.insert(at) {
-            let own = text(&packages[at], "name").starts_with("penstock-");
+            let own = package(&packages[at], "name").starts_with("penstock-");
             let dependencies = packages[at].get("dependencies").and_then(Value::as_array);
             for dependency in dependencies.into_iter().flatten().filter_map(Value::as_str) {
-                if !(own && tests_only.contains(&dependency)) {
+                if !(own && TESTS_ONLY.contains(&dependency)) {
                     wanted.push(dependency.to_owned());
                 }
             }
+        }
+    }
+    Ok(kept.into_iter().map(|at| packages[at].clone()).collect())
+}
+
+/// The lock file of a project: versions are those that were tried.
+fn lock(name: &str) -> Result<String, Error> {
+    let mut list = of_the_sdk()?;
+    for one in &mut list {
+        let own = package(one, "name").starts_with("penstock-");
+        if let Some(Value::Array(dependencies)) = one.get_mut("dependencies")
+            && own
+        {
+            dependencies.retain(|d| !d.as_str().is_some_and(|d| TESTS_ONLY.contains(&d)));
         }
     }
     let mut project = Table::new();
     project.insert("name".to_owned(), name.into());
     project.insert("version".to_owned(), "0.1.0".into());
     project.insert("dependencies".to_owned(), vec!["penstock-plugin"].into());
-    let mut list: Vec<Value> = kept.into_iter().map(|at| packages[at].clone()).collect();
-    for package in &mut list {
-        let own = text(package, "name").starts_with("penstock-");
-        if let Some(Value::Array(dependencies)) = package.get_mut("dependencies")
-            && own
-        {
-            dependencies.retain(|d| !d.as_str().is_some_and(|d| tests_only.contains(&d)));
-        }
-    }
     list.push(Value::Table(project));
-    list.sort_by_key(|package| (text(package, "name"), text(package, "version")));
+    list.sort_by(|a, b| {
+        let key = |p| (package(p, "name"), package(p, "version"));
+        key(a).cmp(&key(b))
+    });
+    let mut all = parsed(LOCK)?;
     all.insert("package".to_owned(), Value::Array(list));
     toml::to_string(&all).map_err(Error::other)
 }
@@ -307,6 +379,18 @@ mod tests {
     }
 
     #[test]
+    fn the_stock_plugins_are_those_that_have_a_page() {
+        let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/plugins");
+        let mut named: Vec<_> = fs::read_dir(pages)
+            .unwrap()
+            .map(|page| page.unwrap().path().file_stem().unwrap().to_owned())
+            .filter(|name| name != "languages")
+            .collect();
+        named.sort();
+        assert_eq!(named, STOCK);
+    }
+
+    #[test]
     fn the_lock_holds_what_the_sdk_needs_and_no_more() {
         let text = lock("my-filter").unwrap();
         for name in ["my-filter", "penstock-plugin", "wit-bindgen", "uuid"] {
@@ -323,7 +407,18 @@ mod tests {
         for bad in ["", "My", "1a", "a_b", "a-", "../x", "ä"] {
             assert!(!is_name(bad), "{bad}");
         }
+        for word in RESERVED.split(' ') {
+            assert!(is_name(word), "{word}");
+            assert!(check_name(word, Language::Go).is_err(), "{word}");
+        }
+        assert!(check_name("uuid", Language::Rust).is_err());
+        assert_eq!(check_name("uuid", Language::Python), Ok(()));
+        let said = check_name("My_Filter", Language::Rust).unwrap_err();
+        assert!(said.ends_with("e.g. my-filter"), "{said}");
+        let said = check_name("_fn_", Language::Rust).unwrap_err();
+        assert!(said.ends_with("e.g. redact-email"), "{said}");
         assert_eq!(type_name("my-filter"), "MyFilter");
+        assert_eq!(type_name("change"), "ChangeTransform");
         assert_eq!(wasm_name("my-filter"), "my_filter.wasm");
     }
 }

@@ -43,6 +43,15 @@ pub enum TrialError {
     Transform(#[from] crate::transform::TransformError),
 }
 
+/// What a transform of pipeline.toml is handed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scope<'a> {
+    /// Its `tables`, by name; none: all.
+    pub tables: &'a [String],
+    /// Its `when`.
+    pub when: Option<&'a str>,
+}
+
 /// The settings of one transform with these settings of its own; limits are a configuration's, but for the deadline, which
 /// is of the wall clock, and an author's machine may be busy.
 ///
@@ -51,9 +60,10 @@ pub enum TrialError {
 pub fn transform(
     plugin: &Path,
     own: &Map<String, Value>,
+    scope: Scope<'_>,
 ) -> Result<(Transform, Arc<Settings>), TrialError> {
     let path = std::path::absolute(plugin).unwrap_or_else(|_| plugin.to_owned());
-    let file = json!({
+    let mut file = json!({
         "pipeline": { "name": "trial" },
         "source": { "type": "scylla-cdc", "nodes": ["127.0.0.1:9042"], "keyspace": "ks", "tables": ["t"] },
         "sink": { "type": "redpanda", "brokers": ["127.0.0.1:9092"] },
@@ -64,6 +74,13 @@ pub fn transform(
             "settings": own,
         }],
     });
+    if !scope.tables.is_empty() {
+        file["source"]["tables"] = scope.tables.into();
+        file["transform"][0]["tables"] = scope.tables.into();
+    }
+    if let Some(when) = scope.when {
+        file["transform"][0]["when"] = when.into();
+    }
     let text = toml::to_string(&file).map_err(|e| TrialError::Settings(e.to_string()))?;
     let loaded = config::parse(Path::new("settings"), &text, Checks::default());
     let settings = loaded
@@ -83,8 +100,9 @@ pub fn chain(
     plugin: &Arc<Plugin>,
     own: &Map<String, Value>,
     tables: &Tables,
+    scope: Scope<'_>,
 ) -> Result<Chain, TrialError> {
-    let (transform, settings) = transform(plugin.path(), own)?;
+    let (transform, settings) = transform(plugin.path(), own, scope)?;
     let prepared = Prepared::new(&transform, plugin.clone(), tables.all())?;
     Ok(Chain::new(vec![prepared], watch::channel(settings).1))
 }

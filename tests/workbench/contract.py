@@ -1,6 +1,38 @@
 """The contract's transform in Python: see contract.toml."""
 
-from penstock import Error, Retry, Setting, plugin, ref
+from penstock import Error, Retry, Setting, plugin
+
+
+def told(row):
+    """What a row tells of its columns, in JSON."""
+    names = (column.name for column in row.table.columns if column.name not in ("id", "what"))
+    said = ((name, row.json(name)) for name in names)
+    return [f'"{name}":{value}' for name, value in said if value is not None]
+
+
+def typed(change):
+    """What the values of the language are, said in words."""
+    if change.is_null("l"):
+        m = change.elements("m")
+        words = m.replaced, len(m.added), len(m.removed), change.elements("l").replaced
+        return " ".join(map(str, words)).lower()
+    m, mk, ts = change.get("m"), change.get("mk"), change.get("ts")
+    words = (
+        "+".join(change.get("l")),
+        sum(change.get("st")),
+        m["x"],
+        len(m),
+        change.get("ad")["street"],
+        "null" if change.get("tup")[1] is None else "?",
+        round(change.get("vec")[2]),
+        str(mk["00000000-0000-0000-0000-000000000001"]).lower(),
+        change.get("big"),
+        round(ts.timestamp() * 1000),
+        change.get("d"),
+        len(change.get("b")),
+        "+".join(change.preimage.get("l")) if change.preimage else "none",
+    )
+    return " ".join(map(str, words))
 
 
 class Contract:
@@ -12,6 +44,8 @@ class Contract:
     def interest(self, table):
         if "what" not in table.index:
             return table.none()
+        if table.name == "v":
+            return table.all()
         return table.only("what", "n", "at", "key", "flag")
 
     def process(self, change, out):
@@ -24,11 +58,17 @@ class Contract:
                     "flag": str(change.get("flag")).lower(),
                     "op": change.operation,
                 }
-                out.record(self.topic, key=change.get("key"), value=ref(change, "payload"), headers=headers)
+                out.record(self.topic, key=change.get("key"), value=change.ref("payload"), headers=headers)
             case "nulls":
                 out.record(self.topic, headers={"empty": b""})
             case "images":
                 out.record(self.topic, value=f"{change.preimage.get('n')} {change.postimage.get('n')}")
+            case "values":
+                images = {"preimage": change.preimage, "postimage": change.postimage}
+                said = told(change) + [f'"{name}":{{{",".join(told(one))}}}' for name, one in images.items() if one]
+                out.record(self.topic, value=f"{{{','.join(said)}}}")
+            case "typed":
+                out.record(self.topic, value=typed(change))
             case "drop":
                 out.drop()
             case "forward":
@@ -47,6 +87,8 @@ class Contract:
             case "loop":
                 while True:
                     pass
+            case "lie":
+                out._entry(1, b"\xff" * 7)
             case "memory":
                 while True:
                     self.hoard.append(bytearray(1 << 20))

@@ -249,9 +249,47 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// The JSON form of a value of any type; see [`mod@penstock_plugin_encoding::cql`].
+    /// The JSON form of a value of any type; see [`mod@penstock_plugin_encoding::cql`]. Of a non-frozen collection or UDT it is
+    /// that of the JSON of a change: a plain value where it was overwritten or stands in an image, else an object of what was
+    /// `added` and `removed`.
     pub fn json(&self, name: impl Lookup) -> Result<String, Error> {
-        Ok(self.get::<CqlValue<'a>>(name)?.to_json()?)
+        let (column, tag, _) = self.column(name)?;
+        let unset = matches!(
+            tag,
+            ColumnTag::Unchanged | ColumnTag::Unsent | ColumnTag::Null
+        );
+        if unset || !column.cql_type.is_multi_cell() {
+            return Ok(self.get::<CqlValue<'a>>(name)?.to_json()?);
+        }
+        let Some(Elements {
+            replaced,
+            added,
+            removed,
+        }) = self.elements(name)?
+        else {
+            return Ok("null".to_owned());
+        };
+        let image = matches!(self.operation(), Operation::PreImage | Operation::PostImage);
+        if replaced || image {
+            return match (added, &column.cql_type) {
+                (Some(value), _) if is_nothing(&value) => Ok("null".to_owned()),
+                // In the order of their timeuuids, which is the list's.
+                (Some(CqlValue::Map(cells)), CqlType::List(_)) => {
+                    let elements = cells.into_iter().map(|(_, value)| value).collect();
+                    Ok(CqlValue::Sequence(elements).to_json()?)
+                }
+                (value, _) => Ok(value.unwrap_or(CqlValue::Null).to_json()?),
+            };
+        }
+        let mut said = String::new();
+        for (part, value) in [("added", added), ("removed", removed)] {
+            if let Some(value) = value {
+                said.push(if said.is_empty() { '{' } else { ',' });
+                said.push_str(&format!("\"{part}\":{}", value.to_json()?));
+            }
+        }
+        said.push('}');
+        Ok(said)
     }
 
     /// What happened to the elements of a non-frozen collection or UDT; `None` if nothing did.
@@ -341,6 +379,16 @@ impl<'a> Change<'a> {
             }),
             None => Err(self.fail(name.name(), "is not in this row")),
         }
+    }
+}
+
+/// A non-frozen collection without elements, or UDT without fields, does not exist: it reads as null.
+fn is_nothing(value: &CqlValue<'_>) -> bool {
+    match value {
+        CqlValue::Sequence(elements) => elements.is_empty(),
+        CqlValue::Map(cells) => cells.is_empty(),
+        CqlValue::Udt(fields) => fields.iter().all(|(_, value)| *value == CqlValue::Null),
+        _ => false,
     }
 }
 

@@ -1,7 +1,7 @@
 // {about}.
 package main
 
-import "{name}/penstock"
+import "plugins.local/{name}/penstock"
 
 func init() {
 	penstock.Register(penstock.About{

@@ -129,7 +129,7 @@ func text(at unsafe.Pointer, size uint32) string {
 // An address in memory has 32 bits; a pointer of Go has 64 there.
 func address(at unsafe.Pointer) uint32 { return uint32(uintptr(at)) }
 
-func pointer(address uint32) unsafe.Pointer { return unsafe.Pointer(uintptr(address)) }
+func pointer(address uint32) unsafe.Pointer { return unsafe.Add(nil, address) }
 
 type wireText struct{ at, size uint32 }
 

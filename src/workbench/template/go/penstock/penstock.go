@@ -125,6 +125,7 @@ const (
 type Column struct {
 	Name, Type string
 	Kind       ColumnKind
+	parsed     *cqlType
 }
 
 // Table is one version of a table's shape. Records of a transform before this one are rows of `penstock.record`: topic,

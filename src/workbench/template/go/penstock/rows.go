@@ -2,8 +2,7 @@ package penstock
 
 import (
 	"errors"
-	"math"
-	"strconv"
+	"strings"
 )
 
 // Operation is what a change did.
@@ -119,6 +118,12 @@ func (c *Change) TTL() uint32 { return le32(c.row[16:]) }
 // IsLate tells whether it came behind what had been read already.
 func (c *Change) IsLate() bool { return c.row[1]&4 != 0 }
 
+// IsPreimageMissing tells whether the log has a preimage of it that could not be sent.
+func (c *Change) IsPreimageMissing() bool { return c.row[1]&8 != 0 }
+
+// IsEndMissing tells whether the log has a postimage of it, or the end of its range, that could not be sent.
+func (c *Change) IsEndMissing() bool { return c.row[1]&16 != 0 }
+
 func (c *Change) linked(at int) *Change {
 	i := int(le32(c.row[at:])) - 1
 	if i < 0 || i >= len(c.rows.starts) {
@@ -163,49 +168,152 @@ func (c *Change) Column(index int) (Tag, []byte) {
 	return Tag(c.row[header+columns*4+index]), data[start:end]
 }
 
+// told is Column, by name; what was not asked for is no null, but a mistake.
+func (c *Change) told(name string) (int, Tag, []byte) {
+	index := c.table.Index(name)
+	tag, bytes := c.Column(index)
+	if tag == Unsent && index >= 0 {
+		panic("column `" + name + "` of " + c.table.Keyspace + "." + c.table.Name + " was not declared in the interest")
+	}
+	return index, tag, bytes
+}
+
 // Bytes is the value of a column in its binary form; false where the change sets none (or null).
 func (c *Change) Bytes(name string) ([]byte, bool) {
-	tag, bytes := c.Column(c.table.Index(name))
+	_, tag, bytes := c.told(name)
 	return bytes, tag == Value || tag == Replaced
 }
 
 // IsNull tells whether the change set the column to null.
 func (c *Change) IsNull(name string) bool {
-	tag, _ := c.Column(c.table.Index(name))
+	_, tag, _ := c.told(name)
 	return tag == Null
 }
 
-// Text is the value of a column of a scalar type as text: UUIDs, numbers, booleans and timestamps in the form that they have in
-// JSON. False where the change sets none, or where the type is none of these.
+// IsSet tells whether the column has a value in this change.
+func (c *Change) IsSet(name string) bool {
+	_, tag, _ := c.told(name)
+	return tag == Value || tag == Replaced || tag == Merged
+}
+
+func (c *Change) isImage() bool { return c.Operation() == PreImage || c.Operation() == PostImage }
+
+func (c *Change) read(index int, work func(*cqlType) error) error {
+	column := &c.table.Columns[index]
+	if column.parsed == nil {
+		parsed, err := parseType(column.Type)
+		if err != nil {
+			return err
+		}
+		column.parsed = parsed
+	}
+	if err := work(column.parsed); err != nil {
+		return errors.New("column `" + column.Name + "` of " + c.table.Keyspace + "." + c.table.Name + ": " + err.Error())
+	}
+	return nil
+}
+
+// Value is the value of a column, of any type (see cql.go); nil where the change sets none, or null, and where there is no such
+// column. Of a non-frozen collection or UDT to which elements were added: those; Elements says all.
+func (c *Change) Value(name string) (value any, err error) {
+	index, tag, b := c.told(name)
+	if tag != Value && tag != Replaced {
+		return nil, nil
+	}
+	err = c.read(index, func(t *cqlType) (err error) {
+		if t.isMultiCell() && tag == Value && !c.isImage() {
+			value, err = decode(t.logged(), b, maxDepth)
+		} else {
+			value, err = whole(t, b)
+		}
+		return err
+	})
+	return value, err
+}
+
+// Elements says what happened to the elements of a non-frozen collection or UDT; nil: nothing.
+func (c *Change) Elements(name string) (elements *Elements, err error) {
+	index, tag, b := c.told(name)
+	if tag == Unsent || tag == Unchanged {
+		return nil, nil
+	}
+	elements = &Elements{Replaced: tag == Null || tag == Replaced}
+	err = c.read(index, func(t *cqlType) (err error) {
+		added, removed, err := parts(tag, b)
+		if err == nil && added != nil {
+			elements.Added, err = decode(t.logged(), added, maxDepth)
+		}
+		if err == nil && removed != nil {
+			elements.Removed, err = decode(t.removed(), removed, maxDepth)
+		}
+		return err
+	})
+	return elements, err
+}
+
+// parts is what was added and what was removed.
+func parts(tag Tag, b []byte) (added, removed []byte, err error) {
+	switch tag {
+	case Value, Replaced:
+		added = b
+	case Removed:
+		removed = b
+	case Merged:
+		if len(b) < 4 || int(le32(b)) > len(b)-4 {
+			return nil, nil, errors.New("truncated")
+		}
+		added, removed = b[4:4+le32(b)], b[4+le32(b):]
+	}
+	return added, removed, nil
+}
+
+// JSON is what the change says of a column, in the JSON form in which changes are rendered; empty: nothing.
+func (c *Change) JSON(name string) (text string, err error) {
+	index, tag, b := c.told(name)
+	switch tag {
+	case Unsent, Unchanged:
+		return "", nil
+	case Null:
+		return "null", nil
+	}
+	err = c.read(index, func(t *cqlType) error {
+		if (tag == Value || tag == Replaced) && (tag == Replaced || c.isImage() || !t.isMultiCell()) {
+			value, err := whole(t, b)
+			text = JSON(value)
+			return err
+		}
+		elements, err := c.Elements(name)
+		if err != nil {
+			return err
+		}
+		text = "{"
+		if tag != Removed {
+			text += `"added":` + JSON(elements.Added)
+		}
+		if tag == Merged {
+			text += ","
+		}
+		if tag != Value {
+			text += `"removed":` + JSON(elements.Removed)
+		}
+		text += "}"
+		return nil
+	})
+	return text, err
+}
+
+// Text is the value of a column as text: text as it is, all else in its JSON form, without quotes. False where the change sets
+// none, and where its bytes are not of its type, which Value says.
 func (c *Change) Text(name string) (string, bool) {
-	index := c.table.Index(name)
-	tag, b := c.Column(index)
+	index, tag, b := c.told(name)
 	if tag != Value && tag != Replaced {
 		return "", false
 	}
-	switch c.table.Columns[index].Type {
-	case "text", "ascii", "varchar":
+	if oneOf(c.table.Columns[index].Type, "text", "ascii", "varchar") {
 		return string(b), true
-	case "tinyint", "smallint", "int", "bigint", "counter":
-		n, ok := integer(b)
-		return strconv.FormatInt(n, 10), ok
-	case "boolean":
-		return strconv.FormatBool(len(b) == 1 && b[0] != 0), true
-	case "float":
-		if len(b) == 4 {
-			return strconv.FormatFloat(float64(math.Float32frombits(uint32(be(b)))), 'g', -1, 32), true
-		}
-	case "double":
-		if len(b) == 8 {
-			return strconv.FormatFloat(math.Float64frombits(be(b)), 'g', -1, 64), true
-		}
-	case "uuid", "timeuuid":
-		return uuid(b), len(b) == 16
-	case "timestamp":
-		ms, ok := integer(b)
-		return rfc3339(ms), ok
 	}
-	return "", false
+	text, err := c.JSON(name)
+	return strings.Trim(text, `"`), err == nil
 }
 
 // Int is the value of a column of whole numbers, or of a timestamp in milliseconds.
@@ -222,37 +330,6 @@ func be(b []byte) (n uint64) {
 		n = n<<8 | uint64(c)
 	}
 	return n
-}
-
-// rfc3339 writes milliseconds since the Unix epoch; the package time would bring files and clocks, which there are none of.
-// The days are counted as in <https://howardhinnant.github.io/date_algorithms.html>.
-func rfc3339(ms int64) string {
-	day, rest := ms/86_400_000, ms%86_400_000
-	if rest < 0 {
-		day, rest = day-1, rest+86_400_000
-	}
-	z := day + 719_468
-	era := z / 146_097
-	if z < 0 {
-		era = (z - 146_096) / 146_097
-	}
-	doe := z - era*146_097
-	yoe := (doe - doe/1460 + doe/36_524 - doe/146_096) / 365
-	doy := doe - (365*yoe + yoe/4 - yoe/100)
-	mp := (5*doy + 2) / 153
-	d, m, y := doy-(153*mp+2)/5+1, mp+3, yoe+era*400
-	if m > 12 {
-		m, y = m-12, y+1
-	}
-	pad := func(n int64, width int) string {
-		text := strconv.FormatInt(n, 10)
-		for len(text) < width {
-			text = "0" + text
-		}
-		return text
-	}
-	return pad(y, 4) + "-" + pad(m, 2) + "-" + pad(d, 2) + "T" + pad(rest/3_600_000, 2) + ":" +
-		pad(rest/60_000%60, 2) + ":" + pad(rest/1000%60, 2) + "." + pad(rest%1000, 3) + "Z"
 }
 
 func integer(b []byte) (int64, bool) {

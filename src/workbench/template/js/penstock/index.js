@@ -6,6 +6,9 @@
 //   });
 
 import { log as hostLog } from "penstock:plugin/host@0.1.0";
+import { Invalid, JSON_FORM, parse, read, whole } from "./cql.js";
+
+export { Decimal } from "./cql.js";
 
 export const Tag = { Unsent: 0, Unchanged: 1, Null: 2, Value: 3, Replaced: 4, Removed: 5, Merged: 6 };
 
@@ -15,7 +18,6 @@ const OPERATIONS = {
   7: "range-delete-end-inclusive", 8: "range-delete-end-exclusive", 9: "postimage",
 };
 const HEAD = 28;
-const decoder = new TextDecoder();
 const encoder = new TextEncoder();
 
 /** Refuses a change, or the settings, with these words and nothing else. */
@@ -49,6 +51,12 @@ class Table {
   constructor(table) {
     Object.assign(this, { id: table.id, keyspace: table.keyspace, name: table.name, columns: table.columns });
     this.index = new Map(table.columns.map((column, at) => [column.name, at]));
+    this.types = new Map();
+  }
+  /** The type of a column. */
+  type(name) {
+    if (!this.types.has(name)) this.types.set(name, parse(this.columns[this.index.get(name)].cqlType));
+    return this.types.get(name);
   }
   /** Whether its rows are records of a transform before this one: topic, key, value, headers. */
   isRecords() {
@@ -99,8 +107,17 @@ class Change {
   get ttl() {
     return this.rows.view.getUint32(this.at + 16, true);
   }
+  /** It came behind what had been read already. */
   get isLate() {
     return (this.rows.batch[this.at + 1] & 4) !== 0;
+  }
+  /** The log has a preimage of it that could not be sent. */
+  get isPreimageMissing() {
+    return (this.rows.batch[this.at + 1] & 8) !== 0;
+  }
+  /** The log has a postimage of it, or the end of its range, that could not be sent. */
+  get isEndMissing() {
+    return (this.rows.batch[this.at + 1] & 16) !== 0;
   }
   linked(offset) {
     const row = this.rows.view.getUint32(this.at + offset, true) - 1;
@@ -129,18 +146,79 @@ class Change {
     const end = view.getUint32(ends + 4 * index, true);
     return [batch[ends + 4 * count + index], batch.subarray(data + start, data + end)];
   }
+  /** Like `column`, but what was not asked for is no null. */
+  told(name) {
+    const told = this.column(name);
+    if (told[0] === Tag.Unsent && this.table.index.has(name)) {
+      throw new Refused(`column \`${name}\` of ${this.table.keyspace}.${this.table.name} was not declared in the interest`);
+    }
+    return told;
+  }
+  get isImage() {
+    return this.op === 0 || this.op === 9;
+  }
+  read(name, work) {
+    try {
+      return work(this.table.type(name));
+    } catch (error) {
+      if (!(error instanceof Invalid)) throw error;
+      throw new Refused(`column \`${name}\` of ${this.table.keyspace}.${this.table.name}: ${error.message}`);
+    }
+  }
+  /** Whether it has a value in this change. */
+  isSet(name) {
+    return [Tag.Value, Tag.Replaced, Tag.Merged].includes(this.told(name)[0]);
+  }
   isNull(name) {
-    return this.column(name)[0] === Tag.Null;
+    return this.told(name)[0] === Tag.Null;
   }
   /** The value in its binary form; null where the change sets none. */
   bytes(name) {
-    const [tag, bytes] = this.column(name);
+    const [tag, bytes] = this.told(name);
     return tag === Tag.Value || tag === Tag.Replaced ? bytes : null;
   }
-  /** The value of a column of a scalar type: text, numbers (bigint: a BigInt), booleans, UUIDs, dates; bytes of any other. */
+  /** The value of a column, of any type (see cql.js); null where the change sets none, or null, and where there is no such column.
+   * Of a non-frozen collection or UDT to which elements were added: those; `elements` says all. */
   get(name) {
-    const bytes = this.bytes(name);
-    return bytes === null ? null : decode(this.table.columns[this.table.index.get(name)].cqlType, bytes);
+    const [tag, bytes] = this.told(name);
+    if (tag !== Tag.Value && tag !== Tag.Replaced) return null;
+    return this.read(name, (t) =>
+      t.isMultiCell() && tag === Tag.Value && !this.isImage ? read(t.logged(), bytes) : whole(t, bytes));
+  }
+  /** What happened to the elements of a non-frozen collection or UDT: `{ replaced, added, removed }`; null: nothing. Of a list, what
+   * was added is a map by timeuuid, and what was removed are timeuuids; of a UDT, the numbers of fields. */
+  elements(name) {
+    const [tag, bytes] = this.told(name);
+    if (tag === Tag.Unsent || tag === Tag.Unchanged) return null;
+    return this.read(name, (t) => {
+      const [added, removed] = parts(tag, bytes);
+      return {
+        replaced: tag === Tag.Null || tag === Tag.Replaced,
+        added: added === null ? null : read(t.logged(), added),
+        removed: removed === null ? null : read(t.removed(), removed),
+      };
+    });
+  }
+  /** What the change says of a column, in the JSON form in which changes are rendered, as a text; null: nothing. */
+  json(name) {
+    const [tag, bytes] = this.told(name);
+    if (tag === Tag.Unsent || tag === Tag.Unchanged) return null;
+    if (tag === Tag.Null) return "null";
+    return this.read(name, (t) => {
+      const plain = tag === Tag.Replaced || this.isImage || !t.isMultiCell();
+      if (plain && tag !== Tag.Removed && tag !== Tag.Merged) return whole(t, bytes, JSON_FORM);
+      const [added, removed] = parts(tag, bytes);
+      const told = added === null ? [] : [`"added":${read(t.logged(), added, JSON_FORM)}`];
+      if (removed !== null) told.push(`"removed":${read(t.removed(), removed, JSON_FORM)}`);
+      return `{${told.join(",")}}`;
+    });
+  }
+  /** The value as a text: text as it is, all else in its JSON form, without quotes. */
+  text(name) {
+    const [tag] = this.told(name);
+    if (tag !== Tag.Value && tag !== Tag.Replaced) return null;
+    const value = ["text", "ascii", "varchar"].includes(this.table.type(name).name) ? this.get(name) : null;
+    return value ?? this.json(name).replace(/^"|"$/g, "");
   }
   /** Names the bytes of a column, which nobody copies and which need not have been sent. */
   ref(name) {
@@ -148,24 +226,14 @@ class Change {
   }
 }
 
-function decode(type, bytes) {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  switch (type) {
-    case "text": case "ascii": case "varchar": return decoder.decode(bytes);
-    case "tinyint": return view.getInt8(0);
-    case "smallint": return view.getInt16(0);
-    case "int": return view.getInt32(0);
-    case "bigint": case "counter": return view.getBigInt64(0);
-    case "boolean": return bytes[0] !== 0;
-    case "float": return view.getFloat32(0);
-    case "double": return view.getFloat64(0);
-    case "timestamp": return new Date(Number(view.getBigInt64(0)));
-    case "uuid": case "timeuuid": {
-      const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
-      return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
-    }
-    default: return bytes;
+/** What was added and what was removed. */
+function parts(tag, bytes) {
+  if (tag === Tag.Merged) {
+    const size = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength).getUint32(0, true);
+    if (bytes.length < 4 + size) throw new Invalid("truncated");
+    return [bytes.subarray(4, 4 + size), bytes.subarray(4 + size)];
   }
+  return [tag === Tag.Value || tag === Tag.Replaced ? bytes : null, tag === Tag.Removed ? bytes : null];
 }
 
 /** Takes what a transform makes of the change at hand. Writing nothing drops it. */

@@ -10,13 +10,14 @@
 
 import json
 import struct
-import uuid
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from typing import Any
 
 from componentize_py_types import Err
 from wit_world.exports import description as wit_description
 from wit_world.imports import host, types
+
+from . import cql
 
 UNSENT, UNCHANGED, NULL, VALUE, REPLACED, REMOVED, MERGED = range(7)
 
@@ -68,6 +69,15 @@ class Settings(dict):
         return [one.strip() for one in text.split(",") if one.strip()]
 
 
+@dataclass
+class Elements:
+    """What happened to the elements of a non-frozen collection or UDT."""
+
+    replaced: bool  # The old ones are gone: `added` is all there is.
+    added: Any = None  # A list's by timeuuid.
+    removed: Any = None  # Elements, keys, a list's timeuuids or a UDT's field numbers.
+
+
 class Table:
     """One version of a table's shape. Records of a transform before this one are rows of `penstock.record`."""
 
@@ -75,6 +85,14 @@ class Table:
         self.id, self.keyspace, self.name = table.id, table.keyspace, table.name
         self.columns = table.columns
         self.index = {column.name: at for at, column in enumerate(table.columns)}
+        self._types = {}
+
+    def type(self, name):
+        """The type of a column."""
+        found = self._types.get(name)
+        if found is None:
+            found = self._types[name] = cql.parse(self.columns[self.index[name]].cql_type)
+        return found
 
     def is_records(self):
         return (self.keyspace, self.name) == ("penstock", "record")
@@ -112,7 +130,18 @@ class Change:
 
     @property
     def is_late(self):
+        """It came behind what had been read already."""
         return bool(self._flags & 4)
+
+    @property
+    def is_preimage_missing(self):
+        """The log has a preimage of it that could not be sent."""
+        return bool(self._flags & 8)
+
+    @property
+    def is_end_missing(self):
+        """The log has a postimage of it, or the end of its range, that could not be sent."""
+        return bool(self._flags & 16)
 
     def _linked(self, link):
         return Change(self._rows, link - 1, self.table) if 0 < link <= len(self._rows.starts) else None
@@ -142,41 +171,104 @@ class Change:
         start = struct.unpack_from("<I", batch, ends + 4 * index - 4)[0] if index else 0
         return batch[ends + 4 * self._ncols + index], batch[data + start : data + end]
 
+    def _told(self, name):
+        """Like `column`, but what was not asked for is no null."""
+        tag, value = self.column(name)
+        if tag == UNSENT and name in self.table.index:
+            raise Error(f"column `{name}` of {self.table.keyspace}.{self.table.name} was not declared in the interest")
+        return tag, value
+
+    def _is_image(self):
+        return self._op in (0, 9)
+
+    def _read(self, name, work):
+        try:
+            return work(self.table.type(name))
+        except cql.Invalid as error:
+            raise Error(f"column `{name}` of {self.table.keyspace}.{self.table.name}: {error}")
+
+    def is_set(self, name):
+        """Whether it has a value in this change."""
+        return self._told(name)[0] in (VALUE, REPLACED, MERGED)
+
     def is_null(self, name):
-        return self.column(name)[0] == NULL
+        return self._told(name)[0] == NULL
 
     def bytes(self, name):
         """The value in its binary form; None where the change sets none."""
-        tag, value = self.column(name)
+        tag, value = self._told(name)
         return value if tag in (VALUE, REPLACED) else None
 
     def get(self, name):
-        """The value of a column of a scalar type: text, numbers, booleans, UUIDs, timestamps; bytes of any other."""
-        value = self.bytes(name)
-        if value is None:
+        """The value of a column, of any type (see `cql`); None where the change sets none, or null, and where there is no such
+        column. Of a non-frozen collection or UDT to which elements were added: those; `elements` says all."""
+        tag, value = self._told(name)
+        if tag not in (VALUE, REPLACED):
             return None
-        return decode(self.table.columns[self.table.index[name]].cql_type, value)
+
+        def work(t):
+            if t.is_multi_cell() and tag == VALUE and not self._is_image():
+                return cql.read(t.logged(), value)
+            return cql.whole(t, value)
+
+        return self._read(name, work)
+
+    def elements(self, name):
+        """What happened to the elements of a non-frozen collection or UDT; None: nothing."""
+        tag, value = self._told(name)
+        if tag in (UNSENT, UNCHANGED):
+            return None
+
+        def work(t):
+            added, removed = self._parts(tag, value)
+            return Elements(
+                tag in (NULL, REPLACED),
+                None if added is None else cql.read(t.logged(), added),
+                None if removed is None else cql.read(t.removed(), removed),
+            )
+
+        return self._read(name, work)
+
+    @staticmethod
+    def _parts(tag, value):
+        if tag == MERGED:
+            size = int.from_bytes(value[:4], "little")
+            if len(value) < 4 + size:
+                raise cql.Invalid("truncated")
+            return value[4 : 4 + size], value[4 + size :]
+        return (value if tag in (VALUE, REPLACED) else None), (value if tag == REMOVED else None)
+
+    def json(self, name):
+        """What the change says of a column, in the JSON form in which changes are rendered, as a text; None: nothing."""
+        tag, value = self._told(name)
+        if tag in (UNSENT, UNCHANGED):
+            return None
+        if tag == NULL:
+            return "null"
+
+        def work(t):
+            if tag not in (REMOVED, MERGED) and (tag == REPLACED or self._is_image() or not t.is_multi_cell()):
+                return cql.whole(t, value, cql.Json)
+            added, removed = self._parts(tag, value)
+            said = [] if added is None else [f'"added":{cql.read(t.logged(), added, cql.Json)}']
+            if removed is not None:
+                said.append(f'"removed":{cql.read(t.removed(), removed, cql.Json)}')
+            return f"{{{','.join(said)}}}"
+
+        return self._read(name, work)
 
     def text(self, name):
-        value = self.get(name)
-        return value if value is None or isinstance(value, str) else str(value)
+        """The value as a text: text as it is, all else in its JSON form, without quotes."""
+        tag, _ = self._told(name)
+        if tag not in (VALUE, REPLACED):
+            return None
+        if self.table.type(name).name in ("text", "ascii", "varchar"):
+            return self.get(name)
+        return self.json(name).strip('"')
 
-
-def decode(cql_type, value):
-    if cql_type in ("text", "ascii", "varchar"):
-        return value.decode()
-    if cql_type in ("tinyint", "smallint", "int", "bigint", "counter", "varint"):
-        return int.from_bytes(value, "big", signed=True)
-    if cql_type == "boolean":
-        return value != b"\0"
-    if cql_type in ("float", "double"):
-        return struct.unpack(">f" if cql_type == "float" else ">d", value)[0]
-    if cql_type in ("uuid", "timeuuid"):
-        return str(uuid.UUID(bytes=value))
-    if cql_type == "timestamp":
-        ms = int.from_bytes(value, "big", signed=True)
-        return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(milliseconds=ms)
-    return value
+    def ref(self, name):
+        """Names the bytes of a column for a record: nobody copies them, and they need not have been sent."""
+        return Ref(self.row, self.table.index[name])
 
 
 class Rows:
@@ -231,10 +323,6 @@ class Ref:
 
     row: int
     column: int
-
-
-def ref(change, name):
-    return Ref(change.row, change.table.index[name])
 
 
 def _field(value):
