@@ -1230,6 +1230,70 @@ fn files_that_are_no_plugins_are_refused_with_what_they_are() {
     );
 }
 
+/// Bytes that are nobody's: junk, junk behind the head of a module or of a component, and sections whose frames are right.
+fn junk(random: &mut impl FnMut() -> u64) -> Vec<u8> {
+    let heads: [&[u8]; 3] = [b"", b"\0asm\x01\0\0\0", b"\0asm\x0d\0\x01\0"];
+    let mut bytes = heads[random() as usize % 3].to_vec();
+    let framed = random().is_multiple_of(2);
+    for _ in 0..random() % 6 {
+        let size = random() % 40;
+        if framed {
+            bytes.extend([(random() % 14) as u8, size as u8]);
+        }
+        bytes.extend((0..size).map(|_| random() as u8));
+    }
+    bytes
+}
+
+/// In the long form (`cargo xtask proof fuzz`) 10⁷ files, one in 500 of which is a plugin with some bytes changed.
+#[test]
+fn whatever_is_in_a_file_is_a_plugin_or_refused() {
+    let files = asked("PENSTOCK_TEST_FUZZ", 10_000);
+    let engine = engine();
+    let module = std::fs::read(plugins::plugin("test-faults")).unwrap();
+    let mut encoder = wit_component::ComponentEncoder::default();
+    let component = encoder.module(&module).unwrap().encode().unwrap();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = || {
+        // <https://www.jstatsoft.org/article/view/v008i14>
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let live = watch::channel(Arc::new(settings(vec![])));
+    let (mut plugins, mut ran) = (0, 0);
+    for file in 0..files {
+        let bytes = match file % 1000 {
+            0 | 500 => {
+                let whole = if file % 1000 == 0 {
+                    &module
+                } else {
+                    &component
+                };
+                let mut bytes = whole.clone();
+                for _ in 0..1 + random() % 4 {
+                    let at = random() as usize % bytes.len();
+                    bytes[at] = random() as u8;
+                }
+                bytes
+            }
+            _ => junk(&mut random),
+        };
+        let Ok(plugin) = Plugin::from_bytes(&engine, "fuzz.wasm".into(), &bytes) else {
+            continue;
+        };
+        plugins += 1;
+        let Ok(prepared) = Prepared::new(&faulty("faults").1, plugin, &[]) else {
+            continue;
+        };
+        // Whatever it has become, the host goes on.
+        let mut chain = Chain::new(vec![prepared], live.1.clone());
+        ran += usize::from(chain.process(batch_of(&["", "forward", "panic"])).is_ok());
+    }
+    println!("{files} files: {plugins} load, {ran} run");
+}
+
 #[test]
 fn a_component_is_taken_as_well_as_a_core_module() {
     let engine = engine();

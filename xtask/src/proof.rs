@@ -38,8 +38,8 @@ pub(crate) fn restarts(rest: &[String]) -> Result<()> {
 struct Proof {
     name: &'static str,
     about: &'static str,
-    /// The test's file, and a part of the names of those that are run.
-    test: &'static str,
+    /// Where the tests are, and a part of the names of those that are run.
+    tests: &'static [&'static str],
     filter: &'static str,
     /// The variable that makes it long, and how long where nobody says.
     variable: &'static str,
@@ -54,7 +54,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "crashes",
         about: "kills -9 at random moments and at the worst ones, read back as committed",
-        test: "crashes",
+        tests: &["--test", "crashes"],
         filter: "kills_lose_nothing_and_repeat",
         variable: "PENSTOCK_TEST_KILLS",
         n: "300",
@@ -69,7 +69,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "generations",
         about: "kills -9 of several instances while stream generations end and begin",
-        test: "crashes",
+        tests: &["--test", "crashes"],
         filter: "kills_while_generations",
         variable: "PENSTOCK_TEST_KILLS",
         n: "100",
@@ -83,7 +83,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "brokers",
         about: "falls of three brokers in turn under load, the program killed beside",
-        test: "crashes",
+        tests: &["--test", "crashes"],
         filter: "brokers_that_fall",
         variable: "PENSTOCK_TEST_BROKER_KILLS",
         n: "12",
@@ -98,7 +98,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "matrix",
         about: "seconds of every fault that comes from outside, at every moment: a table",
-        test: "matrix",
+        tests: &["--test", "matrix"],
         filter: "every_fault",
         variable: "PENSTOCK_TEST_FAULT_SECONDS",
         n: "5",
@@ -112,7 +112,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "outage",
         about: "seconds that the broker is cut off, silent, or answers errors",
-        test: "faults",
+        tests: &["--test", "faults"],
         filter: "a_broker_that",
         variable: "PENSTOCK_TEST_OUTAGE_SECONDS",
         n: "30",
@@ -122,7 +122,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "faults",
         about: "each stage panics, fails and hangs, alone and too often",
-        test: "supervision",
+        tests: &["--test", "supervision"],
         filter: "_",
         variable: "PENSTOCK_TEST_ROUNDS",
         n: "4",
@@ -132,7 +132,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "swaps",
         about: "swaps of a transform that is never idle: the gap that each leaves",
-        test: "plugins",
+        tests: &["--test", "plugins"],
         filter: "swaps_under_load",
         variable: "PENSTOCK_TEST_SWAPS",
         n: "200",
@@ -142,7 +142,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "taps",
         about: "quarters of a second at full load, with nobody looking and with three taps",
-        test: "plugins",
+        tests: &["--test", "plugins"],
         filter: "a_tap_does_not_slow",
         variable: "PENSTOCK_TEST_ROUNDS",
         n: "40",
@@ -150,9 +150,19 @@ const PROOFS: &[Proof] = &[
         kafka: false,
     },
     Proof {
+        name: "fuzz",
+        about: "answers of guests, and files that are to be plugins, made at random",
+        tests: &["--lib", "--test", "plugins"],
+        filter: "whatever_",
+        variable: "PENSTOCK_TEST_FUZZ",
+        n: "10000000",
+        flags: &[],
+        kafka: false,
+    },
+    Proof {
         name: "poison",
         about: "changes, one of which panics the plugin; then its replay",
-        test: "dead_letters",
+        tests: &["--test", "dead_letters"],
         filter: "one_change",
         variable: "PENSTOCK_TEST_CHANGES",
         n: "100000",
@@ -162,7 +172,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "terms",
         about: "times SIGTERM under load",
-        test: "supervision",
+        tests: &["--test", "supervision"],
         filter: "stops_under_load",
         variable: "PENSTOCK_TEST_ROUNDS",
         n: "20",
@@ -172,7 +182,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "watched",
         about: "rounds of a backlog, alone and with page, status --watch and tap open: changes a second",
-        test: "admin",
+        tests: &["--test", "admin"],
         filter: "watched_from_all_sides",
         variable: "PENSTOCK_TEST_ROUNDS",
         n: "7",
@@ -182,7 +192,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "orders",
         about: "orders from 50 connections",
-        test: "orders",
+        tests: &["--test", "orders"],
         filter: "every_order",
         variable: "PENSTOCK_TEST_ORDERS",
         n: "10000",
@@ -192,7 +202,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "policies",
         about: "cases for each property of the policies",
-        test: "policies",
+        tests: &["--test", "policies"],
         filter: "",
         variable: "PROPTEST_CASES",
         n: "100000",
@@ -232,7 +242,9 @@ pub(crate) fn proof(rest: &[String]) -> Result<()> {
                     .envs(broker.iter().cloned())
                     // A panic is part of some of them; where it came from is known.
                     .env("RUST_BACKTRACE", "0")
-                    .args(["test", "--release", "--test", proof.test, proof.filter])
+                    .args(["test", "--release"])
+                    .args(proof.tests)
+                    .arg(proof.filter)
                     .args(["--", "--nocapture"]),
             )
         };

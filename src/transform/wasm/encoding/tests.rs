@@ -208,9 +208,21 @@ fn output() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// More in the long form: `cargo xtask proof fuzz`.
+fn cases() -> ProptestConfig {
+    let asked = std::env::var("PENSTOCK_TEST_FUZZ").ok();
+    ProptestConfig {
+        cases: asked.and_then(|n| n.parse().ok()).unwrap_or(256),
+        max_global_rejects: u32::MAX,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
+    #![proptest_config(cases())]
+
     #[test]
-    fn what_is_made_of_any_output_can_be_read(
+    fn whatever_a_guest_answers_can_be_read(
         mut output in output(),
         flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
     ) {
@@ -236,7 +248,7 @@ proptest! {
     }
 
     #[test]
-    fn random_bytes_never_panic(output in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn whatever_bytes_a_guest_answers_never_panic(output in prop::collection::vec(any::<u8>(), 0..300)) {
         let (draft, made) = decode(output);
         prop_assert!(made.is_err() || is_sound(&draft, &made.unwrap()));
     }
