@@ -1027,16 +1027,16 @@ fn asked(variable: &str, otherwise: usize) -> usize {
     asked.and_then(|n| n.parse().ok()).unwrap_or(otherwise)
 }
 
-/// Times in milliseconds: how many, the median, the longest.
-fn shown(times: &mut [Duration]) -> String {
-    times.sort_unstable();
-    let ms = |at: Option<&Duration>| at.map_or(0.0, |t| t.as_secs_f64() * 1e3);
-    let median = ms(times.get(times.len() / 2));
-    format!(
-        "{:>7} {median:>10.3} {:>10.3}",
-        times.len(),
-        ms(times.last())
-    )
+/// Times by the clock and at work, in milliseconds: how many, of each the median and the longest.
+fn shown(times: &mut [(Duration, Duration)]) -> String {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let mut told = format!("{:>7}", times.len());
+    for of in [|t: &(Duration, Duration)| t.0, |t| t.1] {
+        times.sort_unstable_by_key(of);
+        let (median, longest) = (&times[times.len() / 2], &times[times.len() - 1]);
+        told += &format!(" {:>11.3} {:>9.3}", ms(of(median)), ms(of(longest)));
+    }
+    told
 }
 
 /// A chain that is never idle, and versions of its plugin that are made aside by another thread, as fast as they are taken
@@ -1077,7 +1077,7 @@ fn swaps_under_load_lose_and_repeat_nothing_and_leave_no_gap() {
         }
         let batch = batch.finish();
         // What a lane does at a batch boundary.
-        let started = Instant::now();
+        let (at_work, started) = (worked(), Instant::now());
         let prepared = (since >= BETWEEN).then(|| ready.try_recv().ok()).flatten();
         let swapped = prepared.is_some();
         if let Some(prepared) = prepared {
@@ -1086,7 +1086,7 @@ fn swaps_under_load_lose_and_repeat_nothing_and_leave_no_gap() {
         }
         let made = rig.chain.process(batch).unwrap();
         // From the last record of the one before to those of this one, but for the making of the batch.
-        let took = started.elapsed();
+        let took = (started.elapsed(), worked().saturating_sub(at_work));
         since += 1;
         match swapped {
             true => gaps.push(took),
@@ -1101,17 +1101,21 @@ fn swaps_under_load_lose_and_repeat_nothing_and_leave_no_gap() {
         next += 64;
     }
     maker.join().unwrap();
-    println!("\nbatches of 64         n  median ms     max ms");
+    println!("\nbatches of 64         n   median ms    max ms   at work ms   max ms");
     println!("across a swap   {}", shown(&mut gaps));
     println!("others          {}", shown(&mut others));
     println!(
         "{next} changes, {swaps} swaps: none lost, none repeated, each by the old or the new\n"
     );
-    assert!(gaps[gaps.len() / 2] < Duration::from_millis(10), "{gaps:?}");
+    // In order of the time at work, which is what a swap costs, whatever else the machine does.
+    let median = gaps[gaps.len() / 2].1;
+    assert!(median < Duration::from_millis(10), "{gaps:?}");
 }
 
 /// How long this thread has been at work: what else the machine does is no part of it.
 fn worked() -> Duration {
+    // The kernel counts up to the last look at who is to run: this is one.
+    std::thread::yield_now();
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
     let ns = stat.split(' ').next().and_then(|ns| ns.parse().ok());
     Duration::from_nanos(ns.expect("nanoseconds"))
@@ -1247,7 +1251,7 @@ fn junk(random: &mut impl FnMut() -> u64) -> Vec<u8> {
 
 /// In the long form (`cargo xtask proof fuzz`) 10⁷ files, one in 500 of which is a plugin with some bytes changed.
 #[test]
-fn whatever_is_in_a_file_is_a_plugin_or_refused() {
+fn a_file_at_random_is_a_plugin_or_refused() {
     let files = asked("PENSTOCK_TEST_FUZZ", 10_000);
     let engine = engine();
     let module = std::fs::read(plugins::plugin("test-faults")).unwrap();

@@ -240,6 +240,14 @@ mod languages {
              | sort -z | xargs -0 cat",
         ))
         .1;
+        if language == "python" {
+            // Of the project as it was written; no host, and no more than Python.
+            let anew = "rm -rf unit && penstock plugin new unit/my-filter --lang python && cd unit/my-filter && \
+                        python3 -B -m unittest";
+            let (code, text) = said(sh(&kept, anew));
+            assert_eq!(code, Some(0), "{text}");
+            assert!(text.contains("Ran 2 tests"), "{text}");
+        }
         let stamp = folder.join("target/built-of");
         let file = folder.join("contract.wasm");
         if !file.is_file() || std::fs::read_to_string(&stamp).ok().as_ref() != Some(&sources) {

@@ -54,6 +54,7 @@ const JS_SDK: Files = &[
 ];
 const PYTHON: Files = &[
     ("app.py", include_str!("template/python/app.py")),
+    ("test_app.py", include_str!("template/python/test_app.py")),
     (
         "pyproject.toml",
         include_str!("template/python/pyproject.toml"),
@@ -65,6 +66,14 @@ const PYTHON_SDK: Files = &[
         include_str!("template/python/penstock/__init__.py"),
     ),
     ("cql.py", include_str!("template/python/penstock/cql.py")),
+    (
+        "testing.py",
+        include_str!("template/python/penstock/testing.py"),
+    ),
+    (
+        "_native.py",
+        include_str!("template/python/penstock/_native.py"),
+    ),
 ];
 
 const WIT: (&str, &str) = (

@@ -204,6 +204,10 @@ pub fn create(folder: &Path, name: &str, language: Language) -> Result<Vec<PathB
         Language::Rust => (RUST, &[][..]),
         other => (other.files(), COMMON),
     };
+    let tests = match language {
+        Language::Python => "python3 -m unittest            # test_app.py, without a host\n",
+        _ => "",
+    };
     let before = language
         .before_building()
         .map_or_else(String::new, |first| format!("{first}\n"));
@@ -216,6 +220,7 @@ pub fn create(folder: &Path, name: &str, language: Language) -> Result<Vec<PathB
             .replace("{file}", &wasm_name(name))
             .replace("{main}", main)
             .replace("{before}", &before)
+            .replace("{tests}", tests)
             .replace("{Type}", &type_name(name));
         write(&path, &text)?;
         written.push(path);

@@ -222,7 +222,7 @@ proptest! {
     #![proptest_config(cases())]
 
     #[test]
-    fn whatever_a_guest_answers_can_be_read(
+    fn a_guests_answers_at_random_can_be_read(
         mut output in output(),
         flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
     ) {
@@ -248,7 +248,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_bytes_a_guest_answers_never_panic(output in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn bytes_at_random_that_a_guest_answers_never_panic(output in prop::collection::vec(any::<u8>(), 0..300)) {
         let (draft, made) = decode(output);
         prop_assert!(made.is_err() || is_sound(&draft, &made.unwrap()));
     }
