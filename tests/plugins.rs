@@ -1031,7 +1031,10 @@ fn asked(variable: &str, otherwise: usize) -> usize {
 fn shown(times: &mut [(Duration, Duration)]) -> String {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let mut told = format!("{:>7}", times.len());
-    for of in [|t: &(Duration, Duration)| t.0, |t| t.1] {
+    for of in [
+        |t: &(Duration, Duration)| t.0,
+        |t: &(Duration, Duration)| t.1,
+    ] {
         times.sort_unstable_by_key(of);
         let (median, longest) = (&times[times.len() / 2], &times[times.len() - 1]);
         told += &format!(" {:>11.3} {:>9.3}", ms(of(median)), ms(of(longest)));

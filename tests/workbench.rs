@@ -240,14 +240,19 @@ mod languages {
              | sort -z | xargs -0 cat",
         ))
         .1;
-        if language == "python" {
-            // Of the project as it was written; no host, and no more than Python.
-            let anew = "rm -rf unit && penstock plugin new unit/my-filter --lang python && cd unit/my-filter && \
-                        python3 -B -m unittest";
-            let (code, text) = said(sh(&kept, anew));
-            assert_eq!(code, Some(0), "{text}");
-            assert!(text.contains("Ran 2 tests"), "{text}");
-        }
+        // The unit tests of a project as it was written: no host, and no more than the language itself.
+        let (unit, passed) = match language {
+            "go" => ("go vet ./... && go test ./...", "ok  "),
+            "js" => ("npm test", "# pass 2"),
+            "python" => ("python3 -B -m unittest", "Ran 2 tests"),
+            _ => ("true", ""),
+        };
+        let anew = format!(
+            "rm -rf unit && penstock plugin new unit/my-filter --lang {language} && cd unit/my-filter && {unit}"
+        );
+        let (code, text) = said(sh(&kept, &anew));
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains(passed), "{text}");
         let stamp = folder.join("target/built-of");
         let file = folder.join("contract.wasm");
         if !file.is_file() || std::fs::read_to_string(&stamp).ok().as_ref() != Some(&sources) {

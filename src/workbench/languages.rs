@@ -29,6 +29,7 @@ type Files = &'static [(&'static str, &'static str)];
 
 const GO: Files = &[
     ("main.go", include_str!("template/go/main.go")),
+    ("main_test.go", include_str!("template/go/main_test.go")),
     ("go.mod", "module plugins.local/{name}\n\ngo 1.24\n"),
 ];
 const GO_SDK: Files = &[
@@ -38,6 +39,10 @@ const GO_SDK: Files = &[
     ),
     ("rows.go", include_str!("template/go/penstock/rows.go")),
     ("cql.go", include_str!("template/go/penstock/cql.go")),
+    (
+        "harness.go",
+        include_str!("template/go/penstock/harness.go"),
+    ),
     ("json.go", include_str!("template/go/penstock/json.go")),
     ("output.go", include_str!("template/go/penstock/output.go")),
     ("bytes.go", include_str!("template/go/penstock/bytes.go")),
@@ -45,11 +50,20 @@ const GO_SDK: Files = &[
 ];
 const JS: Files = &[
     ("index.js", include_str!("template/js/index.js")),
+    ("index.test.js", include_str!("template/js/index.test.js")),
     ("package.json", include_str!("template/js/package.json")),
 ];
 const JS_SDK: Files = &[
     ("index.js", include_str!("template/js/penstock/index.js")),
     ("cql.js", include_str!("template/js/penstock/cql.js")),
+    (
+        "testing.js",
+        include_str!("template/js/penstock/testing.js"),
+    ),
+    (
+        "native.mjs",
+        include_str!("template/js/penstock/native.mjs"),
+    ),
     ("build.mjs", include_str!("template/js/penstock/build.mjs")),
 ];
 const PYTHON: Files = &[

@@ -206,7 +206,9 @@ pub fn create(folder: &Path, name: &str, language: Language) -> Result<Vec<PathB
     };
     let tests = match language {
         Language::Python => "python3 -m unittest            # test_app.py, without a host\n",
-        _ => "",
+        Language::Go => "go test ./...                  # main_test.go, without a host\n",
+        Language::JavaScript => "npm test                       # index.test.js, without a host\n",
+        Language::Rust => "",
     };
     let before = language
         .before_building()

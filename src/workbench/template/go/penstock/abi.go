@@ -1,3 +1,5 @@
+//go:build wasm
+
 package penstock
 
 // The canonical ABI of `penstock:plugin` (penstock.wit), by hand: Go has no generator for components without more tools.
@@ -7,17 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"unsafe"
-)
-
-// Level is how much a line of the log matters.
-type Level uint32
-
-// The levels.
-const (
-	Error Level = iota
-	Warn
-	Info
-	Debug
 )
 
 //go:wasmimport penstock:plugin/host@0.1.0 log

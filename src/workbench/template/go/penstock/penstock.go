@@ -172,6 +172,17 @@ func (t *Table) Only(names ...string) Interest {
 	return interest
 }
 
+// Level is how much a line of the log matters.
+type Level uint32
+
+// The levels.
+const (
+	Error Level = iota
+	Warn
+	Info
+	Debug
+)
+
 type retry struct{ error }
 
 // Retry makes an error that says "not yet": the change, and all after it, is handed out again later.

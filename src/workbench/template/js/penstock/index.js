@@ -12,7 +12,7 @@ export { Decimal } from "./cql.js";
 
 export const Tag = { Unsent: 0, Unchanged: 1, Null: 2, Value: 3, Replaced: 4, Removed: 5, Merged: 6 };
 
-const OPERATIONS = {
+export const OPERATIONS = {
   [-4]: "ttl-partition-delete", [-3]: "ttl-row-delete", 0: "preimage", 1: "update", 2: "insert", 3: "row-delete",
   4: "partition-delete", 5: "range-delete-start-inclusive", 6: "range-delete-start-exclusive",
   7: "range-delete-end-inclusive", 8: "range-delete-end-exclusive", 9: "postimage",
