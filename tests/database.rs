@@ -66,6 +66,28 @@ async fn a_database_that_is_away_for_longer_than_open_for_is_told_of_at_once_and
     running.stop_cleanly();
 }
 
+/// An outage that is shorter than the `open_for` of 30 s ends when the database is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_back_before_open_for_is_over_is_read_at_once() {
+    let (world, valve) = world(Flow::Open).await;
+    let keys = keys(8);
+    world.write(&keys, 0, 5).await;
+    let running = world.start(1);
+    world.await_records(8 * 5, LONG, &running);
+
+    valve.set(Flow::Cut);
+    world.write(&keys, 5, 20).await;
+    running.await_line("breaker opened stage=source", LONG);
+    valve.set(Flow::Open);
+    let mended = Instant::now();
+    world.await_records(8 * 25, LONG, &running);
+    let back = mended.elapsed();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 25), 0);
+    println!("the flow is back {back:?} after the database");
+    assert!(back < Duration::from_secs(10), "back after {back:?}");
+    running.stop_cleanly();
+}
+
 /// It takes every connection and every byte, and answers nothing: under load, at the defaults.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_falls_silent_is_found_out_and_the_flow_is_back_when_it_answers() {

@@ -31,8 +31,8 @@ section! {
     struct Breaker {
         /// Consecutive failures that open the breaker
         failure_threshold: NonZeroU32 = { COUNT, Value("5"), Live, "5" },
-        /// How long it stays open before one probe is let through; the sink's only for 2 s if the brokers are seen to answer
-        /// again
+        /// How long it stays open before one probe is let through; in the source and the sink only for 2 s where the other
+        /// side was away and is seen to be there again
         open_for: Duration = { Kind::Duration(1, DAY), Value(r#""30s""#), Live, r#""30s""# },
         /// Successes in a row that close it
         success_threshold: NonZeroU32 = { COUNT, Value("3"), Live, "3" },

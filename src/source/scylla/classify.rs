@@ -49,6 +49,30 @@ pub(super) fn is_pressure(error: &SourceError) -> bool {
     }
 }
 
+/// Whether it is the connection that failed, not whoever is at its other end.
+pub(super) fn is_cut(error: &SourceError) -> bool {
+    let attempt = |error: &RequestAttemptError| {
+        matches!(error, RequestAttemptError::BrokenConnectionError(_))
+    };
+    let prepare = |error: &PrepareError| match error {
+        PrepareError::ConnectionPoolError(_) => true,
+        PrepareError::AllAttemptsFailed { first_attempt } => attempt(first_attempt),
+        _ => false,
+    };
+    match error {
+        SourceError::Execute { source, .. } => match &**source {
+            ExecutionError::EmptyPlan | ExecutionError::ConnectionPoolError(_) => true,
+            ExecutionError::LastAttemptError(error) => attempt(error),
+            ExecutionError::PrepareError(error) => prepare(error),
+            _ => false,
+        },
+        SourceError::Prepare { source, .. } => prepare(source),
+        SourceError::Metadata(error) => matches!(**error, MetadataError::ConnectionPoolError(_)),
+        SourceError::Unreachable { .. } => true,
+        _ => false,
+    }
+}
+
 /// Whether the prepared statement must be made anew before the next attempt.
 pub(super) fn is_stale_statement(error: &SourceError) -> bool {
     let SourceError::Execute { source, .. } = error else {

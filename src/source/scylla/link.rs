@@ -17,6 +17,7 @@ use scylla::policies::load_balancing::DefaultPolicy;
 use scylla::policies::retry::FallthroughRetryPolicy;
 use tokio::sync::watch;
 
+use super::classify;
 use super::error::SourceError;
 use super::secure::Credentials;
 use super::{ScyllaSource, consistency};
@@ -30,6 +31,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const DRIVER: Duration = Duration::from_millis(250);
 /// Rotated credentials that are refused are tried again after this long: the other side may be rotated a moment later.
 const RENEW: Duration = Duration::from_secs(2);
+/// A connection that was not cut again for this long will do.
+const SETTLED: Duration = Duration::from_secs(2);
 /// A session is there within this time, or its nodes hang.
 const SESSION: Duration = Duration::from_secs(30);
 
@@ -43,6 +46,8 @@ pub(super) struct Link {
     refused: Mutex<Option<String>>,
     /// Since when there is no connection; `None`: there is one.
     lost: watch::Sender<Option<Instant>>,
+    /// When a read failed last, if it was for want of a connection.
+    cut: Mutex<Option<Instant>>,
 }
 
 impl Link {
@@ -57,6 +62,7 @@ impl Link {
             credentials: Mutex::new(Credentials::of(source)),
             refused: Mutex::default(),
             lost: watch::Sender::new(None),
+            cut: Mutex::default(),
         })
     }
 
@@ -77,6 +83,18 @@ impl Link {
         let refused = self.refused.lock().clone();
         refused
             .map(|why| format!("the new credentials are not in force, the old ones go on: {why}"))
+    }
+
+    /// Takes in why a read failed.
+    pub(super) fn failed(&self, error: &SourceError) {
+        *self.cut.lock() = classify::is_cut(error).then(Instant::now);
+    }
+
+    /// Reads failed for want of a connection, which there is again: what opened the breaker is over. Not at once, or a
+    /// connection that is cut whenever it is used would be called all the time.
+    fn is_back(&self) -> bool {
+        let cut = *self.cut.lock();
+        cut.is_some_and(|at| at.elapsed() >= SETTLED) && self.is_connected()
     }
 
     fn is_connected(&self) -> bool {
@@ -210,6 +228,9 @@ impl ScyllaSource {
                     tracing::warn!(nodes, "no connection to ScyllaDB, waiting for it");
                 }
                 (false, Some(_)) => self.reconnect().await,
+            }
+            if self.link.is_back() {
+                self.policies.look_again();
             }
         }
     }

@@ -310,6 +310,7 @@ impl ScyllaSource {
     /// Counts a failed attempt; says so at once, and then now and then.
     fn failed(&self, error: &SourceError) {
         self.stats.failed_reads.fetch_add(1, Relaxed);
+        self.link.failed(error);
         *self.stats.last_error.lock() = Some((SystemTime::now(), error.to_string()));
         let mut told = self.stats.told.lock();
         if told.is_none_or(|at| at.elapsed() >= TOLD_AGAIN) {
