@@ -1186,7 +1186,8 @@ fn a_plugin_that_fails_on_start_is_refused_with_its_reason() {
         panics.contains("failed to start: trapped: ") && panics.contains("in configure"),
         "{panics}"
     );
-    assert!(refused("refuse", "loop").contains("deadline of 100ms exceeded"));
+    // Longer than a batch may take: a busy machine holds up more than the guest.
+    assert!(refused("refuse", "loop").contains("deadline of 2s exceeded"));
     assert!(refused("encoding", "7").contains("speaks encoding 7, this penstock 1"));
 
     let mut small = transform("faults", OnError::DeadLetter, &[]);

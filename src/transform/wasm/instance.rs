@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use penstock_plugin_encoding::{ENCODING_VERSION, Projection, record_table};
 use wasmtime::{Store, Trap};
@@ -15,6 +16,10 @@ use super::plugin::{Plugin, PluginError};
 use crate::change::{ColumnKind, TableSchema};
 use crate::config::settings::Limits;
 use crate::transform::guest::{Code, Fault, Guest, Interest};
+
+/// A guest that starts has this long, however little a batch may take: a deadline is of the wall clock, a busy machine holds
+/// up more than the guest, and a plugin that does not start at the pipeline's start ends it.
+const STARTING: Duration = Duration::from_secs(2);
 
 /// A guest's line in our log is cut there.
 const MAX_LOG_LINE: usize = 4 << 10;
@@ -99,13 +104,17 @@ impl std::fmt::Debug for Instance {
 }
 
 impl Instance {
-    /// Instantiates and configures a guest, within the deadline of a batch each.
+    /// Instantiates and configures a guest, within [`STARTING`] each, or the deadline of a batch if that is longer.
     pub(crate) fn new(
         plugin: &Plugin,
         stage: Arc<str>,
         settings: &BTreeMap<String, String>,
         limits: Limits,
     ) -> Result<Self, PluginError> {
+        let limits = Limits {
+            deadline: limits.deadline.max(STARTING),
+            ..limits
+        };
         let path = || plugin.path().to_owned();
         let start = |fault: Fault| PluginError::Start {
             path: path(),
