@@ -262,6 +262,7 @@ mod languages {
                 return;
             }
             assert_eq!(code, Some(0), "{text}");
+            std::fs::create_dir_all(folder.join("target")).expect("a folder");
             std::fs::write(&stamp, &sources).expect("the stamp");
         }
         let (code, text) = said(sh(&folder, "penstock plugin test contract.wasm"));
