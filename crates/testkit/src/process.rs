@@ -332,6 +332,9 @@ impl Running {
     pub fn spawn(config: &Path, log: &Path, flags: &[String], mut command: Command) -> Self {
         let file = std::fs::File::create(log).expect("a log file");
         let child = command
+            // To name every frame of a program of this size takes a busy machine a minute, in which its tests give up; the
+            // panic's place is told without.
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a handle"))
             .stderr(file)
