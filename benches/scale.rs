@@ -16,18 +16,15 @@ mod rig;
 
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::BaseConsumer;
 use rig::{
-    Broker, Process, block_on, event_id, make_topic, penstock, pipeline, records, scylla,
-    serve_broker, stand_in, stay, used,
+    Broker, Process, block_on, make_topic, penstock, pipeline, records, scylla, serve_broker,
+    stand_in, stay, used,
 };
-use scylla::statement::batch::{Batch, BatchType};
-use uuid::Uuid;
 
 /// No line is waited for longer.
 const BOUND: Duration = Duration::from_secs(120);
@@ -145,7 +142,6 @@ async fn serve(case: Case) -> Result<()> {
         let insert = rig::INSERT.replace("ks.outbox", &format!("ks.{name}"));
         inserts.push(session.prepare(insert).await?);
     }
-    let payload: Arc<str> = "x".repeat(case.payload).into();
     // Writes that are sent in one request, of different partitions unless rows belong together.
     let at_once = match case.together {
         1 => (1 << 20) / case.payload as u64,
@@ -154,37 +150,13 @@ async fn serve(case: Case) -> Result<()> {
     let at_once = at_once
         .clamp(1, 10_000)
         .min(if case.together == 1 { 16 } else { 10_000 });
-    let mut written = 0;
-    let mut under_way = tokio::task::JoinSet::new();
-    while written < case.rows {
-        let n = at_once.min(case.rows - written);
-        let insert = &inserts[(written / at_once % case.tables) as usize];
-        let mut batch = Batch::new(BatchType::Unlogged);
-        let mut values = Vec::new();
-        for i in written..written + n {
-            batch.append_statement(insert.clone());
-            let key = match case.together {
-                1 => i % rig::KEYS,
-                _ => written / at_once % rig::KEYS,
-            };
-            values.push((
-                Uuid::from_u128(u128::from(key)),
-                event_id(),
-                payload.clone(),
-            ));
-        }
-        written += n;
-        let session = Arc::clone(&session);
-        under_way.spawn(async move { session.batch(&batch, values).await.map(drop) });
-        if under_way.len() >= 16
-            && let Some(done) = under_way.join_next().await
-        {
-            done??;
-        }
-    }
-    while let Some(done) = under_way.join_next().await {
-        done??;
-    }
+    let place = |i: u64| {
+        let batch = i / at_once;
+        let key = if case.together == 1 { i } else { batch };
+        let insert = &inserts[(batch % case.tables) as usize];
+        (insert, key % rig::KEYS)
+    };
+    rig::write(&session, case.rows, at_once, case.payload, place).await?;
     tokio::task::spawn_blocking(move || stay(&address)).await??;
     drop(node);
     Ok(())

@@ -45,23 +45,6 @@ async fn world(extra: &str) -> World {
     .await
 }
 
-/// With the order service on, and its tables made.
-async fn with_orders() -> World {
-    let world = World::with(Setup {
-        tables: "outbox_messages",
-        extra: "[orders]\nenabled = true\nlisten = \"127.0.0.1:0\"\n".to_owned(),
-        ..Setup::default()
-    })
-    .await;
-    let made = std::process::Command::new(env!("CARGO_BIN_EXE_penstock"))
-        .args(["init-schema", "--config"])
-        .arg(world.config())
-        .output()
-        .expect("penstock starts");
-    assert!(made.status.success(), "{made:?}");
-    world
-}
-
 fn started(running: &Running) {
     running.await_line("all supervised stages started", LONG);
 }
@@ -123,7 +106,7 @@ const FOREIGN: [(&str, &str, u16); 5] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_page_of_a_stranger_asks_anything() {
-    let world = with_orders().await;
+    let world = World::with_orders("").await;
     let running = world.start(0);
     started(&running);
     let client = client();
@@ -173,7 +156,7 @@ async fn no_page_of_a_stranger_asks_anything() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_idles_keeps_no_probe_and_no_order_out() {
     const SILENT: usize = 640;
-    let world = with_orders().await;
+    let world = World::with_orders("").await;
     let running = world.start(0);
     started(&running);
     running.await_line("component=\"system\" from=starting", LONG);
@@ -404,7 +387,7 @@ fn families(scrape: &str) -> Vec<(String, String, BTreeSet<String>)> {
 /// there is but at times is left out: what shared shards have.
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_are_those_of_the_table() {
-    let world = with_orders().await;
+    let world = World::with_orders("").await;
     let running = world.start(0);
     started(&running);
     running.await_line("component=\"system\" from=starting", LONG);

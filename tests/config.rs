@@ -564,7 +564,7 @@ fn each_key_differs_alone_and_by_its_class() {
     let changed = config::reload::diff(&a.effective, &b.effective);
     assert_eq!(
         (changed.len(), changed[0].class, &*changed[0].key),
-        (1, config::Class::Rebuild, "transform")
+        (1, config::ReloadClass::Rebuild, "transform")
     );
 }
 
@@ -602,7 +602,7 @@ fn files_that_are_named_count_by_content() {
     let changed = config::reload::diff(&first.effective, &second.effective);
     assert_eq!(
         (changed.len(), changed[0].class, &*changed[0].key),
-        (1, config::Class::Swap, "transform.one.plugin")
+        (1, config::ReloadClass::Swap, "transform.one.plugin")
     );
     write("secret", "lion");
     let third = load();

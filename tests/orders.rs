@@ -10,22 +10,6 @@ use serde_json::{Value, json};
 use testkit::process;
 use testkit::process::{LONG, Setup, World, asked};
 
-async fn world(extra: &str) -> World {
-    let world = World::with(Setup {
-        tables: "outbox_messages",
-        extra: format!("[orders]\nenabled = true\nlisten = \"127.0.0.1:0\"\n{extra}"),
-        ..Setup::default()
-    })
-    .await;
-    let made = Command::new(env!("CARGO_BIN_EXE_penstock"))
-        .args(["init-schema", "--config"])
-        .arg(world.config())
-        .output()
-        .expect("penstock starts");
-    assert!(made.status.success(), "{made:?}");
-    world
-}
-
 /// One connection, kept.
 fn connection() -> Client {
     let client = Client::builder().pool_max_idle_per_host(1).timeout(LONG);
@@ -74,7 +58,7 @@ fn events(world: &World) -> BTreeMap<String, Vec<(String, i64)>> {
 async fn every_order_becomes_an_event_and_its_changes_follow_in_order() {
     const CONNECTIONS: u32 = 50;
     let orders = asked("PENSTOCK_TEST_ORDERS", 1_000);
-    let mut world = world("").await;
+    let mut world = World::with_orders("").await;
     // As by default: the service stamps its writes, and one that takes longer than this to arrive is late, out of order.
     world.set("source.safety_interval", "1s");
     let running = world.start(1);
@@ -193,7 +177,7 @@ async fn names_that_need_quotes_are_quoted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_are_answered_as_the_standards_say() {
-    let world = world("").await;
+    let world = World::with_orders("").await;
     let running = world.start(1);
     let url = format!("http://{}/orders", running.orders());
     let client = connection();
@@ -293,7 +277,7 @@ async fn requests_are_answered_as_the_standards_say() {
 /// The service's breaker is on ScyllaDB: open, it refuses at once and says when to come again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_fails_opens_the_breaker_and_nothing_else() {
-    let world = world(
+    let world = World::with_orders(
         "request_timeout = \"1s\"\n[orders.breaker]\nopen_for = \"600s\"\n[orders.retry]\nmax_attempts = 1\n",
     )
     .await;
@@ -337,7 +321,7 @@ async fn a_database_that_fails_opens_the_breaker_and_nothing_else() {
 /// A crash of the stage closes its connections and no one else's work; the socket stays.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stage_that_crashes_restarts_alone_and_given_up_on_takes_no_orders() {
-    let world = world(
+    let world = World::with_orders(
         "[health]\ncheck_interval = \"100ms\"\nstalled_after = \"700ms\"\n\
          [policies.supervision]\nbackoff = \"20ms\"\nmax_restarts = 3\n",
     )
@@ -394,7 +378,7 @@ async fn a_stage_that_crashes_restarts_alone_and_given_up_on_takes_no_orders() {
 /// Row 6: a write that timed out and was applied is not written again under another event id, by whoever tries again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_timed_out_and_was_applied_is_one_event() {
-    let world = world("request_timeout = \"1s\"\n").await;
+    let world = World::with_orders("request_timeout = \"1s\"\n").await;
     let running = world.start(1);
     let url = format!("http://{}/orders", running.orders());
     let client = connection();
@@ -448,7 +432,7 @@ async fn a_write_that_timed_out_and_was_applied_is_one_event() {
 /// Row 11: an idempotency key is kept beside the order, for as long as is set.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idempotency_key_outlives_a_restart_and_ends_when_it_is_told_to() {
-    let world = world("idempotency_ttl = \"1h\"\n").await;
+    let world = World::with_orders("idempotency_ttl = \"1h\"\n").await;
     // As a version made it that kept no event beside the key.
     for cql in [
         "DROP TABLE ks.order_requests",
@@ -465,12 +449,7 @@ async fn an_idempotency_key_outlives_a_restart_and_ends_when_it_is_told_to() {
         "{told}"
     );
     for _ in 0..2 {
-        let made = Command::new(env!("CARGO_BIN_EXE_penstock"))
-            .args(["init-schema", "--config"])
-            .arg(world.config())
-            .output()
-            .expect("penstock starts");
-        assert!(made.status.success(), "{made:?}");
+        world.init_schema();
     }
 
     let client = connection();
@@ -523,7 +502,7 @@ async fn an_idempotency_key_outlives_a_restart_and_ends_when_it_is_told_to() {
 /// Row 14: nobody orders anything, and yet it is found out that ScyllaDB is well again.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_breaker_closes_without_traffic() {
-    let world = world(
+    let world = World::with_orders(
         "request_timeout = \"5s\"\n[orders.breaker]\nopen_for = \"300ms\"\n[orders.retry]\nmax_attempts = 1\n\
          [health]\ncheck_interval = \"100ms\"\n",
     )

@@ -4,32 +4,17 @@
 mod collector;
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::time::Duration;
 
 use collector::{Collector, Told};
 use scylla::value::CqlTimeuuid;
 use serde_json::{Value, json};
 use testkit::broker::read_all;
-use testkit::process::{LONG, Running, Setup, World};
+use testkit::process::{LONG, Running, World};
 use uuid::Uuid;
 
 async fn world(tracing: &str, log: &str) -> World {
-    let world = World::with(Setup {
-        tables: "outbox_messages",
-        extra: format!(
-            "[orders]\nenabled = true\nlisten = \"127.0.0.1:0\"\n[log]\n{log}\n[tracing]\n{tracing}"
-        ),
-        ..Setup::default()
-    })
-    .await;
-    let made = Command::new(env!("CARGO_BIN_EXE_penstock"))
-        .args(["init-schema", "--config"])
-        .arg(world.config())
-        .output()
-        .expect("penstock starts");
-    assert!(made.status.success(), "{made:?}");
-    world
+    World::with_orders(&format!("[log]\n{log}\n[tracing]\n{tracing}")).await
 }
 
 /// Sends an order that comes with this trace context: its id.

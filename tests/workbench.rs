@@ -338,16 +338,7 @@ mod languages {
 #[test]
 fn the_stock_plugins_pass_their_cases() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for name in [
-        "outbox-router",
-        "debezium-envelope",
-        "filter",
-        "redact",
-        "project",
-        "cloudevents",
-        "route",
-        "dedupe",
-    ] {
+    for name in plugins::STOCK {
         let cases = root.join("plugins").join(name).join("cases");
         let file = plugins::plugin(name);
         let command = format!(

@@ -77,30 +77,33 @@ pub fn event_id() -> CqlTimeuuid {
     CqlTimeuuid::from(Uuid::now_v1(&[1, 2, 3, 4, 5, 6]))
 }
 
-pub async fn serve_scylla(rows: u64) -> Result<()> {
-    let (node, session, insert) = scylla(VNODES).await?;
-    let address = node.addr().to_string();
-    let payload: String = "x".repeat(PAYLOAD);
-    // Different partitions in a batch: each row is a write of its own in the log.
-    const TOGETHER: u64 = 16;
+/// Writes so many rows, so many at once in a batch, some batches side by side. `place` says of the row by this number
+/// which statement its batch is of, and which key it has.
+pub async fn write<'a>(
+    session: &Arc<Session>,
+    rows: u64,
+    at_once: u64,
+    payload: usize,
+    place: impl Fn(u64) -> (&'a PreparedStatement, u64),
+) -> Result<()> {
+    const BATCHES: usize = 16;
+    let payload: Arc<str> = "x".repeat(payload).into();
     let mut written = 0;
     let mut under_way = tokio::task::JoinSet::new();
     while written < rows {
-        let n = TOGETHER.min(rows - written);
+        let n = at_once.min(rows - written);
         let mut batch = Batch::new(BatchType::Unlogged);
         let mut values = Vec::new();
         for i in written..written + n {
+            let (insert, key) = place(i);
             batch.append_statement(insert.clone());
-            values.push((
-                Uuid::from_u128(u128::from(i % KEYS)),
-                event_id(),
-                payload.clone(),
-            ));
+            let key = Uuid::from_u128(u128::from(key));
+            values.push((key, event_id(), payload.clone()));
         }
         written += n;
-        let session = Arc::clone(&session);
+        let session = Arc::clone(session);
         under_way.spawn(async move { session.batch(&batch, values).await.map(drop) });
-        if under_way.len() >= 32
+        if under_way.len() >= BATCHES
             && let Some(done) = under_way.join_next().await
         {
             done??;
@@ -109,6 +112,14 @@ pub async fn serve_scylla(rows: u64) -> Result<()> {
     while let Some(done) = under_way.join_next().await {
         done??;
     }
+    Ok(())
+}
+
+pub async fn serve_scylla(rows: u64) -> Result<()> {
+    let (node, session, insert) = scylla(VNODES).await?;
+    let address = node.addr().to_string();
+    // Different partitions in a batch: each row is a write of its own in the log.
+    write(&session, rows, 16, PAYLOAD, |i| (&insert, i % KEYS)).await?;
     tokio::task::spawn_blocking(move || stay(&address)).await??;
     drop(node);
     Ok(())

@@ -15,7 +15,7 @@ use crate::policy::rate;
 /// What applying a changed value takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Class {
+pub enum ReloadClass {
     /// The next use sees it; nothing is drained or reset.
     Live,
     /// A new plugin instance is built aside and takes over at a batch boundary.
@@ -26,13 +26,13 @@ pub enum Class {
     Refused,
 }
 
-impl std::fmt::Display for Class {
+impl std::fmt::Display for ReloadClass {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
-            Class::Live => "live",
-            Class::Swap => "swap",
-            Class::Rebuild => "rebuild",
-            Class::Refused => "refused",
+            ReloadClass::Live => "live",
+            ReloadClass::Swap => "swap",
+            ReloadClass::Rebuild => "rebuild",
+            ReloadClass::Refused => "refused",
         })
     }
 }
@@ -103,7 +103,7 @@ pub struct Key {
     /// Its default.
     pub fallback: Fallback,
     /// What a change of it does.
-    pub class: Class,
+    pub class: ReloadClass,
     /// What it is for.
     pub doc: &'static str,
     /// A TOML value that is legal here.

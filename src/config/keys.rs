@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-pub use super::key::{Class, Fallback, Key, Kind};
+pub use super::key::{Fallback, Key, Kind, ReloadClass};
 use super::settings::Settings;
 
 /// What stages are called in pipeline.toml; `*` stands for a transform's name.
@@ -85,7 +85,10 @@ mod tests {
         for policy in policies {
             for stage in STAGES {
                 let key = get(&format!("{stage}.{policy}")).expect("each stage takes it");
-                assert_eq!((key.fallback, key.class), (Fallback::Policies, Class::Live));
+                assert_eq!(
+                    (key.fallback, key.class),
+                    (Fallback::Policies, ReloadClass::Live)
+                );
             }
         }
     }

@@ -25,7 +25,7 @@ mod walk;
 pub mod watch;
 
 pub use error::{Invalid, Place, Problem, Reason};
-pub use key::Class;
+pub use key::ReloadClass;
 pub use raw::Inputs;
 pub use seen::{LARGEST_PLUGIN, Seen, Sources};
 pub use settings::{LiveSettings, Settings};

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::keys::{self, Class, Fallback, Key, Kind};
+use super::keys::{self, Fallback, Key, Kind, ReloadClass};
 
 const HEAD: &str = "\
 # Every key of pipeline.toml
@@ -74,10 +74,10 @@ fn write_row(page: &mut String, key: &Key, name: &str) {
         Fallback::Value(text) => format!("`{text}`"),
     };
     let class = match key.class {
-        Class::Live => "live",
-        Class::Swap => "swap",
-        Class::Rebuild => "rebuild",
-        Class::Refused => "refused",
+        ReloadClass::Live => "live",
+        ReloadClass::Swap => "swap",
+        ReloadClass::Rebuild => "rebuild",
+        ReloadClass::Refused => "refused",
     };
     let takes = match key.kind {
         Kind::Secret => "a secret".to_owned(),

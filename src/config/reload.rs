@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::{Class, Effective, Loaded};
+use super::{Effective, Loaded, ReloadClass};
 
 /// Revisions that are remembered.
 const HISTORY: usize = 100;
@@ -22,7 +22,7 @@ pub struct Changed {
     /// After.
     pub new: Option<String>,
     /// What applying it takes.
-    pub class: Class,
+    pub class: ReloadClass,
 }
 
 /// The key of the plugin of the transform that a key belongs to.
@@ -52,7 +52,7 @@ pub fn diff(old: &[Effective], new: &[Effective]) -> Vec<Changed> {
                         && !plugin_of(key)
                             .is_some_and(|p| old.contains_key(&p) && new.contains_key(&p)) =>
                 {
-                    one.class.max(Class::Rebuild)
+                    one.class.max(ReloadClass::Rebuild)
                 }
                 (Some(one), None) | (None, Some(one)) => one.class,
                 (None, None) => return None,
@@ -103,7 +103,7 @@ pub struct Revision {
     /// What became of it.
     pub outcome: Verdict,
     /// The most that a changed key takes.
-    pub class: Option<Class>,
+    pub class: Option<ReloadClass>,
     /// Key by key.
     pub changed: Vec<Changed>,
     /// The first error, in one line.
@@ -131,7 +131,7 @@ pub struct UnderWay {
     /// Who has to finish first, by the names of children.
     pub waits_for: Vec<String>,
     /// The most that a changed key takes.
-    pub class: Option<Class>,
+    pub class: Option<ReloadClass>,
     /// Key by key.
     pub changed: Vec<Changed>,
 }

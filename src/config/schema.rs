@@ -130,10 +130,10 @@ fn leaf(key: &Key) -> Value {
         Kind::Table => json!({ "type": "object" }),
     };
     let class = match key.class {
-        keys::Class::Live => "Takes effect at the next use.",
-        keys::Class::Swap => "A change swaps the plugin at a batch boundary.",
-        keys::Class::Rebuild => "A change drains and rebuilds what it concerns.",
-        keys::Class::Refused => "A change needs a restart.",
+        keys::ReloadClass::Live => "Takes effect at the next use.",
+        keys::ReloadClass::Swap => "A change swaps the plugin at a batch boundary.",
+        keys::ReloadClass::Rebuild => "A change drains and rebuilds what it concerns.",
+        keys::ReloadClass::Refused => "A change needs a restart.",
     };
     schema["description"] = format!("{}. {class}", key.doc).into();
     if let Some(default) = default_of(key) {

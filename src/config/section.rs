@@ -258,9 +258,9 @@ impl<T: Word> FromKey for T {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::key::Class::Live;
     use crate::config::key::Fallback::Value;
     use crate::config::key::Kind;
+    use crate::config::key::ReloadClass::Live;
     use crate::words::words;
 
     words! {

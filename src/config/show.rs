@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use super::error::{Invalid, Place, Problem, Reason};
-use super::key::{self, Class, Fallback, Key, Kind, Leaf};
+use super::key::{self, Fallback, Key, Kind, Leaf, ReloadClass};
 use super::reading::{Reading, policies_path};
 use super::section::Values;
 use super::settings::Settings;
@@ -38,7 +38,7 @@ impl Reading<'_> {
         effective.push(Effective {
             key: keys::TRANSFORMS.to_owned(),
             origin: self.raw.table_place(&["transform".to_owned()]).to_string(),
-            class: Class::Rebuild,
+            class: ReloadClass::Rebuild,
             fingerprint: Sha256::digest(order.as_bytes()).into(),
             value: order,
         });

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::error::Invalid;
-use super::key::Class;
+use super::key::ReloadClass;
 use super::raw::{Inputs, Raw};
 use super::reading::Reading;
 use super::seen::Sources;
@@ -106,7 +106,7 @@ pub struct Effective {
     /// Where it was set: `pipeline.toml:3:8`, `environment variable …`, `default`, …
     pub origin: String,
     /// What a change of it does.
-    pub class: Class,
+    pub class: ReloadClass,
     /// What decides whether it changed: for a file its content too. A digest, so that no secret is kept.
     #[serde(skip)]
     pub fingerprint: [u8; 32],

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::health::Report;
+use super::membership::{Membership, Share};
 use super::pipeline::{Pipeline, PolicyRegistry};
-use super::sharing::{Membership, Share};
+use super::report::Report;
 use super::supervisor::ChildStatus;
 use super::trend::{Point, Trend};
 use super::watchdog::Vitals;

@@ -7,37 +7,12 @@ use tokio::time;
 
 use super::child::Stage;
 use super::handle::Shared;
+use super::report::{Entry, Report};
 use super::supervisor::Supervisor;
 use crate::config::LiveSettings;
 use crate::policy::breaker;
 use crate::policy::health::{Health, Level, Observation, Seen, Standing, Status};
 use crate::policy::stage::StagePolicies;
-
-/// The standing of the system and of each component.
-#[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct Report {
-    /// What the components add up to; `None` before the first look.
-    pub system: Option<Entry>,
-    /// By name.
-    pub components: Vec<Entry>,
-}
-
-/// One component, or the system.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Entry {
-    /// `system`, or a stage's name.
-    pub name: Arc<str>,
-    /// How it is.
-    pub status: Level,
-    /// Why, unless it is well.
-    pub reason: Option<Arc<str>>,
-    /// Since when, as seconds since the Unix epoch.
-    pub since: f64,
-    /// What the latest run of trouble began with.
-    pub first_fault: Option<String>,
-    /// Whether it makes the system unhealthy.
-    pub critical: bool,
-}
 
 /// The components' observer.
 pub struct HealthWatch {
@@ -114,7 +89,7 @@ impl HealthWatch {
     }
 
     /// A stage that was given up on was started anew.
-    pub fn mended(&mut self, stage: &Stage) {
+    pub fn revived(&mut self, stage: &Stage) {
         self.failed.retain(|(failed, _)| failed != stage);
     }
 

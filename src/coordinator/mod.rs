@@ -6,12 +6,12 @@
 //! - [`ledger`]: how far a shard is, and what is in whose hands.
 //! - [`child`]: what runs, by type: a stage, and a child of it.
 //! - [`shard`]: opened, run, drained and released alone.
-//! - [`sharing`]: which shards are ours, where several instances share them.
+//! - [`sharing`]: which shards are ours, where several instances share them; [`membership`]: what there is to see of it.
 //! - [`parts`]: where what it is built of comes from.
 //! - [`pipeline`]: builds from settings what the shards have in common, and holds those that are open here.
 //! - [`reload`]: what a change of the configuration does to what runs.
 //! - [`listen`]: how a service takes an address over from the one that it replaces.
-//! - [`health`]: what is observed of every component.
+//! - [`health`]: what is observed of every component; [`report`]: what that comes to.
 //! - [`dead_letters`]: the child that keeps what is poison.
 //! - [`serve`]: HTTP as a child; [`connection`]: one connection of it; [`guard`]: whom it does not answer.
 //! - [`trend`]: the last hour in numbers.
@@ -29,11 +29,13 @@ pub mod health;
 pub mod lane;
 pub mod ledger;
 pub mod listen;
+pub mod membership;
 pub mod parts;
 pub mod pipeline;
 pub mod plugins;
 pub mod reload;
 pub mod replay;
+pub mod report;
 pub mod serve;
 pub mod shard;
 pub mod sharing;
@@ -107,7 +109,7 @@ pub struct Coordinator {
     /// The lanes that wait for a stage that was given up on; each once, since it waits.
     waiting: Vec<oneshot::Sender<()>>,
     /// When each stage that was given up on was started anew last.
-    mended: HashMap<Stage, std::time::Instant>,
+    revived: HashMap<Stage, std::time::Instant>,
     health: HealthWatch,
     sharing: Sharing,
     watchdog: Watchdog,
@@ -201,7 +203,7 @@ impl Coordinator {
             asked: (Vec::new(), false),
             failed: mpsc::channel(COMMANDS),
             waiting: Vec::new(),
-            mended: HashMap::new(),
+            revived: HashMap::new(),
             listeners: Listeners::default(),
             started,
             failed_for_good: false,
@@ -419,17 +421,17 @@ impl Coordinator {
 
     fn fail(&mut self, failed: FailedStage) {
         let stage = &failed.stage;
-        let mended = self.mended.get(stage);
-        if mended.is_some_and(|mended| failed.read_at <= *mended) {
+        let revived = self.revived.get(stage);
+        if revived.is_some_and(|revived| failed.read_at <= *revived) {
             tracing::info!(%stage, cause = failed.cause, "a fault from before the stage was started anew");
             self.forget_flood(stage);
-            failed.mended.send(()).ok();
+            failed.revived.send(()).ok();
             return;
         }
         self.supervisor
             .fail(stage, |id| id.stage.serves(stage), &failed.cause);
         self.waiting.retain(|lane| !lane.is_closed());
-        self.waiting.push(failed.mended);
+        self.waiting.push(failed.revived);
     }
 
     /// Has the topics of ours looked at again, which may have been set otherwise since the start.
@@ -443,9 +445,9 @@ impl Coordinator {
     fn revive(&mut self) {
         for stage in self.supervisor.revive(|_| true) {
             tracing::info!(%stage, "failed stage started anew");
-            self.health.mended(&stage);
+            self.health.revived(&stage);
             self.forget_flood(&stage);
-            self.mended.insert(stage, std::time::Instant::now());
+            self.revived.insert(stage, std::time::Instant::now());
         }
         for lane in self.waiting.drain(..) {
             // One that was stopped meanwhile does not wait any more.

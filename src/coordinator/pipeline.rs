@@ -13,14 +13,13 @@ use super::lane::{Counters, FailedStages, Lane};
 use super::parts::Parts;
 use super::plugins::Plugins;
 use super::shard::Shard;
-use super::sharing::on_a_thread;
-use super::supervisor::ChildSpec;
+use super::supervisor::{ChildSpec, on_a_thread};
 use super::transforms::Transforms;
 use crate::checkpoint::log::CheckpointLog;
 use crate::checkpoint::topic::Owner;
 use crate::config::reload::Changed;
 use crate::config::settings::{Delivery, Instances};
-use crate::config::{Class, LiveSettings, Settings};
+use crate::config::{LiveSettings, ReloadClass, Settings};
 use crate::policy::stage::StagePolicies;
 use crate::sink::{Ahead, LetterBox, Letters, Settle, Sink, SinkError};
 use crate::source::{Source, SourceError};
@@ -81,7 +80,7 @@ impl Keeps {
     /// What these changes leave as it is.
     pub fn after(changed: &[Changed]) -> Self {
         let spares = |sections: &[&str]| {
-            let mut rebuilt = changed.iter().filter(|c| c.class == Class::Rebuild);
+            let mut rebuilt = changed.iter().filter(|c| c.class == ReloadClass::Rebuild);
             rebuilt.all(|c| sections.iter().any(|section| c.key.starts_with(section)))
         };
         // Which generations are finished the source knows from the checkpoints, which other brokers have others of.
@@ -494,7 +493,7 @@ mod tests {
     use super::*;
     use crate::config::settings::Policies;
 
-    fn keeps(changes: &[(&str, Class)]) -> (bool, bool) {
+    fn keeps(changes: &[(&str, ReloadClass)]) -> (bool, bool) {
         let changed: Vec<Changed> = changes
             .iter()
             .map(|(key, class)| Changed {
@@ -510,7 +509,7 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_made_anew() {
-        use Class::{Live, Rebuild, Swap};
+        use ReloadClass::{Live, Rebuild, Swap};
         let both = (true, true);
         assert_eq!(keeps(&[("transform", Rebuild)]), both);
         let renamed = [("transform", Rebuild), ("transform.a.plugin", Rebuild)];

@@ -17,7 +17,9 @@ use crate::checkpoint::Checkpoints;
 use crate::config::reload::{Changed, ReloadHistory, Revision, Verdict, diff, revision};
 use crate::config::settings::{NewCluster, Nodes};
 use crate::config::watch::Watch;
-use crate::config::{Checks, Class, Inputs, Invalid, LiveSettings, Loaded, Settings, Sources};
+use crate::config::{
+    Checks, Inputs, Invalid, LiveSettings, Loaded, ReloadClass, Settings, Sources,
+};
 use crate::embedded::StandIns;
 use crate::orders::Service;
 use crate::sink::redpanda::membership::Member;
@@ -253,7 +255,7 @@ impl Coordinator {
         changed: &[Changed],
         signals: &mut Signals,
     ) -> Result<(), Unapplied> {
-        if let Some(refused) = changed.iter().find(|c| c.class == Class::Refused) {
+        if let Some(refused) = changed.iter().find(|c| c.class == ReloadClass::Refused) {
             let error = anyhow::anyhow!(
                 "{} cannot change while running: restart to change it",
                 refused.key
@@ -308,12 +310,12 @@ impl Coordinator {
         let services = |key: &str| key.starts_with("orders.") || key.starts_with("admin.");
         if changed
             .iter()
-            .any(|c| c.class == Class::Rebuild && !services(&c.key))
+            .any(|c| c.class == ReloadClass::Rebuild && !services(&c.key))
         {
             let keeps = Keeps::after(changed);
             self.rebuild((&old, &new), keeps, signals).await?;
         } else {
-            if changed.iter().any(|c| c.class == Class::Swap) {
+            if changed.iter().any(|c| c.class == ReloadClass::Swap) {
                 self.swap(&new)?;
             }
             self.feeds.send(&new);

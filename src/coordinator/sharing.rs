@@ -9,83 +9,24 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use serde::Serialize;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, oneshot};
 
 use super::child::{ChildId, Stage};
 use super::handle::Phase;
+use super::membership::Membership;
 use super::pipeline::Pipeline;
 use super::shard::Shard;
 use super::shutdown::Signals;
-use super::supervisor::{ChildScope, ChildSpec};
+use super::supervisor::{ChildScope, ChildSpec, on_a_thread};
 use super::{Coordinator, Drained, Stopping, names};
 use crate::config::settings::{Delivery, Instances};
 use crate::crash::Crash;
-use crate::policy::health::Status;
 use crate::policy::stage::StagePolicies;
 use crate::sink::SinkError;
-use crate::sink::redpanda::membership::{Change, Member, Standing};
+use crate::sink::redpanda::membership::{Assignment, Member, Standing};
 
 /// News of the group that wait to be seen to; it has no more before the first has been.
 const NEWS: usize = 16;
-
-/// What there is to see of this instance's part in the group.
-#[derive(Debug, Default)]
-pub struct Membership {
-    standing: watch::Sender<Standing>,
-    /// Why shards that are ours are not open yet.
-    waiting: Mutex<BTreeMap<u32, String>>,
-}
-
-/// … as `status` shows it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Share {
-    /// Whether this instance has its share of the shards, which may be none.
-    pub joined: bool,
-    /// The shards that are its own.
-    pub owned: BTreeSet<u32>,
-    /// What is in the way, if something is.
-    pub trouble: Option<String>,
-    /// It waits for its share for longer than brokers on their own settings keep an empty group waiting.
-    #[serde(skip)]
-    waits_for_long: bool,
-}
-
-/// Twice what a group's first member waits for others by default (`group.initial.rebalance.delay.ms`).
-const LONG_WAIT: Duration = Duration::from_secs(6);
-
-impl Share {
-    /// What health says of it.
-    pub(super) fn complaint(&self) -> Option<Status> {
-        let joining = || "has yet to join the group that shares the shards out".into();
-        let trouble = self.trouble.as_deref().map(Into::into);
-        let complaint = trouble.or_else(|| self.waits_for_long.then(joining));
-        complaint.map(Status::Degraded)
-    }
-}
-
-impl Membership {
-    /// What it looks like now.
-    pub fn share(&self) -> Share {
-        let Standing {
-            joined,
-            since,
-            owned,
-            trouble,
-        } = self.standing.borrow().clone();
-        let waiting = self.waiting.lock();
-        let first = waiting.iter().next();
-        let waiting = first.map(|(shard, why)| format!("shard {shard} is not open yet: {why}"));
-        Share {
-            joined,
-            owned,
-            trouble: trouble.or(waiting),
-            waits_for_long: !joined && since.elapsed() >= LONG_WAIT,
-        }
-    }
-}
 
 /// A shard that its child has opened.
 struct Opened {
@@ -96,7 +37,7 @@ struct Opened {
 
 /// The group's news, and what is ours.
 pub(super) struct Sharing {
-    changes: Option<mpsc::Receiver<Change>>,
+    changes: Option<mpsc::Receiver<Assignment>>,
     opened: (mpsc::Sender<Opened>, mpsc::Receiver<Opened>),
     pending: VecDeque<Todo>,
     /// Shards that go to others as soon as the process has drained, and who waits for it.
@@ -112,7 +53,7 @@ pub(super) struct Sharing {
 /// What is to be seen to.
 enum Todo {
     /// The group decided something.
-    Group(Change),
+    Group(Assignment),
     /// The broker says that another producer has taken this shard, whatever the group says.
     Fenced(u32),
 }
@@ -121,7 +62,7 @@ enum Todo {
 pub(super) struct News(Heard);
 
 enum Heard {
-    Change(Change),
+    Assignment(Assignment),
     Opened(Opened),
 }
 
@@ -151,7 +92,7 @@ impl Sharing {
             }
         };
         tokio::select! {
-            change = change => News(Heard::Change(change)),
+            change = change => News(Heard::Assignment(change)),
             Some(opened) = self.opened.1.recv() => News(Heard::Opened(opened)),
         }
     }
@@ -258,15 +199,19 @@ impl Coordinator {
     /// Sees to what was heard as far as that takes no time.
     pub(super) fn hear(&mut self, News(heard): News) {
         match heard {
-            Heard::Change(change) => self.sharing.pending.push_back(Todo::Group(change)),
+            Heard::Assignment(change) => self.sharing.pending.push_back(Todo::Group(change)),
             Heard::Opened(opened) => self.opened(opened),
         }
     }
 
     /// While everything else goes on.
-    async fn rebalance(&mut self, change: Change, signals: &mut Signals) -> Result<(), Stopping> {
+    async fn rebalance(
+        &mut self,
+        change: Assignment,
+        signals: &mut Signals,
+    ) -> Result<(), Stopping> {
         match change {
-            Change::Assigned(shards) => {
+            Assignment::Assigned(shards) => {
                 for shard in shards {
                     self.sharing.own(shard);
                 }
@@ -274,12 +219,12 @@ impl Coordinator {
                 self.check_health();
                 Ok(())
             }
-            Change::Revoked {
+            Assignment::Revoked {
                 shards,
                 until,
                 done,
             } => self.hand_on(&shards, until, done, signals).await,
-            Change::Lost(shards) => {
+            Assignment::Lost(shards) => {
                 self.disown(&shards);
                 self.let_shards_go(&shards).await;
                 tracing::warn!(?shards, "let go of lost shards");
@@ -483,34 +428,17 @@ impl Opening {
 /// The child that takes part in the group, on a thread that may block.
 async fn take_part(
     member: Arc<Member>,
-    changes: mpsc::Sender<Change>,
+    changes: mpsc::Sender<Assignment>,
     membership: Arc<Membership>,
     scope: ChildScope,
 ) -> anyhow::Result<()> {
     // An earlier one that panicked has told nobody that what it owned is gone.
     let owned = membership.standing.send_replace(Standing::default()).owned;
     if !owned.is_empty() {
-        changes.send(Change::Lost(owned)).await?;
+        changes.send(Assignment::Lost(owned)).await?;
     }
     on_a_thread(scope, move |stop| {
         member.take_part(&changes, &membership.standing, stop)
     })
     .await
-}
-
-/// Does what blocks on a thread of its own, until the child is to drain.
-pub(super) async fn on_a_thread(
-    scope: ChildScope,
-    work: impl FnOnce(&CancellationToken) -> Result<(), SinkError> + Send + 'static,
-) -> anyhow::Result<()> {
-    // Stopped with this future too, not only by a drain: a thread cannot be aborted.
-    let stop = CancellationToken::new();
-    let _stopped = stop.clone().drop_guard();
-    let stopping = stop.clone();
-    let mut thread = tokio::task::spawn_blocking(move || work(&stop));
-    tokio::select! {
-        ended = &mut thread => return Ok(ended??),
-        () = scope.drain.cancelled() => stopping.cancel(),
-    }
-    Ok(thread.await??)
 }

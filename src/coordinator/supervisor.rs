@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::event::{ChildStatus, Event, Fault, Standing};
-pub use self::spec::{Blamed, ChildFuture, ChildScope, ChildSpec, Relieved};
+pub use self::spec::{Blamed, ChildFuture, ChildScope, ChildSpec, Relieved, on_a_thread};
 use super::activity::Activity;
 use super::child::{ChildId, Stage};
 use crate::config::LiveSettings;
@@ -468,12 +468,13 @@ impl Supervisor {
             failed.any(|c| matches!(c.state, State::Failed) && c.spec.id.stage.serves(stage))
         };
         let all = self.failed.borrow().clone();
-        let (failed, mended): (BTreeSet<Stage>, BTreeSet<Stage>) = all.into_iter().partition(still);
-        for stage in &mended {
+        let (failed, revived): (BTreeSet<Stage>, BTreeSet<Stage>) =
+            all.into_iter().partition(still);
+        for stage in &revived {
             self.windows.remove(stage);
         }
         self.failed.send_replace(failed);
-        mended.into_iter().collect()
+        revived.into_iter().collect()
     }
 
     fn give_up(&mut self, stage: &Stage, of: impl Fn(&ChildId) -> bool, cause: String) {

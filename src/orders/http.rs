@@ -25,7 +25,7 @@ use uuid::Uuid;
 use super::Counters;
 use super::body::Body;
 use super::model::{CreateOrder, EventType, FieldError, Order, Request, Status, UpdateOrder};
-use super::store::{Change, Claim, Store, StoreError};
+use super::store::{Claim, OrderChange, Store, StoreError};
 use crate::change::timeuuid_us;
 use crate::config::LiveSettings;
 use crate::coordinator::guard;
@@ -136,12 +136,12 @@ impl State {
     }
 
     /// Writes a change, once: whether an attempt that failed was applied all the same is looked up before another.
-    async fn write(&self, deadline: Instant, change: &Change<'_>) -> Result<(), Problem> {
+    async fn write(&self, deadline: Instant, change: &OrderChange<'_>) -> Result<(), Problem> {
         let (store, spans) = (&self.0.store, &self.0.spans);
         // The row carries the span of its write.
         let begun = spans.begin(Some(change.traceparent.as_bytes()));
         let carried = begun.map(|begun| begun.context.to_string());
-        let change = &Change {
+        let change = &OrderChange {
             traceparent: carried.as_deref().unwrap_or(change.traceparent),
             ..*change
         };
@@ -494,7 +494,7 @@ async fn create(
     let order = request
         .into_order(id, timeuuid_us(&event_id) / 1_000)
         .map_err(Problem::unprocessable)?;
-    let change = Change {
+    let change = OrderChange {
         order: &order,
         event: EventType::Created,
         event_id,
@@ -582,7 +582,7 @@ async fn write_change(
     }
     let event_id = store.next_event();
     change(&mut order, timeuuid_us(&event_id) / 1_000)?;
-    let written = Change {
+    let written = OrderChange {
         order: &order,
         event,
         event_id,

@@ -230,7 +230,7 @@ pub struct Store {
 
 /// A change of an order. Its event id is made once, and says when it happened: written twice, it is one event.
 #[derive(Clone, Copy, Debug)]
-pub struct Change<'a> {
+pub struct OrderChange<'a> {
     /// As it is after it.
     pub order: &'a Order,
     /// What happened.
@@ -372,7 +372,7 @@ impl Store {
     }
 
     /// Whether an event was written: what a write that timed out does not say.
-    pub async fn is_written(&self, change: &Change<'_>) -> Result<bool, StoreError> {
+    pub async fn is_written(&self, change: &OrderChange<'_>) -> Result<bool, StoreError> {
         let values = (change.order.id, CqlTimeuuid::from(change.event_id));
         let result = self.session.execute_unpaged(&self.written, values).await?;
         let rows = result
@@ -395,8 +395,8 @@ impl Store {
 
     /// Writes an order and the event of its change in one logged batch. The write's time is now, not the event's: one
     /// that is tried again much later would otherwise appear in the change log behind who reads it.
-    pub async fn write(&self, change: &Change<'_>) -> Result<(), StoreError> {
-        let Change {
+    pub async fn write(&self, change: &OrderChange<'_>) -> Result<(), StoreError> {
+        let OrderChange {
             order,
             event,
             event_id,

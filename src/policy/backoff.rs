@@ -9,7 +9,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::{Checks, Invalid, LONGEST};
+use super::{Invalid, LONGEST, Problems};
 
 /// `[<stage>.retry]`
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,7 +29,7 @@ impl Settings {
         multiplier: f64,
         max_attempts: Option<NonZeroU32>,
     ) -> Result<Self, Vec<Invalid>> {
-        let mut checks = Checks::default();
+        let mut checks = Problems::default();
         // A pause of zero would make a failing call spin.
         checks.require(!initial.is_zero(), "initial", "must be longer than zero");
         checks.require(max >= initial, "max", "must be at least `initial`");

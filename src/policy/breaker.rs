@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Checks, Invalid, LONGEST};
+use super::{Invalid, LONGEST, Problems};
 
 /// One that has just opened stays so for this long, or `open_for` if that is shorter, whatever is seen of the other side.
 pub const HOLD: Duration = Duration::from_secs(2);
@@ -25,7 +25,7 @@ impl Settings {
         open_for: Duration,
         success_threshold: NonZeroU32,
     ) -> Result<Self, Vec<Invalid>> {
-        let mut checks = Checks::default();
+        let mut checks = Problems::default();
         checks.require(!open_for.is_zero(), "open_for", "must be longer than zero");
         checks.require(open_for <= LONGEST, "open_for", "must be at most 24h");
         checks.pass(Self {

@@ -89,7 +89,7 @@ pub struct Fault {
 
 /// A change of status, to be logged once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct Transition {
     /// The component; `None`: the system.
     pub component: Option<Arc<str>>,
     /// Before.
@@ -162,7 +162,7 @@ impl Health {
         name: impl Into<Arc<str>>,
         settings: &Settings,
         now: Instant,
-    ) -> Option<Change> {
+    ) -> Option<Transition> {
         self.components
             .entry(name.into())
             .or_insert_with(|| Component {
@@ -174,7 +174,7 @@ impl Health {
     }
 
     /// Takes a component out: it was removed from the pipeline.
-    pub fn remove(&mut self, name: &str, settings: &Settings, now: Instant) -> Option<Change> {
+    pub fn remove(&mut self, name: &str, settings: &Settings, now: Instant) -> Option<Transition> {
         self.components.remove(name);
         self.aggregate(settings, now)
     }
@@ -187,14 +187,14 @@ impl Health {
         seen: &Observation,
         settings: &Settings,
         now: Instant,
-    ) -> Vec<Change> {
+    ) -> Vec<Transition> {
         let name = name.into();
-        let mut changes: Vec<Change> = Vec::new();
+        let mut changes: Vec<Transition> = Vec::new();
         changes.extend(self.register(name.clone(), settings, now));
         if let Some(component) = self.components.get_mut(&name) {
             let to = component.judge(seen, settings, now);
             if let Some(from) = component.standing.become_(to.clone(), now) {
-                changes.push(Change {
+                changes.push(Transition {
                     component: Some(name),
                     from,
                     to,
@@ -215,7 +215,7 @@ impl Health {
         self.components.iter().map(|(name, c)| (name, &c.standing))
     }
 
-    fn aggregate(&mut self, settings: &Settings, now: Instant) -> Option<Change> {
+    fn aggregate(&mut self, settings: &Settings, now: Instant) -> Option<Transition> {
         let mut worst = match self.components.is_empty() {
             true => Status::Starting,
             false => Status::Healthy,
@@ -235,7 +235,7 @@ impl Health {
             }
         }
         let from = self.system.become_(worst.clone(), now)?;
-        Some(Change {
+        Some(Transition {
             component: None,
             from,
             to: worst,

@@ -58,9 +58,9 @@ pub struct Invalid {
 
 /// Collects what is wrong with a table, so that all of it is reported at once.
 #[derive(Default)]
-pub(crate) struct Checks(Vec<Invalid>);
+pub(crate) struct Problems(Vec<Invalid>);
 
-impl Checks {
+impl Problems {
     /// Notes `key` as invalid unless `holds`.
     pub(crate) fn require(&mut self, holds: bool, key: &'static str, expected: &'static str) {
         if !holds {

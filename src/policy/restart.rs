@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Checks, Invalid, LONGEST};
+use super::{Invalid, LONGEST, Problems};
 use crate::words::words;
 
 /// The most that `max_restarts` may be: that many crash times are remembered, and a stage that crashes more
@@ -31,7 +31,7 @@ impl Settings {
         backoff: Duration,
         on_failed: OnFailed,
     ) -> Result<Self, Vec<Invalid>> {
-        let mut checks = Checks::default();
+        let mut checks = Problems::default();
         checks.require(
             max_restarts <= MOST_RESTARTS,
             "max_restarts",

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use penstock::config::Class;
+use penstock::config::ReloadClass;
 use penstock::config::keys::{self, Fallback, Key};
 use scylla_double::{Action, Fault};
 use serde_json::Value;
@@ -207,7 +207,7 @@ fn written(key: &str) -> Option<(&'static str, See)> {
 /// A live key needs no row: its example, where that is another than the default, is put in force.
 fn row(key: &str) -> Option<(&'static str, See)> {
     let of_example = || {
-        let key = keys::get(key).filter(|k| k.class == Class::Live)?;
+        let key = keys::get(key).filter(|k| k.class == ReloadClass::Live)?;
         let other = key.fallback != Fallback::Value(key.example);
         other.then_some((key.example, InForce("nothing more is looked for")))
     };
@@ -297,7 +297,7 @@ impl Table {
         let revision = self.rig.save(text).await;
         let outcome = revision["outcome"].as_str().unwrap_or_default().to_owned();
         let wanted = match key.class {
-            Class::Refused => "failed",
+            ReloadClass::Refused => "failed",
             _ => "applied",
         };
         assert_eq!(outcome, wanted, "{concrete}: {revision}");
@@ -330,10 +330,12 @@ impl Table {
             assert_eq!(before.orders_breaker, after.orders_breaker, "{concrete}");
         }
         match key.class {
-            Class::Rebuild if key.path.starts_with("orders.") || key.path.starts_with("admin.") => {
+            ReloadClass::Rebuild
+                if key.path.starts_with("orders.") || key.path.starts_with("admin.") =>
+            {
                 assert_eq!(before.pipelines, after.pipelines, "{concrete}: rebuilt");
             }
-            Class::Rebuild => {
+            ReloadClass::Rebuild => {
                 assert_eq!(
                     before.pipelines + 1,
                     after.pipelines,
@@ -342,13 +344,13 @@ impl Table {
                 let kept = before.read.iter().zip(&after.read).all(|(b, a)| b <= a);
                 assert!(kept, "{concrete}: lane counters fell: {before:?} {after:?}");
             }
-            Class::Live | Class::Swap | Class::Refused => {
+            ReloadClass::Live | ReloadClass::Swap | ReloadClass::Refused => {
                 assert_eq!(before.pipelines, after.pipelines, "{concrete}: rebuilt");
                 assert_eq!(before.restarts, after.restarts, "{concrete}: restarted");
                 let kept = before.read.iter().zip(&after.read).all(|(b, a)| b <= a);
                 assert!(kept, "{concrete}: lane counters fell: {before:?} {after:?}");
                 let swaps = match key.class {
-                    Class::Swap => before.swaps + 2,
+                    ReloadClass::Swap => before.swaps + 2,
                     _ => before.swaps,
                 };
                 self.rig

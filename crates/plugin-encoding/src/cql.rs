@@ -482,6 +482,25 @@ impl<'a> Elements<'a> {
 }
 
 impl<'a> CqlValue<'a> {
+    /// A non-frozen collection as its readers have it: the log has a list by timeuuids, and one without elements does not
+    /// exist.
+    #[must_use]
+    pub fn whole(cql_type: &CqlType, logged: Option<Self>) -> Self {
+        let value = match (logged, cql_type) {
+            (Some(Self::Map(cells)), CqlType::List(_)) => {
+                Self::Sequence(cells.into_iter().map(|(_, value)| value).collect())
+            }
+            (Some(value), _) => value,
+            (None, _) => Self::Null,
+        };
+        let nothing = match &value {
+            Self::Sequence(elements) => elements.is_empty(),
+            Self::Map(cells) => cells.is_empty(),
+            _ => false,
+        };
+        if nothing { Self::Null } else { value }
+    }
+
     /// Decodes the bytes of a value of this type.
     pub fn decode(cql_type: &CqlType, bytes: &'a [u8]) -> Result<Self, InvalidValue> {
         decode(cql_type, bytes, MAX_DEPTH)

@@ -9,7 +9,7 @@ mod template;
 use std::cell::OnceCell;
 
 use penstock_plugin::{
-    Change, Column, ColumnKind, ColumnTag, CqlType, CqlValue, Error, Operation, RecordOutput, bail,
+    Change, Column, ColumnKind, ColumnTag, CqlValue, Error, Operation, RecordOutput, bail,
 };
 use serde_json::{Map, Value};
 
@@ -175,7 +175,8 @@ pub fn value(change: &Change<'_>, column: &Column) -> Result<Option<Value>, Erro
             let elements = change.elements(&column.name)?;
             let (added, removed) = elements.map_or((None, None), |e| (e.added, e.removed));
             if image || tag == ColumnTag::Replaced {
-                return whole(&column.cql_type, added).map(Some);
+                let whole = CqlValue::whole(&column.cql_type, added);
+                return Ok(Some(serde_json::from_str(&whole.to_json()?)?));
             }
             let mut parts = Map::new();
             for (name, part) in [("added", added), ("removed", removed)] {
@@ -186,26 +187,6 @@ pub fn value(change: &Change<'_>, column: &Column) -> Result<Option<Value>, Erro
             Some(Value::Object(parts))
         }
         _ => Some(serde_json::from_str(&change.json(&column.name)?)?),
-    })
-}
-
-/// A collection as a plain value: the log has a list by timeuuids.
-fn whole(t: &CqlType, value: Option<CqlValue<'_>>) -> Result<Value, Error> {
-    let value = match (value, t) {
-        (Some(CqlValue::Map(cells)), CqlType::List(_)) => {
-            CqlValue::Sequence(cells.into_iter().map(|(_, value)| value).collect())
-        }
-        (Some(value), _) => value,
-        (None, _) => CqlValue::Null,
-    };
-    let nothing = match &value {
-        CqlValue::Sequence(elements) => elements.is_empty(),
-        CqlValue::Map(cells) => cells.is_empty(),
-        _ => false,
-    };
-    Ok(match nothing {
-        true => Value::Null,
-        false => serde_json::from_str(&value.to_json()?)?,
     })
 }
 

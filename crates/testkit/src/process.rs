@@ -245,6 +245,25 @@ listen = "127.0.0.1:0"
         Running::spawn(&self.config(), &log, &self.flags, command)
     }
 
+    /// With the order service on, the tables that it needs made, and its outbox read. `more` is appended to its table of
+    /// pipeline.toml.
+    pub async fn with_orders(more: &str) -> Self {
+        let world = Self::with(Setup {
+            tables: "outbox_messages",
+            extra: format!("[orders]\nenabled = true\nlisten = \"127.0.0.1:0\"\n{more}"),
+            ..Setup::default()
+        })
+        .await;
+        world.init_schema();
+        world
+    }
+
+    /// Makes the tables that the order service needs, where they are missing.
+    pub fn init_schema(&self) {
+        let (code, said) = self.penstock(&["init-schema"]);
+        assert_eq!(code, Some(0), "{said}");
+    }
+
     /// Runs `penstock <args>` with this pipeline's settings: its exit code, and all that it printed.
     pub fn penstock(&self, args: &[&str]) -> (Option<i32>, String) {
         let output = Command::new(crate::penstock())

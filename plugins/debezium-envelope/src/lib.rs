@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 
 use penstock_plugin::encoding::cql::write_json_string;
 use penstock_plugin::{
-    About, Change, Column, ColumnKind, ColumnTag, CqlType, CqlValue, Error, Interest, Operation,
-    Output, Setting, Settings, Table, Transform, bail,
+    About, Change, Column, ColumnKind, ColumnTag, CqlValue, Error, Interest, Operation, Output,
+    Setting, Settings, Table, Transform, bail,
 };
 
 struct DebeziumEnvelope {
@@ -292,29 +292,10 @@ fn cell(change: &Change<'_>, column: &Column) -> Result<Cell, Error> {
         ColumnTag::Removed | ColumnTag::Merged => Cell::Parts,
         ColumnTag::Value | ColumnTag::Replaced if many => {
             let elements = change.elements(&column.name)?;
-            Cell::Known(whole(&column.cql_type, elements.and_then(|e| e.added))?)
+            let added = elements.and_then(|e| e.added);
+            Cell::Known(CqlValue::whole(&column.cql_type, added).to_json()?)
         }
         ColumnTag::Value | ColumnTag::Replaced => Cell::Known(change.json(&column.name)?),
-    })
-}
-
-/// A collection as a plain value: the log has a list by timeuuids, and one without elements does not exist.
-fn whole(t: &CqlType, value: Option<CqlValue<'_>>) -> Result<String, Error> {
-    let value = match (value, t) {
-        (Some(CqlValue::Map(cells)), CqlType::List(_)) => {
-            CqlValue::Sequence(cells.into_iter().map(|(_, value)| value).collect())
-        }
-        (Some(value), _) => value,
-        (None, _) => CqlValue::Null,
-    };
-    let nothing = match &value {
-        CqlValue::Sequence(elements) => elements.is_empty(),
-        CqlValue::Map(cells) => cells.is_empty(),
-        _ => false,
-    };
-    Ok(match nothing {
-        true => "null".to_owned(),
-        false => value.to_json()?,
     })
 }
 

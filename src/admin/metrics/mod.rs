@@ -15,9 +15,9 @@ use tokio::time::Instant;
 pub use table::table;
 
 use crate::coordinator::handle::Handle;
-use crate::coordinator::health::Report;
 use crate::coordinator::lane::Lane;
 use crate::coordinator::pipeline::Pipeline;
+use crate::coordinator::report::Report;
 use crate::coordinator::supervisor::ChildStatus;
 use crate::histogram::Exemplar;
 use crate::policy::stage::StageSnapshot;

@@ -3,8 +3,8 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use crate::config::key::Class::{Live, Rebuild};
 use crate::config::key::Fallback::Value;
+use crate::config::key::ReloadClass::{Live, Rebuild};
 use crate::config::key::{COUNT, DAY, Kind};
 use crate::config::rules;
 use crate::config::section::section;

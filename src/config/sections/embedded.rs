@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 
-use crate::config::key::Class::Refused;
 use crate::config::key::Fallback::Value;
 use crate::config::key::Kind;
+use crate::config::key::ReloadClass::Refused;
 use crate::config::section::section;
 
 section! {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::config::key::Class::Live;
 use crate::config::key::Fallback::Value;
+use crate::config::key::ReloadClass::Live;
 use crate::config::key::{DAY, Kind};
 use crate::config::rules;
 use crate::config::section::section;

@@ -1,8 +1,8 @@
 //! `[log]`: what is logged, and how it looks.
 
-use crate::config::key::Class::{Live, Refused};
 use crate::config::key::Fallback::Value;
 use crate::config::key::Kind;
+use crate::config::key::ReloadClass::{Live, Refused};
 use crate::config::rules;
 use crate::config::section::section;
 use crate::words::{Word, words};

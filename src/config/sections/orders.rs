@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::config::key::Class::{Live, Rebuild};
 use crate::config::key::Fallback::{Absent, Value};
 use crate::config::key::Kind;
+use crate::config::key::ReloadClass::{Live, Rebuild};
 use crate::config::rules;
 use crate::config::section::section;
 use crate::policy::Policies;

@@ -3,9 +3,9 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use crate::config::key::Class::{Live, Rebuild, Refused};
 use crate::config::key::Fallback::{Absent, Required, Value};
 use crate::config::key::Kind;
+use crate::config::key::ReloadClass::{Live, Rebuild, Refused};
 use crate::config::rules;
 use crate::config::section::section;
 use crate::words::{Word, words};

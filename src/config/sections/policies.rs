@@ -3,8 +3,8 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use crate::config::key::Class::Live;
 use crate::config::key::Fallback::{self, Value};
+use crate::config::key::ReloadClass::Live;
 use crate::config::key::{COUNT, DAY, Key, Kind};
 use crate::config::section::{Section, Values, section};
 use crate::policy::restart::{OnFailed, Strategy};

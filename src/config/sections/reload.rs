@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::config::key::Class::Live;
 use crate::config::key::Fallback::Value;
 use crate::config::key::Kind;
+use crate::config::key::ReloadClass::Live;
 use crate::config::section::section;
 
 section! {

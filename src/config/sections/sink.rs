@@ -5,9 +5,9 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::key::Class::{Live, Rebuild};
 use crate::config::key::Fallback::{Absent, Value};
 use crate::config::key::Kind;
+use crate::config::key::ReloadClass::{Live, Rebuild};
 use crate::config::rules;
 use crate::config::section::{FromKey, Values, section};
 use crate::config::value::{Nodes, Secret};

@@ -4,8 +4,8 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::key::Class::{Live, Rebuild};
 use crate::config::key::Fallback::{Absent, Required, Value};
+use crate::config::key::ReloadClass::{Live, Rebuild};
 use crate::config::key::{DAY, Kind};
 use crate::config::rules;
 use crate::config::section::section;

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::config::key::Class::{Live, Rebuild};
 use crate::config::key::Fallback::{Absent, Value};
 use crate::config::key::Kind;
+use crate::config::key::ReloadClass::{Live, Rebuild};
 use crate::config::section::section;
 use crate::config::value::{Contents, Secret};
 use crate::tls;

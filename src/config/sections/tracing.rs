@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::config::key::Class::Live;
 use crate::config::key::Fallback::{Absent, Value};
 use crate::config::key::Kind;
+use crate::config::key::ReloadClass::Live;
 use crate::config::rules;
 use crate::config::section::section;
 use crate::config::value::Secret;

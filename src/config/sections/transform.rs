@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use penstock_conditions::Condition;
 
-use crate::config::key::Class::{Live, Rebuild, Swap};
 use crate::config::key::Fallback::{Absent, Required, Value};
 use crate::config::key::Kind;
+use crate::config::key::ReloadClass::{Live, Rebuild, Swap};
 use crate::config::rules;
 use crate::config::section::section;
 use crate::policy::Policies;

@@ -53,7 +53,7 @@ pub struct FailedStage {
     /// When the changes were read that say so: if the stage was started anew since, they say nothing of what it is now.
     pub read_at: std::time::Instant,
     /// Kept until the stage is started anew: the lane waits for that.
-    pub mended: oneshot::Sender<()>,
+    pub revived: oneshot::Sender<()>,
 }
 
 /// The sink's child: opens the shard, then delivers until it is told to drain, going back where it must.
@@ -244,7 +244,7 @@ async fn fail_stage(
     failed: &FailedStages,
     scope: &ChildScope,
 ) -> anyhow::Result<bool> {
-    let (mended, waiting) = oneshot::channel();
+    let (revived, waiting) = oneshot::channel();
     let stage = match flood.stage.parse() {
         Ok(stage) => stage,
         Err(error) => return Err(anyhow::Error::from(flood).context(error)),
@@ -253,7 +253,7 @@ async fn fail_stage(
         stage,
         cause: flood.to_string(),
         read_at,
-        mended,
+        revived,
     };
     if failed.send(stage).await.is_err() {
         return Err(flood.into());

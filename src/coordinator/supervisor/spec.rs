@@ -82,3 +82,23 @@ pub struct Blamed {
 #[derive(Debug, thiserror::Error)]
 #[error("{0:#}")]
 pub struct Relieved(pub anyhow::Error);
+
+/// Does what blocks on a thread of its own, until the child is to drain.
+///
+/// # Errors
+/// Those of the work, or that it panicked.
+pub async fn on_a_thread<E: Into<anyhow::Error> + Send + 'static>(
+    scope: ChildScope,
+    work: impl FnOnce(&CancellationToken) -> Result<(), E> + Send + 'static,
+) -> anyhow::Result<()> {
+    // Stopped with this future too, not only by a drain: a thread cannot be aborted.
+    let stop = CancellationToken::new();
+    let _stopped = stop.clone().drop_guard();
+    let stopping = stop.clone();
+    let mut thread = tokio::task::spawn_blocking(move || work(&stop));
+    tokio::select! {
+        ended = &mut thread => return ended?.map_err(Into::into),
+        () = scope.drain.cancelled() => stopping.cancel(),
+    }
+    thread.await?.map_err(Into::into)
+}

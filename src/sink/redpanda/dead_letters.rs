@@ -9,7 +9,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 
 use super::RedpandaSink;
-use super::outlet::{Lane, Outgoing, Outlet};
+use super::producer::{Outgoing, Producer, Traffic};
 use crate::change::Position;
 use crate::config::settings;
 use crate::dead_letter::flood::Flood;
@@ -36,13 +36,13 @@ pub struct DeadLetters {
     /// Of the stage `dead_letter`.
     policies: StagePolicies,
     /// In use; whoever writes has hold of it, and of no lock.
-    outlet: Mutex<Arc<Outlet>>,
-    lane: Arc<Lane>,
+    producer: Mutex<Arc<Producer>>,
+    traffic: Arc<Traffic>,
     pub(super) flood: Mutex<Flood>,
 }
 
 /// What letters are written with: a letter may be far larger than a record.
-fn producer(sink: &RedpandaSink) -> (ClientConfig, u64) {
+fn config(sink: &RedpandaSink) -> (ClientConfig, u64) {
     let (mut config, version) = sink.producer_config("dead-letters");
     config
         .set("message.max.bytes", LARGEST.to_string())
@@ -57,7 +57,7 @@ fn producer(sink: &RedpandaSink) -> (ClientConfig, u64) {
 impl DeadLetters {
     /// Of the sink's pipeline; `policies` are those of the stage `dead_letter`.
     pub fn open(sink: &Arc<RedpandaSink>, policies: StagePolicies) -> Result<Self, SinkError> {
-        let lane = Arc::new(Lane::new(
+        let traffic = Arc::new(Traffic::new(
             sink.troubles.clone(),
             sink.ends.clone(),
             sink.security.clone(),
@@ -65,8 +65,8 @@ impl DeadLetters {
         Ok(Self {
             sink: Arc::clone(sink),
             policies,
-            outlet: Mutex::new(Arc::new(Outlet::new(producer(sink), Arc::clone(&lane))?)),
-            lane,
+            producer: Mutex::new(Arc::new(Producer::new(config(sink), Arc::clone(&traffic))?)),
+            traffic,
             flood: Mutex::default(),
         })
     }
@@ -220,38 +220,38 @@ impl DeadLetters {
         records: &[(Position, Option<&DeadLetter>)],
     ) -> Result<Ticket, SinkError> {
         self.sink.find_dead_letter_topic(topic).await?;
-        let (outlet, before) = self.outlet()?;
+        let (producer, before) = self.producer()?;
         if let Some(before) = before {
             before.window().fail(SinkError::Reset);
             close_last(before).await;
         }
-        let sent = self.send(&outlet, topic, records).await;
-        close_last(outlet).await;
+        let sent = self.send(&producer, topic, records).await;
+        close_last(producer).await;
         sent
     }
 
     /// What to write with, and what was written with before, if that is of no more use.
-    fn outlet(&self) -> Result<(Arc<Outlet>, Option<Arc<Outlet>>), SinkError> {
-        let mut outlet = self.outlet.lock();
-        let is_broken = outlet.window().broken().is_some();
-        let is_replaceable = outlet.is_outdated() && outlet.window().messages() == 0;
+    fn producer(&self) -> Result<(Arc<Producer>, Option<Arc<Producer>>), SinkError> {
+        let mut producer = self.producer.lock();
+        let is_broken = producer.window().broken().is_some();
+        let is_replaceable = producer.is_outdated() && producer.window().messages() == 0;
         if !is_broken && !is_replaceable {
-            return Ok((Arc::clone(&outlet), None));
+            return Ok((Arc::clone(&producer), None));
         }
-        let made = Outlet::new(producer(&self.sink), Arc::clone(&self.lane))?;
-        self.lane.counters().reset();
-        let before = std::mem::replace(&mut *outlet, Arc::new(made));
-        Ok((Arc::clone(&outlet), Some(before)))
+        let made = Producer::new(config(&self.sink), Arc::clone(&self.traffic))?;
+        self.traffic.counters().reset();
+        let before = std::mem::replace(&mut *producer, Arc::new(made));
+        Ok((Arc::clone(&producer), Some(before)))
     }
 
     /// Hands records over, waiting while the queue is full.
     async fn send(
         &self,
-        outlet: &Outlet,
+        producer: &Producer,
         topic: &str,
         records: &[(Position, Option<&DeadLetter>)],
     ) -> Result<Ticket, SinkError> {
-        let window = Arc::clone(outlet.window());
+        let window = Arc::clone(producer.window());
         let (submission, ticket) = window.open(None, None)?;
         let room = self.sink.letter_room(topic, LARGEST);
         for (index, (position, letter)) in (0u32..).zip(records) {
@@ -265,7 +265,7 @@ impl DeadLetters {
                 headers: letter.map(headers_of),
                 timestamp: None,
             };
-            outlet.send(&submission, index, out).await?;
+            producer.send(&submission, index, out).await?;
         }
         submission.seal();
         Ok(ticket)
@@ -361,15 +361,15 @@ impl DeadLetters {
 
     /// Counts, queue fill and age.
     pub fn snapshot(&self) -> Snapshot {
-        self.lane.snapshot()
+        self.traffic.snapshot()
     }
 }
 
 /// Ends a producer that was replaced, when the last who writes with it lets go: off the runtime's threads, for it takes up
 /// to half a second.
-async fn close_last(outlet: Arc<Outlet>) {
-    if let Some(mut outlet) = Arc::into_inner(outlet) {
-        outlet.stop().await;
+async fn close_last(producer: Arc<Producer>) {
+    if let Some(mut producer) = Arc::into_inner(producer) {
+        producer.stop().await;
     }
 }
 

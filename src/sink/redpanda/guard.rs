@@ -95,7 +95,7 @@ impl RedpandaSink {
             now: Instant::now(),
             oldest: oldest.as_ref().map(|(o, _)| *o),
             acks: self
-                .lanes
+                .traffic
                 .lock()
                 .values()
                 .map(|l| l.snapshot().batches)

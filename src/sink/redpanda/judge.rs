@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 
-use super::outlet::{Lane, Outgoing, Outlet};
 use super::parts::{self, Parts};
+use super::producer::{Outgoing, Producer, Traffic};
 use crate::change::RecordBatch;
 use crate::config::settings::Sink;
 use crate::sink::SinkError;
@@ -48,7 +48,7 @@ struct Refused {
 
 /// The producer that tries.
 pub(super) struct Judge {
-    outlet: Outlet,
+    producer: Producer,
     shard: u32,
     opened: bool,
 }
@@ -58,11 +58,11 @@ impl Judge {
     pub(super) fn new(
         shard: u32,
         (mut config, version): (ClientConfig, u64),
-        lane: Arc<Lane>,
+        traffic: Arc<Traffic>,
     ) -> Result<Self, SinkError> {
         config.set("batch.num.messages", "1");
         Ok(Self {
-            outlet: Outlet::new((config, version), lane)?,
+            producer: Producer::new((config, version), traffic)?,
             shard,
             opened: false,
         })
@@ -79,7 +79,7 @@ impl Judge {
         (topic, within): (&str, Duration),
     ) -> Result<Verdict, SinkError> {
         if !self.opened {
-            self.outlet.take_over(self.shard, topic, within).await?;
+            self.producer.take_over(self.shard, topic, within).await?;
             self.opened = true;
         }
         let topic_of = |index: u32| batch.records[index as usize].topic;
@@ -146,12 +146,12 @@ impl Judge {
         records: &[(u32, usize)],
         settings: &Sink,
     ) -> Result<Option<Refused>, SinkError> {
-        self.outlet.begin(self.shard)?;
+        self.producer.begin(self.shard)?;
         let sent = self.send(batch, records, settings).await;
-        let window = Arc::clone(self.outlet.window());
+        let window = Arc::clone(self.producer.window());
         window.fail(SinkError::Reset);
         // After it, every report has come in.
-        self.outlet.abort(self.shard).await?;
+        self.producer.abort(self.shard).await?;
         let mut indices = window.refused();
         window.reopen();
         match sent {
@@ -185,7 +185,7 @@ impl Judge {
         settings: &Sink,
     ) -> Result<Vec<(u32, String)>, SinkError> {
         let mut parts = Parts::new(batch, settings);
-        let (submission, ticket) = self.outlet.window().open(Some(Arc::clone(batch)), None)?;
+        let (submission, ticket) = self.producer.window().open(Some(Arc::clone(batch)), None)?;
         for &(index, _) in records {
             let record = &batch.records[index as usize];
             let out = Outgoing {
@@ -196,10 +196,10 @@ impl Judge {
                 headers: Some(parts.headers(batch, index as usize)),
                 timestamp: parts.timestamp(batch, index as usize),
             };
-            if let Err(error) = self.outlet.send(&submission, index, out).await {
+            if let Err(error) = self.producer.send(&submission, index, out).await {
                 // A refusal of one before it is what this is about.
                 drop(submission);
-                return Err(match self.outlet.window().broken() {
+                return Err(match self.producer.window().broken() {
                     Some(SinkError::Reset) | None => error,
                     Some(first) => first,
                 });
@@ -211,6 +211,6 @@ impl Judge {
 
     /// Ends the producer.
     pub(super) async fn close(mut self) {
-        self.outlet.stop().await;
+        self.producer.stop().await;
     }
 }

@@ -47,7 +47,7 @@ const REBALANCE_SESSIONS: u32 = 3;
 
 /// What the group decided about this instance's shards.
 #[derive(Debug)]
-pub enum Change {
+pub enum Assignment {
     /// These are ours now.
     Assigned(BTreeSet<u32>),
     /// These go to somebody else once they are settled, committed and let go of: then send, or drop, `done`.
@@ -276,7 +276,7 @@ impl Member {
     /// not be joined yet, is waited for, and told in [`Standing::trouble`].
     pub fn take_part(
         &self,
-        changes: &mpsc::Sender<Change>,
+        changes: &mpsc::Sender<Assignment>,
         standing: &watch::Sender<Standing>,
         stop: &CancellationToken,
     ) -> Result<(), SinkError> {
@@ -290,7 +290,7 @@ impl Member {
 
     fn take_part_once(
         &self,
-        changes: &mpsc::Sender<Change>,
+        changes: &mpsc::Sender<Assignment>,
         standing: &watch::Sender<Standing>,
         stop: &CancellationToken,
     ) -> Result<Ended, SinkError> {
@@ -312,7 +312,7 @@ impl Member {
         let owned = standing.send_replace(Standing::default()).owned;
         if !matches!(ended, Ok(Ended::Left)) && !owned.is_empty() {
             // Nobody listens only where everything is being stopped.
-            tell(changes, Change::Lost(owned)).ok();
+            tell(changes, Assignment::Lost(owned)).ok();
         }
         consumer.context().leaving.store(true, Relaxed);
         let waiting = std::mem::take(&mut *consumer.context().rebalances.lock());
@@ -332,7 +332,7 @@ impl Member {
         &self,
         consumer: &BaseConsumer<Told>,
         mut version: u64,
-        changes: &mpsc::Sender<Change>,
+        changes: &mpsc::Sender<Assignment>,
         standing: &watch::Sender<Standing>,
         stop: &CancellationToken,
         leaving: &mut Option<Leaving>,
@@ -374,7 +374,7 @@ impl Member {
                 Some((Rebalance::Revoke, partitions)) => {
                     let (told, done) = oneshot::channel();
                     let until = Instant::now() + self.patience;
-                    let change = Change::Revoked {
+                    let change = Assignment::Revoked {
                         shards: shards(&partitions),
                         until,
                         done: told,
@@ -421,7 +421,7 @@ fn failed(error: KafkaError) -> SinkError {
 }
 
 fn assigned(
-    changes: &mpsc::Sender<Change>,
+    changes: &mpsc::Sender<Assignment>,
     standing: &watch::Sender<Standing>,
     shards: BTreeSet<u32>,
 ) -> Result<(), NobodyListens> {
@@ -435,15 +435,15 @@ fn assigned(
         owned = standing.owned.len();
     });
     tracing::info!(?shards, owned, "shards assigned to this instance");
-    tell(changes, Change::Assigned(shards))
+    tell(changes, Assignment::Assigned(shards))
 }
 
 fn revoked(
-    changes: &mpsc::Sender<Change>,
+    changes: &mpsc::Sender<Assignment>,
     standing: &watch::Sender<Standing>,
-    change: Change,
+    change: Assignment,
 ) -> Result<(), NobodyListens> {
-    if let Change::Revoked { shards, .. } = &change {
+    if let Assignment::Revoked { shards, .. } = &change {
         tracing::info!(?shards, "shards go to another instance");
         disown(standing, shards);
     }
@@ -451,7 +451,7 @@ fn revoked(
 }
 
 fn lost(
-    changes: &mpsc::Sender<Change>,
+    changes: &mpsc::Sender<Assignment>,
     standing: &watch::Sender<Standing>,
     shards: BTreeSet<u32>,
 ) -> Result<(), NobodyListens> {
@@ -463,14 +463,14 @@ fn lost(
     standing.send_modify(|standing| {
         (standing.joined, standing.since) = (false, Instant::now());
     });
-    tell(changes, Change::Lost(shards))
+    tell(changes, Assignment::Lost(shards))
 }
 
 fn disown(standing: &watch::Sender<Standing>, shards: &BTreeSet<u32>) {
     standing.send_modify(|standing| standing.owned.retain(|shard| !shards.contains(shard)));
 }
 
-fn tell(changes: &mpsc::Sender<Change>, change: Change) -> Result<(), NobodyListens> {
+fn tell(changes: &mpsc::Sender<Assignment>, change: Assignment) -> Result<(), NobodyListens> {
     changes.blocking_send(change).map_err(|_| NobodyListens)
 }
 

@@ -40,9 +40,9 @@ mod judge;
 pub mod membership;
 mod native;
 pub mod opening;
-mod outlet;
 mod parts;
 mod place;
+mod producer;
 mod reader;
 mod seam;
 mod security;
@@ -57,7 +57,7 @@ pub(crate) use shard::REPLAY_SHARD;
 pub use shard::ShardSink;
 
 use client::Quiet;
-use outlet::{Ends, Lane};
+use producer::{Ends, Traffic};
 use reader::{Ended, Reader};
 use security::{InForce, Security};
 use topics::Wanted;
@@ -120,7 +120,7 @@ pub struct RedpandaSink {
     /// What was read with.
     ended: Arc<Ended>,
     /// By shard; a lane stays when its shard is given up, so that counters never fall.
-    lanes: Mutex<BTreeMap<u32, Arc<Lane>>>,
+    traffic: Mutex<BTreeMap<u32, Arc<Traffic>>>,
 }
 
 /// Until nobody takes a connection, or whoever does closes it at once, as what stands before a broker that is away does:
@@ -208,7 +208,7 @@ impl RedpandaSink {
             instance: uuid::Uuid::new_v4(),
             admin: Mutex::default(),
             ended: Arc::default(),
-            lanes: Mutex::default(),
+            traffic: Mutex::default(),
         };
         sink.reach(brokers).await?;
         if sink.topics.makes_by_asking() {
@@ -279,14 +279,14 @@ impl RedpandaSink {
     }
 
     fn open_with(self: &Arc<Self>, shard: u32, delivery: Delivery) -> Result<ShardSink, SinkError> {
-        let lane = Arc::clone(self.lanes.lock().entry(shard).or_insert_with(|| {
-            Arc::new(Lane::new(
+        let traffic = Arc::clone(self.traffic.lock().entry(shard).or_insert_with(|| {
+            Arc::new(Traffic::new(
                 self.troubles.clone(),
                 self.ends.clone(),
                 self.security.clone(),
             ))
         }));
-        ShardSink::open(Arc::clone(self), shard, lane, delivery)
+        ShardSink::open(Arc::clone(self), shard, traffic, delivery)
     }
 
     /// Waits for the breaker's permission for a new batch.
@@ -308,7 +308,7 @@ impl RedpandaSink {
     }
 
     fn windows(&self) -> Vec<Arc<Window>> {
-        self.lanes.lock().values().map(|l| l.window()).collect()
+        self.traffic.lock().values().map(|l| l.window()).collect()
     }
 
     /// The batch of any shard that has been waiting longest.
@@ -321,8 +321,8 @@ impl RedpandaSink {
 
     /// Counts, queue fill and age: of each shard that was ever open here.
     pub fn snapshots(&self) -> BTreeMap<u32, Snapshot> {
-        let lanes = self.lanes.lock();
-        lanes.iter().map(|(s, l)| (*s, l.snapshot())).collect()
+        let traffic = self.traffic.lock();
+        traffic.iter().map(|(s, l)| (*s, l.snapshot())).collect()
     }
 
     fn checkpoint_topic(&self) -> String {

@@ -16,8 +16,8 @@ use tokio::time::Instant;
 pub(super) use self::settling::CheckpointRecord;
 use self::settling::checkpoint_records;
 use super::judge::Judge;
-use super::outlet::{Lane, Outlet};
 use super::place::Place;
+use super::producer::{Producer, Traffic};
 use super::{RedpandaSink, client};
 use crate::change::{Position, RecordBatch};
 use crate::checkpoint::{Checkpoints, Settlement, topic as checkpoint};
@@ -44,7 +44,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub struct ShardSink {
     sink: Arc<RedpandaSink>,
     shard: u32,
-    outlet: Outlet,
+    producer: Producer,
     /// Changes of which a record was refused together with others: sent alone next time.
     suspects: HashSet<Position>,
     /// What finds out which of them are refused; there once it had to.
@@ -85,7 +85,7 @@ impl ShardSink {
     pub(super) fn open(
         sink: Arc<RedpandaSink>,
         shard: u32,
-        lane: Arc<Lane>,
+        traffic: Arc<Traffic>,
         delivery: Delivery,
     ) -> Result<Self, SinkError> {
         let (made, widest) = sink.shard_config(shard, delivery);
@@ -94,7 +94,7 @@ impl ShardSink {
             Delivery::ExactlyOnce => Transaction::Unopened,
         };
         Ok(Self {
-            outlet: Outlet::new(made, lane)?,
+            producer: Producer::new(made, traffic)?,
             widest,
             round: Instant::now(),
             sink,
@@ -107,23 +107,23 @@ impl ShardSink {
         })
     }
 
-    /// Has the producer connect, so that it answers at once when it is needed: see [`Outlet::find`].
+    /// Has the producer connect, so that it answers at once when it is needed: see [`Producer::find`].
     pub(super) async fn warm(&self, within: Duration) {
         let topic = self.sink.checkpoint_topic();
-        if let Err(error) = self.outlet.find(topic, within).await {
+        if let Err(error) = self.producer.find(topic, within).await {
             tracing::debug!(shard = self.shard, %error, "the producer has yet to connect");
         }
     }
 
     /// The shard's checkpoints were read after [`Self::fence`], so [`Settle::open`] has nothing to do.
     pub(super) fn is_read(&mut self) {
-        self.outlet.show();
+        self.producer.show();
         self.is_ready = true;
     }
 
     /// Waits for leave and hands a batch over; the ticket resolves with its delivery.
     pub async fn submit(&mut self, batch: Arc<RecordBatch>) -> Result<Ticket, SinkError> {
-        if let Some(broken) = self.outlet.window().broken() {
+        if let Some(broken) = self.producer.window().broken() {
             return Err(broken);
         }
         let fits = loop {
@@ -140,7 +140,7 @@ impl ShardSink {
 
     /// Counts, queue fill and age of this shard, over all its producers.
     pub fn snapshot(&self) -> Snapshot {
-        self.outlet.lane().snapshot()
+        self.producer.traffic().snapshot()
     }
 }
 
@@ -151,13 +151,13 @@ impl Settle for ShardSink {
 
     fn open(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>> {
         Box::pin(async move {
-            let is_broken = self.outlet.window().broken().is_some();
+            let is_broken = self.producer.window().broken().is_some();
             if std::mem::take(&mut self.is_ready) && !is_broken {
                 return Ok(None);
             }
             if is_broken {
-                self.outlet.stop().await;
-                self.outlet.restart().await?;
+                self.producer.stop().await;
+                self.producer.restart().await?;
             }
             let found = match self.transaction {
                 Transaction::Never => {
@@ -232,7 +232,7 @@ impl Settle for ShardSink {
         leave: Leave,
     ) -> BoxFuture<'_, Result<Ticket, SinkError>> {
         Box::pin(async move {
-            if let Some(broken) = self.outlet.window().broken() {
+            if let Some(broken) = self.producer.window().broken() {
                 return Err(broken);
             }
             if batch.records.is_empty() {
@@ -242,16 +242,16 @@ impl Settle for ShardSink {
             }
             if let Some(bytes) = self.narrower() {
                 let error = SinkError::Narrower { bytes };
-                self.outlet.window().fail(error.clone());
+                self.producer.window().fail(error.clone());
                 return Err(error);
             }
-            if self.outlet.is_outdated() {
+            if self.producer.is_outdated() {
                 self.renew().await?;
             }
             self.turn().await?;
             let verdict = self.judge(&batch).await?;
             self.begin()?;
-            let window = Arc::clone(self.outlet.window());
+            let window = Arc::clone(self.producer.window());
             let (submission, ticket) = window.open(Some(Arc::clone(&batch)), leave.permit)?;
             Crash::AfterBegin.here();
             self.hand_over(&submission, &batch, &fits, &verdict).await?;
@@ -285,7 +285,7 @@ impl Settle for ShardSink {
             let was = self.transaction;
             match was {
                 Transaction::Never => return self.let_go().await.map(|()| None),
-                Transaction::None { .. } if self.outlet.window().broken().is_none() => {
+                Transaction::None { .. } if self.producer.window().broken().is_none() => {
                     return Ok(None);
                 }
                 // No commit is in doubt, so an abort tells it all, and is quicker than another producer.
@@ -296,7 +296,7 @@ impl Settle for ShardSink {
                 _ => {}
             }
             self.transaction = Transaction::Unopened;
-            if self.outlet.is_fenced() {
+            if self.producer.is_fenced() {
                 self.check_owner().await?;
             }
             self.let_go().await?;
@@ -305,7 +305,7 @@ impl Settle for ShardSink {
     }
 
     fn rest(&mut self) -> bool {
-        let window = self.outlet.window();
+        let window = self.producer.window();
         let is_settled = match self.transaction {
             Transaction::Never => true,
             Transaction::None { claimed } => claimed,
@@ -314,7 +314,7 @@ impl Settle for ShardSink {
         self.is_ready = is_settled
             && window.messages() == 0
             && window.broken().is_none()
-            && !self.outlet.is_finished();
+            && !self.producer.is_finished();
         self.is_ready
     }
 
@@ -323,7 +323,7 @@ impl Settle for ShardSink {
             if let Some(judge) = self.judge.take() {
                 judge.close().await;
             }
-            self.outlet.stop().await;
+            self.producer.stop().await;
         })
     }
 }

@@ -14,7 +14,7 @@ use rdkafka::producer::{Producer as _, ThreadedProducer};
 use rdkafka::util::Timeout;
 
 use super::classify;
-use super::outlet::{Outlet, Reports};
+use super::producer::{Producer, Reports};
 use crate::policy::Class;
 use crate::sink::SinkError;
 
@@ -58,7 +58,7 @@ fn failed(shard: u32, what: &'static str, error: &KafkaError) -> SinkError {
     }
 }
 
-impl Outlet {
+impl Producer {
     /// Takes the shard's transactional id: fences whoever had it, and aborts what that left open. Connects first.
     pub(super) async fn take_over(
         &self,
@@ -77,7 +77,7 @@ impl Outlet {
 
     /// Asks where the topic is, by which the producer connects to a broker that the cluster names.
     pub(super) async fn find(&self, topic: String, within: Duration) -> Result<(), SinkError> {
-        let producer = self.producer()?.clone();
+        let producer = self.client()?.clone();
         let is_connected = Arc::clone(&self.is_connected);
         let found =
             super::blocking(move || connect(&producer, &topic, within, &is_connected)).await;
@@ -89,7 +89,7 @@ impl Outlet {
 
     /// Begins a transaction; asks nobody.
     pub(super) fn begin(&self, shard: u32) -> Result<(), SinkError> {
-        self.producer()?
+        self.client()?
             .begin_transaction()
             .map_err(|e| failed(shard, "begun", &e))
     }
@@ -106,7 +106,7 @@ impl Outlet {
             producer.commit_transaction(Timeout::Never)
         })
         .await
-        .inspect(|()| self.lane().counters().committed())
+        .inspect(|()| self.traffic().counters().committed())
     }
 
     /// Aborts what was sent since [`Self::begin`], and takes back what is still queued.
@@ -115,12 +115,12 @@ impl Outlet {
             producer.abort_transaction(Timeout::Never)
         })
         .await
-        .inspect(|()| self.lane().counters().aborted())
+        .inspect(|()| self.traffic().counters().aborted())
     }
 
     /// Whether another producer has taken the transactional id, or the broker has ended the transaction itself.
     pub(super) fn is_fenced(&self) -> bool {
-        let fatal = self.producer().ok().and_then(|p| p.client().fatal_error());
+        let fatal = self.client().ok().and_then(|p| p.client().fatal_error());
         fatal.is_some_and(|(code, _)| {
             matches!(
                 code,
@@ -135,7 +135,7 @@ impl Outlet {
         what: &'static str,
         call: impl FnOnce(&ThreadedProducer<Reports>) -> Result<(), KafkaError> + Send + 'static,
     ) -> Result<(), SinkError> {
-        let producer = self.producer()?.clone();
+        let producer = self.client()?.clone();
         match super::blocking(move || call(&producer)).await {
             Some(done) => done.map_err(|e| failed(shard, what, &e)),
             None => Err(SinkError::Reset),

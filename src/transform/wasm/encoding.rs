@@ -36,7 +36,7 @@ pub(crate) struct Input<'a> {
 }
 
 /// Why an output is refused as a whole.
-type Lie = String;
+type Malformed = String;
 
 impl<'a> Input<'a> {
     /// All rows of the source batch as they are; `items` are all its changes.
@@ -133,7 +133,7 @@ impl Sent {
         draft: &mut Draft,
         items: &[Item],
         made: &mut Vec<(u32, Made)>,
-    ) -> Result<Option<NotYet>, Lie> {
+    ) -> Result<Option<NotYet>, Malformed> {
         let (headers, kept) = (draft.batch.headers.len(), made.len());
         let mut sink = Sink {
             sent: self,
@@ -172,7 +172,7 @@ impl Sent {
     }
 
     /// The item that a guest names as a source.
-    fn item(&self, source: u32) -> Result<u32, Lie> {
+    fn item(&self, source: u32) -> Result<u32, Malformed> {
         match self.0.get(source as usize) {
             Some(Origin::Item(item)) => Ok(*item),
             Some(Origin::Linked(_)) => Err(format!(
@@ -204,7 +204,7 @@ struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    fn read(&mut self) -> Result<(), Lie> {
+    fn read(&mut self) -> Result<(), Malformed> {
         let lie = |e: penstock_plugin_encoding::output::InvalidOutput| e.to_string();
         self.room(0)?;
         let mut reader = OutputReader::new(self.output).map_err(lie)?;
@@ -219,7 +219,7 @@ impl Sink<'_> {
     }
 
     /// Refuses to hold so many bytes more.
-    fn room(&self, more: usize) -> Result<(), Lie> {
+    fn room(&self, more: usize) -> Result<(), Malformed> {
         if self.base + self.output.len() + self.copied.len() + more > MAX_OUTPUT {
             return Err(format!("more than {MAX_OUTPUT} bytes for one batch"));
         }
@@ -234,7 +234,7 @@ impl Sink<'_> {
         }
     }
 
-    fn copy(&mut self, bytes: &[u8]) -> Result<Slice, Lie> {
+    fn copy(&mut self, bytes: &[u8]) -> Result<Slice, Malformed> {
         self.room(bytes.len())?;
         let start = self.base + self.output.len() + self.copied.len();
         self.copied.extend_from_slice(bytes);
@@ -244,7 +244,7 @@ impl Sink<'_> {
         })
     }
 
-    fn take(&mut self, event: Event) -> Result<(), Lie> {
+    fn take(&mut self, event: Event) -> Result<(), Malformed> {
         if let Event::Record { source, .. }
         | Event::Forward(source)
         | Event::Drop(source)
@@ -352,7 +352,7 @@ impl Sink<'_> {
         }
     }
 
-    fn text(&self, span: std::ops::Range<u32>) -> Result<String, Lie> {
+    fn text(&self, span: std::ops::Range<u32>) -> Result<String, Malformed> {
         let bytes = &self.output[span.start as usize..span.end as usize];
         String::from_utf8(bytes.to_vec()).map_err(|_| "text that is not UTF-8".to_owned())
     }
@@ -380,7 +380,7 @@ impl Sink<'_> {
         self.refused = Some(item);
     }
 
-    fn field(&mut self, field: FieldSpan) -> Result<Slice, Lie> {
+    fn field(&mut self, field: FieldSpan) -> Result<Slice, Malformed> {
         match field {
             FieldSpan::Null => Ok(Slice::Null),
             FieldSpan::Bytes(span) => Ok(self.moved(span)),
@@ -398,7 +398,7 @@ impl Sink<'_> {
     }
 
     /// The bytes of a column of the input; `None` if it has no value, not even null.
-    fn column(&mut self, at: ColumnRef) -> Result<Option<Slice>, Lie> {
+    fn column(&mut self, at: ColumnRef) -> Result<Option<Slice>, Malformed> {
         let ColumnRef { row, column } = at;
         let lie = || format!("column {column} of row {row}, which is not there");
         let change = match self.sent.0.get(row as usize).ok_or_else(lie)? {

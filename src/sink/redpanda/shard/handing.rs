@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::judge::{Judge, Verdict};
-use super::super::outlet::{Handed, Lane, Outgoing};
 use super::super::parts::{self, Parts};
+use super::super::producer::{Handed, Outgoing, Traffic};
 use super::{ShardSink, WIDEST};
 use crate::change::RecordBatch;
 use crate::crash::Crash;
@@ -34,7 +34,7 @@ impl ShardSink {
     /// without a pause, a processor for each shard. So there are none: batches go in rounds, and what comes while a
     /// round is under way waits here, where waiting costs nothing.
     pub(super) async fn turn(&mut self) -> Result<(), SinkError> {
-        let window = self.outlet.window();
+        let window = self.producer.window();
         if window.messages() > 0 {
             if self.round.elapsed() < GATHERING {
                 return Ok(());
@@ -60,7 +60,7 @@ impl ShardSink {
         fits: &[Fit],
         verdict: &Verdict,
     ) -> Result<(), SinkError> {
-        let window = Arc::clone(self.outlet.window());
+        let window = Arc::clone(self.producer.window());
         let mut parts = Parts::new(batch, &self.sink.live.borrow().sink);
         let total = batch.records.len();
         let (mut index, mut bytes, mut empty) = (0, 0, 0);
@@ -122,7 +122,7 @@ impl ShardSink {
                 submission.expect(left);
                 alone = by_itself;
             }
-            match self.outlet.hand(tag, out)? {
+            match self.producer.hand(tag, out)? {
                 Handed::Taken => {
                     Crash::MidSend.here();
                     bytes += key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
@@ -143,7 +143,7 @@ impl ShardSink {
                     back = headers;
                     submission.unexpect(left);
                     empty += u32::from(window.messages() == 0);
-                    self.outlet.room().await?;
+                    self.producer.room().await?;
                     submission.expect(left);
                 }
             }
@@ -156,8 +156,8 @@ impl ShardSink {
                 self.suspects.remove(position);
             }
         }
-        self.outlet
-            .lane()
+        self.producer
+            .traffic()
             .counters()
             .produced(total as u64, bytes as u64);
         Ok(())
@@ -175,7 +175,7 @@ impl ShardSink {
         let mut judge = match self.judge.take() {
             Some(judge) => judge,
             None => {
-                let lane = Lane::new(
+                let traffic = Traffic::new(
                     self.sink.troubles.clone(),
                     self.sink.ends.clone(),
                     self.sink.security.clone(),
@@ -183,7 +183,7 @@ impl ShardSink {
                 Judge::new(
                     self.shard,
                     self.sink.judge_config(self.shard),
-                    Arc::new(lane),
+                    Arc::new(traffic),
                 )?
             }
         };
@@ -247,10 +247,10 @@ impl ShardSink {
         index: u32,
         out: Outgoing<'_>,
     ) -> Result<(), SinkError> {
-        let window = Arc::clone(self.outlet.window());
+        let window = Arc::clone(self.producer.window());
         window.room(0).await?;
         window.set_alone(Some((submission.id, index)));
-        self.outlet.send(submission, index, out).await?;
+        self.producer.send(submission, index, out).await?;
         window.room(0).await?;
         if self.is_atomic()
             && let Some((_, reason)) = window.condemned()
@@ -265,17 +265,17 @@ impl ShardSink {
             return Err(error);
         }
         window.set_alone(None);
-        if self.outlet.is_finished() {
+        if self.producer.is_finished() {
             // To librdkafka the refusal left a gap; here it is known, and goes to the dead letters.
-            self.outlet.replace_producer().await?;
+            self.producer.replace_producer().await?;
         }
         Ok(())
     }
 
     /// Learns from the reports that have come in which records are refused, or may be.
     pub(super) fn learn(&mut self) {
-        self.condemned.extend(self.outlet.window().condemned());
-        let suspects = self.outlet.window().suspects();
+        self.condemned.extend(self.producer.window().condemned());
+        let suspects = self.producer.window().suspects();
         if !suspects.is_empty() {
             tracing::warn!(
                 shard = self.shard,
@@ -284,7 +284,7 @@ impl ShardSink {
             );
         }
         self.suspects.extend(suspects);
-        if let Some(SinkError::Refused { topic, reason }) = self.outlet.window().broken() {
+        if let Some(SinkError::Refused { topic, reason }) = self.producer.window().broken() {
             let cause = Cause::Writing(topic.into());
             self.sink.troubles.raise(cause, Help::Needed, reason);
         }

@@ -29,7 +29,7 @@ impl ShardSink {
     ) -> Result<(), SinkError> {
         if self.transaction == Transaction::Unopened {
             let topic = self.sink.checkpoint_topic();
-            self.outlet.take_over(self.shard, &topic, within).await?;
+            self.producer.take_over(self.shard, &topic, within).await?;
             self.transaction = Transaction::None { claimed: false };
         }
         Ok(())
@@ -53,7 +53,7 @@ impl ShardSink {
         let topic = self.sink.checkpoint_topic();
         let taken = async {
             let partition = self.sink.own_partition(self.shard).await?;
-            self.outlet.take_over(self.shard, &topic, within).await?;
+            self.producer.take_over(self.shard, &topic, within).await?;
             self.sink.read_shard(self.shard, partition, within).await
         };
         match taken.await {
@@ -103,7 +103,7 @@ impl ShardSink {
             }
         };
         if said.is_err() {
-            let fenced = self.outlet.is_fenced();
+            let fenced = self.producer.is_fenced();
             self.unopen();
             // Of two that start at once one is late: it is not to take the shard back.
             if fenced {
@@ -118,7 +118,7 @@ impl ShardSink {
         if self.is_atomic() {
             self.transaction = Transaction::Unopened;
         }
-        self.outlet.window().fail(SinkError::Reset);
+        self.producer.window().fail(SinkError::Reset);
     }
 
     /// Fails if the shard was claimed by another instance since this producer took it.
@@ -150,7 +150,7 @@ impl ShardSink {
     /// Lets go of everything under way, its tickets resolving as [`SinkError::Reset`], and starts over with a new
     /// producer.
     pub(super) async fn let_go(&mut self) -> Result<(), SinkError> {
-        self.outlet.stop().await;
+        self.producer.stop().await;
         // Only now every report has come in.
         self.learn();
         self.sink.topics.forget();
@@ -160,7 +160,7 @@ impl ShardSink {
         };
         let (made, widest) = self.sink.shard_config(self.shard, delivery);
         self.widest = widest;
-        self.outlet.restart_with(made).await
+        self.producer.restart_with(made).await
     }
 
     /// Between two transactions: goes on with a producer that has the credentials that are in force now. Nothing is under
@@ -171,7 +171,7 @@ impl ShardSink {
             Transaction::None { .. } => Delivery::ExactlyOnce,
             _ => return Ok(()),
         };
-        let window = Arc::clone(self.outlet.window());
+        let window = Arc::clone(self.producer.window());
         window.room(0).await?;
         let renewed = async {
             let within = self.sink.live.borrow().sink.attempt_timeout;
@@ -183,10 +183,10 @@ impl ShardSink {
             }
             let (made, widest) = self.sink.shard_config(self.shard, delivery);
             self.widest = widest;
-            self.outlet.replace_producer_with(made).await?;
+            self.producer.replace_producer_with(made).await?;
             if delivery == Delivery::ExactlyOnce {
                 let topic = self.sink.checkpoint_topic();
-                self.outlet.take_over(self.shard, &topic, within).await?;
+                self.producer.take_over(self.shard, &topic, within).await?;
             }
             tracing::info!(shard = self.shard, "the producer has the new credentials");
             Ok(())

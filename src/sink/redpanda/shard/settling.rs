@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::dead_letters;
-use super::super::outlet::Outgoing;
+use super::super::producer::Outgoing;
 use super::{ShardSink, Transaction};
 use crate::change::Position;
 use crate::checkpoint::{Settlement, topic as checkpoint};
@@ -20,25 +20,25 @@ const PARTITION_SHOWS: Duration = Duration::from_secs(10);
 impl ShardSink {
     /// Aborts, and says whether the producer is as good as new.
     pub(super) async fn abort(&mut self) -> bool {
-        self.outlet.window().fail(SinkError::Reset);
-        if self.outlet.is_outdated() {
+        self.producer.window().fail(SinkError::Reset);
+        if self.producer.is_outdated() {
             return false;
         }
         let within = self.sink.live.borrow().sink.attempt_timeout;
-        let aborted = tokio::time::timeout(within, self.outlet.abort(self.shard)).await;
-        let good = matches!(aborted, Ok(Ok(()))) && !self.outlet.is_finished();
+        let aborted = tokio::time::timeout(within, self.producer.abort(self.shard)).await;
+        let good = matches!(aborted, Ok(Ok(()))) && !self.producer.is_finished();
         if !good || self.narrower().is_some() {
             return false;
         }
         self.learn();
-        self.outlet.window().reopen();
+        self.producer.window().reopen();
         self.sink.topics.forget();
         true
     }
 
     pub(super) fn begin(&mut self) -> Result<(), SinkError> {
         if let Transaction::None { claimed } = self.transaction {
-            self.outlet.begin(self.shard)?;
+            self.producer.begin(self.shard)?;
             self.transaction = Transaction::Begun { claimed };
         }
         Ok(())
@@ -68,7 +68,7 @@ impl ShardSink {
             let partition = self.sink.own_partition(self.shard).await?;
             records.push(self.claim(partition));
         }
-        let window = Arc::clone(self.outlet.window());
+        let window = Arc::clone(self.producer.window());
         let (submission, ticket) = window.open(None, permit)?;
         for (index, (position, letter)) in (0_u32..).zip(letters) {
             let key = position.to_string();
@@ -81,7 +81,7 @@ impl ShardSink {
                 headers: letter.map(dead_letters::headers_of),
                 timestamp: None,
             };
-            self.outlet.send(&submission, index, out).await?;
+            self.producer.send(&submission, index, out).await?;
         }
         self.send_checkpoints(&submission, letters.len() as u32, &records)
             .await?;
@@ -89,7 +89,7 @@ impl ShardSink {
         self.kept(ticket.await?)?;
         Crash::BeforeCommit.here();
         self.transaction = Transaction::Committing;
-        let mut committing = std::pin::pin!(self.outlet.commit(self.shard));
+        let mut committing = std::pin::pin!(self.producer.commit(self.shard));
         let committed = loop {
             let within = self.sink.live.borrow().sink.attempt_timeout;
             match tokio::time::timeout(within, &mut committing).await {
@@ -141,7 +141,7 @@ impl ShardSink {
                 headers: None,
                 timestamp: None,
             };
-            self.outlet.send(submission, index, out).await?;
+            self.producer.send(submission, index, out).await?;
         }
         Ok(())
     }
@@ -166,7 +166,7 @@ impl ShardSink {
             return Ok(());
         }
         let permit = self.sink.gate().await;
-        let window = Arc::clone(self.outlet.window());
+        let window = Arc::clone(self.producer.window());
         let (submission, ticket) = window.open(None, Some(permit))?;
         self.send_checkpoints(&submission, 0, records).await?;
         submission.seal();

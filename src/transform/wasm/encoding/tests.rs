@@ -72,7 +72,7 @@ fn sent(draft: &Draft, items: &[Item]) -> Sent {
     Input::of_chunk(draft, items, &chunk, |_| Some(&Interest::All)).sent()
 }
 
-fn decode(output: Vec<u8>) -> (Draft, Result<Vec<(u32, Made)>, Lie>) {
+fn decode(output: Vec<u8>) -> (Draft, Result<Vec<(u32, Made)>, Malformed>) {
     let (mut draft, items) = draft();
     let mut made = Vec::new();
     let sent = sent(&draft, &items);

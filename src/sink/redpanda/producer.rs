@@ -145,7 +145,7 @@ impl ProducerContext for Reports {
 
 /// What of a shard outlives its producers: the counters, and the window in use for whoever looks on.
 #[derive(Debug)]
-pub(super) struct Lane {
+pub(super) struct Traffic {
     counters: Arc<Counters>,
     window: Mutex<Arc<Window>>,
     troubles: Troubles,
@@ -153,7 +153,7 @@ pub(super) struct Lane {
     security: InForce,
 }
 
-impl Lane {
+impl Traffic {
     /// Of a sink that waits for these, whose checkpoints are written so far, and that connects with this.
     pub(super) fn new(troubles: Troubles, ends: Arc<Ends>, security: InForce) -> Self {
         let counters = Arc::<Counters>::default();
@@ -208,50 +208,50 @@ pub(super) enum Handed {
     Reported,
 }
 
-pub(super) struct Outlet {
+pub(super) struct Producer {
     config: ClientConfig,
     /// Of the credentials in it.
     version: u64,
-    lane: Arc<Lane>,
+    traffic: Arc<Traffic>,
     window: Arc<Window>,
     /// Always there but while it is being replaced.
-    producer: Option<ThreadedProducer<Reports>>,
+    client: Option<ThreadedProducer<Reports>>,
     /// It has been answered by a broker that the cluster named.
     pub(super) is_connected: Arc<AtomicBool>,
 }
 
-impl Outlet {
+impl Producer {
     pub(super) fn new(
         (config, version): (ClientConfig, u64),
-        lane: Arc<Lane>,
+        traffic: Arc<Traffic>,
     ) -> Result<Self, SinkError> {
-        let window = lane.renew();
-        let producer = Some(create(&config, version, &window, &lane)?);
+        let window = traffic.renew();
+        let client = Some(create(&config, version, &window, &traffic)?);
         Ok(Self {
             config,
             version,
-            lane,
+            traffic,
             window,
-            producer,
+            client,
             is_connected: Arc::default(),
         })
     }
 
     /// Whether other credentials are in force than those that the producer was made with.
     pub(super) fn is_outdated(&self) -> bool {
-        self.lane.security.version() != self.version
+        self.traffic.security.version() != self.version
     }
 
     pub(super) fn window(&self) -> &Arc<Window> {
         &self.window
     }
 
-    pub(super) fn lane(&self) -> &Lane {
-        &self.lane
+    pub(super) fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
-    pub(super) fn producer(&self) -> Result<&ThreadedProducer<Reports>, SinkError> {
-        self.producer.as_ref().ok_or(SinkError::Reset)
+    pub(super) fn client(&self) -> Result<&ThreadedProducer<Reports>, SinkError> {
+        self.client.as_ref().ok_or(SinkError::Reset)
     }
 
     /// Hands one record over; [`Submission::expect`] was called for it.
@@ -266,7 +266,7 @@ impl Outlet {
             headers: out.headers,
             delivery_opaque: tag.to_usize(),
         };
-        let Err((error, record)) = self.producer()?.send(record) else {
+        let Err((error, record)) = self.client()?.send(record) else {
             return Ok(Handed::Taken);
         };
         if let KafkaError::MessageProduction(Code::QueueFull) = error {
@@ -287,7 +287,7 @@ impl Outlet {
 
     /// Waits until a full queue has room again.
     pub(super) async fn room(&self) -> Result<(), SinkError> {
-        self.lane.counters().waited();
+        self.traffic.counters().waited();
         match self.window.messages() {
             // All are reported on, and librdkafka has yet to free them.
             0 => tokio::time::sleep(Duration::from_millis(1)).await,
@@ -336,22 +336,22 @@ impl Outlet {
 
     /// Whether librdkafka says that this producer is of no more use.
     pub(super) fn is_finished(&self) -> bool {
-        self.producer
+        self.client
             .as_ref()
             .is_none_or(|p| p.client().fatal_error().is_some())
     }
 
     /// Whoever looks on sees this one's window: another producer of the lane may have been there since it was made.
     pub(super) fn show(&self) {
-        *self.lane.window.lock() = Arc::clone(&self.window);
+        *self.traffic.window.lock() = Arc::clone(&self.window);
     }
 
     /// A new producer with the same window: nothing is under way.
     pub(super) async fn replace_producer(&mut self) -> Result<(), SinkError> {
         self.close().await;
-        self.lane.counters().reset();
-        let made = create(&self.config, self.version, &self.window, &self.lane)?;
-        self.producer = Some(made);
+        self.traffic.counters().reset();
+        let made = create(&self.config, self.version, &self.window, &self.traffic)?;
+        self.client = Some(made);
         self.is_connected = Arc::default();
         Ok(())
     }
@@ -373,7 +373,7 @@ impl Outlet {
 
     /// Starts over after [`Self::stop`], with a new window.
     pub(super) async fn restart(&mut self) -> Result<(), SinkError> {
-        self.window = self.lane.renew();
+        self.window = self.traffic.renew();
         self.replace_producer().await
     }
 
@@ -388,7 +388,7 @@ impl Outlet {
 
     /// Ends the producer. librdkafka's threads take up to half a second to end, so not on a runtime thread.
     pub(super) async fn close(&mut self) {
-        if let Some(producer) = self.producer.take() {
+        if let Some(producer) = self.client.take() {
             super::blocking(move || {
                 producer.purge(PurgeConfig::default().queue().inflight());
                 drop(producer);
@@ -398,7 +398,7 @@ impl Outlet {
     }
 }
 
-impl Drop for Outlet {
+impl Drop for Producer {
     fn drop(&mut self) {
         self.window.fail(SinkError::Reset);
     }
@@ -408,14 +408,14 @@ fn create(
     config: &ClientConfig,
     version: u64,
     window: &Arc<Window>,
-    lane: &Lane,
+    traffic: &Traffic,
 ) -> Result<ThreadedProducer<Reports>, SinkError> {
     let reports = Reports {
-        troubles: lane.troubles.clone(),
-        ends: Arc::clone(&lane.ends),
+        troubles: traffic.troubles.clone(),
+        ends: Arc::clone(&traffic.ends),
         window: Arc::clone(window),
-        quiet: Quiet::of(&lane.security),
-        security: (lane.security.clone(), version),
+        quiet: Quiet::of(&traffic.security),
+        security: (traffic.security.clone(), version),
     };
     config
         .create_with_context(reports)
