@@ -277,6 +277,16 @@ mod languages {
             assert!(text.contains(line), "not said: {line}\n{text}");
         }
 
+        if language == "rust" {
+            // What is no plugin is not put in the place of one.
+            let (code, text) = said(sh(&folder, ": > src/lib.rs && penstock plugin build"));
+            assert_eq!(code, Some(1), "{text}");
+            assert!(
+                text.contains("is no plugin, and was not put in place"),
+                "{text}"
+            );
+        }
+
         // A panic has its place; a loop and a hoard cost their own change, and no other.
         let engine = engine();
         let plugin = Plugin::load(&engine, &file).expect("it loads");

@@ -225,12 +225,17 @@ fn build(args: &BuildArgs) -> Done {
     }
 }
 
+/// What does not load here does not load there.
+fn compiles(path: &Path, bytes: &[u8]) -> Result<(), String> {
+    let engine = Engine::caching(1).map_err(said)?;
+    Plugin::from_bytes(&engine, path.to_owned(), bytes).map_err(said)?;
+    Ok(())
+}
+
 fn build_once(args: &BuildArgs) -> Done {
     let started = Instant::now();
-    let built = build::build(&args.folder, args.out.as_deref(), args.offline).map_err(said)?;
-    // What does not load here does not load there.
-    let engine = Engine::caching(1).map_err(said)?;
-    trial::load(&engine, &built.path).map_err(said)?;
+    let built =
+        build::build(&args.folder, args.out.as_deref(), args.offline, compiles).map_err(said)?;
     let size = std::fs::metadata(&built.path).map_err(said)?.len();
     say!(
         "{} {} ({}, {:.1} s)",
@@ -246,7 +251,7 @@ impl Subject {
     /// The plugin's file, built if it is a project; and the folder that its cases are in.
     fn file(&self) -> Result<(PathBuf, PathBuf), String> {
         let (path, beside) = if self.plugin.is_dir() {
-            let built = build::build(&self.plugin, None, self.offline).map_err(said)?;
+            let built = build::build(&self.plugin, None, self.offline, compiles).map_err(said)?;
             (built.path, self.plugin.as_path())
         } else {
             let folder = self.plugin.parent().unwrap_or(Path::new(""));

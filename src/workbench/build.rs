@@ -42,6 +42,9 @@ pub enum BuildError {
         /// The program.
         program: String,
     },
+    /// It was built, and is no plugin that would run.
+    #[error("what was built is no plugin, and was not put in place: {0}")]
+    NoPlugin(String),
     /// It was built, and is no plugin's library.
     #[error("cargo built no .wasm: the crate needs `[lib] crate-type = [\"cdylib\"]`")]
     NoLibrary,
@@ -65,11 +68,17 @@ pub struct Built {
 }
 
 /// Builds the project of a folder and puts the plugin at `out`, or into the folder under the project's name. A plugin that
-/// came out the same is not written again, so that no running pipeline swaps it.
+/// came out the same is not written again, so that no running pipeline swaps it; another one is first put before `check`, which
+/// compiles it: so a pipeline finds it compiled, and nothing that does not load.
 ///
 /// # Errors
 /// See [`BuildError`].
-pub fn build(folder: &Path, out: Option<&Path>, offline: bool) -> Result<Built, BuildError> {
+pub fn build(
+    folder: &Path,
+    out: Option<&Path>,
+    offline: bool,
+    check: impl FnOnce(&Path, &[u8]) -> Result<(), String>,
+) -> Result<Built, BuildError> {
     let language = Language::of(folder).ok_or_else(|| BuildError::NoProject(folder.to_owned()))?;
     let file = |path: &Path, e: std::io::Error| BuildError::File {
         path: path.to_owned(),
@@ -88,6 +97,7 @@ pub fn build(folder: &Path, out: Option<&Path>, offline: bool) -> Result<Built, 
     let to = out.map_or_else(|| folder.join(name), Path::to_owned);
     let changed = fs::read(&to).ok().as_ref() != Some(&bytes);
     if changed {
+        check(&to, &bytes).map_err(BuildError::NoPlugin)?;
         // Whole or not at all: a pipeline may be watching it.
         let aside = to.with_extension("wasm.new");
         fs::write(&aside, &bytes).map_err(|e| file(&aside, e))?;
