@@ -432,6 +432,20 @@ fn the_rules_of_the_house_hold() {
 }
 
 #[test]
+fn the_floors_are_drawn_as_they_are_kept() {
+    let page = std::fs::read_to_string("ARCHITECTURE.md").unwrap();
+    let (_, drawn) = page.split_once("```\ncli\n").expect("a drawing");
+    let (drawn, _) = drawn.split_once("```").expect("its end");
+    let drawn: Vec<Vec<&str>> = ["cli"]
+        .into_iter()
+        .chain(drawn.lines())
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let kept: Vec<&[&str]> = FLOORS.iter().rev().copied().collect();
+    assert_eq!(drawn, kept);
+}
+
+#[test]
 fn the_floors_find_what_climbs() {
     let found = |file: &str, text: &str| climbs(file, text, &mut vec![false; UPWARDS.len()]).len();
     assert_eq!(

@@ -28,12 +28,7 @@ pub fn transform(name: &str, on_error: OnError, settings: &[(&str, &str)]) -> Tr
             deadline: Duration::from_secs(10),
         },
         settings: settings.iter().map(owned).collect(),
-        policies: Policies {
-            breaker: Default::default(),
-            retry: Default::default(),
-            rate_limit: None,
-            supervision: Default::default(),
-        },
+        policies: Policies::default(),
     }
 }
 
