@@ -217,8 +217,10 @@ fn run(
         all.add_partition_offset(&topic, partition, Offset::Beginning)?;
     }
     consumer.assign(&all)?;
-    let config = pipeline(node, &broker.address, &name, case.delivery, "")
-        .replace("[[transform]]", &format!("{}\n[[transform]]", case.source));
+    let config = pipeline(node, &broker.address, &name, case.delivery, "").replace(
+        "[[transform]]",
+        &format!("start_from = \"latest\"\n{}\n[[transform]]", case.source),
+    );
     let log = std::fs::File::create(dir.join("log"))?;
     let said = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
     let child = penstock(dir, &config)?

@@ -73,8 +73,12 @@ fn texts(brokers: &str, topic: &str) -> Vec<String> {
     seen.iter().map(|s| s.text().to_owned()).collect()
 }
 
-async fn deliver(shard: &mut ShardSink, topic: &str, from: u32, to: u32) {
-    let ticket = shard.submit(numbered(topic, from, to, 1)).await.unwrap();
+async fn deliver(shard: &mut dyn Settle, topic: &str, from: u32, to: u32) {
+    let batch = numbered(topic, from, to, 1);
+    let look = shard.look(batch.clone(), true).await.unwrap();
+    assert!(look.waits.is_empty(), "{look:?}");
+    let leave = shard.leave(batch.clone()).await.unwrap();
+    let ticket = shard.hand(batch, look.fits, leave).await.unwrap();
     ticket.await.unwrap();
 }
 
@@ -146,7 +150,7 @@ async fn a_producer_that_is_prepared_fences_nobody_before_the_shard_is_opened() 
 
     let mut new = opened.producer.expect("it is the shard's");
     assert_eq!(new.open().await.unwrap(), None, "it was read already");
-    deliver(&mut new, &topic, 4, 6).await;
+    deliver(&mut *new, &topic, 4, 6).await;
     new.settle(&[], &upto(6)).await.unwrap();
     let wanted: Vec<String> = (0..6).map(|n| n.to_string()).collect();
     assert_eq!(texts(&cluster.brokers, &topic), wanted);
