@@ -537,3 +537,26 @@ async fn an_open_breaker_closes_without_traffic() {
     running.stop_cleanly();
     assert_eq!(world.records().len(), 1, "a probe is no order");
 }
+
+/// Orders go where the source reads: a place without nodes is told of, and there is no failover to another.
+#[tokio::test(flavor = "multi_thread")]
+async fn they_are_written_where_the_source_reads() {
+    let world = World::with_orders("").await;
+    let made = |datacenter: &str, rack: &str| {
+        let made = Command::new(env!("CARGO_BIN_EXE_penstock"))
+            .args(["init-schema", "--config"])
+            .arg(world.config())
+            .args(["--set", &format!("source.datacenter={datacenter}")])
+            .args(["--set", &format!("source.rack={rack}")])
+            .output()
+            .expect("penstock starts");
+        let said = String::from_utf8_lossy(&made.stderr).into_owned();
+        (made.status.success(), said)
+    };
+    let (well, said) = made("datacenter1", "rack1");
+    assert!(well, "{said}");
+    let (well, said) = made("datacenter1", "rack2");
+    let reason = "no node of ScyllaDB's is in datacenter1 (rack2) for the orders, there are datacenter1 (rack1); check \
+                  source.datacenter and source.rack";
+    assert!(!well && said.contains(reason), "{said}");
+}

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use scylla::errors::{DbError, MaybeFirstRowError, RequestAttemptError};
@@ -22,6 +23,7 @@ use crate::config::settings::Nodes;
 use crate::cql::quoted;
 use crate::policy::Class;
 use crate::reach;
+use crate::source::scylla::place::{self, NoSuchPlace};
 use crate::source::scylla::secure::Credentials;
 
 /// The schema as it is created, with `{keyspace}`, `{replication_factor}` and `{outbox_ttl}` to fill in.
@@ -43,6 +45,16 @@ pub enum StoreError {
     Unreachable {
         /// What each one met.
         reason: String,
+    },
+    /// Requests are pinned to where no node is.
+    #[error(
+        "no node of ScyllaDB's is in {wanted} for the orders, there are {there}; check source.datacenter and source.rack"
+    )]
+    NoSuchPlace {
+        /// Data centre, and rack if one is named.
+        wanted: String,
+        /// The data centres that there are, each with its racks.
+        there: String,
     },
     /// No session is to be had.
     #[error(
@@ -88,7 +100,9 @@ impl StoreError {
     /// Whether trying again may help.
     pub fn class(&self) -> Class {
         match self {
-            Self::Connect { .. } | Self::Unreachable { .. } => Class::Retryable,
+            Self::Connect { .. } | Self::Unreachable { .. } | Self::NoSuchPlace { .. } => {
+                Class::Retryable
+            }
             Self::Schema { .. } => Class::Fatal,
             Self::Row { .. } => Class::Poison,
             Self::Execution(error) => match error.as_ref() {
@@ -145,14 +159,25 @@ async fn connect(settings: &Settings) -> Result<Session, StoreError> {
     let answering = reach::cql(&nodes, credentials.trust.as_ref())
         .await
         .map_err(unreachable)?;
+    // Where the source reads, orders are written: a change is read as soon as it is there.
+    let profile =
+        ExecutionProfile::builder().load_balancing_policy(place::policy(&settings.source));
     let builder = SessionBuilder::new()
         .known_nodes(&answering)
-        .connection_timeout(CONNECT_TIMEOUT);
+        .connection_timeout(CONNECT_TIMEOUT)
+        .default_execution_profile_handle(
+            profile
+                .build()
+                .into_handle_with_label("penstock-orders".into()),
+        );
     let builder = credentials.apply(builder, &nodes).map_err(unreachable)?;
-    builder.build().await.map_err(|error| StoreError::Connect {
+    let session = builder.build().await.map_err(|error| StoreError::Connect {
         nodes: nodes.join(", "),
         error: Box::new(error),
-    })
+    })?;
+    place::look(&session, &settings.source)
+        .map_err(|NoSuchPlace { wanted, there }| StoreError::NoSuchPlace { wanted, there })?;
+    Ok(session)
 }
 
 /// Columns that tables of an older version lack: table, column, type. With them `init-schema` mends such tables.

@@ -8,8 +8,9 @@ use scylla::statement::{Consistency as Level, Statement};
 use scylla::value::CqlTimeuuid;
 
 use super::SourceError;
-use super::link::{Link, places};
+use super::link::Link;
 use super::log::LogTable;
+use super::place::places;
 use super::questions::{CDC_OPTIONS, CdcOptions};
 use super::secure::Credentials;
 use crate::change::timeuuid_us;

@@ -4,7 +4,6 @@
 //! that probes in such a pause finds nobody although the cluster is back. So whoever has no connection asks the
 //! contact points itself, and connects anew as soon as one answers.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,12 +12,12 @@ use parking_lot::Mutex;
 use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
-use scylla::policies::load_balancing::DefaultPolicy;
 use scylla::policies::retry::FallthroughRetryPolicy;
 use tokio::sync::watch;
 
 use super::classify;
 use super::error::SourceError;
+use super::place;
 use super::secure::Credentials;
 use super::{ScyllaSource, consistency};
 use crate::config::settings;
@@ -124,19 +123,8 @@ async fn open(nodes: &[String], source: &settings::Source) -> Result<Session, So
         .await
         .map_err(unreachable)?;
     // Retries are the stage's business: it backs off, counts, and sees the first failure.
-    let mut asked = DefaultPolicy::builder();
-    // Without failover: another data centre may lag, and a log that is read there has holes.
-    asked = match (&source.datacenter, &source.rack) {
-        (Some(dc), Some(rack)) => asked.prefer_datacenter_and_rack(dc.clone(), rack.clone()),
-        (Some(dc), None) => asked.prefer_datacenter(dc.clone()),
-        (None, _) => asked,
-    };
     let profile = ExecutionProfile::builder()
-        .load_balancing_policy(
-            asked
-                .permit_dc_failover(source.datacenter.is_none())
-                .build(),
-        )
+        .load_balancing_policy(place::policy(source))
         .consistency(consistency(source.consistency))
         .request_timeout(Some(source.read_timeout))
         .retry_policy(Arc::new(FallthroughRetryPolicy::new()))
@@ -153,43 +141,10 @@ async fn open(nodes: &[String], source: &settings::Source) -> Result<Session, So
             return Err(unreachable(format!("no session within {within}")));
         }
     };
-    is_there(&session, source)?;
+    place::look(&session, source).map_err(|place::NoSuchPlace { wanted, there }| {
+        SourceError::NoSuchPlace { wanted, there }
+    })?;
     Ok(session)
-}
-
-/// The data centres that there are, each with its racks.
-pub(super) fn places(session: &Session) -> BTreeMap<String, BTreeSet<String>> {
-    let mut places = BTreeMap::<String, BTreeSet<String>>::new();
-    for node in session.get_cluster_state().get_nodes_info() {
-        let racks = places.entry(node.datacenter.clone().unwrap_or_default());
-        racks.or_default().extend(node.rack.clone());
-    }
-    places
-}
-
-/// Whether there are nodes where reads are pinned to: the driver would only find nobody to ask.
-fn is_there(session: &Session, source: &settings::Source) -> Result<(), SourceError> {
-    let Some(dc) = &source.datacenter else {
-        return Ok(());
-    };
-    let places = places(session);
-    let racks = places.get(dc);
-    let found = match &source.rack {
-        Some(rack) => racks.is_some_and(|racks| racks.contains(rack)),
-        None => racks.is_some(),
-    };
-    if found {
-        return Ok(());
-    }
-    let rack = source.rack.as_ref();
-    let there = places.iter().map(|(dc, racks)| {
-        let racks: Vec<&str> = racks.iter().map(String::as_str).collect();
-        format!("{dc} ({})", racks.join(", "))
-    });
-    Err(SourceError::NoSuchPlace {
-        wanted: rack.map_or_else(|| dc.clone(), |rack| format!("{dc} ({rack})")),
-        there: there.collect::<Vec<_>>().join(", "),
-    })
 }
 
 impl ScyllaSource {

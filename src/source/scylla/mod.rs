@@ -29,6 +29,7 @@ mod link;
 mod log;
 mod pace;
 mod past;
+pub(crate) mod place;
 mod questions;
 mod reader;
 mod requests;
