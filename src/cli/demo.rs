@@ -251,8 +251,6 @@ fn describe(record: &Seen) -> String {
             format!(" {:>5} ms after the write", now.saturating_sub(at))
         });
     let key = record.key.as_deref().unwrap_or("(no key)");
-    format!(
-        "{}[{}]@{:<5} {key} {what}{age}",
-        record.topic, record.partition, record.offset
-    )
+    let place = format!("{}[{}]@{}", record.topic, record.partition, record.offset);
+    format!("{place:<21} {key} {what}{age}")
 }

@@ -53,20 +53,22 @@ pub(in crate::cli) fn draw(frame: &mut Frame<'_>, view: &View, pen: Pen) {
         return;
     }
     let (stages, shards, ill) = (view.stages(), view.shards(), view.ill());
-    let rows =
-        |n: usize| Constraint::Length(u16::try_from(n).unwrap_or(u16::MAX).saturating_add(2));
     let history: Vec<String> = view.history().into_iter().take(RELOADS).collect();
-    let said = if view.said.is_empty() { 0 } else { SAID };
-    let areas = Layout::vertical([
-        Constraint::Length(1),
-        rows(stages.len() + 1),
-        rows(ill.len().max(1)),
-        Constraint::Min(0),
-        rows(history.len().max(1)),
-        Constraint::Length(said),
-        Constraint::Length(1),
-    ]);
-    let [head, pipeline, health, of_shards, of_reloads, of_said, foot] = areas.areas(frame.area());
+    let heights = heights(
+        frame.area().height,
+        [stages.len(), ill.len(), shards.len(), history.len()],
+        !view.said.is_empty(),
+    );
+    let [
+        head,
+        pipeline,
+        health,
+        of_shards,
+        of_reloads,
+        of_said,
+        _,
+        foot,
+    ] = Layout::vertical(heights.map(Constraint::Length)).areas(frame.area());
 
     let (mood, said) = view.health();
     let title = Line::from(vec![
@@ -93,11 +95,65 @@ pub(in crate::cli) fn draw(frame: &mut Frame<'_>, view: &View, pen: Pen) {
     let history = Paragraph::new(history).block(block("Reloads"));
     frame.render_widget(history, of_reloads);
     draw_said(frame, of_said, &view.said);
-    let foot_line = match &view.trouble {
-        Some(trouble) => Line::styled(format!("{trouble} — {way_out}"), pen.of(Mood::Bad)),
-        None => Line::from(format!("{} — {way_out}", view.latency())),
+    let (said, style) = match &view.trouble {
+        Some(trouble) => (trouble.clone(), pen.of(Mood::Bad)),
+        None => (view.latency(), Style::new()),
     };
-    frame.render_widget(Paragraph::new(foot_line), foot);
+    // The way out is to be seen in any case.
+    let whole = format!("{said} — {way_out}");
+    let fits = whole.chars().count() <= usize::from(foot.width);
+    let foot_line = match fits {
+        true => whole,
+        false => format!("{way_out} — {said}"),
+    };
+    frame.render_widget(Paragraph::new(Line::styled(foot_line, style)), foot);
+}
+
+/// Lines of the head, the pipeline, health, shards, reloads, the log, of nothing, and of the foot. What is important has
+/// its lines first, and a block that could not say anything has none.
+fn heights(all: u16, counts: [usize; 4], said: bool) -> [u16; 8] {
+    /// A frame and a line in it.
+    const LEAST: u16 = 3;
+    let framed = |lines: usize| u16::try_from(lines).unwrap_or(u16::MAX).saturating_add(2);
+    let [stages, ill, shards, history] = counts;
+    let mut left = all.saturating_sub(2);
+    let take = |left: &mut u16, wanted: u16, least: u16| {
+        let given = wanted.min(*left);
+        let given = if given < least { 0 } else { given };
+        *left -= given;
+        given
+    };
+    let pipeline = take(&mut left, framed(stages + 1), LEAST + 1);
+    let health = take(&mut left, framed(ill.max(1)), LEAST);
+    let log = take(&mut left, if said { SAID } else { 0 }, LEAST);
+    let reloads = framed(history.max(1));
+    // Shards before reloads, but not so many that there is no room for those.
+    let kept = if left >= LEAST + 1 + reloads {
+        reloads
+    } else {
+        0
+    };
+    let mut for_shards = left - kept;
+    let of_shards = take(&mut for_shards, framed(shards + 1), LEAST + 1);
+    left -= of_shards;
+    let reloads = take(&mut left, reloads, LEAST);
+    // What is left over goes to the log, or is nothing's.
+    let (log, blank) = if log > 0 {
+        (log + left, 0)
+    } else {
+        (log, left)
+    };
+    let foot = all.saturating_sub(1).min(1);
+    [
+        all.min(1),
+        pipeline,
+        health,
+        of_shards,
+        reloads,
+        log,
+        blank,
+        foot,
+    ]
 }
 
 fn block(title: &str) -> Block<'_> {
@@ -105,29 +161,43 @@ fn block(title: &str) -> Block<'_> {
 }
 
 fn draw_stages(frame: &mut Frame<'_>, area: Rect, stages: &[StageRow], pen: Pen) {
+    // As wide as what is in them, so that there is room for what is told of each stage; where that is too much, the queue
+    // goes first, and then the ends of the names.
+    const NARROW: u16 = 64;
+    let longest = |of: fn(&StageRow) -> &str, most: usize, least: usize| {
+        let longest = stages.iter().map(|s| of(s).chars().count()).max();
+        u16::try_from(longest.unwrap_or_default().clamp(least, most)).unwrap_or(u16::MAX)
+    };
+    let (rate_width, queue_width) = match area.width < NARROW {
+        true => (8, 0),
+        false => (11, u16::try_from(BAR).unwrap_or(u16::MAX) + 5),
+    };
+    let breaker = longest(|s| &s.breaker, 22, "breaker".len());
+    let name = longest(|s| &s.name, 28, "stage".len());
+    let others = 2 + rate_width + 1 + queue_width + 1 + breaker + 1;
+    let name = name.min(area.width.saturating_sub(others).max(8));
     let rows = stages.iter().map(|stage| {
-        let rate = stage
-            .rate
-            .map_or_else(String::new, |r| format!("{r:>9.0}/s"));
+        let rate = stage.rate.map_or_else(String::new, |r| {
+            format!("{:>1$}", format!("{r:.0}/s"), usize::from(rate_width))
+        });
         let queue = stage.queue.map_or_else(String::new, bar);
-        Row::new(vec![
-            Line::from(stage.name.as_str()),
-            Line::from(rate),
-            Line::from(queue),
-            Line::styled(stage.breaker.as_str(), pen.of(stage.mood)),
-            Line::from(stage.detail.as_str()),
-        ])
+        let mut cells = vec![Line::from(stage.name.as_str()), Line::from(rate)];
+        cells.extend((queue_width > 0).then(|| Line::from(queue)));
+        cells.push(Line::styled(stage.breaker.as_str(), pen.of(stage.mood)));
+        cells.push(Line::from(stage.detail.as_str()));
+        Row::new(cells)
     });
-    let widths = [
-        Constraint::Max(28),
-        Constraint::Length(11),
-        Constraint::Length(u16::try_from(BAR).unwrap_or(u16::MAX) + 5),
-        Constraint::Length(22),
-        Constraint::Fill(1),
-    ];
-    let head = Row::new(["stage", "       rate", "queue", "breaker", ""]);
+    let mut widths = vec![Constraint::Length(name), Constraint::Length(rate_width)];
+    let rate = format!("{:>1$}", "rate", usize::from(rate_width));
+    let mut head = vec!["stage", &rate];
+    if queue_width > 0 {
+        widths.push(Constraint::Length(queue_width));
+        head.push("queue");
+    }
+    widths.extend([Constraint::Length(breaker), Constraint::Fill(1)]);
+    head.extend(["breaker", ""]);
     let table = Table::new(rows, widths)
-        .header(head)
+        .header(Row::new(head))
         .block(block("Pipeline"));
     frame.render_widget(table, area);
 }
@@ -301,6 +371,38 @@ mod tests {
         let all = lines.join("\n");
         assert!(all.contains("line 39") && !all.contains("line 27"), "{all}");
         assert!(lines[39].contains("Ctrl-C stops"), "{all}");
+    }
+
+    #[test]
+    fn what_is_important_stays_where_there_is_little_room() {
+        let mut demo = view();
+        demo.said = (0..40).map(|n| format!("line {n}")).collect();
+        for (width, height) in [(80, 24), (40, 12)] {
+            for view in [&view(), &demo] {
+                let all = screen(view, width, height, false).0;
+                let text = all.join("\n");
+                for stage in ["source", "sink", "dead_letter", "orders"] {
+                    assert!(text.contains(stage), "no {stage} in\n{text}");
+                }
+                assert!(text.contains("open, probe in 12.0 s"), "{text}");
+                assert!(all.last().is_some_and(|l| l.contains("q quits")), "{text}");
+            }
+        }
+        let text = screen(&view(), 80, 24, false).0.join("\n");
+        assert!(
+            text.contains("lag 20.0 s") && text.contains("Shards"),
+            "{text}"
+        );
+        assert!(text.contains("Reloads"), "{text}");
+        let text = screen(&demo, 80, 24, false).0.join("\n");
+        assert!(text.contains("line 39"), "{text}");
+        // All lines are somebody's, whatever there is to show.
+        for all in 0..60 {
+            for said in [false, true] {
+                let lines = heights(all, [5, 2, 4, 0], said);
+                assert_eq!(lines.iter().sum::<u16>(), all, "{lines:?}");
+            }
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::execute;
+use ratatui::crossterm::terminal::{Clear, ClearType};
 use reqwest::Method;
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -50,16 +52,27 @@ pub(super) fn run(
         }
     }
     let mut terminal = ratatui::try_init()?;
-    let shown = show(&mut terminal, &mut view, interval, || {
-        let picture = runtime.block_on(ask(client));
-        let reloads = match &picture {
-            Ok(_) => runtime.block_on(reloads(client)),
-            Err(_) => Vec::new(),
-        };
-        (picture, reloads)
+    let shown = wiped(std::io::stdout()).and_then(|()| {
+        show(&mut terminal, &mut view, interval, || {
+            let picture = runtime.block_on(ask(client));
+            let reloads = match &picture {
+                Ok(_) => runtime.block_on(reloads(client)),
+                Err(_) => Vec::new(),
+            };
+            (picture, reloads)
+        })
     });
     ratatui::try_restore()?;
     shown.map(|()| view.was_there())
+}
+
+/// Not every terminal has another screen to draw on, and what is there already would be between. (The terminal's own
+/// clearing asks where the cursor is, and fails where nobody answers.)
+///
+/// # Errors
+/// The terminal does not take it.
+pub(super) fn wiped(mut terminal: impl std::io::Write) -> anyhow::Result<()> {
+    Ok(execute!(terminal, Clear(ClearType::All))?)
 }
 
 /// Draws what `look` sees until somebody has enough.
