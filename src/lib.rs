@@ -14,6 +14,7 @@ pub mod finding;
 pub mod histogram;
 pub mod orders;
 pub mod policy;
+mod progress;
 mod reach;
 pub mod sink;
 pub mod source;

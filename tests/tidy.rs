@@ -111,6 +111,7 @@ const FLOORS: &[&[&str]] = &[
         "crash",
         "finding",
         "histogram",
+        "progress",
         "tls",
         "topic",
         "words",

@@ -18,7 +18,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
-use super::watch::{Pen, View, draw};
+use super::watch::{Pen, View, draw, wiped};
 use super::{ConfigArgs, exit};
 use crate::admin::page;
 use crate::config::settings::{Log, LogFormat, Nodes, Settings};
@@ -225,7 +225,7 @@ struct Screen {
 }
 
 impl Screen {
-    fn take(terminal: &Terminal) -> std::io::Result<Self> {
+    fn take(terminal: &Terminal) -> anyhow::Result<Self> {
         let picture = ratatui::Terminal::new(CrosstermBackend::new(std::io::stderr()))?;
         *terminal.kept.lock() = Some(VecDeque::new());
         let screen = Self {
@@ -234,6 +234,7 @@ impl Screen {
         };
         // No raw mode: Ctrl-C stays the signal that drains.
         execute!(std::io::stderr(), EnterAlternateScreen, Hide)?;
+        wiped(std::io::stderr())?;
         Ok(screen)
     }
 }
@@ -403,6 +404,7 @@ struct Flow {
     in_flight: usize,
     dead_letters: u64,
     lag: Duration,
+    catching_up: bool,
     breakers: String,
 }
 
@@ -431,6 +433,7 @@ impl Flow {
                 .map(|s| s.lag)
                 .max()
                 .unwrap_or_default(),
+            catching_up: status.shards.iter().any(|s| s.catching_up),
             breakers: if open.is_empty() {
                 "closed".to_owned()
             } else {
@@ -448,10 +451,21 @@ impl Flow {
         )
     }
 
+    /// While a backlog is caught up with: when it will be over, at the pace of now.
+    fn left(&self, before: &Self) -> Option<String> {
+        let seconds = self.at.duration_since(before.at).as_secs_f64().max(1e-3);
+        let pace = (before.lag.as_secs_f64() - self.lag.as_secs_f64()) / seconds;
+        let left = self.lag.as_secs_f64() / pace;
+        let left = Duration::try_from_secs_f64(left.ceil()).ok()?;
+        (self.catching_up && pace > 0.0).then(|| humantime::format_duration(left).to_string())
+    }
+
     fn since(&self, before: &Self) -> String {
         let (read, acknowledged) = self.rate(before);
+        let left = self.left(before);
+        let left = left.map_or_else(String::new, |left| format!(", caught up in {left}"));
         format!(
-            "read {} ({read:.0}/s) → acknowledged {} ({acknowledged:.0}/s) · in flight {} · lag {:.1} s · breakers {} · dead letters {}",
+            "read {} ({read:.0}/s) → acknowledged {} ({acknowledged:.0}/s) · in flight {} · lag {:.1} s{left} · breakers {} · dead letters {}",
             self.read,
             self.acknowledged,
             self.in_flight,
@@ -470,6 +484,7 @@ impl Flow {
             acknowledged_per_second = acknowledged.round(),
             in_flight = self.in_flight,
             lag_seconds = (self.lag.as_secs_f64() * 10.0).round() / 10.0,
+            caught_up_in = self.left(before),
             breakers = self.breakers,
             dead_letters = self.dead_letters,
             "progress"

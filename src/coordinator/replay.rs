@@ -1,6 +1,7 @@
 //! Sends dead letters through the pipeline again.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -8,6 +9,7 @@ use super::blocking;
 use super::pipeline::Pipeline;
 use super::transforms::Handover;
 use crate::dead_letter::{DeadLetter, Filter, Listed};
+use crate::progress::Progress;
 use crate::sink::Replay;
 use crate::sink::redpanda::REPLAY_SHARD;
 use crate::transform::Chain;
@@ -62,6 +64,7 @@ impl Pipeline {
         // A letter of each table version. The chain is the replay's own, so their ids count from 1 as those of a
         // source do; an id each letter would have the plugins open a table for each.
         let mut tables: Vec<&DeadLetter> = Vec::new();
+        let mut progress = Progress::begin(Instant::now());
         for letter in &letters {
             let known = tables.iter().position(|known| known.has_table_of(letter));
             let table = known.unwrap_or_else(|| {
@@ -93,6 +96,11 @@ impl Pipeline {
                 Err(Failure::Untried(error)) => (format!("not replayed: {error}"), false),
             };
             tracing::info!(position = %letter.position, outcome, "dead letter replayed");
+            let now = Instant::now();
+            if progress.step(now) {
+                let progress = progress.how_far(Some(letters.len() as u64), now);
+                tracing::info!(%progress, "replaying dead letters");
+            }
             outcomes.push(Replayed {
                 id: letter.position.to_string(),
                 outcome,

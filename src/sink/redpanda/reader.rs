@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use super::security::InForce;
 use super::{classify, client, client::Quiet};
 use crate::policy::Class;
+use crate::progress::Progress;
 use crate::sink::SinkError;
 
 /// Without a record or an end of partition for this long, reading is given up.
@@ -128,14 +129,19 @@ fn read(
     }
     consumer.assign(&assignment).map_err(|e| failed(&e))?;
 
-    let mut open: HashSet<i32> = partitions.into_iter().collect();
+    let mut open: HashSet<i32> = partitions.iter().copied().collect();
     let mut progress = Instant::now();
+    let (mut so_far, mut of) = (Progress::begin(progress), None);
     let mut last = KafkaError::NoMessageReceived;
     while !open.is_empty() {
         match consumer.poll(POLL) {
             Some(Ok(message)) => {
                 progress = Instant::now();
                 each(&message)?;
+                if so_far.step(progress) {
+                    of = of.or_else(|| behind(consumer, topic, &partitions));
+                    tracing::info!(topic, progress = %so_far.how_far(of, progress), "reading a topic");
+                }
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 progress = Instant::now();
@@ -150,6 +156,18 @@ fn read(
         }
     }
     Ok(())
+}
+
+/// How many offsets there are, of records and of markers; compacted ones are missing, so it is the most there can be.
+fn behind(consumer: &BaseConsumer<Quiet>, topic: &str, partitions: &[i32]) -> Option<u64> {
+    const WITHIN: Duration = Duration::from_secs(1);
+    partitions
+        .iter()
+        .map(|&partition| {
+            let (low, high) = consumer.fetch_watermarks(topic, partition, WITHIN).ok()?;
+            u64::try_from(high - low).ok()
+        })
+        .sum()
 }
 
 /// A topic's partitions once each has a leader; `None`: no such topic.
