@@ -9,6 +9,7 @@ use std::process::Command;
 use penstock::admin::metrics::table;
 use penstock::config::settings::Instances;
 use penstock::config::{self, Checks, Inputs, Loaded};
+use serde_json::Value;
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"))
@@ -85,6 +86,52 @@ fn the_image_and_compose_run_with_a_valid_configuration() {
             .iter()
             .any(|l| l.contains("./deploy/docker:/etc/penstock/mounted:ro"))
     );
+}
+
+/// Where `cargo cyclonedx` is; `.ci/run` and the image's build see that it is.
+#[test]
+fn the_image_says_what_it_is_made_of() {
+    let here = Command::new("cargo")
+        .args(["cyclonedx", "--version"])
+        .output();
+    if !here.is_ok_and(|o| o.status.success()) {
+        eprintln!("SKIPPED: no cargo-cyclonedx here");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    // What is built is beside the point here.
+    let built = Command::new("sh")
+        .arg("deploy/docker/build-layout.sh")
+        .arg(&out)
+        .env("PENSTOCK_BINARY", "Cargo.toml")
+        .env("PENSTOCK_PLUGIN", "Cargo.toml")
+        .env("CARGO_TARGET_DIR", folder.path())
+        .output()
+        .unwrap();
+    let said = [built.stdout, built.stderr].concat();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&said));
+    let bill = std::fs::read(out.join("usr/share/doc/penstock/sbom.cdx.json")).unwrap();
+    let bill: Value = serde_json::from_slice(&bill).unwrap();
+    assert_eq!(bill["bomFormat"], "CycloneDX");
+    assert_eq!(bill["metadata"]["component"]["name"], "penstock");
+    let components = bill["components"].as_array().unwrap();
+    let of = |name: &str| components.iter().find(|c| c["name"] == name);
+    let locked: toml::Table = toml::from_str(&read("Cargo.lock")).unwrap();
+    let locked = locked["package"].as_array().unwrap();
+    for name in ["rdkafka-sys", "scylla", "wasmtime", "openssl-src", "tokio"] {
+        let found = of(name).unwrap_or_else(|| panic!("{name} is missing"));
+        let version = found["version"].as_str().unwrap();
+        let is_locked = |p: &toml::Value| {
+            p["name"].as_str() == Some(name) && p["version"].as_str() == Some(version)
+        };
+        assert!(locked.iter().any(is_locked), "{name} {version}");
+        assert!(found["licenses"].is_array(), "{found}");
+    }
+    for stand_in in ["scylla-double", "redpanda-double", "testkit"] {
+        assert!(of(stand_in).is_none(), "{stand_in} is in the image");
+    }
+    println!("{} components", components.len());
 }
 
 #[test]

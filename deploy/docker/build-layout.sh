@@ -4,7 +4,7 @@
 #
 #   deploy/docker/build-layout.sh <folder> [cargo profile, default release]
 #
-# PENSTOCK_BINARY and PENSTOCK_PLUGIN name what is built already.
+# PENSTOCK_BINARY, PENSTOCK_PLUGIN and PENSTOCK_SBOM name what is built already.
 set -eu
 out=$1
 profile=${2:-release}
@@ -19,7 +19,12 @@ if [ -z "${PENSTOCK_PLUGIN:-}" ]; then
     cargo xtask plugins
     PENSTOCK_PLUGIN=plugins/outbox_router.wasm
 fi
+if [ -z "${PENSTOCK_SBOM:-}" ]; then
+    PENSTOCK_SBOM=$target/sbom.cdx.json
+    sh deploy/docker/sbom.sh "$PENSTOCK_SBOM"
+fi
 install -D -m 0755 "$PENSTOCK_BINARY" "$out/usr/bin/penstock"
 install -D -m 0644 "$PENSTOCK_PLUGIN" "$out/etc/penstock/plugins/outbox_router.wasm"
 install -D -m 0644 deploy/docker/pipeline.toml "$out/etc/penstock/pipeline.toml"
+install -D -m 0644 "$PENSTOCK_SBOM" "$out/usr/share/doc/penstock/sbom.cdx.json"
 install -d -m 0777 "$out/var/cache/penstock"
