@@ -7,6 +7,9 @@ use std::process::Command;
 
 use testkit::process::{LONG, World};
 
+#[path = "docs/tour.rs"]
+mod tour;
+
 /// All pages that people read.
 fn pages() -> Vec<PathBuf> {
     let mut pages = vec![
