@@ -224,6 +224,66 @@ async fn each_broken_set_up_is_found_for_what_it_is_and_a_good_one_is_met_with_s
         ],
         1,
     );
+    let broken: [(&str, i32, &[(&str, &str)], &str, i32); 4] = [
+        (
+            "15 checkpoints of another number of shards",
+            3,
+            &[("cleanup.policy", "compact")],
+            "partitions",
+            1,
+        ),
+        (
+            "16 letters that do not stay",
+            1,
+            &[("retention.ms", "1000")],
+            "retention",
+            0,
+        ),
+        (
+            "17 more replicas in sync than there are",
+            1,
+            &[("min.insync.replicas", "2"), ("retention.ms", "-1")],
+            "in-sync",
+            1,
+        ),
+        (
+            "18 a topic of small records",
+            1,
+            &[("max.message.bytes", "1000"), ("retention.ms", "-1")],
+            "size",
+            0,
+        ),
+    ];
+    for (what, partitions, settings, code, exit) in broken {
+        let name = unique("broken");
+        let topic = match code {
+            "partitions" => format!("penstock.{name}.checkpoints"),
+            _ => format!("{name}.dead-letters"),
+        };
+        operator.create(&topic, partitions, settings).await;
+        let found = run(&[("pipeline.name", &name), ("pipeline.instances", &"shared")]);
+        finds(what, found, &[(code, &topic)], exit);
+    }
+    finds(
+        "19 no such keyspace",
+        run(&[("source.keyspace", &"kz")]),
+        &[("keyspace", "kz.outbox")],
+        1,
+    );
+    world
+        .session
+        .query_unpaged(
+            "ALTER TABLE ks.brief WITH cdc = {'enabled': false, 'ttl': 86400}",
+            (),
+        )
+        .await
+        .unwrap();
+    finds(
+        "20 a change log that is written no more",
+        run(&[("source.tables", &"[\"outbox\", \"brief\"]")]),
+        &[("cdc", "ks.brief")],
+        0,
+    );
     finds(
         "14 too few files",
         doctor(&world, "ulimit -n 256;", &[]),
