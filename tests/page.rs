@@ -273,6 +273,36 @@ async fn the_page_in_a_browser() {
     running.stop_cleanly();
 }
 
+/// Whose the shards are, where three processes share them.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_instances_on_the_page_of_one() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let mut world = World::new("").await;
+    world.set("pipeline.instances", "shared");
+    world.set("pipeline.session_timeout", "6s");
+    world.set("pipeline.shards", 6);
+    let all = [0, 1, 2].map(|round| world.start(round));
+    for running in &all {
+        running.await_line("all supervised stages started", LONG);
+    }
+    browser.size(1280, 900);
+    browser.go(&format!("http://{}/", all[0].admin()));
+    let owners = "new Set([...document.querySelectorAll('#shards tbody tr')].map((r) => r.cells[1].innerText))";
+    browser.until("three owners", &format!("{owners}.size === 3"));
+    browser.until(
+        "one of them is this one",
+        &format!("{owners}.has('this instance')"),
+    );
+    look(&mut browser, "three-instances");
+    assert_eq!(browser.complaints, Vec::<String>::new());
+    drop(browser);
+    for running in all {
+        running.stop_cleanly();
+    }
+}
+
 /// What keeps a stranger's page from acting for who is logged in, and a stranger from logging in.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cookie_reads_and_only_the_page_acts() {
