@@ -351,7 +351,7 @@ impl Running {
     pub fn spawn(config: &Path, log: &Path, flags: &[String], mut command: Command) -> Self {
         let file = std::fs::File::create(log).expect("a log file");
         let child = command
-            // To name every frame of a program of this size takes a busy machine a minute, in which its tests give up; the
+            // To name every frame of a program of this size takes a busy machine a second, for which a test takes it to hang; the
             // panic's place is told without.
             .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
