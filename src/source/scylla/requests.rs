@@ -58,7 +58,11 @@ impl Requests {
         read: Read,
     ) {
         let page = async move { read_page(group, &source, &table, &stats, read).await };
-        self.under_way.push(page.boxed());
+        self.push(page.boxed());
+    }
+
+    fn push(&mut self, page: BoxFuture<'static, PageRead>) {
+        self.under_way.push(page);
     }
 
     /// Takes a page that is there.
@@ -178,4 +182,63 @@ async fn version(
         postimages: table.postimages.load(Relaxed),
         next: fetched.next,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// Requests of which each is answered when it is told to; the page's `to_us` is its number.
+    fn requests(n: i64) -> (Requests, Vec<oneshot::Sender<()>>) {
+        let mut requests = Requests::default();
+        let answers = (0..n).map(|to_us| {
+            let (answer, answered) = oneshot::channel();
+            let page = async move {
+                answered.await.expect("the test answers");
+                PageRead {
+                    group: GroupId::default(),
+                    result: Err(SourceError::NoEmbeddedNode),
+                    to_us,
+                    pressure: 0,
+                }
+            };
+            requests.push(page.boxed());
+            answer
+        });
+        let answers = answers.collect();
+        (requests, answers)
+    }
+
+    fn taken(requests: &mut Requests) -> Option<i64> {
+        requests.take().map(|page| page.to_us)
+    }
+
+    #[tokio::test]
+    async fn what_ends_while_nobody_wants_it_is_kept_in_the_order_of_its_answers() {
+        let (mut requests, answers) = requests(3);
+        let [first, second, third] = answers.try_into().expect("three");
+        assert_eq!(taken(&mut requests), None);
+        second.send(()).expect("under way");
+        // Driven, and let go of: a lane that finds room meanwhile.
+        assert!(requests.drive().now_or_never().is_none());
+        first.send(()).expect("under way");
+        assert!(requests.drive().now_or_never().is_none());
+        assert_eq!(requests.len(), 3, "those that nobody took are counted");
+        assert_eq!(requests.next().await.to_us, 1);
+        assert_eq!(taken(&mut requests), Some(0));
+        assert_eq!((taken(&mut requests), requests.len()), (None, 1));
+        third.send(()).expect("under way");
+        assert_eq!(taken(&mut requests), Some(2), "without being driven");
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_given_up_loses_nothing() {
+        let (mut requests, mut answers) = requests(1);
+        assert!(requests.next().now_or_never().is_none());
+        answers.pop().expect("one").send(()).expect("under way");
+        assert_eq!(requests.next().await.to_us, 0);
+        assert!(requests.next().now_or_never().is_none(), "there is none");
+    }
 }
