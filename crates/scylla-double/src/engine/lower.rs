@@ -185,6 +185,16 @@ fn unrecognized(name: &str) -> CqlError {
     CqlError::invalid(format!("Unrecognized name {name}"))
 }
 
+/// A column that is a value.
+fn is_equal(at: usize, column: &Column, value: Expr) -> Relation {
+    Relation::Plain(Filter {
+        operand: Operand::Column(at),
+        ty: column.ty.clone(),
+        comparison: Comparison::Eq,
+        values: Values::One(value),
+    })
+}
+
 fn unknown(name: &str) -> CqlError {
     CqlError::invalid(format!("Unknown identifier {name}"))
 }
@@ -717,32 +727,13 @@ impl Lowering<'_> {
             let expr = self.term(value, &column.ty, name)?;
             match column.kind {
                 ColumnKind::PartitionKey | ColumnKind::Clustering => {
-                    relations.push(Relation::Plain(Filter {
-                        operand: Operand::Column(at),
-                        ty: column.ty.clone(),
-                        comparison: Comparison::Eq,
-                        values: Values::One(expr),
-                    }))
+                    relations.push(is_equal(at, column, expr));
                 }
                 ColumnKind::Static | ColumnKind::Regular => changes.push((at, Change::Set(expr))),
             }
         }
-        let (timestamp, ttl) = self.using(&insert.using)?;
-        let condition = if insert.if_not_exists {
-            Condition::NotExists
-        } else {
-            Condition::None
-        };
-        let restrictions = restrictions(&table, relations, Purpose::Modify)?;
-        Ok(ModifyPlan {
-            table,
-            kind: ModifyKind::Insert,
-            restrictions,
-            changes,
-            timestamp,
-            ttl,
-            condition,
-        })
+        let how = (&insert.using, insert.if_not_exists);
+        self.inserted(table, relations, changes, how)
     }
 
     fn insert_json(&mut self, insert: &ast::InsertJson) -> Result<ModifyPlan, CqlError> {
@@ -764,20 +755,27 @@ impl Lowering<'_> {
             let expr = Expr::Json(Arc::clone(&document), at);
             match column.kind {
                 ColumnKind::PartitionKey | ColumnKind::Clustering => {
-                    relations.push(Relation::Plain(Filter {
-                        operand: Operand::Column(at),
-                        ty: column.ty.clone(),
-                        comparison: Comparison::Eq,
-                        values: Values::One(expr),
-                    }))
+                    relations.push(is_equal(at, column, expr));
                 }
                 // Read and not written, as ScyllaDB does (`execute_operations_for_key`).
                 ColumnKind::Static => {}
                 ColumnKind::Regular => changes.push((at, Change::Set(expr))),
             }
         }
-        let (timestamp, ttl) = self.using(&insert.using)?;
-        let condition = if insert.if_not_exists {
+        let how = (&insert.using, insert.if_not_exists);
+        self.inserted(table, relations, changes, how)
+    }
+
+    /// The plan of an insert: into the row that these relations name, by `USING …` and `IF NOT EXISTS`.
+    fn inserted(
+        &mut self,
+        table: Arc<TableSchema>,
+        relations: Vec<Relation>,
+        changes: Vec<(usize, Change)>,
+        (using, if_not_exists): (&ast::Using, bool),
+    ) -> Result<ModifyPlan, CqlError> {
+        let (timestamp, ttl) = self.using(using)?;
+        let condition = if if_not_exists {
             Condition::NotExists
         } else {
             Condition::None
