@@ -400,7 +400,7 @@ fn integer(json: &Json, ty: &CqlType) -> Result<Value, JsonError> {
 }
 
 fn hex(digits: &str) -> Option<Vec<u8>> {
-    if !digits.is_ascii() || digits.len() % 2 != 0 {
+    if !digits.is_ascii() || !digits.len().is_multiple_of(2) {
         return None;
     }
     (0..digits.len())
