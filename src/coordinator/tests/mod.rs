@@ -186,8 +186,8 @@ impl Rig {
         let last = |group: usize| cluster.seen(group).last().copied().unwrap_or_default();
         let all = || (0..GROUPS).all(|group| last(group) >= written[group]);
         self.until(what, all).await;
-        for group in 0..GROUPS {
-            let wanted: Vec<i64> = (1..=written[group]).collect();
+        for (group, last) in written.into_iter().enumerate() {
+            let wanted: Vec<i64> = (1..=last).collect();
             assert_eq!(cluster.seen(group), wanted, "{what}: group {group}");
         }
     }
