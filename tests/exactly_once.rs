@@ -14,7 +14,7 @@ use penstock::policy::Class;
 use penstock::policy::breaker::{self, State};
 use penstock::policy::stage::StagePolicies;
 use penstock::sink::redpanda::{RedpandaSink, ShardSink};
-use penstock::sink::{Settle, SinkError};
+use penstock::sink::{Settle, SinkError, Standing};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use testkit::batches::{Maker, numbered, position};
@@ -50,6 +50,12 @@ impl Instance {
 
     /// Takes the shard; says where it stands.
     async fn open(&self) -> (ShardSink, Checkpoints) {
+        let (shard, found) = self.take().await;
+        (shard, found.checkpoints)
+    }
+
+    /// … and whose it was.
+    async fn take(&self) -> (ShardSink, Standing) {
         let mut shard = self.sink.open_shard(0).unwrap();
         let found = shard.open().await.unwrap().expect("it is atomic");
         (shard, found)
@@ -188,6 +194,20 @@ async fn who_lost_the_shard_can_write_nothing_and_is_told() {
 }
 
 /// Both who reads the records and who asks how far other instances are: from its place on, behind what was aborted.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_takes_a_shard_is_told_whether_another_had_it() {
+    let cluster = Cluster::start();
+    let name = unique("whose");
+    let one = Instance::start(&name, &cluster.brokers).await;
+    let two = Instance::start(&name, &cluster.brokers).await;
+    let mut told = Vec::new();
+    for instance in [&one, &one, &two, &one, &one] {
+        let (_, found) = instance.take().await;
+        told.push(found.is_ours);
+    }
+    assert_eq!(told, [false, true, false, false, true]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_follows_sees_what_is_committed_after_something_was_aborted() {
     let cluster = Cluster::start();

@@ -261,7 +261,7 @@ pub trait Settle: Send {
     /// Takes the shard: whoever had it before can do nothing any more. Says where an atomic one stands, but for one that
     /// had taken the shard before its checkpoints were read, where whoever read them knows; call it before anything else,
     /// and again after an error of it.
-    fn open(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>>;
+    fn open(&mut self) -> BoxFuture<'_, Result<Option<Standing>, SinkError>>;
 
     /// Looks at the topics of a batch: what each takes, and which it would have to wait for. `apart`: nothing else is
     /// handed over with it, so that a topic that refused records may be tried again by it. Cancel-safe.
@@ -297,7 +297,7 @@ pub trait Settle: Send {
 
     /// Lets go of everything since the last settlement, or, if not atomic, of what is in flight. Says where the shard
     /// stands if only the brokers know.
-    fn reset(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>>;
+    fn reset(&mut self) -> BoxFuture<'_, Result<Option<Standing>, SinkError>>;
 
     /// Nothing is under way any more: whether it may be opened again as it is, by whoever goes on from what it settled last.
     /// [`Self::open`] asks nobody then.
@@ -305,6 +305,16 @@ pub trait Settle: Send {
 
     /// Ends the producer without waiting for what is under way.
     fn close(&mut self) -> BoxFuture<'_, ()>;
+}
+
+/// Where a shard stands, as the brokers have it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// What is committed.
+    pub checkpoints: Checkpoints,
+    /// This instance had the shard last. Else what is committed may be another's doing, even where it is just what this one
+    /// was about to commit.
+    pub is_ours: bool,
 }
 
 /// What a topic takes, as far as that is known before something is sent.

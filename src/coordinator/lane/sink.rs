@@ -12,12 +12,11 @@ use super::super::supervisor::ChildScope;
 use super::Lane;
 use super::delivery::{Delivery, Ended, committed};
 use super::work::Undone;
-use crate::checkpoint::Checkpoints;
 use crate::config::LiveSettings;
 use crate::dead_letter::flood::Flooded;
 use crate::policy::Class;
 use crate::policy::stage::StagePolicies;
-use crate::sink::{Settle, SinkError};
+use crate::sink::{Settle, SinkError, Standing};
 use crate::source::Source;
 
 /// What the sink's child works with.
@@ -178,7 +177,7 @@ async fn open(
     lane: &Lane,
     parts: &mut SinkParts,
     failures: &mut u32,
-) -> anyhow::Result<Option<Checkpoints>> {
+) -> anyhow::Result<Option<Standing>> {
     loop {
         let error = match parts.sink.open().await {
             Ok(found) => return Ok(found),
@@ -198,7 +197,7 @@ async fn reset(
     lane: &Lane,
     parts: &mut SinkParts,
     failures: &mut u32,
-) -> anyhow::Result<Option<Checkpoints>> {
+) -> anyhow::Result<Option<Standing>> {
     match parts.sink.reset().await {
         Ok(found) => Ok(found),
         Err(error) if error.class() == Class::Fatal => Err(error.into()),
@@ -210,23 +209,28 @@ async fn reset(
 }
 
 /// Has the lane go on from where the sink is.
-fn go_back(lane: &Lane, atomic: bool, found: Option<Checkpoints>, why: &str) {
+fn go_back(lane: &Lane, atomic: bool, found: Option<Standing>, why: &str) {
     let (known, in_flight) = {
         let ledger = lane.ledger.lock();
-        let known = found.as_ref().is_none_or(|f| f == ledger.committed());
+        let committed = ledger.committed();
+        let known = found.as_ref().is_none_or(|f| f.checkpoints == *committed);
         (known && ledger.is_settled(), ledger.in_flight().batches > 0)
     };
     match found {
         // Nobody has done anything since the lane was made or settled.
         _ if known && !in_flight => {}
-        Some(found) => {
-            // A commit that was not answered: did it happen, it covers all that was delivered.
-            let happened = found == *lane.ledger.lock().delivered();
+        Some(Standing {
+            checkpoints,
+            is_ours,
+        }) => {
+            // A commit that was not answered: did it happen, it covers all that was delivered. But whoever had the shard
+            // meanwhile may have done the same, and has counted it.
+            let happened = is_ours && checkpoints == *lane.ledger.lock().delivered();
             let undone = std::mem::take(&mut *lane.undone.lock());
             if happened {
                 undone.count(&lane.counters);
             }
-            lane.rewind(why, |ledger| ledger.rewind_to(found));
+            lane.rewind(why, |ledger| ledger.rewind_to(checkpoints));
         }
         None if atomic => {
             *lane.undone.lock() = Undone::default();
@@ -275,4 +279,42 @@ async fn settle_rest(lane: &Lane, parts: &mut SinkParts) -> Result<(), SinkError
         committed(lane, &*parts.source, &settlement);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::source::{batch, table};
+    use super::*;
+    use crate::change::GroupKey;
+    use crate::checkpoint::Checkpoints;
+
+    /// A lane that has delivered three changes, and whose commit of them was not answered.
+    fn in_doubt() -> Arc<Lane> {
+        let lane = Lane::new(0, 1, Checkpoints::new(), Arc::default(), Arc::default());
+        let group = GroupKey("ks.t/1/00".into());
+        let made = batch((0, 0), (0, group), &table(), 1..=3);
+        {
+            let mut ledger = lane.ledger.lock();
+            assert!(ledger.read(0, &made.progress) && ledger.take(0));
+            assert!(ledger.hand(0, &made.progress) && ledger.submit(0, 3));
+            ledger.deliver(3, &made.progress);
+        }
+        lane.undone.lock().add(&made, 0, true);
+        lane
+    }
+
+    #[test]
+    fn a_commit_in_doubt_counts_only_where_nobody_else_can_have_done_it() {
+        for (is_ours, done) in [(true, 3), (false, 0)] {
+            let lane = in_doubt();
+            let checkpoints = lane.ledger.lock().delivered().clone();
+            let found = Standing {
+                checkpoints: checkpoints.clone(),
+                is_ours,
+            };
+            go_back(&lane, true, Some(found), "an answer was lost");
+            assert_eq!(lane.committed(), checkpoints);
+            assert_eq!(lane.counters.done.load(Relaxed), done, "is_ours {is_ours}");
+        }
+    }
 }

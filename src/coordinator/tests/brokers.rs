@@ -22,7 +22,7 @@ use crate::sink::redpanda::membership::Member;
 use crate::sink::redpanda::tail::Tail;
 use crate::sink::{
     Ahead, Delivered, Fit, Leave, LetterBox, Letters, Look, Opened, Recovery, Replay, Settle, Sink,
-    SinkError, Ticket,
+    SinkError, Standing, Ticket,
 };
 
 /// Connected to one of the world's clusters.
@@ -238,14 +238,17 @@ impl Settle for Producer {
         true
     }
 
-    fn open(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>> {
+    fn open(&mut self) -> BoxFuture<'_, Result<Option<Standing>, SinkError>> {
         Box::pin(async move {
             if std::mem::take(&mut self.rests) {
                 return Ok(None);
             }
             self.open.clear();
             self.epoch = self.brokers.cluster.fence(self.shard);
-            Ok(Some(self.brokers.checkpoints(self.shard)))
+            Ok(Some(Standing {
+                checkpoints: self.brokers.checkpoints(self.shard),
+                is_ours: true,
+            }))
         })
     }
 
@@ -301,7 +304,7 @@ impl Settle for Producer {
         })
     }
 
-    fn reset(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>> {
+    fn reset(&mut self) -> BoxFuture<'_, Result<Option<Standing>, SinkError>> {
         self.rests = false;
         self.open()
     }

@@ -20,13 +20,13 @@ use super::place::Place;
 use super::producer::{Producer, Traffic};
 use super::{RedpandaSink, client};
 use crate::change::{Position, RecordBatch};
-use crate::checkpoint::{Checkpoints, Settlement, topic as checkpoint};
+use crate::checkpoint::{Settlement, topic as checkpoint};
 use crate::config::settings::Delivery;
 use crate::crash::Crash;
 use crate::dead_letter::DeadLetter;
 use crate::sink::flight::Snapshot;
 use crate::sink::{
-    Delivered, Fit, Leave, Look, Recovery, Settle, SinkError, Ticket, is_topic_name,
+    Delivered, Fit, Leave, Look, Recovery, Settle, SinkError, Standing, Ticket, is_topic_name,
 };
 
 /// The producer of replays has a number that no shard has.
@@ -58,6 +58,8 @@ pub struct ShardSink {
     round: Instant,
     /// It has taken the shard, whose checkpoints were read after that, and has said so; nothing was done with it since.
     is_ready: bool,
+    /// Another had the shard before, and that is yet to be told.
+    was_taken: bool,
 }
 
 /// Where a producer is with its transactions.
@@ -104,6 +106,7 @@ impl ShardSink {
             condemned: HashMap::new(),
             transaction,
             is_ready: false,
+            was_taken: false,
         })
     }
 
@@ -149,7 +152,7 @@ impl Settle for ShardSink {
         self.transaction != Transaction::Never
     }
 
-    fn open(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>> {
+    fn open(&mut self) -> BoxFuture<'_, Result<Option<Standing>, SinkError>> {
         Box::pin(async move {
             let is_broken = self.producer.window().broken().is_some();
             if std::mem::take(&mut self.is_ready) && !is_broken {
@@ -167,6 +170,7 @@ impl Settle for ShardSink {
                 _ => Some(self.take_over().await?),
             };
             self.say_whose().await?;
+            self.was_taken = false;
             Ok(found)
         })
     }
@@ -280,7 +284,7 @@ impl Settle for ShardSink {
         })
     }
 
-    fn reset(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>> {
+    fn reset(&mut self) -> BoxFuture<'_, Result<Option<Standing>, SinkError>> {
         Box::pin(async move {
             let was = self.transaction;
             match was {

@@ -18,7 +18,9 @@ use crate::change::{Position, RecordBatch};
 use crate::checkpoint::{Checkpoints, Settlement};
 use crate::dead_letter::DeadLetter;
 use crate::policy::Class;
-use crate::sink::{Delivered, Fit, Leave, Letters, Look, Recovery, Settle, SinkError, Ticket};
+use crate::sink::{
+    Delivered, Fit, Leave, Letters, Look, Recovery, Settle, SinkError, Standing, Ticket,
+};
 
 /// The dice: whether and how long. Still once it is to go well to the end.
 pub(super) struct Dice {
@@ -119,6 +121,8 @@ pub(super) struct Kept {
     furthest: i64,
     /// Of the producer that may write.
     epoch: u64,
+    /// The instance that had it last, by number, as the checkpoint topic says.
+    owner: Option<usize>,
 }
 
 impl Brokers {
@@ -204,6 +208,8 @@ fn lost(what: &str) -> SinkError {
 pub(super) struct Producer {
     brokers: Arc<Brokers>,
     shard: usize,
+    /// Whose it is, by number.
+    instance: usize,
     epoch: u64,
     /// In the open transaction.
     open: Arc<Mutex<Vec<i64>>>,
@@ -214,10 +220,11 @@ pub(super) struct Producer {
 }
 
 impl Producer {
-    pub(super) fn new(brokers: &Arc<Brokers>, shard: usize) -> Self {
+    pub(super) fn new(brokers: &Arc<Brokers>, shard: usize, instance: usize) -> Self {
         Self {
             brokers: brokers.clone(),
             shard,
+            instance,
             epoch: 0,
             open: Arc::default(),
             in_doubt: false,
@@ -253,7 +260,7 @@ impl Settle for Producer {
         self.brokers.atomic
     }
 
-    fn open(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>> {
+    fn open(&mut self) -> BoxFuture<'_, Result<Option<Standing>, SinkError>> {
         Box::pin(async move {
             if std::mem::take(&mut self.rests) {
                 return Ok(None);
@@ -269,7 +276,12 @@ impl Settle for Producer {
             // The owner before may still hold its list: this one has another.
             self.open = Arc::default();
             (self.in_doubt, self.broken) = (false, false);
-            Ok(brokers.atomic.then(|| kept.checkpoint.clone()))
+            // The real one commits that at once.
+            let owner = kept.owner.replace(self.instance);
+            Ok(brokers.atomic.then(|| Standing {
+                checkpoints: kept.checkpoint.clone(),
+                is_ours: owner == Some(self.instance) || brokers.bug == Some(Bug::TakesForItsOwn),
+            }))
         })
     }
 
@@ -428,7 +440,7 @@ impl Settle for Producer {
         })
     }
 
-    fn reset(&mut self) -> BoxFuture<'_, Result<Option<Checkpoints>, SinkError>> {
+    fn reset(&mut self) -> BoxFuture<'_, Result<Option<Standing>, SinkError>> {
         Box::pin(async move {
             let brokers = self.brokers.clone();
             if !brokers.atomic {
@@ -449,7 +461,10 @@ impl Settle for Producer {
                 let mut kept = brokers.kept[self.shard].lock();
                 let seen = kept.checkpoint.entry(group(self.shard)).or_default();
                 seen.complete_until_us = (seen.complete_until_us + 1).min(CHANGES);
-                return Ok(Some(kept.checkpoint.clone()));
+                return Ok(Some(Standing {
+                    checkpoints: kept.checkpoint.clone(),
+                    is_ours: true,
+                }));
             }
             // An abort that is answered tells all; else another producer has to ask.
             if self.in_doubt || brokers.dice.hits(50) {

@@ -41,6 +41,7 @@ pub(super) enum Told {
 }
 
 pub(super) struct Instance {
+    number: usize,
     brokers: Arc<Brokers>,
     pub(super) log: Arc<Log>,
     live: watch::Receiver<Arc<Settings>>,
@@ -54,7 +55,11 @@ pub(super) struct Instance {
 }
 
 impl Instance {
-    pub(super) fn new(brokers: &Arc<Brokers>, live: watch::Receiver<Arc<Settings>>) -> Self {
+    pub(super) fn new(
+        number: usize,
+        brokers: &Arc<Brokers>,
+        live: watch::Receiver<Arc<Settings>>,
+    ) -> Self {
         let mut supervisor = Supervisor::new(live.clone());
         let (keeper, requests) = dead_letters::channel();
         let atomic = brokers.atomic;
@@ -63,6 +68,7 @@ impl Instance {
             dead_letters::run(requests.clone(), keeps.clone(), atomic, scope)
         }));
         Self {
+            number,
             log: Log::new(brokers.dice.clone()),
             brokers: brokers.clone(),
             live,
@@ -240,10 +246,11 @@ impl Instance {
         let policies = StagePolicies::with_jitter("sink", self.live.clone(), jitter);
         {
             let (lane, log, brokers) = (lane.clone(), self.log.clone(), self.brokers.clone());
-            let (keeper, live) = (self.keeper.clone(), self.live.clone());
+            let (keeper, live, number) = (self.keeper.clone(), self.live.clone(), self.number);
             self.supervisor
                 .start(ChildSpec::new(id(Stage::Sink), move |scope| {
-                    let new = || -> Box<dyn Settle> { Box::new(Producer::new(&brokers, shard)) };
+                    let new =
+                        || -> Box<dyn Settle> { Box::new(Producer::new(&brokers, shard, number)) };
                     let parts = SinkParts {
                         source: log.clone(),
                         sink: lane.kept().unwrap_or_else(new),

@@ -13,7 +13,7 @@ use crate::checkpoint::topic::Owner;
 use crate::checkpoint::{Checkpoints, topic as checkpoint};
 use crate::config::settings::Delivery;
 use crate::policy::Class;
-use crate::sink::{Settle, Sink, SinkError};
+use crate::sink::{Settle, Sink, SinkError, Standing};
 
 /// Whoever takes a shard over says so in the checkpoint topic within this time.
 const CLAIM_SHOWS: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ impl ShardSink {
         said.unwrap_or(Err(SinkError::Reset))
     }
 
-    pub(super) async fn take_over(&mut self) -> Result<Checkpoints, SinkError> {
+    pub(super) async fn take_over(&mut self) -> Result<Standing, SinkError> {
         let within = self.patience();
         let permit = self.sink.gate().await;
         // A probe that others would wait for one after the other, for what each takes half a second: half-open, all go
@@ -57,14 +57,19 @@ impl ShardSink {
             self.sink.read_shard(self.shard, partition, within).await
         };
         match taken.await {
-            Ok((checkpoints, _)) => {
+            Ok((checkpoints, owner)) => {
                 if let Some(permit) = self.sink.counting(permit) {
                     permit.success();
                 }
                 // A replay is of no shard, so there is nothing to claim.
                 let claimed = self.shard == REPLAY_SHARD;
                 self.transaction = Transaction::None { claimed };
-                Ok(checkpoints)
+                // Once it says that it is ours, nobody sees any more whose it was: so that is kept until it is told.
+                self.was_taken |= owner.is_none_or(|o| o.instance != self.sink.instance);
+                Ok(Standing {
+                    checkpoints,
+                    is_ours: !self.was_taken,
+                })
             }
             Err(error) => {
                 if error.class() == Class::Retryable
