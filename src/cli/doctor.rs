@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 
 use super::output::Output;
-use super::{ConfigArgs, exit, validate};
+use super::{ConfigArgs, exit, machine, validate};
 use crate::config::Settings;
 use crate::config::settings::Nodes;
 use crate::coordinator::child::Stage;
@@ -38,7 +38,8 @@ pub fn run(config: &ConfigArgs, args: DoctorArgs) -> u8 {
             return exit::FAILURE;
         }
     };
-    let mut findings = host(&settings);
+    let mut findings: Vec<_> = machine::open_files(&settings).into_iter().collect();
+    findings.extend(machine::memory(&settings));
     findings.extend(runtime.block_on(examine(&settings)));
     findings.sort_by_key(|f| f.severity);
     if args.output.is_json() {
@@ -110,72 +111,4 @@ fn headroom(ttl: Duration, complete_until_us: i64, settings: &Settings) -> Optio
     } else {
         None
     }
-}
-
-/// Threads, files of the program itself, and what else is open before anything is connected.
-const FILES_AT_REST: u64 = 64;
-/// Connections to the two HTTP servers, see docs/probes.md.
-const HTTP_FILES: u64 = 2 * (256 + 32);
-/// A client of librdkafka has a connection to each of a few brokers, and a pair of pipes.
-const FILES_A_CLIENT: u64 = 8;
-/// What the process takes at rest, and what the sources' pages and the late writes' memory take at most.
-const MEMORY_AT_REST: u64 = (64 + 64 + 64) << 20;
-/// A change of usual size, decoded and rendered.
-const BYTES_A_CHANGE: u64 = 4 << 10;
-
-/// What this machine gives the process.
-fn host(settings: &Settings) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let shards = u64::from(settings.pipeline.shards.get());
-    let files = FILES_AT_REST + HTTP_FILES + (shards + 4) * FILES_A_CLIENT;
-    if let Some(limit) = open_files().filter(|limit| *limit < files) {
-        findings.push(Finding::warning(
-            "files",
-            "open files",
-            format!("this process may have {limit} open, and {files} may be needed"),
-            format!(
-                "ulimit -n {}, or LimitNOFILE= of the unit",
-                files.next_power_of_two()
-            ),
-        ));
-    }
-    let plugins: u64 = settings.transforms.iter().map(|t| t.limits.memory).sum();
-    let in_flight = u64::from(settings.pipeline.max_in_flight.get()) * BYTES_A_CHANGE;
-    let memory = MEMORY_AT_REST + shards * (plugins + in_flight);
-    if let Some(limit) = memory_limit().filter(|limit| *limit < memory) {
-        let mib = |bytes: u64| bytes >> 20;
-        findings.push(Finding::warning(
-            "memory",
-            "memory limit",
-            format!(
-                "it is {} MiB, and {shards} shards may take {} MiB: max_in_flight changes and the memory of the \
-                 plugins each",
-                mib(limit),
-                mib(memory)
-            ),
-            "raise the limit, or lower pipeline.max_in_flight, pipeline.shards or transform limits.memory",
-        ));
-    }
-    findings
-}
-
-/// The soft limit.
-fn open_files() -> Option<u64> {
-    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find(|l| l.starts_with("Max open files"))?;
-    line.split_whitespace().nth(3)?.parse().ok()
-}
-
-/// Of the control group, where there is one.
-fn memory_limit() -> Option<u64> {
-    let files = [
-        "/sys/fs/cgroup/memory.max",
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-    ];
-    let read = |file: &&str| std::fs::read_to_string(file).ok()?.trim().parse().ok();
-    // Without a limit the second says one that no machine has.
-    files
-        .iter()
-        .find_map(read)
-        .filter(|limit: &u64| *limit < 1 << 50)
 }

@@ -13,6 +13,7 @@ pub mod demo;
 pub mod doctor;
 pub mod init;
 pub mod init_schema;
+mod machine;
 pub mod manual;
 pub mod output;
 pub mod plugin;

@@ -19,7 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use super::watch::{Pen, View, draw, wiped};
-use super::{ConfigArgs, exit};
+use super::{ConfigArgs, exit, machine};
 use crate::admin::page;
 use crate::config::settings::{Log, LogFormat, Nodes, Settings};
 use crate::config::{Inputs, LiveSettings};
@@ -76,6 +76,9 @@ pub fn start(inputs: Inputs, extra: Extra) -> u8 {
     };
     let terminal = Terminal::new();
     let filter = terminal.init_logging(&reloads.settings().log);
+    if let Some(finding) = machine::open_files(&reloads.settings()) {
+        tracing::warn!(help = finding.help, "{}: {}", finding.about, finding.found);
+    }
     let _armed = Armed::from_environment();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -52,6 +52,8 @@ use groups::{Groups, Wait, Waiting};
 
 /// How long a short answer to a fetch is held back: what a record that comes alone is late by at most.
 pub const PAUSE: Duration = Duration::from_millis(20);
+/// As long as connections cannot be taken, it is said this often.
+const TOLD_AGAIN: Duration = Duration::from_secs(10);
 /// An answer below this has no or few records; one without any has about 60 bytes a partition.
 const SHORT: u32 = 4 << 10;
 /// Kafka's own bound on a request (`socket.request.max.bytes`); more is no Kafka client.
@@ -140,6 +142,7 @@ async fn accept(
         aborted: Aborted::new(engine.clone()),
         groups: Arc::default(),
     });
+    let mut told: Option<tokio::time::Instant> = None;
     loop {
         let client = tokio::select! {
             () = end.cancelled() => return,
@@ -166,7 +169,10 @@ async fn accept(
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "connection not taken");
+                if told.is_none_or(|at| at.elapsed() > TOLD_AGAIN) {
+                    told = Some(tokio::time::Instant::now());
+                    tracing::warn!(%error, "connection not taken");
+                }
                 // Out of file descriptors, most likely: others have to end first.
                 tokio::time::sleep(PAUSE).await;
             }
