@@ -253,6 +253,16 @@ async fn each_broken_set_up_is_found_for_what_it_is_and_a_good_one_is_met_with_s
             "size",
             0,
         ),
+        (
+            "21 a leader that lacks what was acknowledged",
+            1,
+            &[
+                ("unclean.leader.election.enable", "true"),
+                ("retention.ms", "-1"),
+            ],
+            "unclean",
+            0,
+        ),
     ];
     for (what, partitions, settings, code, exit) in broken {
         let name = unique("broken");

@@ -285,7 +285,12 @@ async fn one_that_was_held_up_for_too_long_writes_nothing_more() {
     world.await_records(24 * 120, LONG, &second);
     first.stop_cleanly();
     second.stop_cleanly();
-    assert_eq!(complete_and_ordered(&world.seen(), &keys, 120), 0);
+    let repeats = complete_and_ordered(&world.seen(), &keys, 120);
+    eprintln!(
+        "held up past its session: {} changes, 0 lost, {repeats} repeated, in order",
+        24 * 120
+    );
+    assert_eq!(repeats, 0);
 }
 
 /// Where there is room for one process, the one that came first ends, and does not fight.
@@ -493,6 +498,88 @@ async fn a_rolling_restart_keeps_every_key_going_and_repeats_nothing() {
         gap < Duration::from_secs(20),
         "a key had nothing for {gap:?}"
     );
+}
+
+/// From this time on, until all keys are seen again as soon after their write as before it; and what was usual then.
+fn as_before(
+    seen: &BTreeMap<String, Vec<(u32, Instant)>>,
+    written: &[Instant],
+    since: Instant,
+) -> (Duration, Duration) {
+    // What a machine that is busy with other things adds.
+    const SLACK: Duration = Duration::from_millis(250);
+    let lags: Vec<(Instant, Duration)> = seen
+        .values()
+        .flatten()
+        .map(|(number, at)| (*at, at.saturating_duration_since(written[*number as usize])))
+        .collect();
+    let steady = since.checked_sub(Duration::from_secs(2)).unwrap_or(since);
+    let before = lags.iter().filter(|(at, _)| (steady..since).contains(at));
+    let usual = before.map(|(_, lag)| *lag).max().unwrap_or_default();
+    let late = lags
+        .iter()
+        .filter(|(at, lag)| *at >= since && *lag > usual + SLACK);
+    let took = late.map(|(at, _)| at.duration_since(since)).max();
+    (took.unwrap_or_default(), usual)
+}
+
+/// One of two instances ends, cleanly or not, under a steady load, `PENSTOCK_TEST_ROUNDS` times: how soon all keys are
+/// where they would have been without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_is_as_before_soon_after_a_stop_and_after_a_kill() {
+    let rounds = asked("PENSTOCK_TEST_ROUNDS", 1);
+    let mut ways = vec!["-TERM"];
+    if misses_the_silent() {
+        ways.push("-KILL");
+    }
+    let world = world().await;
+    let keys = keys(24);
+    let stays = world.start(0);
+    settled(&[&stays]).await;
+    let reader = Reader::start(&world);
+    let over = AtomicBool::new(false);
+    let load = async {
+        let mut written = Vec::new();
+        while !over.load(Relaxed) {
+            written.push(Instant::now());
+            world.write(&keys, written.len() as u32 - 1, 1).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        written
+    };
+    let ends = async {
+        let (mut ended, mut log) = (Vec::new(), 0);
+        for way in ways.iter().cycle().take(ways.len() * rounds as usize) {
+            log += 1;
+            let mut goes = world.start(log);
+            settled(&[&stays, &goes]).await;
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let at = Instant::now();
+            goes.signal(way);
+            let status = tokio::task::block_in_place(|| goes.wait(LONG));
+            assert_eq!(status.code(), (*way == "-TERM").then_some(0));
+            settled(&[&stays]).await;
+            ended.push((*way, at, at.elapsed()));
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        over.store(true, Relaxed);
+        ended
+    };
+    let (written, ended) = tokio::join!(load, ends);
+    world.await_records(24 * written.len(), LONG, &stays);
+    let seen = reader.finish();
+    stays.stop_cleanly();
+    for (way, at, taken) in ended {
+        let (took, usual) = as_before(&seen, &written, at);
+        eprintln!(
+            "{way}: all shards with the other after {taken:.2?}, all as before after {took:.2?} (a change is seen after \
+             {usual:.2?} at most before it; session 6 s)"
+        );
+        // A session, and what a stop may take, at the very most.
+        assert!(took < Duration::from_secs(20), "{way}: {took:?}");
+    }
+    let repeats = complete_and_ordered(&world.seen(), &keys, written.len() as u32);
+    assert_eq!(repeats, 0);
 }
 
 /// The new one has its share while the old one still has its own.

@@ -38,9 +38,9 @@ pub(crate) fn restarts(rest: &[String]) -> Result<()> {
 struct Proof {
     name: &'static str,
     about: &'static str,
-    /// Where the tests are, and a part of the names of those that are run.
+    /// Where the tests are, and parts of the names of those that are run.
     tests: &'static [&'static str],
-    filter: &'static str,
+    filters: &'static [&'static str],
     /// The variable that makes it long, and how long where nobody says.
     variable: &'static str,
     n: &'static str,
@@ -50,12 +50,15 @@ struct Proof {
     kafka: bool,
 }
 
+/// Of any proof: on what `test` has built, where a release build is not to be waited for.
+const DEBUG: &str = "--debug";
+
 const PROOFS: &[Proof] = &[
     Proof {
         name: "crashes",
         about: "kills -9 at random moments and at the worst ones, read back as committed",
         tests: &["--test", "crashes"],
-        filter: "kills_lose_nothing_and_repeat",
+        filters: &["kills_lose_nothing_and_repeat"],
         variable: "PENSTOCK_TEST_KILLS",
         n: "300",
         flags: &[
@@ -70,7 +73,7 @@ const PROOFS: &[Proof] = &[
         name: "generations",
         about: "kills -9 of several instances while stream generations end and begin",
         tests: &["--test", "crashes"],
-        filter: "kills_while_generations",
+        filters: &["kills_while_generations"],
         variable: "PENSTOCK_TEST_KILLS",
         n: "100",
         flags: &[
@@ -84,7 +87,7 @@ const PROOFS: &[Proof] = &[
         name: "brokers",
         about: "falls of three brokers in turn under load, the program killed beside",
         tests: &["--test", "crashes"],
-        filter: "brokers_that_fall",
+        filters: &["brokers_that_fall"],
         variable: "PENSTOCK_TEST_BROKER_KILLS",
         n: "12",
         flags: &[
@@ -96,10 +99,47 @@ const PROOFS: &[Proof] = &[
         kafka: false,
     },
     Proof {
+        name: "sharing",
+        about: "deeds to up to five instances at random: started, stopped, killed, held up past their session",
+        tests: &["--test", "sharing"],
+        filters: &["whatever_is_done"],
+        variable: "PENSTOCK_TEST_ROUNDS",
+        n: "60",
+        flags: &[("--seed", "PENSTOCK_TEST_SEED")],
+        kafka: true,
+    },
+    Proof {
+        name: "moves",
+        about: "stops and kills of one of two: how soon all is as before; SIGSTOP past the session; a rolling restart of three",
+        tests: &["--test", "sharing"],
+        filters: &[
+            "all_is_as_before",
+            "held_up_for_too_long",
+            "rolling_restart",
+        ],
+        variable: "PENSTOCK_TEST_ROUNDS",
+        n: "5",
+        flags: &[],
+        kafka: true,
+    },
+    Proof {
+        name: "simulator",
+        about: "seeds of whole pipelines in made-up time, both ways; then the bugs planted in them, each with its seed",
+        tests: &["--lib"],
+        filters: &["lane::simulator"],
+        variable: "PENSTOCK_TEST_SEEDS",
+        n: "100000",
+        flags: &[
+            ("--first", "PENSTOCK_TEST_FIRST_SEED"),
+            ("--seed", "PENSTOCK_SEED"),
+        ],
+        kafka: false,
+    },
+    Proof {
         name: "matrix",
         about: "seconds of every fault that comes from outside, at every moment: a table",
         tests: &["--test", "matrix"],
-        filter: "every_fault",
+        filters: &["every_fault"],
         variable: "PENSTOCK_TEST_FAULT_SECONDS",
         n: "5",
         flags: &[
@@ -113,7 +153,7 @@ const PROOFS: &[Proof] = &[
         name: "outage",
         about: "seconds that the broker is cut off, silent, or answers errors",
         tests: &["--test", "faults"],
-        filter: "a_broker_that",
+        filters: &["a_broker_that"],
         variable: "PENSTOCK_TEST_OUTAGE_SECONDS",
         n: "30",
         flags: &[],
@@ -123,7 +163,7 @@ const PROOFS: &[Proof] = &[
         name: "faults",
         about: "each stage panics, fails and hangs, alone and too often",
         tests: &["--test", "supervision"],
-        filter: "_",
+        filters: &["_"],
         variable: "PENSTOCK_TEST_ROUNDS",
         n: "4",
         flags: &[],
@@ -133,7 +173,7 @@ const PROOFS: &[Proof] = &[
         name: "swaps",
         about: "swaps of a transform that is never idle: the gap that each leaves",
         tests: &["--test", "plugins"],
-        filter: "swaps_under_load",
+        filters: &["swaps_under_load"],
         variable: "PENSTOCK_TEST_SWAPS",
         n: "200",
         flags: &[],
@@ -143,7 +183,7 @@ const PROOFS: &[Proof] = &[
         name: "taps",
         about: "quarters of a second at full load, with nobody looking and with three taps",
         tests: &["--test", "plugins"],
-        filter: "a_tap_does_not_slow",
+        filters: &["a_tap_does_not_slow"],
         variable: "PENSTOCK_TEST_ROUNDS",
         n: "40",
         flags: &[],
@@ -153,7 +193,7 @@ const PROOFS: &[Proof] = &[
         name: "fuzz",
         about: "answers of guests, and files that are to be plugins, made at random",
         tests: &["--lib", "--test", "plugins"],
-        filter: "at_random",
+        filters: &["at_random"],
         variable: "PENSTOCK_TEST_FUZZ",
         n: "10000000",
         flags: &[],
@@ -163,7 +203,7 @@ const PROOFS: &[Proof] = &[
         name: "poison",
         about: "changes, one of which panics the plugin; then its replay",
         tests: &["--test", "dead_letters"],
-        filter: "one_change",
+        filters: &["one_change"],
         variable: "PENSTOCK_TEST_CHANGES",
         n: "100000",
         flags: &[],
@@ -173,7 +213,7 @@ const PROOFS: &[Proof] = &[
         name: "terms",
         about: "times SIGTERM under load",
         tests: &["--test", "supervision"],
-        filter: "stops_under_load",
+        filters: &["stops_under_load"],
         variable: "PENSTOCK_TEST_ROUNDS",
         n: "20",
         flags: &[],
@@ -183,7 +223,7 @@ const PROOFS: &[Proof] = &[
         name: "watched",
         about: "rounds of a backlog, alone and with page, status --watch and tap open: changes a second",
         tests: &["--test", "admin"],
-        filter: "watched_from_all_sides",
+        filters: &["watched_from_all_sides"],
         variable: "PENSTOCK_TEST_ROUNDS",
         n: "7",
         flags: &[],
@@ -193,7 +233,7 @@ const PROOFS: &[Proof] = &[
         name: "orders",
         about: "orders from 50 connections",
         tests: &["--test", "orders"],
-        filter: "every_order",
+        filters: &["every_order"],
         variable: "PENSTOCK_TEST_ORDERS",
         n: "10000",
         flags: &[],
@@ -203,7 +243,7 @@ const PROOFS: &[Proof] = &[
         name: "policies",
         about: "cases for each property of the policies",
         tests: &["--test", "policies"],
-        filter: "",
+        filters: &[""],
         variable: "PROPTEST_CASES",
         n: "100000",
         flags: &[],
@@ -222,7 +262,9 @@ pub(crate) fn help() -> String {
         }
         line
     };
-    PROOFS.iter().map(line).collect()
+    let mut lines: String = PROOFS.iter().map(line).collect();
+    lines += &format!("      {DEBUG:<20} of any: on what `test` has built\n");
+    lines
 }
 
 pub(crate) fn proof(rest: &[String]) -> Result<()> {
@@ -233,7 +275,14 @@ pub(crate) fn proof(rest: &[String]) -> Result<()> {
         bail!("no proof `{name}`\n\n{}", help());
     }
     for proof in PROOFS.iter().filter(|p| asked.is_none_or(|a| a == p.name)) {
-        let variables = proof.variables(rest.get(1..).unwrap_or_default())?;
+        let rest = rest.get(1..).unwrap_or_default();
+        let (debug, rest): (Vec<_>, Vec<_>) = rest.iter().partition(|word| *word == DEBUG);
+        let build: &[&str] = match debug.is_empty() {
+            true => &["--release"],
+            // The packages of `test`, so that cargo builds nothing of them anew.
+            false => &["--workspace"],
+        };
+        let variables = proof.variables(&rest)?;
         println!("proof {}: {variables:?}", proof.name);
         let run = |broker: &Variables| {
             check(
@@ -242,10 +291,13 @@ pub(crate) fn proof(rest: &[String]) -> Result<()> {
                     .envs(broker.iter().cloned())
                     // A panic is part of some of them; where it came from is known.
                     .env("RUST_BACKTRACE", "0")
-                    .args(["test", "--release"])
+                    .arg("test")
+                    .args(build)
                     .args(proof.tests)
-                    .arg(proof.filter)
-                    .args(["--", "--nocapture"]),
+                    .args(proof.filters)
+                    .args(["--", "--nocapture"])
+                    // They take times, and share the broker.
+                    .args(proof.kafka.then_some("--test-threads=1")),
             )
         };
         if !proof.kafka {
@@ -262,17 +314,17 @@ pub(crate) fn proof(rest: &[String]) -> Result<()> {
 
 impl Proof {
     /// What its arguments set.
-    fn variables(&self, rest: &[String]) -> Result<Variables> {
+    fn variables(&self, rest: &[&String]) -> Result<Variables> {
         let mut variables = vec![(self.variable.to_owned(), self.n.to_owned())];
         let mut rest = rest.iter();
         while let Some(word) = rest.next() {
             if let Some((_, variable)) = self.flags.iter().find(|(flag, _)| flag == word) {
                 let value = rest.next().with_context(|| format!("{word} of what?"))?;
-                variables.push(((*variable).to_owned(), value.clone()));
+                variables.push(((*variable).to_owned(), (*value).clone()));
             } else if word.starts_with("--") {
                 bail!("{word} means nothing to {}\n\n{}", self.name, help());
             } else {
-                variables[0].1.clone_from(word);
+                variables[0].1.clone_from(*word);
             }
         }
         Ok(variables)

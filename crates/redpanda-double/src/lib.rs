@@ -26,6 +26,22 @@
 //! | its port | any | chosen |
 //! | cost in the build | none | about 2.5 min of CPU |
 //!
+//! What it and Apache Kafka disagree on, and so what only a real broker can judge (`PENSTOCK_TEST_BROKERS`,
+//! `cargo xtask test --kafka`):
+//!
+//! | | Apache Kafka 4.1 | `noida-db` 0.2.3, as it stands here |
+//! |---|---|---|
+//! | a member of a group that says nothing more (killed, stopped) | is out after its session | is waited for for ever |
+//! | incremental rebalances (`cooperative-sticky`) | yes | wedge; Penstock knows it by its cluster id and takes `range` |
+//! | the first join of an empty group | waits for `group.initial.rebalance.delay.ms` | at once |
+//! | a transaction that times out | is aborted, its producer fenced | stays open |
+//! | replicas, `min.insync.replicas`, elections, a broker that falls | yes | one broker |
+//! | rights (ACLs), quotas | hold | are not asked |
+//! | TLS, SASL | yes | no |
+//! | names that collide (`a.b`, `a_b`), names that are none | refused | taken |
+//! | the first records of a partition that is new to a producer (KAFKA-15591) | may be refused behind one that is acknowledged | are not |
+//! | what is written | on disk | in memory |
+//!
 //! A fetch returns all that there is, whatever the client asked for at most, and librdkafka takes no answer
 //! beyond 100 MB: topics that may grow need `retention.bytes` and `segment.bytes`, see [`bounds`].
 

@@ -183,7 +183,7 @@ section! {
         /// Least time between two checkpoints of a shard: with at-least-once delivery, what a crash may repeat
         checkpoint_interval: Duration = { Kind::Duration(10, 3_600_000), Value(r#""1s""#), Live, r#""1s""# },
         /// Longest that a transaction is kept open for more records under load; with none on their way it is
-        /// committed at once
+        /// committed at once, and a shard that is behind takes a tenth of the time by which it is, up to 1 s
         commit_interval: Duration = { Kind::Duration(1, 10_000), Value(r#""100ms""#), Live, r#""100ms""# },
         /// Policies of stage `sink`
         policies: Policies = flat,

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -17,8 +16,9 @@ use super::super::supervisor::ChildScope;
 use super::Lane;
 use super::parking::{self, Waiting};
 use super::traces::Holding;
+use super::unsettled::{Bounds, Open, Unsaved};
 use super::work::Writes;
-use crate::change::{Position, Progress, RecordBatch};
+use crate::change::{Progress, RecordBatch};
 use crate::checkpoint::Settlement;
 use crate::config::LiveSettings;
 use crate::dead_letter::DeadLetter;
@@ -117,58 +117,6 @@ impl Next {
     }
 }
 
-/// What of an atomic sink is handed over and not settled.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Open {
-    /// Since when there is something.
-    pub(super) since: Option<Instant>,
-    pub(super) changes: usize,
-    /// Of the records' keys and values.
-    pub(super) bytes: usize,
-}
-
-/// Bytes of a transaction; more would only make a longer one to repeat.
-const OPEN_BYTES: usize = 32 << 20;
-
-/// Delivering at least once, a backlog is checkpointed by the time of its changes too, at most so often in a
-/// `checkpoint_interval`.
-const CATCHING_UP: u32 = 20;
-
-/// What is delivered at least once and not checkpointed.
-///
-/// A shard that catches up delivers many seconds of changes in one: by the clock alone a crash would repeat all of them.
-#[derive(Clone, Copy, Debug, Default)]
-struct Unsaved {
-    /// The oldest and the newest of its changes, µs since the Unix epoch.
-    span: Option<(i64, i64)>,
-}
-
-impl Unsaved {
-    fn delivered(&mut self, positions: &[Position]) {
-        for at in positions.iter().map(Position::timestamp_us) {
-            let (oldest, newest) = self.span.get_or_insert((at, at));
-            (*oldest, *newest) = (at.min(*oldest), at.max(*newest));
-        }
-    }
-
-    /// When it is to be checkpointed that was last at this time.
-    fn due(&self, last: Option<Instant>, interval: Duration) -> Instant {
-        let Some(last) = last else {
-            // The first after a start: what was repeated by one crash is not by the next.
-            return Instant::now();
-        };
-        let us = self
-            .span
-            .map_or(0, |(oldest, newest)| newest.saturating_sub(oldest));
-        let reached = Duration::from_micros(us.unsigned_abs()) >= interval;
-        last + if reached {
-            interval / CATCHING_UP
-        } else {
-            interval
-        }
-    }
-}
-
 /// One run of the sink's child, from its start or a step back to the next failure.
 pub(super) struct Delivery<'a> {
     lane: &'a Lane,
@@ -244,11 +192,11 @@ impl<'a> Delivery<'a> {
             self.lane.ledger.lock().say_again();
         }
         loop {
-            let (max, commit_interval, checkpoint_interval) = {
+            let (max, bounds, checkpoint_interval) = {
                 let settings = live.borrow_and_update();
                 let max = settings.pipeline.max_in_flight.get() as usize;
-                let sink = &settings.sink;
-                (max, sink.commit_interval, sink.checkpoint_interval)
+                let bounds = Bounds::of(&settings, self.settling.age);
+                (max, bounds, settings.sink.checkpoint_interval)
             };
             let (idle, settled) = {
                 let ledger = self.lane.ledger.lock();
@@ -256,17 +204,17 @@ impl<'a> Delivery<'a> {
                 (idle || self.is_trial, ledger.is_settled())
             };
             let save_at = self.unsaved.due(settled_at, checkpoint_interval);
-            let most = self.lane.appetite.lock().most().unwrap_or(max).min(max);
-            let close_at = self.settling.since.map(|since| since + commit_interval);
-            let closing = close_at.is_some_and(|at| at <= Instant::now())
-                || self.settling.changes >= most
-                || self.settling.bytes >= OPEN_BYTES;
+            let most = self.lane.appetite.lock().most();
+            let most = most.map_or(bounds.changes, |most| most.min(bounds.changes));
+            let close_at = self.settling.since.map(|since| since + bounds.open_for);
+            let closing =
+                close_at.is_some_and(|at| at <= Instant::now()) || self.settling.is_full(most);
             let due = match (sink.is_atomic(), close_at) {
                 (true, Some(_)) => self.in_flight.is_empty() && (closing || idle),
                 _ => !settled && (at_once || save_at <= Instant::now()),
             };
             if due {
-                self.settle(sink, max).await?;
+                self.settle(sink, bounds.changes).await?;
                 settled_at = Some(Instant::now());
                 at_once = false;
                 if std::mem::take(self.anew) {
@@ -341,7 +289,7 @@ impl<'a> Delivery<'a> {
                 () = self.scope.drain.cancelled(),
                     if self.in_flight.is_empty() && none_next && records.is_empty() =>
                 {
-                    return self.settle(sink, max).await;
+                    return self.settle(sink, bounds.changes).await;
                 }
             }
         }
@@ -404,13 +352,7 @@ impl<'a> Delivery<'a> {
         let carries = !batch.records.is_empty()
             || !batch.rejected.is_empty()
             || !batch.source.undecodable.is_empty();
-        if atomic && carries {
-            self.settling.since.get_or_insert_with(Instant::now);
-        }
-        if self.settling.since.is_some() {
-            self.settling.changes += batch.source.positions.len();
-            self.settling.bytes += batch.output.len() + batch.source.rows.as_bytes().len();
-        }
+        self.settling.add(&batch, atomic && carries);
         self.traced.handed(&batch);
         let mut handed = sink.hand(batch.clone(), fits, leave);
         let ticket = loop {

@@ -13,6 +13,7 @@ mod sink;
 mod source;
 mod traces;
 mod transforms;
+mod unsettled;
 mod work;
 
 use std::sync::Arc;

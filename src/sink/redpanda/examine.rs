@@ -387,6 +387,14 @@ fn look_at_settings(
             "set min.insync.replicas=2",
         ));
     }
+    if is("unclean.leader.election.enable") == "true" {
+        into.push(Finding::warning(
+            "unclean",
+            name,
+            "a replica that lacks records may come to lead it, and what was acknowledged is gone",
+            format!("kafka-configs --alter --topic {name} --add-config unclean.leader.election.enable=false"),
+        ));
+    }
     /// librdkafka's default of `message.max.bytes`.
     const OURS: usize = 1_000_000;
     let ours = settings.sink.properties.get("message.max.bytes");
