@@ -224,7 +224,7 @@ async fn each_broken_set_up_is_found_for_what_it_is_and_a_good_one_is_met_with_s
         ],
         1,
     );
-    let broken: [(&str, i32, &[(&str, &str)], &str, i32); 4] = [
+    let broken: [(&str, i32, &[(&str, &str)], &str, i32); 5] = [
         (
             "15 checkpoints of another number of shards",
             3,
