@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::Value;
 
-use super::output::Output;
+use super::output::{Always, Output};
 use super::{ConfigArgs, exit, tap, watch};
 use crate::config::settings::Admin;
 use crate::coordinator::reload::Reloads;
@@ -102,6 +102,9 @@ pub enum DeadLetters {
     Show {
         /// As `list` prints it
         id: String,
+        /// It is JSON in any case
+        #[command(flatten)]
+        output: Always,
     },
     /// Send them through the pipeline again and say what became of each
     Replay(Filter),
@@ -311,7 +314,7 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
             let json = f.output.is_json();
             (Method::GET, "/dead-letters".to_owned(), f.query(), json)
         }
-        AdminCommand::DeadLetters(DeadLetters::Show { id }) => (
+        AdminCommand::DeadLetters(DeadLetters::Show { id, .. }) => (
             Method::GET,
             "/dead-letters".to_owned(),
             vec![("ids", id.clone())],
@@ -427,12 +430,11 @@ pub(super) fn list(values: &Value) -> String {
 
 fn print_health(report: &Value) {
     let line = |e: &Value| {
-        say!(
-            "{:<28} {:<10} {}",
-            text(&e["name"]),
-            text(&e["status"]),
+        let (name, status) = (text(&e["name"]), text(&e["status"]));
+        row(&format!(
+            "{name:<28} {status:<10} {}",
             e["reason"].as_str().unwrap_or("")
-        )
+        ));
     };
     line(&report["system"]);
     each(&report["components"], line);
@@ -448,7 +450,7 @@ fn print_stages(stages: &Value) {
         "refused"
     );
     each(stages, |s| {
-        say!(
+        row(&format!(
             "{:<28} {:<10} {:>5} / {:<3} {:>6} {:>8}  {}",
             text(&s["stage"]),
             text(&s["breaker"]),
@@ -457,8 +459,13 @@ fn print_stages(stages: &Value) {
             text(&s["opened"]),
             text(&s["refused"]),
             s["last_error"].as_str().unwrap_or("")
-        );
+        ));
     });
+}
+
+/// A line of a table, whose last column may be empty.
+fn row(line: &str) {
+    say!("{}", line.trim_end());
 }
 
 fn print_status(status: &Value) {

@@ -355,7 +355,7 @@ async fn show(settings: Arc<Settings>, output: Output) -> anyhow::Result<()> {
         return Ok(());
     }
     say!(
-        "{:<6} {:<32} {:<16} {:>6}  {:<30} owner",
+        "{:<6} {:<32} {:<16} {:>6}  {:<42} owner",
         "shard",
         "table",
         "generation",
@@ -370,7 +370,7 @@ async fn show(settings: Arc<Settings>, output: Output) -> anyhow::Result<()> {
         };
         let owner = place.owner.as_ref();
         say!(
-            "{:<6} {:<32} {:<16} {:>6}  {:<30} {}",
+            "{:<6} {:<32} {:<16} {:>6}  {:<42} {}",
             place.shard,
             place.table,
             place.generation.as_deref().unwrap_or("-"),

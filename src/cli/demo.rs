@@ -11,6 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::ConfigArgs;
+use super::output::Output;
 use super::run::{Terminal, start};
 use crate::coordinator::child::{Demo, Stage};
 use crate::coordinator::handle::Handle;
@@ -26,6 +27,9 @@ pub struct DemoArgs {
     /// Stop by itself after this long, e.g. 30s
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub stop_after: Option<Duration>,
+    /// With JSON what arrives is printed as an object a record, all of them, and the log has an object a line.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -49,13 +53,17 @@ pub fn run(config: &ConfigArgs, args: DemoArgs) -> u8 {
     let began = Instant::now();
     let mut inputs = config.inputs();
     inputs.set.push("orders.enabled=true".to_owned());
+    let json = args.output.is_json();
     start(
         inputs,
+        args.output,
         Box::new(move |handle, terminal| {
-            let mut children = vec![
-                tail(handle.clone(), terminal.clone(), began),
-                feed(handle.clone(), args.rate),
-            ];
+            let shown = Shown {
+                terminal: terminal.clone(),
+                began,
+                json,
+            };
+            let mut children = vec![tail(handle.clone(), shown), feed(handle.clone(), args.rate)];
             children.push(terminal.picture(handle.clone()));
             if let Some(after) = args.stop_after {
                 children.push(stop_after(handle.clone(), after));
@@ -168,17 +176,25 @@ async fn order(
     Ok(())
 }
 
+/// Where, and how, what arrives is shown.
+#[derive(Clone)]
+struct Shown {
+    terminal: Terminal,
+    /// When the process did.
+    began: Instant,
+    json: bool,
+}
+
 /// Reads back what arrives, on a thread that may block.
-fn tail(handle: Handle, terminal: Terminal, began: Instant) -> ChildSpec {
+fn tail(handle: Handle, shown: Shown) -> ChildSpec {
     ChildSpec::new(Stage::Demo(Demo::Tail), move |scope: ChildScope| {
-        let (handle, terminal) = (handle.clone(), terminal.clone());
+        let (handle, shown) = (handle.clone(), shown.clone());
         async move {
             let Some(pipeline) = handle.pipeline() else {
                 anyhow::bail!("the pipeline is not there")
             };
             let tail = pipeline.sink.tail()?;
-            let follow =
-                tokio::task::spawn_blocking(move || follow(tail, &terminal, &scope, began));
+            let follow = tokio::task::spawn_blocking(move || follow(tail, &shown, &scope));
             follow.await?
         }
     })
@@ -186,10 +202,10 @@ fn tail(handle: Handle, terminal: Terminal, began: Instant) -> ChildSpec {
 
 fn follow(
     mut tail: crate::sink::redpanda::tail::Tail,
-    terminal: &Terminal,
+    to: &Shown,
     scope: &ChildScope,
-    began: Instant,
 ) -> anyhow::Result<()> {
+    let terminal = &to.terminal;
     let mut seen = 0_u64;
     let (mut second, mut shown, mut hidden) = (Instant::now(), 0, 0);
     while !scope.drain.is_cancelled() {
@@ -203,10 +219,14 @@ fn follow(
         let Some(record) = record else { continue };
         seen += 1;
         scope.activity.record(1);
+        if to.json {
+            say!("{}", as_json(&record));
+            continue;
+        }
         if seen == 1 {
             terminal.line(&format!(
                 "first record {:.2} s after the start",
-                began.elapsed().as_secs_f64()
+                to.began.elapsed().as_secs_f64()
             ));
         }
         if shown < SHOWN_PER_SECOND {
@@ -217,6 +237,21 @@ fn follow(
         }
     }
     Ok(())
+}
+
+fn as_json(record: &Seen) -> Value {
+    let headers: Vec<_> = record
+        .headers
+        .iter()
+        .map(|(k, v)| json!({ "key": k, "value": v }))
+        .collect();
+    let text = record.value.as_deref();
+    // A value that is no JSON is a text.
+    let value = text.map(|text| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)));
+    json!({
+        "topic": record.topic, "partition": record.partition, "offset": record.offset, "key": record.key,
+        "value": value, "headers": headers,
+    })
 }
 
 fn describe(record: &Seen) -> String {

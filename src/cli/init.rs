@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::exit;
+use super::output::Output;
 
 /// The shipped configuration.
 const SHIPPED: &str = include_str!("../../pipeline.toml");
@@ -19,6 +20,9 @@ pub struct InitArgs {
     /// Write over a file that is there
     #[arg(long)]
     pub force: bool,
+    /// How it is told.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// Writes it.
@@ -35,6 +39,10 @@ pub fn run(args: InitArgs) -> u8 {
         .open(&args.path)
         .and_then(|mut file| file.write_all(template().as_bytes()));
     match written {
+        Ok(()) if args.output.is_json() => {
+            say!("{}", serde_json::json!({ "wrote": args.path }));
+            exit::OK
+        }
         Ok(()) => {
             say!(
                 "wrote {path}: edit it, check it with `penstock validate`, start with `penstock run`"
@@ -81,6 +89,7 @@ mod tests {
         let args = |force| InitArgs {
             path: folder.path().join("pipeline.toml"),
             force,
+            output: Output::default(),
         };
         assert_eq!(run(args(false)), exit::OK);
         let path = folder.path().join("pipeline.toml");

@@ -3,7 +3,9 @@
 use std::io::IsTerminal;
 
 use clap::Args;
+use serde_json::json;
 
+use super::output::Output;
 use super::{ConfigArgs, exit};
 use crate::config::settings::Nodes;
 use crate::coordinator::reload::Reloads;
@@ -18,6 +20,9 @@ pub struct InitSchemaArgs {
     /// Of a keyspace that is created
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub replication_factor: u32,
+    /// How it is told.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// Creates what is missing; running it again changes nothing.
@@ -29,10 +34,24 @@ pub fn run(config: &ConfigArgs, args: InitSchemaArgs) -> u8 {
             return exit::BAD_CONFIG;
         }
     };
+    let json = args.output.is_json();
+    let keyspace = &settings.orders.keyspace;
+    if args.dry_run && json {
+        let statements = store::schema_statements(&settings, args.replication_factor);
+        say!(
+            "{:#}",
+            json!({ "keyspace": keyspace, "statements": statements })
+        );
+        return exit::OK;
+    }
     if args.dry_run {
         for statement in store::schema_statements(&settings, args.replication_factor) {
             say!("{statement};\n");
         }
+        return exit::OK;
+    }
+    if settings.source.nodes == Nodes::Embedded && json {
+        say!("{}", json!({ "keyspace": keyspace, "embedded": true }));
         return exit::OK;
     }
     if settings.source.nodes == Nodes::Embedded {
@@ -50,7 +69,10 @@ pub fn run(config: &ConfigArgs, args: InitSchemaArgs) -> u8 {
         });
     match done {
         Ok(()) => {
-            say!("keyspace {} is ready", settings.orders.keyspace);
+            match json {
+                true => say!("{}", json!({ "keyspace": keyspace, "ready": true })),
+                false => say!("keyspace {keyspace} is ready"),
+            }
             exit::OK
         }
         Err(error) => {

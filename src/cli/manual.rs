@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clap_complete::Shell;
+use serde_json::json;
 
+use super::output::Output;
 use super::{command, exit};
 
 /// `penstock completions`
@@ -13,6 +15,9 @@ use super::{command, exit};
 pub struct CompletionsArgs {
     /// Whose they are
     shell: Shell,
+    /// As the shell reads it, or as a text in JSON.
+    #[command(flatten)]
+    output: Output,
 }
 
 /// `penstock man`
@@ -21,12 +26,23 @@ pub struct ManArgs {
     /// Write one page a command into this folder, instead of the first page to standard output
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
+    /// As `man` reads it, or as a text in JSON.
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Prints a shell's completions.
 pub fn completions(args: &CompletionsArgs) -> u8 {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut command(), "penstock", &mut text);
+    if args.output.is_json() {
+        let script = String::from_utf8_lossy(&text);
+        say!(
+            "{}",
+            json!({ "shell": args.shell.to_string(), "script": script })
+        );
+        return exit::OK;
+    }
     print(&text)
 }
 
@@ -40,13 +56,22 @@ pub fn man(args: &ManArgs) -> u8 {
             let mut page = Vec::new();
             let made = clap_mangen::Man::new(command()).render(&mut page);
             return match made {
+                Ok(()) if args.output.is_json() => {
+                    say!("{}", json!({ "page": String::from_utf8_lossy(&page) }));
+                    exit::OK
+                }
                 Ok(()) => print(&page),
                 Err(error) => failed(&error.to_string()),
             };
         }
     };
     match written {
-        Ok(()) => exit::OK,
+        Ok(()) => {
+            if args.output.is_json() {
+                say!("{}", json!({ "wrote": args.out }));
+            }
+            exit::OK
+        }
         Err(error) => failed(&error),
     }
 }

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::exit;
-use super::output::Output;
+use super::output::{Always, Output};
 use crate::change::Batch;
 use crate::transform::{Code, Engine, Plugin, Wanted};
 use crate::workbench::changes::{self, Tables, read_lines};
@@ -45,6 +45,9 @@ pub struct NewArgs {
     /// Only write the SDK of this penstock into the project of this folder, over the one that is there
     #[arg(long, value_name = "FOLDER", conflicts_with = "name")]
     pub sdk_only: Option<PathBuf>,
+    /// How it is told.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `penstock plugin build`
@@ -54,7 +57,7 @@ pub struct BuildArgs {
     #[arg(default_value = ".")]
     pub folder: PathBuf,
     /// Where to put the plugin: by default into the folder, under the project's name
-    #[arg(long, short)]
+    #[arg(long)]
     pub out: Option<PathBuf>,
     /// Fetch nothing
     #[arg(long)]
@@ -62,6 +65,9 @@ pub struct BuildArgs {
     /// Go on, and build again when a source changes
     #[arg(long)]
     pub watch: bool,
+    /// How it is told.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// What most commands are about.
@@ -86,6 +92,9 @@ pub struct TestArgs {
     /// Write what was seen into the files, as what is expected
     #[arg(long)]
     pub bless: bool,
+    /// How it is told.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `penstock plugin inspect`
@@ -114,6 +123,9 @@ pub struct RunArgs {
     /// A setting; may be repeated
     #[arg(long = "setting", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,
+    /// It is JSON in any case.
+    #[command(flatten)]
+    pub output: Always,
 }
 
 /// `penstock plugin bench`
@@ -133,6 +145,9 @@ pub struct BenchArgs {
     /// How long to measure each
     #[arg(long = "for", value_name = "DURATION", default_value = "1s", value_parser = humantime::parse_duration)]
     pub time: Duration,
+    /// How it is printed.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// Does it; the exit code says how it went.
@@ -166,10 +181,18 @@ fn new(args: &NewArgs) -> Done {
             return Err(build::BuildError::NoProject(folder.clone()).to_string());
         };
         project::vendor(folder, language).map_err(said)?;
+        let sdk = folder.join("penstock");
+        if args.output.is_json() {
+            say!(
+                "{}",
+                json!({ "sdk": env!("CARGO_PKG_VERSION"), "wrote": [sdk] })
+            );
+            return Ok(exit::OK);
+        }
         say!(
             "wrote the SDK of penstock {} to {}",
             env!("CARGO_PKG_VERSION"),
-            folder.join("penstock").display()
+            sdk.display()
         );
         return Ok(exit::OK);
     }
@@ -185,7 +208,20 @@ fn new(args: &NewArgs) -> Done {
             "note: Penstock comes with a plugin `{last}` of its own; under another name yours is not taken for it"
         );
     }
-    for written in project::create(folder, &last, args.lang).map_err(said)? {
+    let created = project::create(folder, &last, args.lang).map_err(said)?;
+    if args.output.is_json() {
+        let wrote: Vec<_> = created
+            .into_iter()
+            .chain([folder.join("penstock")])
+            .collect();
+        let plugin = project::wasm_name(&last);
+        say!(
+            "{}",
+            json!({ "folder": folder, "plugin": plugin, "wrote": wrote })
+        );
+        return Ok(exit::OK);
+    }
+    for written in created {
         say!("wrote {}", written.display());
     }
     say!("wrote {} (the SDK)", folder.join("penstock").display());
@@ -237,6 +273,14 @@ fn build_once(args: &BuildArgs) -> Done {
     let built =
         build::build(&args.folder, args.out.as_deref(), args.offline, compiles).map_err(said)?;
     let size = std::fs::metadata(&built.path).map_err(said)?.len();
+    if args.output.is_json() {
+        let seconds = started.elapsed().as_secs_f64();
+        let told = json!({
+            "plugin": built.path, "changed": built.changed, "bytes": size, "seconds": seconds,
+        });
+        say!("{told}");
+        return Ok(exit::OK);
+    }
     say!(
         "{} {} ({}, {:.1} s)",
         if built.changed { "built" } else { "unchanged:" },
@@ -294,9 +338,18 @@ fn test(args: &TestArgs) -> Done {
             files = cases::files(beside)?;
         }
         let (mut good, mut bad) = (0, 0);
+        let json = args.output.is_json();
+        let mut told = Vec::new();
         for file in &files {
             for verdict in cases::run(plugin, file, args.bless)? {
+                if json {
+                    told.push(
+                        json!({ "name": verdict.name, "file": file, "wrong": verdict.wrong }),
+                    );
+                }
                 match verdict.wrong {
+                    None if json => good += 1,
+                    Some(_) if json => bad += 1,
                     None => {
                         good += 1;
                         say!("ok      {}", verdict.name);
@@ -311,6 +364,14 @@ fn test(args: &TestArgs) -> Done {
                     }
                 }
             }
+        }
+        if json {
+            say!("{:#}", Value::Array(told));
+            return Ok(if bad == 0 || args.bless {
+                exit::OK
+            } else {
+                exit::FAILURE
+            });
         }
         if bad == 0 {
             say!("{good} passed");
@@ -473,7 +534,11 @@ fn bench(args: &BenchArgs) -> Done {
         let start = Instant::now();
         let mut chain = trial::chain(plugin, &own, &tables, Scope::default()).map_err(said)?;
         let start = start.elapsed();
-        say!("{}: {} different changes; an instance starts in {start:.1?}", plugin.path().display(), given.len());
+        let json = args.output.is_json();
+        let mut told = Vec::new();
+        if !json {
+            say!("{}: {} different changes; an instance starts in {start:.1?}", plugin.path().display(), given.len());
+        }
         for size in &args.batch {
             let size = (*size).clamp(1, 100_000);
             let changes: Vec<Value> = given.iter().cycle().take(size).cloned().collect();
@@ -502,11 +567,22 @@ fn bench(args: &BenchArgs) -> Done {
             calls.sort_unstable();
             let median = calls[calls.len() / 2].as_nanos() as u64 / size as u64;
             let best = calls[0].as_nanos() as u64 / size as u64;
+            if json {
+                told.push(json!({
+                    "batch": size, "median_ns": median, "best_ns": best, "bytes": bytes, "rejected": rejected,
+                }));
+                continue;
+            }
             let note = if rejected > 0 { format!(" ({rejected} of {size} rejected)") } else { String::new() };
             say!(
                 "batch {size:>6}: {median:>7} ns a change (best {best}), {:>9.0} changes/s, {bytes} bytes each{note}",
                 1e9 / median.max(1) as f64
             );
+        }
+        if json {
+            let start = start.as_secs_f64();
+            let plugin = plugin.path();
+            say!("{:#}", json!({ "plugin": plugin, "start_seconds": start, "batches": told }));
         }
         Ok(exit::OK)
     })

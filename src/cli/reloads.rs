@@ -22,12 +22,10 @@ pub(super) fn print(revision: &Value) {
             },
         );
     } else {
-        say!(
-            "{} {} {}",
-            text(&revision["at"]),
-            text(&revision["outcome"]),
-            revision["error"].as_str().unwrap_or("")
-        );
+        // Of one that changed nothing there is only that.
+        let said = ["at", "outcome", "error"].map(|key| revision[key].as_str());
+        let said: Vec<&str> = said.into_iter().flatten().collect();
+        say!("{}", said.join(" "));
     }
     for line in lines(&revision["changed"]) {
         say!("    {line}");

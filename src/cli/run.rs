@@ -18,6 +18,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
+use super::output::Output;
 use super::watch::{Pen, View, draw, wiped};
 use super::{ConfigArgs, exit, machine};
 use crate::admin::page;
@@ -41,6 +42,9 @@ pub struct RunArgs {
     /// Show no progress, only the log
     #[arg(long, short)]
     pub quiet: bool,
+    /// With JSON the log has an object a line, whatever `log.format` says, and no progress is drawn.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// Children that a command adds to the pipeline, once it has a handle to it.
@@ -55,6 +59,7 @@ pub fn run(config: &ConfigArgs, args: RunArgs) -> u8 {
     let quiet = args.quiet;
     start(
         config.inputs(),
+        args.output,
         Box::new(move |handle, terminal| {
             if quiet {
                 Vec::new()
@@ -65,16 +70,24 @@ pub fn run(config: &ConfigArgs, args: RunArgs) -> u8 {
     )
 }
 
-/// Loads, starts, runs and drains.
-pub fn start(inputs: Inputs, extra: Extra) -> u8 {
+/// Loads, starts, runs and drains; for a program (`output`) all that is said is JSON.
+pub fn start(mut inputs: Inputs, output: Output, extra: Extra) -> u8 {
+    let json = output.is_json();
+    if json {
+        inputs.set.push("log.format=json".to_owned());
+    }
     let reloads = match Reloads::load_first(inputs) {
         Ok(reloads) => reloads,
+        Err(invalid) if json => {
+            say!("{:#}", invalid.to_json());
+            return exit::BAD_CONFIG;
+        }
         Err(invalid) => {
             eprint!("{}", invalid.render(std::io::stderr().is_terminal()));
             return exit::BAD_CONFIG;
         }
     };
-    let terminal = Terminal::new();
+    let terminal = Terminal::new(!json && std::io::stderr().is_terminal());
     let filter = terminal.init_logging(&reloads.settings().log);
     if let Some(finding) = machine::open_files(&reloads.settings()) {
         tracing::warn!(help = finding.help, "{}: {}", finding.about, finding.found);
@@ -97,7 +110,10 @@ pub fn start(inputs: Inputs, extra: Extra) -> u8 {
             Ok(Outcome::Fenced) => exit::FENCED,
             Ok(Outcome::Forced) => exit::FORCED,
             Err(error) => {
-                terminal.line(&format!("error: {error:#}"));
+                match json {
+                    true => tracing::error!(error = %format!("{error:#}"), "it ends"),
+                    false => terminal.line(&format!("error: {error:#}")),
+                }
                 // A plugin that cannot be used is the configuration's fault, as `validate` says too.
                 match error.is::<PluginError>() {
                     true => exit::BAD_CONFIG,
@@ -252,10 +268,11 @@ impl Drop for Screen {
 }
 
 impl Terminal {
-    fn new() -> Self {
+    /// `interactive`: somebody looks at it.
+    fn new(interactive: bool) -> Self {
         Self {
             bars: MultiProgress::new(),
-            interactive: std::io::stderr().is_terminal(),
+            interactive,
             kept: Arc::default(),
         }
     }
@@ -501,7 +518,7 @@ mod tests {
 
     #[test]
     fn while_a_picture_has_the_screen_lines_are_kept_plain_and_bounded() {
-        let terminal = Terminal::new();
+        let terminal = Terminal::new(false);
         assert!(!terminal.keep("nobody has it"));
         *terminal.kept.lock() = Some(VecDeque::new());
         terminal.line("\u{1b}[32m INFO\u{1b}[0m started \u{1b}[3mshards\u{1b}[0m=2");

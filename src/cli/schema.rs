@@ -3,6 +3,7 @@
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::output::Always;
 use super::{ConfigArgs, exit, validate};
 use crate::config::schema;
 use crate::transform::{Engine, Plugin};
@@ -11,11 +12,14 @@ use crate::transform::{Engine, Plugin};
 #[derive(Debug, Args)]
 pub struct SchemaArgs {
     /// Print every key as a Markdown page instead
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["output", "json"])]
     markdown: bool,
     /// With the settings of the plugins that the configuration names, as they describe them
     #[arg(long, conflicts_with = "markdown")]
     plugins: bool,
+    /// It is JSON in any case.
+    #[command(flatten)]
+    pub output: Always,
 }
 
 /// Prints it.

@@ -11,6 +11,7 @@ use reqwest::Method;
 use serde_json::Value;
 
 use super::admin::Client;
+use super::output::{Always, Output};
 use crate::workbench::redact;
 
 /// Which changes and records.
@@ -46,6 +47,9 @@ pub struct Which {
 pub struct TapArgs {
     #[command(flatten)]
     which: Which,
+    /// It is JSON in any case.
+    #[command(flatten)]
+    pub output: Always,
 }
 
 /// `penstock record`
@@ -54,11 +58,14 @@ pub struct RecordArgs {
     #[command(flatten)]
     which: Which,
     /// The file to write, one line of JSON a change
-    #[arg(long, short)]
+    #[arg(long)]
     pub out: PathBuf,
     /// Keep keys and shapes, and no other value: text becomes *, numbers 0, what has no such value null
     #[arg(long)]
     pub redact: bool,
+    /// How it is told.
+    #[command(flatten)]
+    output: Output,
 }
 
 /// How often the pipeline is asked.
@@ -174,6 +181,13 @@ pub(super) async fn record(client: &Client, args: &RecordArgs) -> anyhow::Result
         Ok(())
     })
     .await?;
+    if args.output.is_json() {
+        let told = serde_json::json!({
+            "wrote": sum.shown, "to": args.out, "seen": sum.seen, "let_go": sum.dropped,
+        });
+        say!("{told}");
+        return Ok(true);
+    }
     say!(
         "wrote {} to {} ({} seen, {} let go of)",
         sum.shown,
