@@ -1,4 +1,4 @@
-//! From the start of the process until a reader of committed records has the first one.
+//! What a record waits for that nobody is ahead of: the start of the process, and company.
 
 use std::time::{Duration, Instant};
 
@@ -106,5 +106,31 @@ async fn the_first_record_waits_for_no_pause_of_the_client() {
             }
             assert!(series < SERIES, "{delivery}: {opened:?}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nothing_can_join_is_sent_at_once() {
+    for delivery in ["exactly-once", "at-least-once"] {
+        let mut world = World::new("").await;
+        world.set("pipeline.delivery", delivery);
+        world.set("source.safety_interval", "10ms");
+        // Each record, and each checkpoint, would wait so long.
+        world.set(r#"sink.properties."linger.ms""#, 25_000);
+        let keys = keys(1);
+        let follower = Follower::start(&world.cluster.brokers, &world.topic());
+        let mut running = world.start(0);
+        let began = Instant::now();
+        for number in 0..3 {
+            world.write(&keys, number, 1).await;
+            while follower.arrivals().len() <= number as usize {
+                assert!(began.elapsed() < LONG / 3, "{delivery}: {}", running.text());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        running.signal("-TERM");
+        assert_eq!(running.wait(LONG).code(), Some(0), "{}", running.text());
+        println!("{delivery}: all within {:?}", began.elapsed());
+        assert!(began.elapsed() < LONG / 2, "{delivery}");
     }
 }

@@ -287,6 +287,9 @@ pub trait Settle: Send {
         leave: Leave,
     ) -> BoxFuture<'_, Result<Ticket, SinkError>>;
 
+    /// Nothing more is coming for now: what was handed over need not wait for company. Waits for nothing.
+    fn hasten(&mut self) {}
+
     /// Makes true, together, that these letters are kept (of an atomic sink; another is handed none), that the groups
     /// are there, and what was handed over before.
     fn settle<'a>(

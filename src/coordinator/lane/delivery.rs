@@ -127,6 +127,8 @@ pub(super) struct Delivery<'a> {
     next: Next,
     /// Waits for topics that groups are parked for.
     recovering: Option<BoxFuture<'static, Recovery>>,
+    /// What is in flight was sent at once, for nothing is coming that could join it.
+    is_hastened: bool,
     /// What is in flight tries a topic, and is to be settled before anything else is taken.
     is_trial: bool,
     /// What the producer has, oldest first; bounded by `max_in_flight`.
@@ -163,6 +165,7 @@ impl<'a> Delivery<'a> {
             scope,
             next: Next::Nothing,
             recovering: None,
+            is_hastened: false,
             is_trial: false,
             in_flight: VecDeque::new(),
             changes: 0,
@@ -221,6 +224,10 @@ impl<'a> Delivery<'a> {
                     tracing::info!(shard = self.lane.shard, "the checkpoints are written anew");
                 }
                 continue;
+            }
+            if idle && !self.in_flight.is_empty() && !self.is_hastened {
+                self.is_hastened = true;
+                sink.hasten();
             }
             let nothing_open = self.in_flight.is_empty() && self.settling.since.is_none();
             if nothing_open {
@@ -348,6 +355,7 @@ impl<'a> Delivery<'a> {
         }: Ready,
     ) -> Result<(), Ended> {
         self.is_trial = is_trial;
+        self.is_hastened = false;
         let atomic = sink.is_atomic();
         let carries = !batch.records.is_empty()
             || !batch.rejected.is_empty()

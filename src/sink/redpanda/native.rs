@@ -1,4 +1,5 @@
-//! What librdkafka can and its bindings do not wrap: giving a client that is there other credentials.
+//! What librdkafka can and its bindings do not wrap: giving a client that is there other credentials, and having it send
+//! what it holds back.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -66,6 +67,14 @@ pub(super) fn set_token<C: ClientContext>(
         RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
         _ => Err(SinkError::Client(said.to_string_lossy().into_owned())),
     }
+}
+
+/// Has a producer send at once what it holds back for `linger.ms`, and what it is handed meanwhile; blocks until all is
+/// reported on, or for this long. The bindings' own does so for no time at all, which its threads may miss.
+pub(super) fn hasten<C: ClientContext>(client: &Client<C>, within: Duration) {
+    let ms = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the client outlives the call. That the time was too short is no error: reports tell what became of it.
+    unsafe { bindings::rd_kafka_flush(client.native_ptr(), ms) };
 }
 
 /// What this client may do with each of these topics, as numbers of `rd_kafka_AclOperation_t`; of a topic that is not

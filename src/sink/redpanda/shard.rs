@@ -2,6 +2,7 @@
 
 mod handing;
 mod owning;
+mod round;
 mod settling;
 
 use std::collections::{HashMap, HashSet};
@@ -9,10 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Message};
 use tokio::time::Instant;
 
+use self::round::Round;
 pub(super) use self::settling::CheckpointRecord;
 use self::settling::checkpoint_records;
 use super::judge::Judge;
@@ -54,8 +57,10 @@ pub struct ShardSink {
     transaction: Transaction,
     /// Bytes of the largest batch that the producer makes, if it is bounded for a topic's sake.
     widest: Option<usize>,
-    /// When the records that are under way began to be handed over.
-    round: Instant,
+    /// The records that are under way.
+    round: Round,
+    /// … are being sent. Only ever had by whoever has all of this.
+    sending: Mutex<Option<BoxFuture<'static, ()>>>,
     /// It has taken the shard, whose checkpoints were read after that, and has said so; nothing was done with it since.
     is_ready: bool,
     /// Another had the shard before, and that is yet to be told.
@@ -98,7 +103,8 @@ impl ShardSink {
         Ok(Self {
             producer: Producer::new(made, traffic)?,
             widest,
-            round: Instant::now(),
+            round: Round::new(Instant::now()),
+            sending: Mutex::default(),
             sink,
             shard,
             suspects: HashSet::new(),
@@ -262,6 +268,10 @@ impl Settle for ShardSink {
             submission.seal();
             Ok(ticket)
         })
+    }
+
+    fn hasten(&mut self) {
+        self.send_round();
     }
 
     fn settle<'a>(

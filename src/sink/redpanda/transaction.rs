@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{Producer as _, ThreadedProducer};
 use rdkafka::util::Timeout;
 
-use super::classify;
 use super::producer::{Producer, Reports};
+use super::{classify, native};
 use crate::policy::Class;
 use crate::sink::SinkError;
 
@@ -22,6 +24,10 @@ use crate::sink::SinkError;
 /// under way waits for 100 ms (rdkafka polls in such steps).
 const SETTLING: Duration = Duration::from_micros(50);
 const SETTLED_WITHIN: u32 = 200;
+
+/// librdkafka's threads have seen by then that there is haste. Not for longer: while a request of a partition is under way,
+/// they look without a pause for what is to be sent in haste.
+const HASTE: Duration = Duration::from_millis(20);
 
 /// Has a producer connect to a broker that the cluster names, so that it has its id, or finds its coordinator, at once.
 ///
@@ -84,6 +90,16 @@ impl Producer {
         match found {
             Some(found) => found.map_err(|e| SinkError::Client(e.to_string())),
             None => Err(SinkError::Reset),
+        }
+    }
+
+    /// Has what was handed over sent at once, without `linger.ms`: nothing is coming that could join it.
+    pub(super) fn hasten(&self) -> BoxFuture<'static, ()> {
+        match self.client().cloned() {
+            Ok(producer) => super::blocking(move || native::hasten(producer.client(), HASTE))
+                .map(|_| ())
+                .boxed(),
+            Err(_) => futures::future::ready(()).boxed(),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::time::Instant;
 
 use super::super::judge::{Judge, Verdict};
@@ -18,33 +19,38 @@ use crate::sink::{Fit, Settle, SinkError};
 /// Waits for a full queue that holds nothing, before a record is taken to be larger than the queue.
 const FULL_AND_EMPTY: u32 = 1000;
 
-/// What comes within this time of a round's first records joins them: librdkafka's own `linger.ms`, before which none of
-/// them is sent.
-const GATHERING: Duration = Duration::from_millis(5);
-/// … and what comes later waits for the round's reports, but no longer than this: brokers that are this far away are
-/// kept busy.
+/// A round waits for its reports no longer than this: brokers that are this far away are kept busy.
 const ROUND: Duration = Duration::from_millis(100);
 
 impl ShardSink {
-    /// Waits for the turn of the next batch.
-    ///
-    /// Of an idempotent producer, librdkafka has one request of a partition under way at a time, for it holds the
-    /// *messages* under way against the five requests that it allows (`rd_kafka_toppar_producer_serve`, 2.12); and as
-    /// long as there are more of them whose `linger.ms` is over, the thread that would send them asks whether it may
-    /// without a pause, a processor for each shard. So there are none: batches go in rounds, and what comes while a
-    /// round is under way waits here, where waiting costs nothing.
+    /// Waits for the turn of the next batch: see [`Round`](super::round::Round).
     pub(super) async fn turn(&mut self) -> Result<(), SinkError> {
         let window = self.producer.window();
-        if window.messages() > 0 {
-            if self.round.elapsed() < GATHERING {
+        let waits = window.messages() > 0;
+        if waits {
+            if self.round.is_open(Instant::now()) {
                 return Ok(());
             }
             if let Ok(over) = tokio::time::timeout(ROUND, window.room(0)).await {
                 over?;
             }
         }
-        self.round = Instant::now();
+        if let Some(sending) = self.sending.get_mut().take() {
+            sending.await;
+        }
+        self.round.next(Instant::now(), waits);
         Ok(())
+    }
+
+    /// Has the round sent, unless it is.
+    pub(super) fn send_round(&mut self) {
+        if self.producer.window().messages() > 0 && self.round.close(Instant::now()) {
+            let mut sending = self.producer.hasten();
+            // It begins when it is first asked.
+            if (&mut sending).now_or_never().is_none() {
+                *self.sending.get_mut() = Some(sending);
+            }
+        }
     }
 
     /// What the topics in use take, if that is less than the batches that the producer makes.
@@ -160,6 +166,9 @@ impl ShardSink {
             .traffic()
             .counters()
             .produced(total as u64, bytes as u64);
+        if self.round.add(total, bytes) {
+            self.send_round();
+        }
         Ok(())
     }
 

@@ -86,7 +86,9 @@ impl ShardSink {
         self.send_checkpoints(&submission, letters.len() as u32, &records)
             .await?;
         submission.seal();
-        self.kept(ticket.await?)?;
+        // Nothing joins them.
+        let (delivered, ()) = tokio::join!(ticket, self.producer.hasten());
+        self.kept(delivered?)?;
         Crash::BeforeCommit.here();
         self.transaction = Transaction::Committing;
         let mut committing = std::pin::pin!(self.producer.commit(self.shard));
@@ -170,7 +172,11 @@ impl ShardSink {
         let (submission, ticket) = window.open(None, Some(permit))?;
         self.send_checkpoints(&submission, 0, records).await?;
         submission.seal();
-        self.kept(ticket.await?)
+        if window.messages() > records.len() {
+            return self.kept(ticket.await?);
+        }
+        let (delivered, ()) = tokio::join!(ticket, self.producer.hasten());
+        self.kept(delivered?)
     }
 
     /// Writes checkpoints into partitions that may have been added a moment ago: not every broker knows them yet,
