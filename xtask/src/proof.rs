@@ -71,7 +71,7 @@ const PROOFS: &[Proof] = &[
     },
     Proof {
         name: "generations",
-        about: "kills -9 of several instances while stream generations end and begin",
+        about: "kills -9 of several instances while stream generations end and begin: of tablets by an odd seed, of vnodes by an even one",
         tests: &["--test", "crashes"],
         filters: &["kills_while_generations"],
         variable: "PENSTOCK_TEST_KILLS",
