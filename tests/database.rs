@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use scylla_double::{Action, Fault};
 use testkit::broker::{Flow, Valve};
 use testkit::process::{LONG, Running, World, complete_and_ordered, keys};
 
@@ -120,6 +121,53 @@ async fn a_database_that_falls_silent_is_found_out_and_the_flow_is_back_when_it_
     assert!(found < Duration::from_secs(15), "found after {found:?}");
     assert!(back < Duration::from_secs(5), "back after {back:?}");
     running.stop_cleanly();
+}
+
+/// It is there and answers each read with this error, which says nothing of when it will not any more.
+async fn answers_errors(action: Action) {
+    let world = World::new("").await;
+    let keys = keys(8);
+    world.write(&keys, 0, 5).await;
+    let running = world.start(1);
+    world.await_records(8 * 5, LONG, &running);
+
+    let said = format!("{action:?}");
+    let failed = Instant::now();
+    let fault = Fault::new(action).on_table("outbox_scylla_cdc_log");
+    world.node.faults().inject(fault);
+    world.write(&keys, 5, 20).await;
+    running.await_line("a read failed, trying again", LONG);
+    let told = failed.elapsed();
+    // Each of them finds other reads to do, and what is asked beside the log is answered.
+    running.await_line("breaker opened stage=source", Duration::from_secs(10));
+    let opened = failed.elapsed();
+    await_health(&running, "breaker open", Duration::from_secs(2)).await;
+    // It looks in vain meanwhile.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let during = running.metrics().await;
+    assert_eq!(during.stage("penstock_breaker_state", "source"), 2.0);
+
+    world.node.faults().clear_all();
+    let mended = Instant::now();
+    world.await_records(8 * 25, LONG, &running);
+    let back = mended.elapsed();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 25), 0);
+    println!(
+        "{said}: told after {told:.1?}, open after {opened:.1?}, the flow back {back:.1?} after its end"
+    );
+    // `open_for` is 30 s; it looks every 2 s.
+    assert!(back < Duration::from_secs(8), "back after {back:?}");
+    running.stop_cleanly();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_answers_that_it_is_unavailable_is_read_again_soon() {
+    answers_errors(Action::Unavailable).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_answers_that_it_is_overloaded_is_read_again_soon() {
+    answers_errors(Action::Overloaded).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,8 @@
 //! Outages of the broker, end to end by the real program: reading pauses, memory stays where it is, nothing is
 //! lost, repeated or dead-lettered.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
@@ -138,7 +140,9 @@ async fn outage(world: &World, what: &str, fail: impl FnOnce(), mend: impl FnOnc
     let total = before + after;
     world.await_records(keys.len() * total as usize, LONG, &running);
     let end = running.metrics().await;
-    assert_eq!(closed(&end), at_the_start + 1.0);
+    // An attempt takes 200 ms here: where a second passes without an acknowledgement while all that waited is sent, as on a
+    // machine that is busy with other things, it opens and closes once more. At the defaults it does not: `back_soon`.
+    assert!(closed(&end) > at_the_start, "{what}: {}", running.text());
     assert_eq!(end.sum("penstock_dead_letters_total", &[]), 0.0);
     assert_eq!(end.sum("penstock_restarts_total", &[]), 0.0);
     let story = story(&running);
@@ -283,6 +287,8 @@ async fn back_soon(more: &str, opened: f64) {
         .await;
     let back = mended_at.elapsed();
     running.await_line("breaker closed stage=sink from=half-open", LONG);
+    let opened_before = running.metrics().await;
+    let opened_before = opened_before.stage("penstock_breaker_opened_total", "sink");
     println!("the flow is back {back:.1?} after the broker");
     // What has opened a moment ago stays open for 2 s.
     let held = if opened > 1.0 { 0 } else { 2 };
@@ -292,8 +298,53 @@ async fn back_soon(more: &str, opened: f64) {
         story(&running)
     );
     world.await_records(8 * 220, LONG, &running);
+    let end = running.metrics().await;
+    let opened_at_the_end = end.stage("penstock_breaker_opened_total", "sink");
+    assert_eq!(opened_at_the_end, opened_before, "{}", story(&running));
     running.stop_cleanly();
     assert_eq!(complete_and_ordered(&world.seen(), &keys, 220), 0);
+}
+
+/// The coordinator of transactions refuses the partitions before anything is sent: librdkafka says of the records only that
+/// it has let go of them. It is a refusal all the same: told, no failure of the brokers, and tried again soon.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_is_refused_is_told_and_found_again_soon() {
+    let faulty = Faulty::start();
+    let world = World::with(Setup {
+        brokers: Some(faulty.brokers.clone()),
+        ..Setup::default()
+    })
+    .await;
+    let keys = keys(8);
+    world.write(&keys, 0, 20).await;
+    let running = world.start(1);
+    world.await_records(8 * 20, LONG, &running);
+    let asked = RDKafkaApiKey::AddPartitionsToTxn;
+    let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    faulty.mock.request_errors(asked, &vec![refused; 10_000]);
+    world.write(&keys, 20, 20).await;
+    let told = Instant::now();
+    running.await_line("TopicAuthorizationFailed", LONG);
+    running.await_line("health changed component=\"sink\"", LONG);
+    let told = told.elapsed();
+    // Pauses that grow would have grown by then.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let (_, health) = running.penstock(&["health"]);
+    assert!(health.contains("TopicAuthorizationFailed"), "{health}");
+    let during = running.metrics().await;
+    assert_eq!(during.stage("penstock_breaker_opened_total", "sink"), 0.0);
+    faulty.mock.clear_request_errors(asked);
+    let mended = Instant::now();
+    world.await_records(8 * 40, LONG, &running);
+    let back = mended.elapsed();
+    println!("refused: told after {told:.1?}, all is there {back:.1?} after its end");
+    assert!(
+        back < Duration::from_secs(6),
+        "{back:?}\n{}",
+        running.text()
+    );
+    running.stop_cleanly();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 40), 0);
 }
 
 /// Whoever watches health learns of an outage, and of its end, as soon as whoever reads the log, and not an interval later.
@@ -473,11 +524,45 @@ async fn a_stop_amid_an_outage_is_forced_and_loses_nothing() {
     complete_and_ordered(&world.seen(), &keys, 300);
 }
 
+/// Whether this machine wakes who sleeps in time. What a limit's timer is late by for longer than 20 ms is lost to it, or a
+/// process that stood still would make up for it all at once; and a machine that is late by as much as that is late at every
+/// step on the way.
+struct Wakes {
+    /// µs that sleeps were late by, each beyond 5 ms.
+    late_us: AtomicU64,
+}
+
+impl Wakes {
+    fn watch() -> Arc<Self> {
+        let wakes = Arc::new(Self {
+            late_us: AtomicU64::new(0),
+        });
+        let watched = Arc::downgrade(&wakes);
+        std::thread::spawn(move || {
+            const STEP: Duration = Duration::from_millis(5);
+            while let Some(watched) = watched.upgrade() {
+                let slept = Instant::now();
+                std::thread::sleep(STEP);
+                let late = slept.elapsed().saturating_sub(2 * STEP).as_micros();
+                let late = u64::try_from(late).expect("less than a year");
+                watched.late_us.fetch_add(late, Relaxed);
+            }
+        });
+        wakes
+    }
+
+    /// By how much it was late so far.
+    fn late(&self) -> Duration {
+        Duration::from_micros(self.late_us.load(Relaxed))
+    }
+}
+
 /// 200 a second of far more that are there, in stages of two shards: neither paid twice nor in bursts that leave
 /// the stages after it idle. Counted at the far end, by the changes that are done.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_stage_lets_through_what_its_rate_limit_says() {
     const RATE: f64 = 200.0;
+    let wakes = &Wakes::watch();
     let limited = async |stage: &str, table: &str| {
         let extra = format!(
             "[{table}.rate_limit]\nper_second = {RATE}\nburst = 1\n[dead_letter]\nmax = 100_000\n"
@@ -518,22 +603,27 @@ async fn each_stage_lets_through_what_its_rate_limit_says() {
         running
             .await_metrics("it flows", LONG, |m| done(m) >= 100.0)
             .await;
-        // Never more; and as much, in one of a few spans: a machine that is busy with other things gives less.
-        let mut rates = Vec::new();
-        for _ in 0..5 {
+        // Never more; and as much, in one of a few spans in which the machine did its part.
+        let (deadline, mut rates, mut less) = (Instant::now() + LONG, Vec::new(), 0);
+        let met = loop {
             let (from, begun) = (Instant::now(), done(&running.metrics().await));
+            let late = wakes.late();
             tokio::time::sleep(Duration::from_secs(3)).await;
             let passed = done(&running.metrics().await) - begun;
-            let rate = passed / from.elapsed().as_secs_f64();
+            let took = from.elapsed().as_secs_f64();
+            let (rate, late) = (passed / took, (wakes.late() - late).as_secs_f64() / took);
             assert!(rate < 1.05 * RATE, "{stage}: {rate}/s");
-            rates.push(rate);
+            rates.push(format!("{rate:.1} (wakes late by {:.1} %)", 100.0 * late));
             if rate > 0.95 * RATE {
-                break;
+                break true;
             }
-        }
-        println!("{stage}: {rates:.1?}/s of {RATE}/s");
-        let most = rates.iter().copied().fold(0.0, f64::max);
-        assert!(most > 0.95 * RATE, "{stage}: {rates:.1?}/s");
+            less += u32::from(late < 0.01);
+            if less == 5 || Instant::now() > deadline {
+                break false;
+            }
+        };
+        println!("{stage}: {rates:?} a second of {RATE}");
+        assert!(met || less < 5, "{stage}: {rates:?} a second of {RATE}");
     };
     tokio::join!(
         limited("source", "source"),

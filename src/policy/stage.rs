@@ -333,8 +333,12 @@ impl StagePolicies {
 
     /// Waits after the `attempt`th failed try (from 1); `false`: there is no further one. For loops that
     /// cannot use [`StagePolicies::run`].
+    ///
+    /// A breaker that is open no longer ends the wait: what has grown the pauses is over, or is about to be probed, which
+    /// somebody has to be there for.
     pub async fn back_off(&self, attempt: u32) -> bool {
         let mut live = self.0.live.follow();
+        let mut state = self.0.state.subscribe();
         let started = Instant::now();
         let jitter = (self.0.jitter)();
         loop {
@@ -346,6 +350,10 @@ impl StagePolicies {
             tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(started + retry.delay(attempt, jitter)) => {
+                    self.with(|machine, _| machine.retries += 1);
+                    return true;
+                }
+                () = no_longer_open(&mut state) => {
                     self.with(|machine, _| machine.retries += 1);
                     return true;
                 }
@@ -558,6 +566,16 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Waits until an open breaker is half-open, or closed, from now on.
+async fn no_longer_open(state: &mut watch::Receiver<State>) {
+    loop {
+        changed(state).await;
+        if *state.borrow_and_update() != State::Open {
+            return;
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! because the shard is going to be rewound and all of them are produced again. A producer that replaces the
 //! broken one gets a new window, so a late report cannot reach the wrong batch.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -317,6 +317,14 @@ impl Window {
         for done in waiting {
             done.send(Err(error.clone())).ok();
         }
+    }
+
+    /// The topics of what is under way, or was when it failed.
+    pub fn topics(&self) -> BTreeSet<String> {
+        let state = self.state.lock();
+        let batches = state.batches.iter().filter_map(|b| b.source.as_ref());
+        let topics = batches.flat_map(|b| &b.topics);
+        topics.map(|topic| topic.to_string()).collect()
     }
 
     /// The positions of the records refused together.

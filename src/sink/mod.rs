@@ -81,6 +81,13 @@ pub enum SinkError {
         /// What the broker said.
         reason: String,
     },
+    /// librdkafka let go of a record because its transaction failed, for a reason that it tells whoever asks:
+    /// [`Settle::explain`].
+    #[error("a record for {topic} was let go of: its transaction failed")]
+    Purged {
+        /// The record's topic, which may have nothing to do with it.
+        topic: String,
+    },
     /// A topic takes smaller batches than the producer makes: the shard goes back, and on with another producer.
     #[error("a topic takes batches of {bytes} bytes at most: the producer is made anew for it")]
     Narrower {
@@ -180,6 +187,7 @@ impl SinkError {
             | Self::Topic { .. }
             | Self::Delivery { .. }
             | Self::Refused { .. }
+            | Self::Purged { .. }
             | Self::Narrower { .. }
             | Self::Suspect { .. }
             | Self::Reset
@@ -200,6 +208,7 @@ impl SinkError {
         match self {
             Self::Unreachable { .. }
             | Self::Refused { .. }
+            | Self::Purged { .. }
             | Self::Narrower { .. }
             | Self::Suspect { .. }
             | Self::Reset => Class::Retryable,
@@ -297,6 +306,12 @@ pub trait Settle: Send {
         letters: &'a [DeadLetter],
         settlement: &'a Settlement,
     ) -> BoxFuture<'a, Result<(), SinkError>>;
+
+    /// What an error of a call or a ticket was for, where it only says what followed from that. To be asked before
+    /// [`Self::reset`].
+    fn explain(&mut self, error: SinkError) -> BoxFuture<'_, SinkError> {
+        Box::pin(std::future::ready(error))
+    }
 
     /// Lets go of everything since the last settlement, or, if not atomic, of what is in flight. Says where the shard
     /// stands if only the brokers know.

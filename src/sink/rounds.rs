@@ -8,7 +8,7 @@
 //! - A hint, or a batch that is late, begins a round at once; else there is one now and then, for what nobody writes
 //!   to: an idle pipeline, a topic that was deleted.
 //! - A round that failed is followed by the next after [`AGAIN`]: at the default threshold of 5 failures a breaker is
-//!   open 3 s after the first refusal, and about 10 s into a silence.
+//!   open 2.5 s after the first refusal, and about 10 s into a silence.
 //!
 //! [`Rounds`] decides, pure in `now`; the sink's guard asks and acts.
 
@@ -21,7 +21,7 @@ pub const IDLE: Duration = Duration::from_secs(5);
 /// After a round that was answered while a batch is late: what is wrong is not the connection.
 pub const LATE: Duration = Duration::from_secs(2);
 /// After one that was refused, which takes no time.
-pub const AGAIN: Duration = Duration::from_millis(700);
+pub const AGAIN: Duration = Duration::from_millis(500);
 /// After one that met silence, which takes its time; and while the breaker is not closed: there is nothing to count any
 /// more, and whoever is back is noticed soon.
 pub const RETURN: Duration = Duration::from_millis(250);
@@ -203,7 +203,7 @@ mod tests {
         bench.rounds.hint();
         let failures = bench.failures();
         assert!(failures[0] < Duration::from_millis(500), "{failures:?}");
-        assert!(failures[4] < Duration::from_millis(4_800), "{failures:?}");
+        assert!(failures[4] < Duration::from_millis(4_000), "{failures:?}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::policy::health::Status;
 /// The pause after the first refusal; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest: what is mended is noticed within it.
-const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Topics that are named in health; the others are counted.
 const NAMED: usize = 3;
 
@@ -232,7 +232,7 @@ mod tests {
             let pause = troubles.again_at(&topic("t")).unwrap() - Instant::now();
             pauses.push(pause.as_millis());
         }
-        assert_eq!(pauses, [500, 1000, 2000, 4000, 4000, 4000]);
+        assert_eq!(pauses, [500, 1000, 2000, 2000, 2000, 2000]);
         assert_eq!(troubles.again_at(&topic("u")), None);
         troubles.accepted("t");
         assert_eq!(

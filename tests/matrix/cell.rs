@@ -38,8 +38,24 @@ impl Moment {
 
 /// Everything is back by then, at the defaults: a breaker that opened stays so for 30 s, and pauses grow to that.
 const BACK_WITHIN: Duration = Duration::from_secs(75);
+/// … and this soon where what was wrong is asked about now and then meanwhile, or tells by itself that it is well: all but a
+/// quota, by which whole transactions were held up, a broker that starts, and its election of leaders.
+const BACK_SOON: Duration = Duration::from_secs(10);
+
+fn back_within(fault: Fault) -> Duration {
+    match fault {
+        Fault::Quota
+        | Fault::BrokerRestarted
+        | Fault::CoordinatorMoved
+        | Fault::NotEnoughReplicas => BACK_WITHIN,
+        _ => BACK_SOON,
+    }
+}
+
 /// The drain's own deadline in these cells, and some for a busy machine.
 const DRAINED_WITHIN: Duration = Duration::from_secs(20);
+/// Nobody is left in the dark for longer: by then health or the log says why nothing arrives.
+const SILENT_FOR: Duration = Duration::from_secs(4);
 /// What the process may grow by while it waits: what may be in flight, and the driver's own queues.
 const MOST_GROWN: u64 = 64 << 20;
 /// The same from the start on, where it grows by what it is made of.
@@ -63,8 +79,10 @@ pub(crate) struct Cell {
     repeated: usize,
     disordered: usize,
     grown: u64,
-    /// What health, or else the log, said while the fault lasted.
-    said: Option<String>,
+    /// What health, or else the log, said first while the fault lasted, and how long after it began.
+    said: Option<(Duration, String)>,
+    /// For how long nothing arrived and nothing was said.
+    silent: Duration,
     log: String,
 }
 
@@ -80,16 +98,19 @@ impl Cell {
             && self.lost == 0
             && self.disordered == 0
             && self.grown < most
-            && (self.said.is_some() || self.may_be_silent())
+            // Where records go on arriving, nothing waits, and nothing has to be said.
+            && self.silent < SILENT_FOR
     }
 
-    /// What is over before anything can be said of it, or touches nothing that is waited for.
-    fn may_be_silent(&self) -> bool {
-        self.moment == Moment::DuringDrain
-            || matches!(
-                self.fault,
-                Fault::DiskFull | Fault::CoordinatorMoved | Fault::Quota
-            )
+    /// What was said first, or why nothing had to be.
+    fn saying(&self) -> String {
+        match &self.said {
+            Some((after, said)) => format!("after {after:.1?}: {said}"),
+            None if self.silent < SILENT_FOR => {
+                format!("nothing: at most {:.1?} without a record", self.silent)
+            }
+            None => format!("NOTHING for {:.1?} without a record", self.silent),
+        }
     }
 
     /// The end of the log, for a cell that does not hold.
@@ -112,12 +133,12 @@ impl Cell {
             disordered: 0,
             grown: 0,
             said: None,
+            silent: Duration::ZERO,
             log: String::new(),
         };
         match Scene::new(fault, hosts, times.open_for).await {
             Err(missing) => {
                 cell.outcome = Ok(format!("left out: {missing:#}"));
-                cell.said = Some(String::new());
             }
             Ok(scene) => {
                 let mut load = Load::new(&scene.world, &scene.follow);
@@ -128,6 +149,7 @@ impl Cell {
                     port: free_port(),
                     lasts: times.lasts,
                     said: None,
+                    silent: Duration::ZERO,
                     grown: 0,
                 };
                 cell.outcome = act.play(moment, &mut load).await;
@@ -139,6 +161,7 @@ impl Cell {
                 cell.disordered = load.disordered();
                 cell.grown = act.grown;
                 cell.said = act.said.take();
+                cell.silent = act.silent;
                 cell.log = act.running.as_ref().map(Running::text).unwrap_or_default();
             }
         }
@@ -169,7 +192,7 @@ impl fmt::Display for Cell {
             self.repeated,
             self.disordered,
             self.grown >> 20,
-            short(self.said.as_deref().unwrap_or("nothing"), 110),
+            short(&self.saying(), 110),
         )
     }
 }
@@ -187,6 +210,49 @@ fn resident(running: &Running) -> Option<u64> {
     Some(kib << 10)
 }
 
+/// The first line of a log that warns; what is said of the configuration is said without any fault.
+fn warning(log: &str) -> Option<String> {
+    log.lines()
+        .filter(|line| !line.contains("safety_interval is short"))
+        .find_map(|line| {
+            let at = line.find(" WARN ").or_else(|| line.find(" ERROR "))?;
+            Some(format!("log:{}", &line[at..]))
+        })
+}
+
+/// When a fault began, and how much of the log was there by then.
+#[derive(Clone, Copy)]
+struct Fallen {
+    at: Instant,
+    told: usize,
+}
+
+/// For how long nothing has arrived.
+struct Stands {
+    since: Fallen,
+    arrived: usize,
+    last: Instant,
+}
+
+impl Stands {
+    fn new(load: &Load, since: Fallen) -> Self {
+        Self {
+            since,
+            arrived: load.arrived().0,
+            last: since.at,
+        }
+    }
+
+    fn look(&mut self, load: &Load) -> Duration {
+        let arrived = load.arrived().0;
+        let nothing_waits = arrived >= load.written();
+        if arrived > self.arrived || nothing_waits {
+            (self.arrived, self.last) = (arrived, Instant::now());
+        }
+        self.last.elapsed()
+    }
+}
+
 /// What a cell does.
 struct Act<'a> {
     scene: &'a Scene<'a>,
@@ -194,7 +260,8 @@ struct Act<'a> {
     round: u32,
     port: u16,
     lasts: Duration,
-    said: Option<String>,
+    said: Option<(Duration, String)>,
+    silent: Duration,
     grown: u64,
 }
 
@@ -241,36 +308,35 @@ impl Act<'_> {
     }
 
     /// The fault lasts: nothing ends, memory stays, and somebody says why nothing goes on.
-    async fn hold(&mut self) -> Result<()> {
+    async fn hold(&mut self, load: &Load, since: Fallen) -> Result<()> {
         let begun = Instant::now();
         let before = resident(self.running()).unwrap_or_default();
-        let told = self.running().text().len();
+        let mut stands = Stands::new(load, since);
         while begun.elapsed() < self.lasts {
             self.alive()?;
             let now = resident(self.running()).unwrap_or_default();
             self.grown = self.grown.max(now.saturating_sub(before));
-            if let Some(reason) = self.complaint().await {
-                self.said = Some(reason);
-            }
+            self.listen(load, &mut stands).await;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        if self.said.is_none() {
-            let text = self.running().text();
-            let since = text.get(told.min(text.len())..).unwrap_or_default();
-            // What is said of the configuration is said without any fault.
-            let warning = since.lines().find(|l| {
-                (l.contains(" WARN ") || l.contains(" ERROR "))
-                    && !l.contains("safety_interval is short")
-            });
-            self.said = warning.map(|line| {
-                let at = line
-                    .find(" WARN ")
-                    .or_else(|| line.find(" ERROR "))
-                    .unwrap_or(0);
-                format!("log:{}", &line[at..])
-            });
-        }
         Ok(())
+    }
+
+    /// Looks for a reason in health and in the log, and for how long there was none and nothing arrived.
+    async fn listen(&mut self, load: &Load, stands: &mut Stands) {
+        if self.said.is_some() {
+            return;
+        }
+        let health = self.complaint().await;
+        let reason = health.or_else(|| {
+            let text = self.running().text();
+            let since = text.get(stands.since.told.min(text.len())..);
+            warning(since.unwrap_or_default())
+        });
+        match reason {
+            Some(reason) => self.said = Some((stands.since.at.elapsed(), reason)),
+            None => self.silent = self.silent.max(stands.look(load)),
+        }
     }
 
     /// What health says is wrong.
@@ -304,7 +370,7 @@ impl Act<'_> {
         Ok(())
     }
 
-    async fn fail(&mut self, load: &mut Load) -> Result<()> {
+    async fn fail(&mut self, load: &mut Load) -> Result<Fallen> {
         if self.scene.fault().takes_the_log() {
             load.pause().await;
             ensure!(
@@ -312,7 +378,10 @@ impl Act<'_> {
                 "not all arrived before the fault"
             );
         }
-        self.scene.fail(load).await
+        let told = self.running.as_ref().map_or(0, |r| r.text().len());
+        self.scene.fail(load).await?;
+        let at = Instant::now();
+        Ok(Fallen { at, told })
     }
 
     async fn mend(&mut self, load: &Load) -> Result<Instant> {
@@ -323,12 +392,13 @@ impl Act<'_> {
 
     /// Until everything has arrived; how long that took.
     async fn back(&mut self, load: &mut Load, since: Instant) -> Result<Duration> {
-        let deadline = since + BACK_WITHIN;
+        let within = back_within(self.scene.fault());
+        let deadline = since + within;
         let (at, mut first) = (load.arrived().0, None);
         while first.is_none() {
             ensure!(
                 Instant::now() < deadline,
-                "nothing goes on {BACK_WITHIN:?} after its end"
+                "nothing goes on {within:?} after its end"
             );
             self.alive()?;
             if load.arrived().0 > at {
@@ -350,10 +420,14 @@ impl Act<'_> {
         Ok(first.unwrap_or_default())
     }
 
-    async fn stop(&mut self) -> Result<i32> {
+    /// Asks it to stop; its exit code. `heard`: what it says meanwhile counts.
+    async fn stop(&mut self, mut heard: Option<(&Load, Stands)>) -> Result<i32> {
         let asked = Instant::now();
         self.running().signal("-TERM");
         loop {
+            if let Some((load, stands)) = &mut heard {
+                self.listen(load, stands).await;
+            }
             if let Some(status) = self.running().ended() {
                 let code = status.code();
                 return code.ok_or_else(|| anyhow::anyhow!("killed: {status}"));
@@ -367,7 +441,7 @@ impl Act<'_> {
     }
 
     async fn stop_well(&mut self) -> Result<()> {
-        let code = self.stop().await?;
+        let code = self.stop(None).await?;
         ensure!(code == 0, "the last stop ended with {code}");
         Ok(())
     }
@@ -376,7 +450,8 @@ impl Act<'_> {
         self.fail(load).await?;
         self.start();
         load.start(&self.scene.world);
-        self.hold().await?;
+        let at = Instant::now();
+        self.hold(load, Fallen { at, told: 0 }).await?;
         let mended = self.mend(load).await?;
         let back = self.back(load, mended).await?;
         self.stop_well().await?;
@@ -385,8 +460,8 @@ impl Act<'_> {
 
     async fn under_load(&mut self, load: &mut Load) -> Result<String> {
         self.flows(load).await?;
-        self.fail(load).await?;
-        self.hold().await?;
+        let since = self.fail(load).await?;
+        self.hold(load, since).await?;
         let mended = self.mend(load).await?;
         let back = self.back(load, mended).await?;
         self.stop_well().await?;
@@ -395,10 +470,11 @@ impl Act<'_> {
 
     async fn during_drain(&mut self, load: &mut Load) -> Result<String> {
         self.flows(load).await?;
-        self.fail(load).await?;
+        let since = self.fail(load).await?;
         tokio::time::sleep(Duration::from_millis(300)).await;
         load.end().await;
-        let code = self.stop().await?;
+        let stands = Stands::new(load, since);
+        let code = self.stop(Some((load, stands))).await?;
         ensure!(code == 0 || code == 75, "the drain ended with {code}");
         let mended = self.mend(load).await?;
         self.start();
@@ -410,12 +486,12 @@ impl Act<'_> {
 
     async fn during_reload(&mut self, load: &mut Load) -> Result<String> {
         self.flows(load).await?;
-        self.fail(load).await?;
+        let since = self.fail(load).await?;
         let world = &self.scene.world;
         let text = std::fs::read_to_string(world.config())?;
         // One key that needs a rebuild, whatever it says.
         world.save(&text.replace("[pipeline]", "[pipeline]\nsession_timeout = \"11s\""));
-        self.hold().await?;
+        self.hold(load, since).await?;
         let mended = self.mend(load).await?;
         let back = self.back(load, mended).await?;
         let deadline = Instant::now() + LONG;

@@ -68,6 +68,7 @@ async fn arrives_once_and_marked(tablets: bool) {
     assert_eq!(late(&batches), behind);
     let status = rig.source.status();
     assert_eq!(status.late, 30);
+    println!("30 of 70 written 5 s behind: 30 late, marked and counted, 0 lost, 0 repeated");
     let note = status.complaint.expect("a note").to_string();
     assert!(note.contains("came late"), "{note}");
 }
@@ -146,6 +147,11 @@ async fn across_a_restart_what_came_late_arrives_once() {
             &log,
             &format!("cut after batch {cut} of {}", batches.len()),
         );
+        println!(
+            "restarted after batch {cut} of {}: {left} read, {} of them late, 0 lost, 0 repeated",
+            batches.len(),
+            late(&rest).len()
+        );
         if cut == batches.len() {
             assert_eq!(late(&rest).len(), 25);
         }
@@ -186,9 +192,12 @@ async fn writes_with_the_time_of_their_clients_are_not_lost() {
     let took = began.elapsed().as_secs_f64();
     exactly(&positions(&batches), &db.log("t").await, "with late ones");
     let status = rig.source.status();
-    eprintln!(
-        "{all} writes in {took:.1} s, {} late, {} looks beside {} pages",
-        status.late, status.looks, status.pages
+    println!(
+        "{all} writes in {took:.1} s, {} late, 0 lost; {} looks behind beside {} pages ({:.1} %)",
+        status.late,
+        status.looks,
+        status.pages,
+        100.0 * status.looks as f64 / status.pages as f64
     );
     assert!(status.late > 0, "the test is of no use without");
     // A tenth of the reads, and once each group what is due.
@@ -243,4 +252,5 @@ async fn a_step_of_this_machines_clock_loses_nothing_and_is_told() {
     let start = Checkpoints::new();
     let (batches, ..) = tokio::join!(rig.read(0, &start, 600), writing, stepping);
     exactly(&positions(&batches), &db.log("t").await, "over two steps");
+    println!("600 changes over a step of 20 s forward and one back: 0 lost, 0 repeated");
 }

@@ -141,7 +141,7 @@ const PROOFS: &[Proof] = &[
         tests: &["--test", "matrix"],
         filters: &["every_fault"],
         variable: "PENSTOCK_TEST_FAULT_SECONDS",
-        n: "5",
+        n: "6",
         flags: &[
             ("--faults", "PENSTOCK_TEST_FAULTS"),
             ("--moments", "PENSTOCK_TEST_MOMENTS"),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// Those that come with the program.
 pub const STOCK: [&str; 8] = [
@@ -17,6 +18,9 @@ pub const STOCK: [&str; 8] = [
 ];
 /// The others: an example, and what goes wrong on purpose.
 const OTHERS: [&str; 2] = ["event-filter", "test-faults"];
+
+/// Building that takes longer is told of.
+const TOLD: Duration = Duration::from_secs(5);
 
 /// The file of a plugin, by its package's name: `outbox-router`, `test-faults`.
 ///
@@ -51,6 +55,7 @@ fn build(triple: &str, packages: &[&str]) -> PathBuf {
     std::fs::create_dir_all(&target).expect("a directory for the plugins");
     let lock = std::fs::File::create(target.join("test.lock")).expect("the lock's file");
     lock.lock().expect("the lock");
+    let begun = Instant::now();
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(crate::root())
         .args(["build", "--quiet", "--profile", "plugin"])
@@ -66,5 +71,9 @@ fn build(triple: &str, packages: &[&str]) -> PathBuf {
         "the plugins do not build (`rustup target add {triple}`?):\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
+    // A test that waits for it seems to hang otherwise.
+    if begun.elapsed() > TOLD {
+        eprintln!("building the plugins took {:.0?}", begun.elapsed());
+    }
     target.join(triple).join("plugin")
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -18,6 +19,11 @@ use crate::policy::Class;
 use crate::policy::stage::StagePolicies;
 use crate::sink::{Settle, SinkError, Standing};
 use crate::source::Source;
+
+/// Refusals that are followed by another try at once: which topics take nothing is known by then.
+const AT_ONCE: u32 = 2;
+/// What is refused is tried again after this long, so that a right that was given is noticed.
+const REFUSED: Duration = Duration::from_secs(1);
 
 /// What the sink's child works with.
 pub struct SinkParts {
@@ -125,24 +131,25 @@ pub async fn run_sink(
                 continue;
             }
             Err(Ended::Delivery(error)) => {
-                if let SinkError::Refused { topic, .. } = &error
-                    && lane.parking.lock().refused(topic)
-                {
+                let error = parts.sink.explain(error).await;
+                let tried = match &error {
+                    SinkError::Refused { topic, .. } => lane.parking.lock().refused(topic),
+                    _ => false,
+                };
+                if tried {
                     lane.tell_source();
                 }
                 lane.did_not_fit(&error, open.changes, open.since.map(|at| at.elapsed()));
                 failures += 1;
                 tracing::warn!(shard = lane.shard, %error, failures, "delivery failed, going back");
                 // An answer is not an outage: what follows from it is done at once, and a topic's records wait for their
-                // topic.
-                let answered = matches!(
-                    error,
-                    SinkError::Refused { .. }
-                        | SinkError::Suspect { .. }
-                        | SinkError::Narrower { .. }
-                );
-                if !answered && !parts.policies.back_off(failures).await {
-                    return Err(error.into());
+                // topic. But nothing waits for a topic of ours: the lane does.
+                match error {
+                    SinkError::Suspect { .. } | SinkError::Narrower { .. } => {}
+                    SinkError::Refused { .. } if tried || failures <= AT_ONCE => {}
+                    SinkError::Refused { .. } => tokio::time::sleep(REFUSED).await,
+                    error if !parts.policies.back_off(failures).await => return Err(error.into()),
+                    _ => {}
                 }
                 "delivery failed"
             }

@@ -486,6 +486,7 @@ async fn what_goes_through_is_what_is_set() {
             let (first, last) = (served[0], served[served.len() - 1]);
             let total: u64 = served[1..].iter().map(|(_, n)| n).sum();
             let share = total as f64 / (last.0 - first.0).as_secs_f64() / f64::from(per_second);
+            println!("{told}: {:.1} % of what is set", 100.0 * share);
             assert!((0.95..1.05).contains(&share), "{told}: {share}");
             for (i, (from, _)) in served.iter().enumerate() {
                 let mut sum = 0;
@@ -501,6 +502,32 @@ async fn what_goes_through_is_what_is_set() {
             }
         }
     }
+}
+
+/// Pauses that an outage has grown are not waited out when it is over, and somebody is there to probe.
+#[tokio::test(start_paused = true)]
+async fn a_pause_ends_when_the_breaker_is_open_no_longer() {
+    let policies = Policies {
+        retry: retry(20 * SECOND, None).retry,
+        ..breaker(1, 5 * SECOND, 1)
+    };
+    let (stage, _live) = sink(policies);
+    open(&stage).await;
+    let ((goes_on, waited), probe) = tokio::join!(timed(stage.back_off(9)), stage.admit());
+    assert_eq!((goes_on, waited), (true, 5 * SECOND));
+    let closes = async {
+        tokio::time::sleep(SECOND).await;
+        probe.success();
+    };
+    let ((goes_on, waited), ()) = tokio::join!(timed(stage.back_off(9)), closes);
+    assert_eq!((goes_on, waited), (true, SECOND));
+    // One that opens meanwhile is no reason to go on sooner.
+    let opens = async {
+        tokio::time::sleep(SECOND).await;
+        open(&stage).await;
+    };
+    let ((goes_on, waited), ()) = tokio::join!(timed(stage.back_off(1)), opens);
+    assert_eq!((goes_on, waited), (true, 20 * SECOND));
 }
 
 /// A batch larger than the burst passes, late, and whoever gives up waiting costs nobody else anything.

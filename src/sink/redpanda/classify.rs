@@ -121,6 +121,11 @@ fn is_refused(code: Code) -> bool {
     )
 }
 
+/// Whether librdkafka let go of a record by itself: nobody refused it.
+pub(super) fn is_purged(error: &KafkaError) -> bool {
+    matches!(code(error), Some(Code::PurgeQueue | Code::PurgeInflight))
+}
+
 /// Whether it is the size of a record, or of a batch of them, that is refused.
 pub(super) fn is_size(error: &KafkaError) -> bool {
     matches!(

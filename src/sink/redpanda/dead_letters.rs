@@ -57,11 +57,7 @@ fn config(sink: &RedpandaSink) -> (ClientConfig, u64) {
 impl DeadLetters {
     /// Of the sink's pipeline; `policies` are those of the stage `dead_letter`.
     pub fn open(sink: &Arc<RedpandaSink>, policies: StagePolicies) -> Result<Self, SinkError> {
-        let traffic = Arc::new(Traffic::new(
-            sink.troubles.clone(),
-            sink.ends.clone(),
-            sink.security.clone(),
-        ));
+        let traffic = Arc::new(Traffic::of(sink));
         Ok(Self {
             sink: Arc::clone(sink),
             policies,

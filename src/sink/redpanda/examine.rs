@@ -11,6 +11,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::client::Quiet;
 use super::security::Security;
+use super::topics::WRITE_TOPIC;
 use super::topics::number;
 use super::{RedpandaSink, classify, client};
 use crate::config::settings::{Delivery, Instances, LiveSettings, Settings};
@@ -23,7 +24,6 @@ use crate::words::Word;
 const WITHIN: Duration = Duration::from_secs(10);
 /// `rd_kafka_AclOperation_t`
 const READ_TOPIC: i32 = 3;
-const WRITE_TOPIC: i32 = 4;
 /// A letter that nobody looked at for so long may go.
 const LETTERS_STAY: u64 = 86_400_000;
 

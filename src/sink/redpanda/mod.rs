@@ -279,13 +279,12 @@ impl RedpandaSink {
     }
 
     fn open_with(self: &Arc<Self>, shard: u32, delivery: Delivery) -> Result<ShardSink, SinkError> {
-        let traffic = Arc::clone(self.traffic.lock().entry(shard).or_insert_with(|| {
-            Arc::new(Traffic::new(
-                self.troubles.clone(),
-                self.ends.clone(),
-                self.security.clone(),
-            ))
-        }));
+        let traffic = Arc::clone(
+            self.traffic
+                .lock()
+                .entry(shard)
+                .or_insert_with(|| Arc::new(Traffic::of(self))),
+        );
         ShardSink::open(Arc::clone(self), shard, traffic, delivery)
     }
 

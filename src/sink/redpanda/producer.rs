@@ -13,8 +13,9 @@ use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
 use rdkafka::producer::{
     BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use super::RedpandaSink;
 use super::classify::{self, Refusal};
 use super::client::{self, Quiet};
 use super::security::InForce;
@@ -124,6 +125,11 @@ impl ProducerContext for Reports {
                     reason: error.to_string(),
                 })
             }
+            Err((error, message)) if classify::is_purged(error) => {
+                Report::Failed(SinkError::Purged {
+                    topic: message.topic().to_owned(),
+                })
+            }
             Err((error, message)) => match classify::delivery(error) {
                 Refusal::Content => Report::Suspect {
                     reason: error.to_string(),
@@ -151,19 +157,22 @@ pub(super) struct Traffic {
     troubles: Troubles,
     ends: Arc<Ends>,
     security: InForce,
+    /// Rung when a producer complains about a connection: whoever has something to send is the first to know.
+    hint: Arc<Notify>,
 }
 
 impl Traffic {
-    /// Of a sink that waits for these, whose checkpoints are written so far, and that connects with this.
-    pub(super) fn new(troubles: Troubles, ends: Arc<Ends>, security: InForce) -> Self {
+    /// Of this sink: it waits for the same, and connects with the same.
+    pub(super) fn of(sink: &RedpandaSink) -> Self {
         let counters = Arc::<Counters>::default();
         let window = Mutex::new(Arc::new(Window::new(Arc::clone(&counters))));
         Self {
             counters,
             window,
-            troubles,
-            ends,
-            security,
+            troubles: sink.troubles.clone(),
+            ends: Arc::clone(&sink.ends),
+            security: sink.security.clone(),
+            hint: Arc::clone(&sink.hint),
         }
     }
 
@@ -414,7 +423,7 @@ fn create(
         troubles: traffic.troubles.clone(),
         ends: Arc::clone(&traffic.ends),
         window: Arc::clone(window),
-        quiet: Quiet::of(&traffic.security),
+        quiet: Quiet::hinting(&traffic.security, Arc::clone(&traffic.hint)),
         security: (traffic.security.clone(), version),
     };
     config

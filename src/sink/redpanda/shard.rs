@@ -294,6 +294,15 @@ impl Settle for ShardSink {
         })
     }
 
+    fn explain(&mut self, error: SinkError) -> BoxFuture<'_, SinkError> {
+        Box::pin(async move {
+            match error {
+                SinkError::Purged { topic } => self.why_purged(topic).await,
+                error => error,
+            }
+        })
+    }
+
     fn reset(&mut self) -> BoxFuture<'_, Result<Option<Standing>, SinkError>> {
         Box::pin(async move {
             let was = self.transaction;

@@ -24,6 +24,10 @@ use crate::sink::trouble::{Cause, Help, Troubles};
 const NOIDA: &str = "MkU3OEVBNTctOEUyRi00";
 /// One request about topics takes no longer.
 const REQUEST: Duration = Duration::from_secs(10);
+/// `rd_kafka_AclOperation_t`
+pub(super) const WRITE_TOPIC: i32 = 4;
+/// One that a shard waits for, and that brokers may not know, takes no longer.
+const SOON: Duration = Duration::from_secs(1);
 /// A new partition's leader is asked again after this long.
 const LEADER_POLL: Duration = Duration::from_millis(20);
 
@@ -419,10 +423,26 @@ impl Topics {
 
     /// What this client may do with these topics, where the brokers say, see [`super::native::allowed`].
     pub(super) async fn allowed(&self, topics: Vec<String>) -> BTreeMap<String, Vec<i32>> {
+        self.allowed_within(topics, REQUEST).await
+    }
+
+    async fn allowed_within(
+        &self,
+        topics: Vec<String>,
+        within: Duration,
+    ) -> BTreeMap<String, Vec<i32>> {
         let admin = self.admin();
         let asked =
-            super::blocking(move || super::native::allowed(admin.inner(), &topics, REQUEST)).await;
+            super::blocking(move || super::native::allowed(admin.inner(), &topics, within)).await;
         asked.and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// Those of these topics that this client may not write, where the brokers say so.
+    pub(super) async fn forbidden(&self, topics: Vec<String>) -> Vec<String> {
+        let allowed = self.allowed_within(topics, SOON).await.into_iter();
+        let may_not = |may: &Vec<i32>| !may.is_empty() && !may.contains(&WRITE_TOPIC);
+        let forbidden = allowed.filter(|(_, may)| may_not(may));
+        forbidden.map(|(topic, _)| topic).collect()
     }
 
     /// Whether a topic could be made so, and why not; makes none.

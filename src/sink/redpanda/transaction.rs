@@ -110,6 +110,15 @@ impl Producer {
             .map_err(|e| failed(shard, "begun", &e))
     }
 
+    /// Why the transaction that is begun can only be aborted; asks nobody. To begin another is refused with that.
+    pub(super) fn broken_by(&self) -> Option<KafkaError> {
+        match self.client().ok()?.begin_transaction().err()? {
+            // Its words have a time in them, and are others each time.
+            KafkaError::Transaction(error) => Some(KafkaError::MessageProduction(error.code())),
+            error => Some(error),
+        }
+    }
+
     /// Commits what was sent and reported on since [`Self::begin`].
     pub(super) async fn commit(&self, shard: u32) -> Result<(), SinkError> {
         self.call(shard, "committed", |producer| {

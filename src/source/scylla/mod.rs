@@ -24,6 +24,7 @@ mod error;
 pub mod examine;
 mod gaps;
 mod generations;
+mod glance;
 mod group;
 mod link;
 mod log;
@@ -62,6 +63,7 @@ use self::cursor::Cursor;
 use self::elsewhere::Ending;
 use self::gaps::Trouble;
 use self::generations::{Generation, Placing};
+use self::glance::Glance;
 use self::link::Link;
 use self::log::LogTable;
 use self::reader::Reader;
@@ -94,6 +96,7 @@ pub struct ScyllaSource {
     /// Of the nodes, by host id.
     clock: Mutex<Clock<Uuid>>,
     room: Room,
+    glance: Glance,
     connected_us: i64,
     shards: Mutex<BTreeMap<u32, Arc<ShardStats>>>,
     /// Generations (`keyspace.table/generation`) whose groups are placed by their hash.
@@ -185,6 +188,7 @@ impl ScyllaSource {
             others: OnceLock::new(),
             clock: Mutex::new(Clock::new(Instant::now())),
             room: Room::new(),
+            glance: Glance::default(),
             connected_us: i64::MIN,
             shards: Mutex::default(),
             hashed: Mutex::default(),

@@ -102,7 +102,7 @@ enum Answer {
 async fn read_page(
     group: GroupId,
     source: &ScyllaSource,
-    table: &LogTable,
+    table: &Arc<LogTable>,
     stats: &ShardStats,
     read: Read,
 ) -> PageRead {
@@ -125,6 +125,7 @@ async fn read_page(
         async move {
             source.probe_waits().await;
             let (session, settings) = (&source.session(), &settings.source);
+            let asked = read.clone();
             let result = match read.columns {
                 Columns::All => {
                     let fetched = table.read(session, settings, read).await;
@@ -137,6 +138,7 @@ async fn read_page(
             };
             result.inspect_err(|error| {
                 source.failed(error);
+                source.glance.failed(table, &asked);
                 if classify::is_pressure(error) {
                     pressure.store(pressure.load(Relaxed).saturating_add(1), Relaxed);
                     stats.pressed.store(true, Relaxed);

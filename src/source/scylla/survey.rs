@@ -19,11 +19,15 @@ use super::generations::Generation;
 use super::log::LogTable;
 use super::{classify, clock};
 use crate::change::StreamId;
+use crate::policy::Class;
+use crate::policy::breaker::State;
 
 /// Bounds of how often the generations are looked at; half the safety interval between them. Windows never
 /// pass the last look, so a new generation is never read over.
 const POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
+/// How soon it is seen that the breaker is open no longer.
+const OPEN_LOOK: Duration = Duration::from_millis(100);
 /// How soon a step of this machine's clock is seen.
 const STEP_LOOK: Duration = Duration::from_millis(200);
 
@@ -137,7 +141,8 @@ impl ScyllaSource {
             tables,
             self.follow_schema(),
             self.follow_clock(),
-            self.follow_link()
+            self.follow_link(),
+            self.glance()
         )
         .map(|(_, never, ..)| never)
     }
@@ -305,16 +310,41 @@ impl ScyllaSource {
         }
     }
 
-    /// Asks by the stage's policies.
+    /// Asks until there is an answer. What fails counts for the stage's breaker, and nobody is asked while that is open;
+    /// but an answer, which is of system tables, says nothing of the log: it ends no run of failures, and is a probe only
+    /// where no read of a log is among what failed.
     async fn ask<T, F>(&self, question: impl Fn() -> F) -> Result<T, SourceError>
     where
         F: Future<Output = Result<T, SourceError>>,
     {
-        let attempt = || async {
+        let mut attempt = 0_u32;
+        loop {
+            while self.policies.snapshot().breaker == State::Open {
+                tokio::time::sleep(OPEN_LOOK).await;
+            }
             self.probe_waits().await;
-            question().await.inspect_err(|e| self.failed(e))
-        };
-        self.policies.run(attempt, classify::classify).await
+            let error = match question().await {
+                Ok(answer) => {
+                    if self.policies.snapshot().breaker == State::HalfOpen
+                        && self.glance.is_empty()
+                        && let Ok(permit) = self.policies.try_admit()
+                    {
+                        permit.success();
+                    }
+                    return Ok(answer);
+                }
+                Err(error) => error,
+            };
+            self.failed(&error);
+            if classify::classify(&error) != Class::Retryable {
+                return Err(error);
+            }
+            self.policies.record_failure(&error);
+            attempt = attempt.saturating_add(1);
+            if !self.policies.back_off(attempt).await {
+                return Err(error);
+            }
+        }
     }
 }
 

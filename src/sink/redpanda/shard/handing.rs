@@ -6,12 +6,14 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use tokio::time::Instant;
 
+use super::super::classify;
 use super::super::judge::{Judge, Verdict};
 use super::super::parts::{self, Parts};
 use super::super::producer::{Handed, Outgoing, Traffic};
-use super::{ShardSink, WIDEST};
+use super::{ShardSink, Transaction, WIDEST};
 use crate::change::RecordBatch;
 use crate::crash::Crash;
+use crate::policy::Class;
 use crate::sink::flight::{Report, Submission, Tag};
 use crate::sink::trouble::{Cause, Help};
 use crate::sink::{Fit, Settle, SinkError};
@@ -184,11 +186,7 @@ impl ShardSink {
         let mut judge = match self.judge.take() {
             Some(judge) => judge,
             None => {
-                let traffic = Traffic::new(
-                    self.sink.troubles.clone(),
-                    self.sink.ends.clone(),
-                    self.sink.security.clone(),
-                );
+                let traffic = Traffic::of(&self.sink);
                 Judge::new(
                     self.shard,
                     self.sink.judge_config(self.shard),
@@ -279,6 +277,45 @@ impl ShardSink {
             self.producer.replace_producer().await?;
         }
         Ok(())
+    }
+
+    /// What a transaction failed for whose records librdkafka let go of: this one is for `topic`. The coordinator refuses
+    /// partitions where the records of others were not even sent, so what is refused is looked for.
+    pub(super) async fn why_purged(&self, topic: String) -> SinkError {
+        let broken_by = match self.transaction {
+            Transaction::Begun { .. } => self.producer.broken_by(),
+            _ => None,
+        };
+        let sink = &self.sink;
+        let Some(error) = broken_by.filter(classify::refused) else {
+            let reason = "its transaction failed".to_owned();
+            let error = SinkError::Delivery {
+                topic,
+                reason,
+                class: Class::Retryable,
+            };
+            if let Some(permit) = sink.counting(None) {
+                permit.failure(&error);
+            }
+            return error;
+        };
+        let own = sink.checkpoint_topic();
+        let mut topics: Vec<String> = self.producer.window().topics().into_iter().collect();
+        topics.push(own.clone());
+        let forbidden = sink.topics.forbidden(topics.clone()).await;
+        let topic = match forbidden.contains(&topic) {
+            true => topic,
+            // Where the brokers do not say, what is ours is the least likely.
+            false => match forbidden.into_iter().next() {
+                Some(forbidden) => forbidden,
+                None if topic == own => topics.swap_remove(0),
+                None => topic,
+            },
+        };
+        let reason = error.to_string();
+        let cause = Cause::Writing(topic.as_str().into());
+        sink.troubles.raise(cause, Help::Needed, reason.as_str());
+        SinkError::Refused { topic, reason }
     }
 
     /// Learns from the reports that have come in which records are refused, or may be.
