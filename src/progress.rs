@@ -1,18 +1,33 @@
 //! How far long work is: how much of it, at what rate, and how long it will take still. Said now and then, not at each step,
-//! and of short work not at all.
+//! and of short work not at all: in the log, or to whoever shows it ([`show_by`]).
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// How often it is said.
+/// How often it is said in the log, and how often where somebody looks on.
 const EVERY: Duration = Duration::from_secs(2);
+const LOOKED_AT: Duration = Duration::from_millis(200);
+
+/// Shows how far the work of a name is; `None`: it is over.
+type Show = Box<dyn Fn(&str, Option<&HowFar>) + Send + Sync>;
+
+static SHOW: OnceLock<Show> = OnceLock::new();
+
+/// Has long work shown by this instead of by the log, for as long as the process runs. Whoever came first stays.
+pub(crate) fn show_by(show: impl Fn(&str, Option<&HowFar>) + Send + Sync + 'static) {
+    SHOW.get_or_init(|| Box::new(show));
+}
 
 /// Work that goes on.
 #[derive(Debug)]
 pub(crate) struct Progress {
+    what: String,
     began: Instant,
     told: Instant,
     done: u64,
+    of: Option<u64>,
+    shown: bool,
 }
 
 /// How far it is. As text: `120 of 400, 60/s, 5s left`.
@@ -27,32 +42,58 @@ pub(crate) struct HowFar {
 }
 
 impl Progress {
-    /// Work that begins now.
-    pub(crate) fn begin(now: Instant) -> Self {
+    /// Work of this name that begins now.
+    pub(crate) fn begin(what: impl Into<String>, now: Instant) -> Self {
         Self {
+            what: what.into(),
             began: now,
             told: now,
             done: 0,
+            of: None,
+            shown: false,
         }
     }
 
-    /// One more is done. Whether it is time to say so.
-    pub(crate) fn step(&mut self, now: Instant) -> bool {
+    /// One more is done. Now and then it is told how far that is, which is returned; of how much, is asked for then, and once.
+    pub(crate) fn step(
+        &mut self,
+        of: impl FnOnce() -> Option<u64>,
+        now: Instant,
+    ) -> Option<HowFar> {
         self.done += 1;
-        let due = now.duration_since(self.told) >= EVERY;
-        if due {
-            self.told = now;
+        let show = SHOW.get();
+        let every = if show.is_some() { LOOKED_AT } else { EVERY };
+        if now.duration_since(self.told) < every {
+            return None;
         }
-        due
+        self.told = now;
+        self.of = self.of.or_else(of);
+        let far = self.how_far(now);
+        match show {
+            Some(show) => {
+                show(&self.what, Some(&far));
+                self.shown = true;
+            }
+            None => tracing::info!(work = self.what, progress = %far, "long work goes on"),
+        }
+        Some(far)
     }
 
     /// How far it is.
-    pub(crate) fn how_far(&self, of: Option<u64>, now: Instant) -> HowFar {
+    pub(crate) fn how_far(&self, now: Instant) -> HowFar {
         let seconds = now.duration_since(self.began).as_secs_f64().max(1e-3);
         HowFar {
             done: self.done,
-            of,
+            of: self.of,
             per_second: self.done as f64 / seconds,
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(show) = SHOW.get().filter(|_| self.shown) {
+            show(&self.what, None);
         }
     }
 }
@@ -87,26 +128,38 @@ mod tests {
     #[test]
     fn long_work_is_told_of_now_and_then_with_its_rate_and_the_time_that_is_left() {
         let began = Instant::now();
-        let mut progress = Progress::begin(began);
+        let mut progress = Progress::begin("counting", began);
+        let mut asked = 0;
         let told: Vec<String> = (1..=400)
             .filter_map(|n| {
-                let now = began + Duration::from_millis(n * 10);
-                progress
-                    .step(now)
-                    .then(|| progress.how_far(Some(1_000), now).to_string())
+                let of = || {
+                    asked += 1;
+                    Some(1_000)
+                };
+                let far = progress.step(of, began + Duration::from_millis(n * 10))?;
+                Some(far.to_string())
             })
             .collect();
         assert_eq!(
             told,
             ["200 of 1000, 100/s, 8s left", "400 of 1000, 100/s, 6s left"]
         );
-        let now = began + Duration::from_secs(4);
-        assert_eq!(progress.how_far(None, now).to_string(), "400, 100/s");
+        assert_eq!(asked, 1, "of how much, is asked for once");
+        let far = |of| HowFar {
+            done: 400,
+            of,
+            per_second: 100.0,
+        };
+        assert_eq!(far(None).to_string(), "400, 100/s");
         // More than was said, and the end: nothing is left.
         for of in [100, 400] {
-            assert_eq!(progress.how_far(Some(of), now).left(), None);
+            assert_eq!(far(Some(of)).left(), None);
         }
-        let nothing = Progress::begin(began).how_far(Some(5), now);
+        let nothing = HowFar {
+            done: 0,
+            of: Some(5),
+            per_second: 0.0,
+        };
         assert_eq!(nothing.left(), None, "at no rate it takes for ever");
     }
 }

@@ -332,6 +332,34 @@ async fn a_change_that_is_put_off_is_no_letter_until_its_tries_have_an_end() {
     running.stop_cleanly();
 }
 
+/// … with its rate and the time that is left, on standard error: the outcomes alone are the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_says_how_far_it_is() {
+    let world = world(None, "").await;
+    let running = world.start(1);
+    running.await_line("all supervised stages started", LONG);
+    let keys = keys(10);
+    write(&world, &keys, 0..15, |_, _| "error").await;
+    await_done(&running, 150, LONG).await;
+    let (code, said) = running.penstock(&["dead-letters", "replay"]);
+    assert_eq!(code, Some(0), "{said}");
+    let (told, outcomes): (Vec<&str>, Vec<&str>) = said
+        .lines()
+        .partition(|line| line.starts_with("replaying dead letters: "));
+    assert_eq!(outcomes.len(), 150, "{said}");
+    let is_whole = |line: &&str| {
+        line.contains(" of 150, ") && line.contains("/s, ") && line.ends_with(" left")
+    };
+    assert!(told.iter().any(is_whole), "{told:?}");
+    let under_way = format!("http://{}/dead-letters/replay", running.admin());
+    let under_way = reqwest::get(under_way).await.expect("an answer");
+    assert_eq!(
+        under_way.text().await.expect("text"),
+        r#"{"under_way":false}"#
+    );
+    running.stop_cleanly();
+}
+
 fn read_all_letters(world: &World) -> usize {
     let topic = format!("{}.dead-letters", world.name);
     let letters = read_all(&world.cluster.brokers, &topic);

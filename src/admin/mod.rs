@@ -138,7 +138,10 @@ fn router(handle: Handle, live: LiveSettings, here_only: bool) -> Router {
             "/dead-letters",
             get(dead_letters).delete(purge_dead_letters),
         )
-        .route("/dead-letters/replay", post(replay_dead_letters))
+        .route(
+            "/dead-letters/replay",
+            post(replay_dead_letters).get(replay_under_way),
+        )
         .route("/tap", get(tap))
         .route("/-/reload", post(reload))
         .route("/", get(async || page::PAGE))
@@ -516,6 +519,19 @@ async fn purge_dead_letters(
         Ok(json!({ "purged": purged, "skipped": skipped }))
     })
     .await
+}
+
+/// How far the replay under way is, if there is one.
+async fn replay_under_way(State(handle): State<Handle>) -> Response {
+    let far = handle.pipeline().and_then(|p| p.replay_under_way());
+    let Some(far) = far else {
+        return Json(json!({ "under_way": false })).into_response();
+    };
+    let left = far.left().map(|left| left.as_secs());
+    Json(json!({
+        "under_way": true, "done": far.done, "of": far.of, "per_second": far.per_second, "left_seconds": left,
+    }))
+    .into_response()
 }
 
 async fn replay_dead_letters(

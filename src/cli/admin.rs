@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::Value;
 
 use super::output::{Always, Output};
-use super::{ConfigArgs, exit, tap, watch};
+use super::{ConfigArgs, bars, exit, tap, watch};
 use crate::config::settings::Admin;
 use crate::coordinator::reload::Reloads;
 
@@ -133,7 +133,7 @@ impl Filter {
     }
 }
 
-/// An answer may take as long as a replay does.
+/// An answer may take as long as reading all dead letters does.
 const TIMEOUT: Duration = Duration::from_secs(120);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Of `--watch`.
@@ -205,7 +205,6 @@ impl Client {
         );
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(TIMEOUT)
             .build()?;
         let mut address = admin.listen;
         if address.ip().is_unspecified() {
@@ -234,11 +233,22 @@ impl Client {
         path: &str,
         query: &[(&str, String)],
     ) -> anyhow::Result<(u16, Value)> {
+        self.call_within(method, path, query, TIMEOUT).await
+    }
+
+    /// … that has this long to answer.
+    pub(super) async fn call_within(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+        within: Duration,
+    ) -> anyhow::Result<(u16, Value)> {
         let mut url = reqwest::Url::parse(&format!("{}{path}", self.base))?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        let mut request = self.http.request(method, url);
+        let mut request = self.http.request(method, url).timeout(within);
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
@@ -332,7 +342,10 @@ async fn ask(admin: &Admin, command: AdminCommand) -> anyhow::Result<bool> {
         }
         AdminCommand::Tap(_) | AdminCommand::Record(_) => return Ok(true),
     };
-    let (code, mut answer) = client.call(method, &path, &query).await?;
+    let (code, mut answer) = match &command {
+        AdminCommand::DeadLetters(DeadLetters::Replay(_)) => bars::replay(&client, &query).await?,
+        _ => client.call(method, &path, &query).await?,
+    };
     let good = (200..300).contains(&code);
     // An unhealthy pipeline answers 503 with the same report, which is what was asked for.
     if !good && !matches!(command, AdminCommand::Health { .. }) {

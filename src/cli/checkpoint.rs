@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::bars::Bars;
 use super::output::Output;
 use super::{ConfigArgs, exit};
 use crate::change::GroupKey;
@@ -27,6 +28,7 @@ use crate::config::{Inputs, Settings};
 use crate::coordinator::child::Stage;
 use crate::coordinator::pipeline::PolicyRegistry;
 use crate::coordinator::reload::Reloads;
+use crate::progress;
 use crate::sink::redpanda::RedpandaSink;
 use crate::sink::redpanda::by_hand::Held;
 
@@ -128,6 +130,8 @@ pub fn run(config: &ConfigArgs, command: Command) -> u8 {
         }
         _ => None,
     };
+    let bars = Bars::new();
+    progress::show_by(move |what, far| bars.show(what, far));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();

@@ -7,6 +7,7 @@ macro_rules! say {
 }
 
 pub mod admin;
+mod bars;
 pub mod checkpoint;
 pub mod config;
 pub mod demo;

@@ -18,6 +18,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
+use super::bars::Bars;
 use super::output::Output;
 use super::watch::{Pen, View, draw, wiped};
 use super::{ConfigArgs, exit, machine};
@@ -32,6 +33,7 @@ use crate::coordinator::reload::Reloads;
 use crate::coordinator::shutdown::Signals;
 use crate::coordinator::supervisor::ChildSpec;
 use crate::coordinator::{Coordinator, Outcome};
+use crate::progress;
 use crate::sink::redpanda::RedpandaSink;
 use crate::source::{ScyllaSource, Source};
 use crate::transform::PluginError;
@@ -88,6 +90,7 @@ pub fn start(mut inputs: Inputs, output: Output, extra: Extra) -> u8 {
         }
     };
     let terminal = Terminal::new(!json && std::io::stderr().is_terminal());
+    terminal.show_long_work();
     let filter = terminal.init_logging(&reloads.settings().log);
     if let Some(finding) = machine::open_files(&reloads.settings()) {
         tracing::warn!(help = finding.help, "{}: {}", finding.about, finding.found);
@@ -275,6 +278,19 @@ impl Terminal {
             interactive,
             kept: Arc::default(),
         }
+    }
+
+    /// What takes long has a bar on a terminal, unless a picture has the screen.
+    fn show_long_work(&self) {
+        if !self.interactive {
+            return;
+        }
+        let (bars, kept) = (Bars::among(self.bars.clone(), true), self.kept.clone());
+        progress::show_by(move |what, far| {
+            if kept.lock().is_none() || far.is_none() {
+                bars.show(what, far);
+            }
+        });
     }
 
     /// Writes a line above the progress line, or below the picture.

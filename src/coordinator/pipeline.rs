@@ -21,6 +21,7 @@ use crate::config::reload::Changed;
 use crate::config::settings::{Delivery, Instances};
 use crate::config::{LiveSettings, ReloadClass, Settings};
 use crate::policy::stage::StagePolicies;
+use crate::progress::HowFar;
 use crate::sink::{Ahead, LetterBox, Letters, Settle, Sink, SinkError};
 use crate::source::{Source, SourceError};
 use crate::spans::Spans;
@@ -174,6 +175,8 @@ pub struct Pipeline {
     counters: Mutex<BTreeMap<u32, Arc<Counters>>>,
     /// Held by the replay under way.
     pub(super) replaying: tokio::sync::Mutex<()>,
+    /// How far it is.
+    pub(super) replayed: Mutex<Option<HowFar>>,
 }
 
 impl Pipeline {
@@ -294,6 +297,7 @@ impl Pipeline {
             prepared: Mutex::new(Some(prepared)),
             counters: Mutex::new(counters.unwrap_or_default()),
             replaying: tokio::sync::Mutex::default(),
+            replayed: Mutex::default(),
         })
     }
 

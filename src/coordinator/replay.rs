@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::blocking;
 use super::pipeline::Pipeline;
 use super::transforms::Handover;
 use crate::dead_letter::{DeadLetter, Filter, Listed};
-use crate::progress::Progress;
+use crate::progress::{HowFar, Progress};
 use crate::sink::Replay;
 use crate::sink::redpanda::REPLAY_SHARD;
 use crate::transform::Chain;
@@ -34,7 +35,24 @@ enum Failure {
     Untried(String),
 }
 
+/// What it is called where it is told how far it is.
+const WORK: &str = "replaying dead letters";
+
+/// A replay of which it is told how far it is, however it ends.
+struct Told<'a>(&'a Mutex<Option<HowFar>>);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        *self.0.lock() = None;
+    }
+}
+
 impl Pipeline {
+    /// How far the replay under way is; `None`: there is none.
+    pub(crate) fn replay_under_way(&self) -> Option<HowFar> {
+        *self.replayed.lock()
+    }
+
     /// Sends the letters that match through the transforms and to Redpanda, oldest first; each is taken away
     /// once its records are acknowledged.
     ///
@@ -48,6 +66,8 @@ impl Pipeline {
             .replaying
             .try_lock()
             .map_err(|_| anyhow::anyhow!("a replay is under way; try again when it is done"))?;
+        let _told = Told(&self.replayed);
+        *self.replayed.lock() = Some(Progress::begin(WORK, Instant::now()).how_far(Instant::now()));
         let Listed { letters, foreign } = self.dead_letters.read(filter).await?;
         let letters = self.restored(letters).await;
         let mut chain = blocking(|| self.transforms.chain(&Handover::default()))?;
@@ -64,7 +84,8 @@ impl Pipeline {
         // A letter of each table version. The chain is the replay's own, so their ids count from 1 as those of a
         // source do; an id each letter would have the plugins open a table for each.
         let mut tables: Vec<&DeadLetter> = Vec::new();
-        let mut progress = Progress::begin(Instant::now());
+        let mut progress = Progress::begin(WORK, Instant::now());
+        let of = u64::try_from(letters.len()).ok();
         for letter in &letters {
             let known = tables.iter().position(|known| known.has_table_of(letter));
             let table = known.unwrap_or_else(|| {
@@ -97,10 +118,9 @@ impl Pipeline {
             };
             tracing::info!(position = %letter.position, outcome, "dead letter replayed");
             let now = Instant::now();
-            if progress.step(now) {
-                let progress = progress.how_far(Some(letters.len() as u64), now);
-                tracing::info!(%progress, "replaying dead letters");
-            }
+            progress.step(|| of, now);
+            let far = progress.how_far(now);
+            *self.replayed.lock() = Some(HowFar { of, ..far });
             outcomes.push(Replayed {
                 id: letter.position.to_string(),
                 outcome,

@@ -131,17 +131,14 @@ fn read(
 
     let mut open: HashSet<i32> = partitions.iter().copied().collect();
     let mut progress = Instant::now();
-    let (mut so_far, mut of) = (Progress::begin(progress), None);
+    let mut so_far = Progress::begin(format!("reading {topic}"), progress);
     let mut last = KafkaError::NoMessageReceived;
     while !open.is_empty() {
         match consumer.poll(POLL) {
             Some(Ok(message)) => {
                 progress = Instant::now();
                 each(&message)?;
-                if so_far.step(progress) {
-                    of = of.or_else(|| behind(consumer, topic, &partitions));
-                    tracing::info!(topic, progress = %so_far.how_far(of, progress), "reading a topic");
-                }
+                so_far.step(|| behind(consumer, topic, &partitions), progress);
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 progress = Instant::now();
