@@ -35,23 +35,29 @@ pub(super) fn open_files(settings: &Settings) -> Option<Finding> {
 
 /// Says whether the control group's limit is below what may be needed.
 pub(super) fn memory(settings: &Settings) -> Option<Finding> {
+    below(memory_limit()?, settings)
+}
+
+/// … whether this limit, in bytes, is.
+fn below(limit: u64, settings: &Settings) -> Option<Finding> {
     let shards = u64::from(settings.pipeline.shards.get());
     let plugins: u64 = settings.transforms.iter().map(|t| t.limits.memory).sum();
     let in_flight = u64::from(settings.pipeline.max_in_flight.get()) * BYTES_A_CHANGE;
     let memory = MEMORY_AT_REST + shards * (plugins + in_flight);
-    let limit = memory_limit().filter(|limit| *limit < memory)?;
     let mib = |bytes: u64| bytes >> 20;
-    Some(Finding::warning(
-        "memory",
-        "memory limit",
-        format!(
-            "it is {} MiB, and {shards} shards may take {} MiB: max_in_flight changes and the memory of the \
+    (limit < memory).then(|| {
+        Finding::warning(
+            "memory",
+            "memory limit",
+            format!(
+                "it is {} MiB, and {shards} shards may take {} MiB: max_in_flight changes and the memory of the \
                  plugins each",
-            mib(limit),
-            mib(memory)
-        ),
-        "raise the limit, or lower pipeline.max_in_flight, pipeline.shards or transform limits.memory",
-    ))
+                mib(limit),
+                mib(memory)
+            ),
+            "raise the limit, or lower pipeline.max_in_flight, pipeline.shards or transform limits.memory",
+        )
+    })
 }
 
 /// Of the control group, where there is one.
@@ -66,4 +72,29 @@ fn memory_limit() -> Option<u64> {
         .iter()
         .find_map(read)
         .filter(|limit: &u64| *limit < 1 << 50)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Checks, parse};
+
+    #[test]
+    fn a_limit_of_memory_is_held_against_what_may_be_needed() {
+        let text = crate::cli::init::template();
+        let loaded = parse(
+            std::path::Path::new("pipeline.toml"),
+            &text,
+            Checks::default(),
+        );
+        let settings = loaded
+            .unwrap_or_else(|e| panic!("{}", e.render(false)))
+            .settings;
+        assert_eq!(below(8 << 30, &settings), None);
+        let found = below(64 << 20, &settings).expect("too little").found;
+        assert!(
+            found.starts_with("it is 64 MiB, and 4 shards may take "),
+            "{found}"
+        );
+    }
 }

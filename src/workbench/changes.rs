@@ -47,6 +47,11 @@ impl Tables {
         Ok(())
     }
 
+    /// These.
+    pub fn of(tables: Vec<Arc<TableSchema>>) -> Self {
+        Self(tables)
+    }
+
     /// All of them.
     pub fn all(&self) -> &[Arc<TableSchema>] {
         &self.0

@@ -9,12 +9,14 @@
 //! - [`trial`]: a plugin at work outside of a pipeline.
 //! - [`cases`]: golden tests: changes in, what became of them out.
 //! - [`chain`]: the same over a whole chain, from pipeline.toml.
+//! - [`images`]: which images of a change a chain makes use of, for the doctor.
 
 pub mod build;
 pub mod cases;
 pub mod chain;
 pub mod changes;
 pub mod component;
+pub mod images;
 pub mod languages;
 pub mod project;
 pub mod redact;

@@ -13,7 +13,7 @@ use super::client::Quiet;
 use super::security::Security;
 use super::topics::WRITE_TOPIC;
 use super::topics::number;
-use super::{RedpandaSink, classify, client};
+use super::{RedpandaSink, classify, client, release};
 use crate::config::settings::{Delivery, Instances, LiveSettings, Settings};
 use crate::finding::Finding;
 use crate::policy::stage::StagePolicies;
@@ -61,6 +61,8 @@ pub async fn examine(brokers: &[String], live: LiveSettings, policies: StagePoli
     let findings = &mut examined.findings;
     let others = sink.advertised(brokers);
     look_at_addresses(&others, &security, true, findings).await;
+    let all: Vec<String> = brokers.iter().chain(&others).cloned().collect();
+    release::look(&all, settings.pipeline.delivery, findings).await;
     sink.examine_cluster(&settings, findings).await;
     sink.examine_topics(&settings, findings).await;
     sink.examine_rights(&settings, findings).await;

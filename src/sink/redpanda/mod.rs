@@ -44,6 +44,7 @@ mod parts;
 mod place;
 mod producer;
 mod reader;
+mod release;
 mod seam;
 mod security;
 mod shard;

@@ -1,7 +1,9 @@
 //! What the doctor looks at on ScyllaDB's side.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use penstock_plugin_encoding::ColumnKind;
 use scylla::client::session::Session;
 use scylla::cluster::metadata::Strategy;
 use scylla::statement::{Consistency as Level, Statement};
@@ -12,8 +14,9 @@ use super::link::Link;
 use super::log::LogTable;
 use super::place::places;
 use super::questions::{CDC_OPTIONS, CdcOptions};
+use super::schema;
 use super::secure::Credentials;
-use crate::change::timeuuid_us;
+use crate::change::{Column, TableSchema, timeuuid_us};
 use crate::config::settings::{Consistency, Settings, Source};
 use crate::finding::Finding;
 use crate::reach::{self, Step};
@@ -30,6 +33,19 @@ pub struct Examined {
     pub findings: Vec<Finding>,
     /// `None`: not known, or none expires.
     pub ttl: Option<Duration>,
+    /// The tables that are there.
+    pub tables: Vec<Table>,
+}
+
+/// A table, and which images of its changes its log has.
+#[derive(Debug)]
+pub struct Table {
+    /// As changes have it.
+    pub schema: Arc<TableSchema>,
+    /// What a row was before.
+    pub preimages: bool,
+    /// What it is after.
+    pub postimages: bool,
 }
 
 /// Looks at these nodes, and at the tables that the settings name. Changes nothing.
@@ -96,7 +112,15 @@ pub async fn examine(nodes: &[String], settings: &Settings) -> Examined {
             continue;
         }
         match options(&session, &source.keyspace, table).await {
-            Ok(options) => look_at_options(&full, &options, settings, &mut examined),
+            Ok(options) => {
+                look_at_options(&full, &options, settings, &mut examined);
+                let schema = schema(&session, &source.keyspace, table);
+                examined.tables.extend(schema.map(|schema| Table {
+                    schema: Arc::new(schema),
+                    preimages: options.preimages,
+                    postimages: options.postimages,
+                }));
+            }
             Err(error) => examined.findings.push(told("table", &full, &error)),
         }
     }
@@ -175,6 +199,31 @@ fn look_at_options(table: &str, options: &CdcOptions, settings: &Settings, into:
     }
 }
 
+/// A table's columns, the key's first and in its order.
+fn schema(session: &Session, keyspace: &str, table: &str) -> Option<TableSchema> {
+    let state = session.get_cluster_state();
+    let found = state.get_keyspace(keyspace)?.tables.get(table)?;
+    let base = schema::base(found);
+    let mut columns: Vec<_> = base.iter().collect();
+    let rank = |kind: ColumnKind| match kind {
+        ColumnKind::PartitionKey => 0,
+        ColumnKind::ClusteringKey => 1,
+        _ => 2,
+    };
+    columns.sort_by_key(|(name, column)| (rank(column.kind), column.order, **name));
+    let columns = columns.into_iter().map(|(name, column)| Column {
+        name: (*name).to_owned(),
+        cql_type: schema::type_text(column.typ),
+        kind: column.kind,
+    });
+    Some(TableSchema {
+        id: 1,
+        keyspace: keyspace.to_owned(),
+        name: table.to_owned(),
+        columns: columns.collect(),
+    })
+}
+
 /// What time a node thinks it is.
 async fn skew(session: &Session, into: &mut Vec<Finding>) {
     let mut statement = Statement::new("SELECT now() FROM system.local");
@@ -190,24 +239,29 @@ async fn skew(session: &Session, into: &mut Vec<Finding>) {
     let Ok((now,)) = rows.single_row::<(CqlTimeuuid,)>() else {
         return;
     };
+    into.extend(differs(sent, timeuuid_us(now.as_ref()), received));
+}
+
+/// A clock that said `theirs` (µs since the Unix epoch) between the two times of this machine's.
+fn differs(sent: SystemTime, theirs: i64, received: SystemTime) -> Option<Finding> {
     let micros = |at: SystemTime| {
         let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
         i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
     };
-    let theirs = timeuuid_us(now.as_ref());
     // Between the two this machine's clock would have said the same.
     let off = (micros(sent) - theirs).max(theirs - micros(received));
-    if off > i64::try_from(SKEW.as_micros()).unwrap_or(i64::MAX) {
-        into.push(Finding::warning(
+    let off = Duration::from_micros(u64::try_from(off).ok()?);
+    (off > SKEW).then(|| {
+        Finding::warning(
             "clock",
             "ScyllaDB",
             format!(
                 "its clock and this machine's differ by {:.1} s",
-                off as f64 / 1e6
+                off.as_secs_f64()
             ),
             "have both keep time by NTP: lags and headroom are told by this machine's clock",
-        ));
-    }
+        )
+    })
 }
 
 /// Whether the consistency of the reads fits how often the keyspace is kept.
@@ -262,5 +316,28 @@ fn replication(session: &Session, source: &Source, into: &mut Vec<Finding>) {
             ),
             "keep three copies",
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_differ_by_what_the_way_cannot_explain() {
+        let at = |ms: u64| UNIX_EPOCH + Duration::from_millis(1_000_000 + ms);
+        let found = |sent, theirs: i64, received| {
+            let theirs = 1_000_000_000 + theirs * 1000;
+            differs(at(sent), theirs, at(received)).map(|f| f.found)
+        };
+        assert_eq!(found(0, 900, 0), None, "within a second");
+        assert_eq!(
+            found(0, 5_500, 5_000),
+            None,
+            "the answer was long on its way"
+        );
+        let differ = |s: &str| Some(format!("its clock and this machine's differ by {s} s"));
+        assert_eq!(found(0, 3_500, 1_000), differ("2.5"));
+        assert_eq!(found(10_000, 4_000, 10_100), differ("6.0"));
     }
 }

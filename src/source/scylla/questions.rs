@@ -238,6 +238,7 @@ pub(super) struct CdcOptions {
     pub(super) enabled: bool,
     /// `None`: changes do not expire.
     pub(super) ttl: Option<Duration>,
+    pub(super) preimages: bool,
     pub(super) postimages: bool,
 }
 
@@ -261,6 +262,8 @@ impl CdcOptions {
         Ok(Self {
             enabled: is_on("enabled", true),
             ttl: (seconds > 0).then(|| Duration::from_secs(seconds)),
+            // Of the columns that a write touches, or `full`.
+            preimages: is_on("preimage", false),
             postimages: is_on("postimage", false),
         })
     }
