@@ -524,6 +524,41 @@ async fn a_stop_amid_an_outage_is_forced_and_loses_nothing() {
     complete_and_ordered(&world.seen(), &keys, 300);
 }
 
+/// … and so is the right to take a shard, by its transactional id.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_to_the_shards_that_is_refused_is_told_and_found_again_soon() {
+    let faulty = Faulty::start();
+    let world = World::with(Setup {
+        brokers: Some(faulty.brokers.clone()),
+        ..Setup::default()
+    })
+    .await;
+    let keys = keys(8);
+    world.write(&keys, 0, 20).await;
+    let asked = RDKafkaApiKey::InitProducerId;
+    let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED;
+    faulty.mock.request_errors(asked, &vec![refused; 10_000]);
+    let running = world.start(1);
+    running.await_line("waiting for a topic", LONG);
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let (_, health) = running.penstock(&["health"]);
+    assert!(health.contains("Transactional"), "{health}");
+    let during = running.metrics().await;
+    assert_eq!(during.stage("penstock_breaker_opened_total", "sink"), 0.0);
+    faulty.mock.clear_request_errors(asked);
+    let mended = Instant::now();
+    world.await_records(8 * 20, LONG, &running);
+    let back = mended.elapsed();
+    println!("no right to the shards: all is there {back:.1?} after it was given");
+    assert!(
+        back < Duration::from_secs(6),
+        "{back:?}\n{}",
+        running.text()
+    );
+    running.stop_cleanly();
+    assert_eq!(complete_and_ordered(&world.seen(), &keys, 20), 0);
+}
+
 /// Whether this machine wakes who sleeps in time. What a limit's timer is late by for longer than 20 ms is lost to it, or a
 /// process that stood still would make up for it all at once; and a machine that is late by as much as that is late at every
 /// step on the way.

@@ -169,6 +169,16 @@ pub enum SinkError {
         /// From the error code.
         class: Class,
     },
+    /// The brokers answered that this client may not write a shard: a right that somebody has to give.
+    #[error("shard {shard} could not be {what}: the brokers refuse it: {reason}")]
+    Forbidden {
+        /// Which.
+        shard: u32,
+        /// As of [`SinkError::Transaction`].
+        what: &'static str,
+        /// What the broker said.
+        reason: String,
+    },
     /// Another producer took the shard over.
     #[error("shard {shard} was taken over by another instance of the pipeline: {reason}")]
     Fenced {
@@ -187,6 +197,7 @@ impl SinkError {
             | Self::Topic { .. }
             | Self::Delivery { .. }
             | Self::Refused { .. }
+            | Self::Forbidden { .. }
             | Self::Purged { .. }
             | Self::Narrower { .. }
             | Self::Suspect { .. }
@@ -208,6 +219,7 @@ impl SinkError {
         match self {
             Self::Unreachable { .. }
             | Self::Refused { .. }
+            | Self::Forbidden { .. }
             | Self::Purged { .. }
             | Self::Narrower { .. }
             | Self::Suspect { .. }

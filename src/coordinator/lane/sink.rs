@@ -147,7 +147,9 @@ pub async fn run_sink(
                 match error {
                     SinkError::Suspect { .. } | SinkError::Narrower { .. } => {}
                     SinkError::Refused { .. } if tried || failures <= AT_ONCE => {}
-                    SinkError::Refused { .. } => tokio::time::sleep(REFUSED).await,
+                    SinkError::Refused { .. } | SinkError::Forbidden { .. } => {
+                        tokio::time::sleep(REFUSED).await;
+                    }
                     error if !parts.policies.back_off(failures).await => return Err(error.into()),
                     _ => {}
                 }
@@ -193,7 +195,9 @@ async fn open(
         };
         *failures += 1;
         tracing::warn!(shard = lane.shard, %error, failures = *failures, "the shard could not be opened");
-        if !parts.policies.back_off(*failures).await {
+        if matches!(error, SinkError::Forbidden { .. }) {
+            tokio::time::sleep(REFUSED).await;
+        } else if !parts.policies.back_off(*failures).await {
             return Err(error.into());
         }
     }

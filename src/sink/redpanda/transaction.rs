@@ -52,10 +52,18 @@ fn connect(
 }
 
 fn failed(shard: u32, what: &'static str, error: &KafkaError) -> SinkError {
+    let reason = error.to_string();
+    if classify::refused(error) {
+        return SinkError::Forbidden {
+            shard,
+            what,
+            reason,
+        };
+    }
     SinkError::Transaction {
         shard,
         what,
-        reason: error.to_string(),
+        reason,
         // A state that does not fit is this producer's, which is given up anyway.
         class: match classify::class(error) {
             Class::Poison => Class::Retryable,

@@ -13,6 +13,7 @@ use crate::checkpoint::topic::Owner;
 use crate::checkpoint::{Checkpoints, topic as checkpoint};
 use crate::config::settings::Delivery;
 use crate::policy::Class;
+use crate::sink::trouble::{Cause, Help};
 use crate::sink::{Settle, Sink, SinkError, Standing};
 
 /// Whoever takes a shard over says so in the checkpoint topic within this time.
@@ -72,7 +73,12 @@ impl ShardSink {
                 })
             }
             Err(error) => {
-                if error.class() == Class::Retryable
+                if let SinkError::Forbidden { reason, .. } = &error {
+                    // An answer: no failure of the brokers. What follows is a record in this topic, which tells its end.
+                    let cause = Cause::Writing(topic.into());
+                    let sink = &self.sink;
+                    sink.troubles.raise(cause, Help::Needed, reason.as_str());
+                } else if error.class() == Class::Retryable
                     && let Some(permit) = self.sink.counting(permit)
                 {
                     permit.failure(&error);
