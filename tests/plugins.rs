@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use penstock::change::{Batch, RecordBatch, TableSchema};
 use penstock::config::settings::{OnError, Settings, Transform};
 use penstock::transform::{
-    Chain, Engine, Plugin, PluginError, Prepared, TapFilter, Taps, TransformError,
+    Chain, Code as _, Engine, Plugin, PluginError, Prepared, TapFilter, Taps, TransformError,
+    with_source,
 };
 use penstock_conditions::Condition;
 use penstock_plugin_encoding::{ColumnTag, Operation};
@@ -1197,6 +1198,55 @@ fn a_plugin_that_fails_on_start_is_refused_with_its_reason() {
         error.contains("memory limit of 65536 bytes exceeded"),
         "{error}"
     );
+}
+
+/// The form of a plugin for development: code that is compiled once, and a source in its file.
+#[test]
+fn a_source_in_the_file_is_loaded_into_each_instance_and_compiles_nothing() {
+    let cache = tempfile::tempdir().unwrap();
+    let engine = Engine::new(Some(cache.path()), 4).unwrap();
+    let code = std::fs::read(plugins::plugin("test-faults")).unwrap();
+    let of = |source: &str| {
+        let file = with_source(&code, source);
+        Plugin::from_bytes(&engine, "faults.wasm".into(), &file).unwrap()
+    };
+    let live = watch::channel(Arc::new(settings(vec![])));
+    engine.with_clock(|| {
+        let mut digests = Vec::new();
+        for source in ["one", "two"] {
+            let plugin = of(source);
+            assert!(plugin.is_for_development());
+            digests.push(*plugin.digest());
+            let prepared = Prepared::new(&faulty("faults").1, plugin, &[]).unwrap();
+            let mut chain = Chain::new(vec![prepared], live.1.clone());
+            // The instance after a fault has it, too.
+            let made = chain.process(batch_of(&["ok", "panic", "ok"])).unwrap();
+            assert_eq!((made.records.len(), made.rejected.len()), (2, 1));
+            for record in 0..2 {
+                let version = ("version".to_owned(), source.to_owned());
+                assert!(headers(&made, record).contains(&version));
+            }
+        }
+        // A swap tells them apart, the cache of compiled code does not.
+        assert_ne!(digests[0], digests[1]);
+        assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 1);
+
+        let refused = |source: &str| {
+            let made = Prepared::new(&hasty("faults").1, of(source), &[]);
+            made.unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused("refuse"),
+            "plugin faults.wasm failed to start: asked to refuse the source"
+        );
+        assert!(refused("loop").contains("deadline of 2s exceeded"));
+    });
+    // What takes no source is no such plugin.
+    let filter = std::fs::read(plugins::plugin("filter")).unwrap();
+    let file = with_source(&filter, "const x = 1;");
+    let plugin = Plugin::from_bytes(&engine, "filter.wasm".into(), &file).unwrap();
+    let made = Prepared::new(&faulty("faults").1, plugin, &[]).unwrap_err();
+    assert!(made.to_string().contains("development"), "{made}");
 }
 
 #[test]

@@ -192,8 +192,7 @@ mod languages {
             "js",
             "index.js",
             include_str!("workbench/contract.js"),
-            // Of the one file that componentize-js makes of all.
-            "initializer.js:",
+            "index.js:",
         );
     }
 
@@ -267,7 +266,7 @@ mod languages {
         }
         let (code, text) = said(sh(&folder, "penstock plugin test contract.wasm"));
         assert_eq!(code, Some(0), "{text}");
-        assert!(text.contains("10 passed"), "{text}");
+        assert!(text.contains("11 passed"), "{text}");
         let (code, text) = said(sh(&folder, "penstock plugin inspect contract.wasm"));
         assert_eq!(code, Some(0), "{text}");
         for line in [
@@ -287,9 +286,45 @@ mod languages {
             );
         }
 
-        // A panic has its place; a loop and a hoard cost their own change, and no other.
+        contained(&file, place);
+        if matches!(language, "js" | "python") {
+            // The form for development does and says the same, and an edit makes no more of it anew than its source.
+            let (code, text) = said(sh(&folder, &AN_EDIT.replace("MAIN", main)));
+            assert_eq!(code, Some(0), "{text}");
+            assert_eq!(
+                text.matches("the engine for development is made").count(),
+                1,
+                "{text}"
+            );
+            assert_eq!(text.matches("\nbuilt ").count(), 2, "{text}");
+            let (code, text) = said(sh(&folder, "penstock plugin test development.wasm"));
+            assert_eq!(code, Some(0), "{text}");
+            assert!(text.contains("11 passed"), "{text}");
+            let (_, text) = said(sh(&folder, "penstock plugin inspect development.wasm"));
+            assert!(text.contains("form     for development"), "{text}");
+            contained(&folder.join("development.wasm"), place);
+        }
+    }
+
+    /// A first build, an edit that is wrong, which is said and changes nothing, and one that is not.
+    const AN_EDIT: &str = "
+        rm -f target/loader.* development.wasm
+        penstock plugin build --watch --out development.wasm > watch.txt 2>&1 &
+        pid=$!
+        wait_for() { until grep -q \"$1\" watch.txt; do kill -0 $pid || exit 1; sleep 0.1; done; }
+        wait_for '^built '
+        cp MAIN kept; before=$(cksum development.wasm)
+        echo '%%%' >> MAIN
+        wait_for '^error: '
+        test \"$before\" = \"$(cksum development.wasm)\" || exit 2
+        sed 's/asked to panic/was asked to panic/' kept > MAIN
+        until test $(grep -c '^built ' watch.txt) = 2; do kill -0 $pid || exit 3; sleep 0.1; done
+        kill $pid; cp kept MAIN; echo; cat watch.txt";
+
+    /// A panic has its place; a loop and a hoard cost their own change, and no other.
+    fn contained(file: &Path, place: &str) {
         let engine = engine();
-        let plugin = Plugin::load(&engine, &file).expect("it loads");
+        let plugin = Plugin::load(&engine, file).expect("it loads");
         let mut transform = transform("contract", OnError::DeadLetter, &[]);
         transform.limits.deadline = Duration::from_secs(2);
         transform.limits.memory = 192 << 20;
@@ -372,6 +407,92 @@ fn the_stock_plugins_pass_their_cases() {
             let row = format!("| `{}` |", setting["name"].as_str().expect("a name"));
             assert!(page.contains(&row), "docs/plugins/{name}.md: no row {row}");
         }
+    }
+}
+
+/// Every word of cases and of `[[tests]]`, over stock plugins; and what is said of tests that are wrong.
+#[test]
+fn cases_and_tests_of_a_chain_say_what_they_see() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    for (name, text) in [
+        ("pipeline.toml", include_str!("workbench/chain.toml")),
+        ("wrong.toml", include_str!("workbench/wrong.toml")),
+        ("recorded.jsonl", include_str!("workbench/recorded.jsonl")),
+        ("cases/scope.toml", include_str!("workbench/scope.toml")),
+        (
+            "cases/recorded.jsonl",
+            include_str!("workbench/recorded.jsonl"),
+        ),
+    ] {
+        std::fs::create_dir_all(at("cases")).expect("a folder");
+        std::fs::write(at(name), text).expect("a file");
+    }
+    for name in ["filter", "route"] {
+        let to = at(&format!("{name}.wasm"));
+        std::fs::copy(plugins::plugin(name), to).expect("the plugin");
+    }
+    let said = |command: &str| {
+        let output = sh(folder.path(), command);
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    };
+    let (code, text) = said("penstock plugin test filter.wasm");
+    assert_eq!((code, text.contains("3 passed")), (Some(0), true), "{text}");
+    let (code, text) = said("penstock test");
+    assert_eq!((code, text.contains("2 passed")), (Some(0), true), "{text}");
+
+    let (code, text) = said("penstock test -c pipeline.toml -c wrong.toml wrong");
+    assert_eq!(code, Some(1), "{text}");
+    for line in [
+        "FAILED  all is wrong",
+        "  at dead_letter:",
+        "  + change 1: ",
+        "  no dead letters were expected:",
+        "  no records were expected from by-status, and there are 1",
+        "`topic == 'x'` does not hold for a record of change 2: ",
+        "1 failed, 0 passed",
+    ] {
+        assert!(text.contains(line), "not said: {line}\n{text}");
+    }
+    // What nobody can run is said by name.
+    let test = |rest: &str| {
+        let columns = "tables = { \"shop.orders\" = \"id int primary\" }";
+        let text = format!("[[tests]]\nname = \"bad\"\n{columns}\n{rest}\n");
+        std::fs::write(at("bad.toml"), text).expect("a file");
+        let (code, text) = said("penstock test -c pipeline.toml -c bad.toml bad");
+        assert_eq!(code, Some(1), "{text}");
+        text
+    };
+    let change = "changes = [{ columns = { id = 1 } }]";
+    for (rest, says) in [
+        (String::new(), "test \"bad\": it puts in no changes"),
+        (
+            format!("{change}\ninput_at = \"piad\""),
+            "unknown transform \"piad\"; did you mean \"paid\"?",
+        ),
+        (
+            format!("{change}\ninput_at = \"by-status\"\nexpect.paid = []"),
+            "\"paid\" stands before the input",
+        ),
+        (
+            format!("inputs = [{{ {change}, input_at = \"paid\" }}]"),
+            "unknown field `input_at`",
+        ),
+        (
+            format!("{change}\nholds.paid = [\"topic ==\"]"),
+            "holds.paid: `topic ==`",
+        ),
+        (
+            "changes_from = \"nowhere.jsonl\"".to_owned(),
+            "nowhere.jsonl: ",
+        ),
+    ] {
+        let text = test(&rest);
+        assert!(text.contains(says), "not said: {says}\n{text}");
     }
 }
 

@@ -11,6 +11,7 @@ use super::exit;
 use super::output::{Always, Output};
 use crate::change::Batch;
 use crate::transform::{Code, Engine, Plugin, Wanted};
+use crate::workbench::build::Form;
 use crate::workbench::changes::{self, Tables, read_lines};
 use crate::workbench::languages::Language;
 use crate::workbench::trial::{self, Scope, TrialError};
@@ -62,7 +63,8 @@ pub struct BuildArgs {
     /// Fetch nothing
     #[arg(long)]
     pub offline: bool,
-    /// Go on, and build again when a source changes
+    /// Go on, and build again when a source changes: in JavaScript and Python a form for development, which an edit makes anew in a
+    /// second
     #[arg(long)]
     pub watch: bool,
     /// How it is told.
@@ -237,22 +239,25 @@ fn new(args: &NewArgs) -> Done {
 
 fn build(args: &BuildArgs) -> Done {
     if !args.watch {
-        return build_once(args);
+        return build_once(args, Form::Whole);
     }
     let seen = || {
         let look = |path: PathBuf| {
             let file = std::fs::metadata(&path).ok();
             (path, file.map(|file| (file.len(), file.modified().ok())))
         };
-        build::sources(&args.folder)
-            .into_iter()
+        // What is said here is no source, wherever it goes.
+        let ours = ["/dev/stdout", "/dev/stderr"].map(|path| std::fs::canonicalize(path).ok());
+        let sources = build::sources(&args.folder).into_iter();
+        sources
+            .filter(|path| !ours.contains(&std::fs::canonicalize(path).ok()))
             .map(look)
             .collect::<Vec<_>>()
     };
     loop {
         // Looked at before: what is saved meanwhile is built next.
         let built = seen();
-        if let Err(error) = build_once(args) {
+        if let Err(error) = build_once(args, Form::Development) {
             eprintln!("error: {error}");
         }
         while seen() == built {
@@ -264,14 +269,19 @@ fn build(args: &BuildArgs) -> Done {
 /// What does not load here does not load there.
 fn compiles(path: &Path, bytes: &[u8]) -> Result<(), String> {
     let engine = Engine::caching(1).map_err(said)?;
-    Plugin::from_bytes(&engine, path.to_owned(), bytes).map_err(said)?;
+    let plugin = Plugin::from_bytes(&engine, path.to_owned(), bytes).map_err(said)?;
+    if plugin.is_for_development() {
+        // Its source is read only now.
+        let described = engine.with_clock(|| plugin.describe(trial::LIMITS));
+        described.map_err(said)?;
+    }
     Ok(())
 }
 
-fn build_once(args: &BuildArgs) -> Done {
+fn build_once(args: &BuildArgs, form: Form) -> Done {
     let started = Instant::now();
-    let built =
-        build::build(&args.folder, args.out.as_deref(), args.offline, compiles).map_err(said)?;
+    let (out, offline) = (args.out.as_deref(), args.offline);
+    let built = build::build(&args.folder, out, offline, form, compiles).map_err(said)?;
     let size = std::fs::metadata(&built.path).map_err(said)?.len();
     if args.output.is_json() {
         let seconds = started.elapsed().as_secs_f64();
@@ -295,7 +305,8 @@ impl Subject {
     /// The plugin's file, built if it is a project; and the folder that its cases are in.
     fn file(&self) -> Result<(PathBuf, PathBuf), String> {
         let (path, beside) = if self.plugin.is_dir() {
-            let built = build::build(&self.plugin, None, self.offline, compiles).map_err(said)?;
+            let built = build::build(&self.plugin, None, self.offline, Form::Whole, compiles);
+            let built = built.map_err(said)?;
             (built.path, self.plugin.as_path())
         } else {
             let folder = self.plugin.parent().unwrap_or(Path::new(""));
@@ -427,6 +438,7 @@ fn inspect(args: &InspectArgs) -> Done {
                     "file": plugin.path(), "bytes": size, "sha256": hex::encode(plugin.digest()),
                     "name": asked.as_ref().ok().map(|(name, _)| name),
                     "error": asked.as_ref().err().map(ToString::to_string),
+                    "development": plugin.is_for_development(),
                     "sdk": about.as_ref().map(|a| &a.sdk), "doc": about.as_ref().map(|a| &a.doc),
                     "imports": facts.imports, "exports": facts.exports,
                     "settings": settings.collect::<Vec<_>>(), "tables": tables.collect::<Vec<_>>(),
@@ -449,6 +461,11 @@ fn inspect(args: &InspectArgs) -> Done {
             if !about.doc.is_empty() {
                 say!("         {}", about.doc);
             }
+        }
+        if plugin.is_for_development() {
+            say!(
+                "form     for development; `penstock plugin build` makes what goes into production"
+            );
         }
         for (what, all) in [("imports", &facts.imports), ("exports", &facts.exports)] {
             for (name, first) in all

@@ -28,6 +28,7 @@ pub use guest::{Code, Fault, Guest, Interest};
 pub use report::{Spent, StageReport};
 pub use tap::{Taken, TapFilter, Taps, TooManyTaps};
 pub use trace::{Given, Passed, Plain, Step};
+pub use wasm::source::join as with_source;
 pub use wasm::{Engine, EngineError, Facts, Plugin, PluginError, Prepared, TICK, Ticker, Wanted};
 
 use crate::change::{Batch, Position, RecordBatch, Rejected, TableSchema};

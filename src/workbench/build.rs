@@ -58,6 +58,15 @@ pub enum BuildError {
     },
 }
 
+/// What is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// What goes into production.
+    Whole,
+    /// What an edit replaces in a second, in languages where the whole takes long; where it does not, the whole.
+    Development,
+}
+
 /// What came of a build.
 #[derive(Debug)]
 pub struct Built {
@@ -77,6 +86,7 @@ pub fn build(
     folder: &Path,
     out: Option<&Path>,
     offline: bool,
+    form: Form,
     check: impl FnOnce(&Path, &[u8]) -> Result<(), String>,
 ) -> Result<Built, BuildError> {
     let language = Language::of(folder).ok_or_else(|| BuildError::NoProject(folder.to_owned()))?;
@@ -92,7 +102,7 @@ pub fn build(
             let name = made.file_name().unwrap_or_default();
             (bytes, name.to_string_lossy().into_owned())
         }
-        other => languages::build(other, folder, offline)?,
+        other => languages::build(other, folder, offline, form)?,
     };
     let to = out.map_or_else(|| folder.join(name), Path::to_owned);
     let changed = fs::read(&to).ok().as_ref() != Some(&bytes);
@@ -106,8 +116,8 @@ pub fn build(
     Ok(Built { path: to, changed })
 }
 
-/// The files that a build may depend on, in order: all of a project but what is hidden, what tools keep, what was built, and
-/// its cases.
+/// The files that a build may depend on, in order: all of a project but what is hidden, what tools keep, what was built, its
+/// cases, and logs: who watches a build and a pipeline writes them there.
 pub fn sources(folder: &Path) -> Vec<PathBuf> {
     const KEPT: [&str; 5] = ["target", "node_modules", "venv", "__pycache__", "cases"];
     let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
@@ -121,7 +131,11 @@ pub fn sources(folder: &Path) -> Vec<PathBuf> {
             }
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => folders.push(path),
-                Ok(_) if !name.ends_with(".wasm") && !name.ends_with(".wasm.new") => {
+                Ok(_)
+                    if ![".wasm", ".wasm.new", ".log"]
+                        .iter()
+                        .any(|end| name.ends_with(end)) =>
+                {
                     files.push(path);
                 }
                 _ => {}

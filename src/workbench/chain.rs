@@ -36,6 +36,9 @@ pub struct Test {
     changes: Vec<Value>,
     /// A file beside this one with a change a line, as `penstock record` writes it.
     changes_from: Option<PathBuf>,
+    /// What is put in besides, one after the other.
+    #[serde(default)]
+    inputs: Vec<Input>,
     /// By transform, or `sink`, what has become of what reached it; by `dead_letter`, what is kept there.
     #[serde(default)]
     expect: BTreeMap<String, Vec<Value>>,
@@ -45,6 +48,17 @@ pub struct Test {
     /// Transforms, or `sink`, that make no record; `dead_letter`, which keeps none.
     #[serde(default)]
     no_records_from: Vec<String>,
+}
+
+/// What is put in at one transform.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    /// The transform; the first, if none is named.
+    at: Option<String>,
+    #[serde(default)]
+    changes: Vec<Value>,
+    changes_from: Option<PathBuf>,
 }
 
 impl Test {
@@ -71,7 +85,17 @@ pub fn tests(paths: &[PathBuf]) -> Result<Vec<Test>, String> {
             let mut found: File = toml::from_str(&text).map_err(|e| said(e.to_string()))?;
             let beside = file.parent().unwrap_or(Path::new(""));
             for test in &mut found.tests {
-                test.changes_from = test.changes_from.as_ref().map(|from| beside.join(from));
+                let own = Input {
+                    at: test.input_at.take(),
+                    changes: std::mem::take(&mut test.changes),
+                    changes_from: test.changes_from.take(),
+                };
+                if own.at.is_some() || own.changes_from.is_some() || !own.changes.is_empty() {
+                    test.inputs.insert(0, own);
+                }
+                for input in &mut test.inputs {
+                    input.changes_from = input.changes_from.as_ref().map(|from| beside.join(from));
+                }
             }
             tests.extend(found.tests);
         }
@@ -89,12 +113,6 @@ pub fn run(engine: &Engine, settings: &Arc<Settings>, test: &Test) -> Result<Ver
     for (name, columns) in &test.tables {
         tables.add(name, columns).map_err(here)?;
     }
-    let mut changes = test.changes.clone();
-    if let Some(from) = &test.changes_from {
-        let lines =
-            std::fs::read_to_string(from).map_err(|e| here(format!("{}: {e}", from.display())))?;
-        changes.extend(read_lines(&lines, &mut tables).map_err(here)?);
-    }
     let names: Vec<&str> = settings
         .transforms
         .iter()
@@ -110,54 +128,75 @@ pub fn run(engine: &Engine, settings: &Arc<Settings>, test: &Test) -> Result<Ver
             here(format!("unknown transform {name:?}; {help}"))
         })
     };
-    let first = test.input_at.as_deref().map_or(Ok(0), place)?;
     let mut prepared = Vec::new();
     for transform in &settings.transforms {
         let plugin = Plugin::load(engine, &transform.plugin).map_err(|e| here(e.to_string()))?;
-        let made = Prepared::new(transform, plugin, tables.all());
-        prepared.push(made.map_err(|e| here(e.to_string()))?);
+        prepared.push((transform, plugin));
     }
+    let mut inputs = Vec::new();
+    for input in &test.inputs {
+        let first = input.at.as_deref().map_or(Ok(0), place)?;
+        let mut changes = input.changes.clone();
+        if let Some(from) = &input.changes_from {
+            let lines = std::fs::read_to_string(from)
+                .map_err(|e| here(format!("{}: {e}", from.display())))?;
+            changes.extend(read_lines(&lines, &mut tables).map_err(here)?);
+        }
+        inputs.push((first, changes));
+    }
+    if inputs.iter().all(|(_, changes)| changes.is_empty()) {
+        return Err(here("it puts in no changes".to_owned()));
+    }
+    let prepared = prepared.into_iter().map(|(transform, plugin)| {
+        Prepared::new(transform, plugin, tables.all()).map_err(|e| here(e.to_string()))
+    });
+    let prepared = prepared.collect::<Result<_, _>>()?;
     let mut chain = Chain::new(prepared, watch::channel(settings.clone()).1);
-    let sheet = changes::read(&tables, &changes).map_err(here)?;
-    let Sheet { batch, given, rows } = sheet;
-    let steps = chain
-        .trace(batch, given, first)
-        .map_err(|e| here(e.to_string()))?;
-    let mut wrong = Vec::new();
-    let step_of =
-        |name: &str| place(name).map(|at| at.checked_sub(first).and_then(|at| steps.get(at)));
-    let letters = letters(&steps, &rows);
-    if let Some(expected) = test.expect.get(DEAD_LETTERS)
-        && let Some(differs) = compare(expected, &letters)
-    {
-        wrong.push(format!("  at {DEAD_LETTERS}:\n{differs}"));
+    let (mut runs, mut from) = (Vec::new(), 1);
+    for (first, changes) in inputs {
+        let Sheet { batch, given, rows } = changes::read(&tables, &changes).map_err(here)?;
+        let steps = chain.trace(batch, given, first);
+        runs.push(Run {
+            first,
+            from,
+            steps: steps.map_err(|e| here(e.to_string()))?,
+            rows,
+        });
+        from += changes.len();
     }
-    for (name, expected) in test.expect.iter().filter(|(name, _)| *name != DEAD_LETTERS) {
-        let Some(step) = step_of(name)? else {
-            return Err(here(format!("{name:?} stands before the input")));
+    let mut wrong = Vec::new();
+    // What went through a stage, of each input that did.
+    let at = |name: &str| -> Result<Vec<(&Run, &Step)>, String> {
+        let place = place(name)?;
+        let through = runs
+            .iter()
+            .filter_map(|run| run.step(place))
+            .collect::<Vec<_>>();
+        match through.is_empty() {
+            true => Err(here(format!("{name:?} stands before the input"))),
+            false => Ok(through),
+        }
+    };
+    let letters: Vec<Value> = runs.iter().flat_map(Run::letters).collect();
+    for (name, expected) in &test.expect {
+        let seen = match name == DEAD_LETTERS {
+            true => letters.clone(),
+            false => at(name)?
+                .iter()
+                .flat_map(|(run, step)| run.outcomes(step))
+                .collect(),
         };
-        // What an earlier transform dropped or refused never reached this one.
-        let at = steps.iter().position(|s| s.name == step.name).unwrap_or(0);
-        let reached = |row: u32| match at.checked_sub(1).map(|before| &steps[before].passed) {
-            None => true,
-            Some(passed) => passed.iter().any(|p| match p {
-                Passed::Change(of) | Passed::Record(of, _) => *of == row,
-            }),
-        };
-        let outcomes = trial::outcomes(step, &rows, &reached);
-        let seen: Vec<Value> = outcomes.iter().map(trial::Outcome::to_json).collect();
         if let Some(differs) = compare(expected, &seen) {
             wrong.push(format!("  at {name}:\n{differs}"));
         }
     }
     for (name, conditions) in &test.holds {
-        let Some(step) = step_of(name)? else {
-            return Err(here(format!("{name:?} stands before the input")));
-        };
         for text in conditions {
             let condition = Condition::compile(text)
                 .map_err(|e| here(format!("holds.{name}: `{text}`: {e}")))?;
-            wrong.extend(fails(&condition, step, &rows).map(|said| format!("  at {name}: {said}")));
+            let mut through = at(name)?.into_iter();
+            let fails = through.find_map(|(run, step)| run.fails(&condition, step));
+            wrong.extend(fails.map(|said| format!("  at {name}: {said}")));
         }
     }
     for name in &test.no_records_from {
@@ -168,7 +207,8 @@ pub fn run(engine: &Engine, settings: &Arc<Settings>, test: &Test) -> Result<Ver
             }
             continue;
         }
-        let made = step_of(name)?.into_iter().flat_map(|step| &step.passed);
+        let through = at(name)?;
+        let made = through.iter().flat_map(|(_, step)| &step.passed);
         let made = made.filter(|p| matches!(p, Passed::Record(..))).count();
         if made > 0 {
             wrong.push(format!(
@@ -185,44 +225,78 @@ pub fn run(engine: &Engine, settings: &Arc<Settings>, test: &Test) -> Result<Ver
 /// The stage that keeps what was refused.
 const DEAD_LETTERS: &str = "dead_letter";
 
-/// What was refused and is kept, which `on_error = "drop"` does not do: `{"change": 1, "stage": …, "error": …}`, in order.
-fn letters(steps: &[Step], rows: &[u32]) -> Vec<Value> {
-    let mut letters = Vec::new();
-    for (row, number) in rows.iter().zip(1..) {
-        for step in steps {
-            for rejected in step.rejected.iter().filter(|r| r.source == *row) {
-                letters
-                    .push(json!({ "change": number, "stage": step.name, "error": rejected.error }));
-            }
-        }
-    }
-    letters
+/// One input on its way.
+struct Run {
+    /// The stage that it was given to.
+    first: usize,
+    /// The number of its first change; they are counted through all inputs.
+    from: usize,
+    steps: Vec<Step>,
+    rows: Vec<u32>,
 }
 
-/// The first record of a stage for which a condition does not hold.
-fn fails(condition: &Condition, step: &Step, rows: &[u32]) -> Option<String> {
-    step.passed.iter().find_map(|passed| {
-        let Passed::Record(row, plain) = passed else {
-            return None;
+impl Run {
+    fn step(&self, place: usize) -> Option<(&Self, &Step)> {
+        let step = self.steps.get(place.checked_sub(self.first)?)?;
+        Some((self, step))
+    }
+
+    /// What a stage made of what reached it.
+    fn outcomes(&self, step: &Step) -> Vec<Value> {
+        // What an earlier transform dropped or refused never reached this one.
+        let at = self.steps.iter().position(|s| s.name == step.name);
+        let before = at.and_then(|at| self.steps.get(at.checked_sub(1)?));
+        let reached = |row: u32| match before {
+            None => true,
+            Some(before) => before.passed.iter().any(|p| match p {
+                Passed::Change(of) | Passed::Record(of, _) => *of == row,
+            }),
         };
-        let headers = plain.headers.iter();
-        let record = Record {
-            topic: &plain.topic,
-            key: plain.key.as_deref(),
-            value: plain.value.as_deref(),
-            headers: headers
-                .map(|(name, value)| (&**name, value.as_deref()))
-                .collect(),
-        };
-        let what = match condition.holds(None, Some(&record)) {
-            Ok(true) => return None,
-            Ok(false) => format!("`{}` does not hold", condition.text()),
-            Err(error) => error,
-        };
-        let number = rows.iter().position(|of| of == row).map_or(0, |at| at + 1);
-        Some(format!(
-            "{what} for a record of change {number}: {}",
-            plain.to_json()
-        ))
-    })
+        let outcomes = trial::outcomes(step, &self.rows, self.from, &reached);
+        outcomes.iter().map(trial::Outcome::to_json).collect()
+    }
+
+    /// What was refused and is kept, which `on_error = "drop"` does not do: `{"change": 1, "stage": …, "error": …}`, in order.
+    fn letters(&self) -> Vec<Value> {
+        let mut letters = Vec::new();
+        for (row, number) in self.rows.iter().zip(self.from..) {
+            for step in &self.steps {
+                for rejected in step.rejected.iter().filter(|r| r.source == *row) {
+                    letters.push(
+                        json!({ "change": number, "stage": step.name, "error": rejected.error }),
+                    );
+                }
+            }
+        }
+        letters
+    }
+
+    /// The first record of a stage for which a condition does not hold.
+    fn fails(&self, condition: &Condition, step: &Step) -> Option<String> {
+        step.passed.iter().find_map(|passed| {
+            let Passed::Record(row, plain) = passed else {
+                return None;
+            };
+            let headers = plain.headers.iter();
+            let record = Record {
+                topic: &plain.topic,
+                key: plain.key.as_deref(),
+                value: plain.value.as_deref(),
+                headers: headers
+                    .map(|(name, value)| (&**name, value.as_deref()))
+                    .collect(),
+            };
+            let what = match condition.holds(None, Some(&record)) {
+                Ok(true) => return None,
+                Ok(false) => format!("`{}` does not hold", condition.text()),
+                Err(error) => error,
+            };
+            let at = self.rows.iter().position(|of| of == row);
+            let number = at.map_or(0, |at| at + self.from);
+            Some(format!(
+                "{what} for a record of change {number}: {}",
+                plain.to_json()
+            ))
+        })
+    }
 }

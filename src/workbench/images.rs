@@ -84,7 +84,7 @@ fn made(
     let mut chain = Chain::new(prepared, watch::channel(settings.clone()).1);
     let Sheet { batch, given, rows } = changes::read(tables, given)?;
     let steps = chain.trace(batch, given, 0).map_err(|e| e.to_string())?;
-    let all = steps.iter().map(|step| outcomes(step, &rows, &|_| true));
+    let all = steps.iter().map(|step| outcomes(step, &rows, 1, &|_| true));
     Ok(all.collect())
 }
 

@@ -1,12 +1,13 @@
 //! Languages beside Rust: what a project of each is written from, and how its `.wasm` is made.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
 
-use super::build::{BuildError, missing, program, sources};
-use super::component;
+use super::build::{BuildError, Form, missing, program, sources};
+use super::{component, development};
 
 /// A language that there is an SDK for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -65,6 +66,11 @@ const JS_SDK: Files = &[
         include_str!("template/js/penstock/native.mjs"),
     ),
     ("build.mjs", include_str!("template/js/penstock/build.mjs")),
+    (
+        "bundle.mjs",
+        include_str!("template/js/penstock/bundle.mjs"),
+    ),
+    ("loader.js", include_str!("template/js/penstock/loader.js")),
 ];
 const PYTHON: Files = &[
     ("app.py", include_str!("template/python/app.py")),
@@ -87,6 +93,10 @@ const PYTHON_SDK: Files = &[
     (
         "_native.py",
         include_str!("template/python/penstock/_native.py"),
+    ),
+    (
+        "loader.py",
+        include_str!("template/python/penstock/loader.py"),
     ),
 ];
 
@@ -169,6 +179,7 @@ pub(super) fn build(
     language: Language,
     folder: &Path,
     offline: bool,
+    form: Form,
 ) -> Result<(Vec<u8>, String), BuildError> {
     let name = language.name(folder).ok_or_else(|| BuildError::Failed {
         program: format!("reading the project's name in {}", language.mark()),
@@ -181,37 +192,61 @@ pub(super) fn build(
     };
     std::fs::create_dir_all(&aside).map_err(|e| file(&aside, e))?;
     let made = aside.join("made.wasm");
-    // Go looks by itself at what has changed. The others begin anew, which takes long.
-    let stamp = aside.join("made.of");
-    let state = state(language, &folder);
-    let fresh = language != Language::Go
-        && made.is_file()
-        && std::fs::read_to_string(&stamp).is_ok_and(|of| of == state);
-    if !fresh {
-        std::fs::remove_file(&stamp).ok();
-        match language {
-            Language::Rust => {}
-            Language::Go => go(&folder, &made, offline)?,
-            Language::JavaScript => js(&folder, &made)?,
-            Language::Python => python(&folder, &made)?,
+    let bytes = match language {
+        Language::JavaScript | Language::Python if form == Form::Development => {
+            development::build(language, &folder)?
         }
-        std::fs::write(&stamp, state).map_err(|e| file(&stamp, e))?;
-    }
-    let mut bytes = std::fs::read(&made).map_err(|e| file(&made, e))?;
-    if language == Language::Go {
-        let component = component::of_core_module(&bytes);
-        bytes = component.map_err(|e| BuildError::Failed {
-            program: format!("making a component ({e})"),
-        })?;
-    }
+        Language::JavaScript | Language::Python => {
+            let all = sources(&folder);
+            once(&made, &state(language, &folder, &all), || {
+                whole(language, &folder, &made)
+            })?
+        }
+        // They look by themselves at what has changed.
+        Language::Rust | Language::Go => {
+            go(&folder, &made, offline)?;
+            let module = std::fs::read(&made).map_err(|e| file(&made, e))?;
+            component::of_core_module(&module).map_err(|e| BuildError::Failed {
+                program: format!("making a component ({e})"),
+            })?
+        }
+    };
     Ok((bytes, super::project::wasm_name(&name)))
 }
 
-/// A digest of all that is built of: the sources, and which packages and tools are there.
-fn state(language: Language, folder: &Path) -> String {
+/// A file that takes long to make: what was made of the same state is taken.
+pub(super) fn once(
+    made: &Path,
+    state: &str,
+    make: impl FnOnce() -> Result<(), BuildError>,
+) -> Result<Vec<u8>, BuildError> {
+    let file = |path: &Path, e: std::io::Error| BuildError::File {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    };
+    let stamp = made.with_extension("of");
+    let fresh = made.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|of| of == state);
+    if !fresh {
+        std::fs::remove_file(&stamp).ok();
+        make()?;
+        std::fs::write(&stamp, state).map_err(|e| file(&stamp, e))?;
+    }
+    std::fs::read(made).map_err(|e| file(made, e))
+}
+
+fn whole(language: Language, folder: &Path, made: &Path) -> Result<(), BuildError> {
+    eprintln!("the component is made: this takes a while");
+    match language {
+        Language::Python => python(folder, made, "whole", "app"),
+        _ => js(folder, &["penstock/build.mjs".as_ref(), made.as_os_str()]),
+    }
+}
+
+/// A digest of what is built of: these files, and which packages and tools are there.
+pub(super) fn state(language: Language, folder: &Path, files: &[PathBuf]) -> String {
     let mut all = Sha256::new();
-    for path in sources(folder) {
-        let bytes = std::fs::read(&path).unwrap_or_default();
+    for path in files {
+        let bytes = std::fs::read(path).unwrap_or_default();
         all.update(path.as_os_str().as_encoded_bytes());
         all.update((bytes.len() as u64).to_le_bytes());
         all.update(&bytes);
@@ -284,13 +319,11 @@ fn go(folder: &Path, made: &Path, offline: bool) -> Result<(), BuildError> {
     )
 }
 
-fn js(folder: &Path, made: &Path) -> Result<(), BuildError> {
+/// Runs a script of the SDK's.
+pub(super) fn js(folder: &Path, script: &[&OsStr]) -> Result<(), BuildError> {
     let tool = "node_modules/@bytecodealliance/componentize-js";
     let mut command = Command::new(program("NODE", "node"));
-    command
-        .current_dir(folder)
-        .arg("penstock/build.mjs")
-        .arg(made);
+    command.current_dir(folder).args(script);
     // Node looks into the folders above, too.
     if !folder.ancestors().any(|above| above.join(tool).is_dir()) {
         return Err(BuildError::Missing {
@@ -298,10 +331,12 @@ fn js(folder: &Path, made: &Path) -> Result<(), BuildError> {
             advice: "`npm install` in the project's folder fetches it",
         });
     }
-    eprintln!("componentize-js makes the component: this takes a while");
     run(
         command,
-        "componentize-js",
+        &script
+            .first()
+            .map(|script| script.to_string_lossy())
+            .unwrap_or_default(),
         "install Node.js 20 or newer from https://nodejs.org",
     )
 }
@@ -320,18 +355,20 @@ fn python_tool(folder: &Path) -> PathBuf {
     found.unwrap_or(named)
 }
 
-fn python(folder: &Path, made: &Path) -> Result<(), BuildError> {
-    let tool = python_tool(folder);
-    if tool.is_file() {
-        eprintln!("componentize-py makes the component: this takes a while");
-    }
-    let mut command = Command::new(tool);
+/// Makes a component of a world, of a module.
+pub(super) fn python(
+    folder: &Path,
+    made: &Path,
+    world: &str,
+    module: &str,
+) -> Result<(), BuildError> {
+    let mut command = Command::new(python_tool(folder));
     command
         .current_dir(folder)
-        .args(["-d", "penstock/penstock.wit", "-w", "whole", "componentize"])
+        .args(["-d", "penstock/penstock.wit", "-w", world, "componentize"])
         .args(["--stub-wasi", "-o"])
         .arg(made)
-        .arg("app");
+        .arg(module);
     run(
         command,
         "componentize-py",

@@ -3,7 +3,7 @@
 //!
 //! - [`project`]: a new project, with the SDK and the contract in it.
 //! - [`build`]: source to `.wasm`, one command whatever the language; [`languages`] has those beside Rust, and [`component`]
-//!   makes a component of what Go builds.
+//!   makes a component of what Go builds; [`development`] is the form that an edit replaces in a second.
 //! - [`values`], [`changes`]: changes from the JSON form of the docs.
 //! - [`redact`]: recorded changes without their values.
 //! - [`trial`]: a plugin at work outside of a pipeline.
@@ -16,6 +16,7 @@ pub mod cases;
 pub mod chain;
 pub mod changes;
 pub mod component;
+mod development;
 pub mod images;
 pub mod languages;
 pub mod project;

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::changes::{self, Sheet, Tables};
-use crate::config::settings::Transform;
+use crate::config::settings::{Limits, Transform};
 use crate::config::{self, Checks, Settings};
 use crate::transform::{Chain, Code, Engine, Passed, Plain, Plugin, PluginError, Prepared, Step};
 
@@ -42,6 +43,12 @@ pub enum TrialError {
     #[error(transparent)]
     Transform(#[from] crate::transform::TransformError),
 }
+
+/// What a plugin may use that is only looked at: as much memory as one has by default.
+pub const LIMITS: Limits = Limits {
+    memory: 64 << 20,
+    deadline: Duration::from_secs(5),
+};
 
 /// What a transform of pipeline.toml is handed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -129,14 +136,19 @@ pub fn run(
     let steps = chain.trace(batch, given, 0)?;
     Ok(steps
         .first()
-        .map(|step| outcomes(step, &rows, &|_| true))
+        .map(|step| outcomes(step, &rows, 1, &|_| true))
         .unwrap_or_default())
 }
 
-/// What a stage made of the items that stand at these rows, of those that reached it.
-pub fn outcomes(step: &Step, rows: &[u32], reached: &dyn Fn(u32) -> bool) -> Vec<Outcome> {
+/// What a stage made of the items that stand at these rows, of those that reached it; the first is number `from`.
+pub fn outcomes(
+    step: &Step,
+    rows: &[u32],
+    from: usize,
+    reached: &dyn Fn(u32) -> bool,
+) -> Vec<Outcome> {
     let mut all = Vec::new();
-    for (row, number) in rows.iter().zip(1..).filter(|(row, _)| reached(**row)) {
+    for (row, number) in rows.iter().zip(from..).filter(|(row, _)| reached(**row)) {
         let before = all.len();
         for passed in &step.passed {
             match passed {

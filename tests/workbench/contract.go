@@ -84,7 +84,11 @@ func (t *transform) Process(change *penstock.Change, out *penstock.Output) error
 		return errors.New("asked to refuse")
 	case "retry":
 		out.Record("taken back")
-		return penstock.Retry(errors.New("asked to wait"))
+		return errors.Join(penstock.Retry(errors.New("asked to wait")))
+	case "no column":
+		out.Record("taken back").ValueColumn(change, "nowhere")
+	case "long name":
+		out.Record(strings.Repeat("x", 70_000))
 	case "panic":
 		panic("asked to panic")
 	case "twice":

@@ -58,6 +58,8 @@ export const { transform, description } = plugin({
           case "retry":
             out.record("taken back");
             throw new Retry("asked to wait");
+          case "no column": return out.record("taken back", { value: change.ref("nowhere") });
+          case "long name": return out.record("x".repeat(70_000));
           case "panic": throw new Error("asked to panic");
           case "twice":
             out.record(topic, { key: "1" });

@@ -79,6 +79,10 @@ class Contract:
             case "retry":
                 out.record("taken back")
                 raise Retry("asked to wait")
+            case "no column":
+                out.record("taken back", value=change.ref("nowhere"))
+            case "long name":
+                out.record("x" * 70_000)
             case "panic":
                 raise ValueError("asked to panic")
             case "twice":

@@ -84,6 +84,13 @@ impl Transform for Contract {
                 out.record("taken back");
                 return Err(Error::new("asked to wait").retry());
             }
+            "no column" => {
+                out.record("taken back")
+                    .value(change.column_ref("nowhere")?);
+            }
+            "long name" => {
+                out.record(&"x".repeat(70_000));
+            }
             "panic" => panic!("asked to panic"),
             "twice" => {
                 out.record(&self.topic).key("1");

@@ -235,6 +235,11 @@ impl<T: Transform> Runtime<T> {
 #[macro_export]
 macro_rules! export_plugin {
     ($transform:ty) => {
+        // Natively only its unit tests use it.
+        #[cfg(not(target_arch = "wasm32"))]
+        const _: fn(&$crate::Settings) -> Result<$crate::Runtime<$transform>, $crate::Error> =
+            $crate::Runtime::<$transform>::new;
+
         #[cfg(target_arch = "wasm32")]
         const _: () = {
             use $crate::bindings::exports::penstock::plugin::transform as contract;

@@ -2,7 +2,8 @@
 //!
 //! It speaks the raw contract, since no SDK would let it lie. Every other change becomes a record of topic
 //! `ok` with the value of the column `id`; the settings `refuse` and `encoding` make `configure` fail or claim
-//! another encoding, `version` is said in a header, so that a swap can be seen.
+//! another encoding, `version` is said in a header, so that a swap can be seen. A source in its file is its version, too, and
+//! `refuse` or `loop` is done.
 #![cfg(target_arch = "wasm32")]
 
 use std::cell::RefCell;
@@ -11,6 +12,26 @@ use penstock_plugin::bindings::exports::penstock::plugin::transform::{
     Guest, Info, Interest, Setting, Table,
 };
 use penstock_plugin::encoding::{ColumnRef, Field, OutputWriter, Rows};
+
+/// What is handed its code.
+#[allow(unsafe_code)]
+mod loading {
+    wit_bindgen::generate!({ path: "../wit", world: "loads-source" });
+    export!(Loads);
+
+    struct Loads;
+
+    impl exports::penstock::plugin::development::Guest for Loads {
+        fn load(source: String) -> Result<(), String> {
+            match source.as_str() {
+                "refuse" => return Err("asked to refuse the source".to_owned()),
+                "loop" => super::spin(),
+                _ => super::STATE.with_borrow_mut(|s| s.version = source),
+            }
+            Ok(())
+        }
+    }
+}
 
 struct TestFaults;
 
@@ -42,7 +63,13 @@ impl Guest for TestFaults {
             Some(message) => return Err(message.to_owned()),
             None => {}
         }
-        STATE.with_borrow_mut(|s| s.version = get("version").unwrap_or("1").to_owned());
+        STATE.with_borrow_mut(|s| {
+            if let Some(version) = get("version") {
+                version.clone_into(&mut s.version);
+            } else if s.version.is_empty() {
+                s.version.push('1');
+            }
+        });
         Ok(Info {
             name: "test-faults".to_owned(),
             version: "0.1.0".to_owned(),

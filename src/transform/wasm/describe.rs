@@ -6,9 +6,9 @@ use std::sync::Arc;
 use wasmtime::Store;
 use wasmtime::component::types::ComponentItem;
 
-use super::describing::DescribesItselfPre;
 use super::describing::exports::penstock::plugin::description as contract;
-use super::instance::{HostState, Instance, arm, fault};
+use super::describing::{DescribesItself, DescribesItselfPre};
+use super::instance::{HostState, Instance, arm, fault, starting};
 use super::plugin::{Plugin, PluginError};
 use crate::change::TableSchema;
 use crate::config::settings::Limits;
@@ -58,26 +58,30 @@ impl Plugin {
     /// # Errors
     /// It traps, or takes longer than its limits allow.
     pub fn describe(&self, limits: Limits) -> Result<Option<About>, PluginError> {
-        let Ok(pre) = DescribesItselfPre::new(self.pre.instance_pre().clone()) else {
+        if DescribesItselfPre::new(self.pre.instance_pre().clone()).is_err() {
             return Ok(None);
-        };
+        }
+        let limits = starting(limits);
         let mut store = Store::new(
             self.engine.wasmtime(),
             HostState::new("plugin".into(), limits),
         );
         store.limiter(HostState::limiter);
-        arm(&mut store, limits);
-        let described = pre.instantiate(&mut store).and_then(|guest| {
+        let described = self.instantiate(&mut store, limits).and_then(|instance| {
             arm(&mut store, limits);
-            guest
-                .penstock_plugin_description()
-                .call_describe(&mut store)
+            DescribesItself::new(&mut store, &instance)
+                .and_then(|guest| {
+                    guest
+                        .penstock_plugin_description()
+                        .call_describe(&mut store)
+                })
+                .map_err(|e| fault(&mut store, limits, &e))
         });
         match described {
             Ok(about) => Ok(Some(About::from(about))),
-            Err(e) => Err(PluginError::Start {
+            Err(fault) => Err(PluginError::Start {
                 path: self.path().to_owned(),
-                reason: fault(&mut store, limits, &e).to_string(),
+                reason: fault.to_string(),
             }),
         }
     }

@@ -21,6 +21,14 @@ use crate::transform::guest::{Code, Fault, Guest, Interest};
 /// up more than the guest, and a plugin that does not start at the pipeline's start ends it.
 const STARTING: Duration = Duration::from_secs(2);
 
+/// The limits of a guest that starts.
+pub(super) fn starting(limits: Limits) -> Limits {
+    Limits {
+        deadline: limits.deadline.max(STARTING),
+        ..limits
+    }
+}
+
 /// A guest's line in our log is cut there.
 const MAX_LOG_LINE: usize = 4 << 10;
 
@@ -111,10 +119,7 @@ impl Instance {
         settings: &BTreeMap<String, String>,
         limits: Limits,
     ) -> Result<Self, PluginError> {
-        let limits = Limits {
-            deadline: limits.deadline.max(STARTING),
-            ..limits
-        };
+        let limits = starting(limits);
         let path = || plugin.path().to_owned();
         let start = |fault: Fault| PluginError::Start {
             path: path(),
@@ -122,9 +127,9 @@ impl Instance {
         };
         let mut store = Store::new(plugin.engine.wasmtime(), HostState::new(stage, limits));
         store.limiter(HostState::limiter);
-        arm(&mut store, limits);
-        let instantiated = plugin.pre.instantiate(&mut store);
-        let guest = instantiated.map_err(|e| start(fault(&mut store, limits, &e)))?;
+        let instantiated = plugin.instantiate(&mut store, limits).map_err(start)?;
+        let guest = contract::Plugin::new(&mut store, &instantiated)
+            .map_err(|e| start(fault(&mut store, limits, &e)))?;
         let setting = |(key, value): (&String, &String)| guest::Setting {
             key: key.clone(),
             value: value.clone(),

@@ -5,6 +5,7 @@
 //! - [`plugin`]: a compiled file, shared by all shards.
 //! - [`instance`]: a plugin at work in one shard: a store of its own, reused.
 //! - [`limits`]: what a guest may use.
+//! - [`source`]: the author's code as data, while a transform is being written.
 //! - [`encoding`]: batches in, outputs out; no index of a guest is believed.
 //! - [`swap`]: a configured, warmed instance, ready to take over.
 
@@ -14,6 +15,7 @@ pub mod engine;
 pub mod instance;
 pub mod limits;
 pub mod plugin;
+pub mod source;
 pub mod swap;
 
 pub use describe::{Facts, Wanted};
@@ -31,4 +33,10 @@ mod contract {
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 mod describing {
     wasmtime::component::bindgen!({ path: "plugins/wit", world: "describes-itself" });
+}
+
+/// The world of what is handed its code as data.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+mod loading {
+    wasmtime::component::bindgen!({ path: "plugins/wit", world: "loads-source" });
 }

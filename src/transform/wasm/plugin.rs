@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use wasmtime::component::{HasSelf, Linker};
+use wasmtime::Store;
+use wasmtime::component::{self, HasSelf, Linker};
 
-use super::contract;
 use super::engine::Engine;
-use super::instance::{HostState, Instance};
+use super::instance::{HostState, Instance, arm, fault, shortened};
+use super::loading::LoadsSource;
+use super::{contract, source};
 use crate::config::LARGEST_PLUGIN;
 use crate::config::settings::Limits;
-use crate::transform::guest::{Code, Guest};
+use crate::transform::guest::{Code, Fault, Guest};
 
 /// Why a plugin cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +83,8 @@ pub struct Plugin {
     pub(super) pre: contract::PluginPre<HostState>,
     path: PathBuf,
     digest: [u8; 32],
+    /// What each instance is handed before anything else.
+    source: Option<Arc<str>>,
 }
 
 impl std::fmt::Debug for Plugin {
@@ -126,7 +130,7 @@ impl Plugin {
         if let Some(plugin) = compiled.iter().find(same) {
             return Ok(plugin.clone());
         }
-        let plugin = Self::from_bytes(engine, path, &bytes)?;
+        let plugin = Self::of(engine, path, &bytes, digest)?;
         compiled.push(plugin.clone());
         Ok(plugin)
     }
@@ -137,6 +141,15 @@ impl Plugin {
         path: PathBuf,
         bytes: &[u8],
     ) -> Result<Arc<Self>, PluginError> {
+        Self::of(engine, path, bytes, Sha256::digest(bytes).into())
+    }
+
+    fn of(
+        engine: &Engine,
+        path: PathBuf,
+        bytes: &[u8],
+        digest: [u8; 32],
+    ) -> Result<Arc<Self>, PluginError> {
         let world = |reason: String| PluginError::World {
             path: path.clone(),
             reason,
@@ -145,7 +158,12 @@ impl Plugin {
             path: path.clone(),
             reason,
         };
-        let digest: [u8; 32] = Sha256::digest(bytes).into();
+        let (bytes, source) = source::split(bytes);
+        // Another source is no other code.
+        let code = match source {
+            Some(_) => Sha256::digest(bytes).into(),
+            None => digest,
+        };
         let component = || match bytes {
             // The magic number, then a version and a layer: 0 for a core module, 1 for a component.
             [0, b'a', b's', b'm', _, _, 0, 0, ..] => {
@@ -161,10 +179,10 @@ impl Plugin {
             [] => Err(not_wasm("it is empty".to_owned())),
             _ => Err(not_wasm("it does not begin with \"\\0asm\"".to_owned())),
         };
-        let component = match engine.cached(&digest) {
+        let component = match engine.cached(&code) {
             Some(component) => component,
             None => engine
-                .compile(&digest, &component()?)
+                .compile(&code, &component()?)
                 .map_err(|e| not_wasm(format!("{e:#}")))?,
         };
         let mut linker = Linker::new(engine.wasmtime());
@@ -191,7 +209,37 @@ impl Plugin {
             pre,
             digest,
             path,
+            source: source.map(Arc::from),
         }))
+    }
+
+    /// An instance that has taken its source, if its file holds one.
+    pub(super) fn instantiate(
+        &self,
+        store: &mut Store<HostState>,
+        limits: Limits,
+    ) -> Result<component::Instance, Fault> {
+        arm(store, limits);
+        let instance = self.pre.instance_pre().instantiate(&mut *store);
+        let instance = instance.map_err(|e| fault(store, limits, &e))?;
+        if let Some(source) = &self.source {
+            arm(store, limits);
+            let loads = LoadsSource::new(&mut *store, &instance);
+            loads
+                .and_then(|guest| {
+                    guest
+                        .penstock_plugin_development()
+                        .call_load(&mut *store, source)
+                })
+                .map_err(|e| fault(store, limits, &e))?
+                .map_err(|message| Fault::Error(shortened(message)))?;
+        }
+        Ok(instance)
+    }
+
+    /// Whether it is its language's engine with a source in its file: the form for development.
+    pub fn is_for_development(&self) -> bool {
+        self.source.is_some()
     }
 }
 

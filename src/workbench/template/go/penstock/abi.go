@@ -29,9 +29,10 @@ var (
 	tables    = map[uint32]*Table{}
 	// What the host wrote into our memory for the call at hand, and what it reads of the last one: kept from the collector.
 	given [][]byte
-	area  [32]byte
-	kept  []any
-	buf   []byte
+	// Words, so that it is aligned.
+	area [4]uint64
+	kept []any
+	buf  []byte
 )
 
 //go:wasmexport cabi_realloc
@@ -50,7 +51,7 @@ func realloc(old unsafe.Pointer, oldSize, align, size uint32) unsafe.Pointer {
 }
 
 // begin forgets the call before, end what this one was given. A panic is said with its place, and ends the instance.
-func begin() { kept, area = kept[:0], [32]byte{} }
+func begin() { kept, area = kept[:0], [4]uint64{} }
 
 func end() {
 	clear(given)
@@ -75,13 +76,13 @@ func describe(said any) string {
 	return "a value that is no text"
 }
 
-// place finds the first line of the panic that is neither the runtime's nor ours.
+// place finds the first line of the panic that is the author's: what it called failed for that.
 func place() string {
-	var calls [32]uintptr
+	var calls [64]uintptr
 	frames := runtime.CallersFrames(calls[:runtime.Callers(3, calls[:])])
 	for {
 		frame, more := frames.Next()
-		if !strings.HasPrefix(frame.Function, "runtime.") && !strings.Contains(frame.Function, "/penstock.") {
+		if isAuthors(frame.Function) {
 			file := frame.File
 			if at := strings.LastIndexByte(file, '/'); at >= 0 {
 				file = file[at+1:]
@@ -94,8 +95,20 @@ func place() string {
 	}
 }
 
+// isAuthors tells whether a function is of the project: of its main package, or of one beside ours.
+func isAuthors(function string) bool {
+	pc, _, _, _ := runtime.Caller(0)
+	module, _, _ := strings.Cut(runtime.FuncForPC(pc).Name(), "/penstock.")
+	ours := strings.HasPrefix(function, module+"/penstock.")
+	return strings.HasPrefix(function, "main.") || strings.HasPrefix(function, module+"/") && !ours
+}
+
+func put8(at int, value uint8) {
+	*(*uint8)(unsafe.Add(unsafe.Pointer(&area), at)) = value
+}
+
 func put32(at int, value uint32) {
-	*(*uint32)(unsafe.Pointer(&area[at])) = value
+	*(*uint32)(unsafe.Add(unsafe.Pointer(&area), at)) = value
 }
 
 func putText(at int, text string) {
@@ -107,7 +120,7 @@ func putText(at int, text string) {
 func result() unsafe.Pointer { return unsafe.Pointer(&area) }
 
 func fail(at int, err error) unsafe.Pointer {
-	area[0] = 1
+	put8(0, 1)
 	putText(at, err.Error())
 	return result()
 }
@@ -146,7 +159,7 @@ func exportConfigure(settings unsafe.Pointer, n uint32) unsafe.Pointer {
 	transform = made
 	putText(4, about.Name)
 	putText(12, about.Version)
-	area[20] = 1 // The version of the encoding.
+	put8(20, 1) // The version of the encoding.
 	return result()
 }
 
@@ -172,7 +185,7 @@ func exportOpenTable(id uint32, keyspace unsafe.Pointer, keyspaceSize uint32, na
 		return fail(4, err)
 	}
 	tables[id] = table
-	area[4] = interest.kind
+	put8(4, interest.kind)
 	if len(interest.columns) > 0 {
 		kept = append(kept, interest.columns)
 		put32(8, address(unsafe.Pointer(unsafe.SliceData(interest.columns))))

@@ -185,7 +185,8 @@ func (r *typeReader) one(depth int) *cqlType {
 	case "vector":
 		good = part() && r.take(',')
 		r.take(' ')
-		t.size, _ = strconv.Atoi(r.name())
+		size, err := strconv.ParseUint(r.name(), 10, 31)
+		t.size, good = int(size), good && err == nil
 	case "tuple":
 		good = part()
 		for good && r.take(',') {

@@ -239,7 +239,8 @@ func encode(t, of *cqlType, value any) ([]byte, error) {
 		case of.name == "list" && !of.frozen && t.name == "map":
 			into := binary.BigEndian.AppendUint32(nil, uint32(len(value)))
 			for i, one := range value {
-				id := append(make([]byte, 3), byte(i), 0, 0, 0x10, 0, 0x80, 0, 0, 0, 0, 0, 0, 7)
+				id := binary.BigEndian.AppendUint32(nil, uint32(i))
+				id = append(id, 0, 0, 0x10, 0, 0x80, 0, 0, 0, 0, 0, 0, 7)
 				bytes, err := all(into, func(i int) *cqlType { return t.parts[i] }, id, one)
 				if err != nil {
 					return nil, err

@@ -1,22 +1,50 @@
 package penstock
 
+import (
+	"errors"
+	"math"
+)
+
 // Output takes what a transform makes of the change at hand.
 type Output struct {
 	buf     []byte
 	entries uint32
 	topics  []string
 	source  uint32
-	parts   int
+	// Where the number of parts of the record at hand is; 0: there is none.
+	parts int
+	// The first thing of the change at hand that cannot be written.
+	failed error
+}
+
+func (o *Output) fail(what string) {
+	if o.failed == nil {
+		o.failed = errors.New(what)
+	}
+}
+
+// name writes a text of 65535 bytes at most.
+func (o *Output) name(text string) {
+	if len(text) > math.MaxUint16 {
+		o.fail("a topic's or a header's name has less than 64 KiB")
+		text = ""
+	}
+	o.buf = append16(o.buf, uint16(len(text)))
+	o.buf = append(o.buf, text...)
 }
 
 func (o *Output) entry(kind byte) {
 	o.entries++
+	o.parts = 0
 	o.buf = append(o.buf, kind)
 	o.buf = append32(o.buf, o.source)
 }
 
 // Record is a record being written; what is not set is null.
-type Record struct{ out *Output }
+type Record struct {
+	out   *Output
+	parts int
+}
 
 // Record writes a record to a topic. A change may make several.
 func (o *Output) Record(topic string) Record {
@@ -31,20 +59,29 @@ func (o *Output) Record(topic string) Record {
 		o.topics = append(o.topics, topic)
 		o.entries++
 		o.buf = append(o.buf, 0)
-		o.buf = append16(o.buf, uint16(len(topic)))
-		o.buf = append(o.buf, topic...)
+		o.name(topic)
 	}
 	o.entry(1)
 	o.buf = append16(o.buf, uint16(index))
 	o.parts = len(o.buf)
 	o.buf = append(o.buf, 0, 0)
-	return Record{o}
+	return Record{o, o.parts}
 }
 
-func (o *Output) part(role byte) {
-	n := le16(o.buf[o.parts:])
-	put16(o.buf[o.parts:], n+1)
-	o.buf = append(o.buf, role)
+// part begins a part; false: it is not written.
+func (r Record) part(role byte) bool {
+	if r.parts != r.out.parts {
+		r.out.fail("a part of a record after the next was begun")
+		return false
+	}
+	n := le16(r.out.buf[r.parts:])
+	if n == math.MaxUint16 {
+		r.out.fail("more than 65535 parts of a record")
+		return false
+	}
+	put16(r.out.buf[r.parts:], n+1)
+	r.out.buf = append(r.out.buf, role)
+	return true
 }
 
 func (o *Output) field(value []byte) {
@@ -58,45 +95,54 @@ func (o *Output) field(value []byte) {
 }
 
 func (o *Output) column(change *Change, name string) {
+	index := change.table.Index(name)
+	if index < 0 {
+		o.fail(change.table.Keyspace + "." + change.table.Name + " has no column `" + name + "`")
+		index = 0
+	}
 	o.buf = append(o.buf, 2)
 	o.buf = append32(o.buf, uint32(change.index))
-	o.buf = append16(o.buf, uint16(change.table.Index(name)))
+	o.buf = append16(o.buf, uint16(index))
 }
 
 // Key sets the key; nil is null.
 func (r Record) Key(key []byte) Record {
-	r.out.part(0)
-	r.out.field(key)
+	if r.part(0) {
+		r.out.field(key)
+	}
 	return r
 }
 
 // Value sets the value; nil is null.
 func (r Record) Value(value []byte) Record {
-	r.out.part(1)
-	r.out.field(value)
+	if r.part(1) {
+		r.out.field(value)
+	}
 	return r
 }
 
 // KeyColumn sets the key to the bytes of a column, which nobody copies and which need not have been sent.
 func (r Record) KeyColumn(change *Change, name string) Record {
-	r.out.part(0)
-	r.out.column(change, name)
+	if r.part(0) {
+		r.out.column(change, name)
+	}
 	return r
 }
 
 // ValueColumn sets the value likewise.
 func (r Record) ValueColumn(change *Change, name string) Record {
-	r.out.part(1)
-	r.out.column(change, name)
+	if r.part(1) {
+		r.out.column(change, name)
+	}
 	return r
 }
 
 // Header adds a header; nil is null.
 func (r Record) Header(name string, value []byte) Record {
-	r.out.part(2)
-	r.out.buf = append16(r.out.buf, uint16(len(name)))
-	r.out.buf = append(r.out.buf, name...)
-	r.out.field(value)
+	if r.part(2) {
+		r.out.name(name)
+		r.out.field(value)
+	}
 	return r
 }
 
@@ -129,14 +175,18 @@ func run(batch []byte, transform Transform, tables map[uint32]*Table, buf []byte
 			out.message(4, "its table was never opened")
 			continue
 		}
+		out.parts, out.failed = 0, nil
 		err := transform.Process(change, &out)
+		if err == nil {
+			err = out.failed
+		}
 		if err == nil {
 			continue
 		}
 		// What was written for it is taken back.
 		out.buf, out.entries, out.topics = out.buf[:size], entries, out.topics[:topics]
-		if later, ok := err.(retry); ok {
-			out.message(5, later.Error())
+		if later := (retry{}); errors.As(err, &later) {
+			out.message(5, err.Error())
 			break
 		}
 		out.message(4, err.Error())

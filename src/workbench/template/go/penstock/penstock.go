@@ -185,8 +185,16 @@ const (
 
 type retry struct{ error }
 
-// Retry makes an error that says "not yet": the change, and all after it, is handed out again later.
-func Retry(err error) error { return retry{err} }
+func (r retry) Unwrap() error { return r.error }
+
+// Retry makes an error that says "not yet": the change, and all after it, is handed out again later. Errors that wrap it say
+// so, too. Retry(nil) is nil.
+func Retry(err error) error {
+	if err == nil {
+		return nil
+	}
+	return retry{err}
+}
 
 var (
 	about     About

@@ -3,6 +3,7 @@ package penstock
 import (
 	"errors"
 	"strings"
+	"unicode/utf8"
 )
 
 // Operation is what a change did.
@@ -310,7 +311,7 @@ func (c *Change) Text(name string) (string, bool) {
 		return "", false
 	}
 	if oneOf(c.table.Columns[index].Type, "text", "ascii", "varchar") {
-		return string(b), true
+		return string(b), utf8.Valid(b)
 	}
 	text, err := c.JSON(name)
 	return strings.Trim(text, `"`), err == nil

@@ -81,6 +81,10 @@ export function parse(text) {
     if (words.at(-1)?.kind !== kind) throw new Invalid(`not a CQL type: ${text}`);
     return words.pop().text;
   };
+  const count = (digits) => {
+    if (!/^\d+$/.test(digits)) throw new Invalid(`not a CQL type: ${text}`);
+    return Number(digits);
+  };
   const more = () => words.at(-1)?.kind === "," && words.pop() !== undefined;
   const one = (depth) => {
     if (depth === 0) throw new Invalid(`types nest too deep: ${text}`);
@@ -99,7 +103,7 @@ export function parse(text) {
       case "map": case "vector": {
         const first = one(depth - 1);
         take(",");
-        made = name === "map" ? new Type(name, [first, one(depth - 1)]) : new Type(name, [first], [], Number(take("name")));
+        made = name === "map" ? new Type(name, [first, one(depth - 1)]) : new Type(name, [first], [], count(take("name")));
         break;
       }
       case "tuple": {

@@ -222,13 +222,23 @@ class Change {
   }
   /** Names the bytes of a column, which nobody copies and which need not have been sent. */
   ref(name) {
-    return { row: this.row, column: this.table.index.get(name) };
+    const column = this.table.index.get(name);
+    if (column === undefined) throw new Refused(`${this.table.keyspace}.${this.table.name} has no column \`${name}\``);
+    return new Ref(this.row, column);
+  }
+}
+
+/** A column of a row of the batch. */
+class Ref {
+  constructor(row, column) {
+    Object.assign(this, { row, column });
   }
 }
 
 /** What was added and what was removed. */
 function parts(tag, bytes) {
   if (tag === Tag.Merged) {
+    if (bytes.length < 4) throw new Invalid("truncated");
     const size = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength).getUint32(0, true);
     if (bytes.length < 4 + size) throw new Invalid("truncated");
     return [bytes.subarray(4, 4 + size), bytes.subarray(4 + size)];
@@ -253,6 +263,7 @@ class Output {
     this.buf[this.at++] = n;
   }
   u16(n) {
+    if (n > 0xffff) throw new RangeError("a topic's or a header's name has less than 64 KiB, a record less than 65536 headers");
     this.u8(n & 255);
     this.u8(n >> 8);
   }
@@ -267,12 +278,15 @@ class Output {
   }
   field(value) {
     if (value === null || value === undefined) return this.u8(0);
-    if (typeof value === "object" && "row" in value) {
+    if (value instanceof Ref) {
       this.u8(2);
       this.u32(value.row);
       return this.u16(value.column);
     }
     const bytes = typeof value === "string" ? encoder.encode(value) : value;
+    if (!(bytes instanceof Uint8Array)) {
+      throw new TypeError(`a key, a value or a header is a text, a Uint8Array, a ref or null, and no ${typeof value}`);
+    }
     this.u8(1);
     this.u32(bytes.length);
     this.put(bytes);
@@ -331,13 +345,20 @@ class Output {
   }
 }
 
-/** What an error says, with its place: the first frame that is not ours. */
-function said(error) {
+/** Frames that are ours, or the engine's. */
+const OURS = /(^|\/)penstock\/(index|cql|testing|loader)\.js$|(^|\/)initializer\.js$/;
+
+/** What an error says, with its place: the first frame that is the author's. */
+export function said(error) {
   if (error instanceof Refused) return error.message;
   if (!(error instanceof Error)) return String(error);
-  const frames = (error.stack ?? "").split("\n").map((line) => line.match(/([^/@( ]+\.m?js):(\d+)/));
-  const frame = frames.find((found) => found !== null && found[1] !== "index.js");
-  return `${error.name}${frame ? ` at ${frame[1]}:${frame[2]}` : ""}: ${error.message}`;
+  const frames = (error.stack ?? "").split("\n").map((line) => line.match(/([^@(\s]+\.m?js):(\d+)/));
+  const places = frames.filter((frame) => frame !== null).map(([, file, line]) => {
+    // Of a script that was made of several files, the loader knows.
+    return globalThis.penstockOrigin?.(file, Number(line)) ?? [file, line];
+  });
+  const place = places.find(([file]) => !OURS.test(file));
+  return `${error.name}${place ? ` at ${place[0].split("/").at(-1)}:${place[1]}` : ""}: ${error.message}`;
 }
 
 /** The two exports of a plugin. */

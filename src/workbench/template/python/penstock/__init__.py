@@ -273,7 +273,10 @@ class Change:
 
     def ref(self, name):
         """Names the bytes of a column for a record: nobody copies them, and they need not have been sent."""
-        return Ref(self.row, self.table.index[name])
+        column = self.table.index.get(name)
+        if column is None:
+            raise Error(f"{self.table.keyspace}.{self.table.name} has no column `{name}`")
+        return Ref(self.row, column)
 
 
 class Rows:
@@ -298,16 +301,14 @@ class Output:
         """A record; keys, values and headers are bytes, text, a `change.ref(…)` or None. A change may make several."""
         number = self.topics.get(topic)
         if number is None:
-            number, name = len(self.topics), topic.encode()
-            self.topics[topic] = number
+            number = self.topics[topic] = len(self.topics)
             self.entries += 1
-            self.buf += struct.pack("<BH", 0, len(name)) + name
+            self.buf += b"\0" + _name(topic)
         headers = headers or {}
         self._entry(1, struct.pack("<HH", number, 2 + len(headers)))
         self.buf += b"\0" + _field(key) + b"\1" + _field(value)
         for name, one in headers.items():
-            name = name.encode()
-            self.buf += struct.pack("<BH", 2, len(name)) + name + _field(one)
+            self.buf += b"\2" + _name(name) + _field(one)
 
     def forward(self):
         """Hands the change on unchanged."""
@@ -330,18 +331,37 @@ class Ref:
     column: int
 
 
+def _name(text):
+    text = text.encode()
+    if len(text) > 0xFFFF:
+        raise ValueError("a topic's or a header's name has less than 64 KiB")
+    return struct.pack("<H", len(text)) + text
+
+
 def _field(value):
     if value is None:
         return b"\0"
     if isinstance(value, Ref):
         return struct.pack("<BIH", 2, value.row, value.column)
-    value = value.encode() if isinstance(value, str) else bytes(value)
+    if isinstance(value, str):
+        value = value.encode()
+    elif not isinstance(value, (bytes, bytearray, memoryview)):
+        # `bytes(5)` would be five zeros.
+        raise TypeError(f"a key, a value or a header is a str, bytes, a ref or None, and no {type(value).__name__}")
     return struct.pack("<BI", 1, len(value)) + value
 
 
 def log(level, text):
     """Writes to Penstock's log: error, warn, info, debug."""
     host.log(types.Level[level.upper()], text)
+
+
+HERE = __file__.removesuffix("__init__.py")
+ROOT = HERE.removesuffix("penstock/")
+
+
+def _is_authors(file):
+    return file.startswith(ROOT) and "site-packages" not in file or not file.startswith(("/", "<"))
 
 
 def _said(error):
@@ -351,7 +371,8 @@ def _said(error):
     place, at = "", error.__traceback__
     while at is not None:
         file = at.tb_frame.f_code.co_filename
-        if "penstock" not in file:
+        # The last that is the author's: what it called fails for that.
+        if _is_authors(file) and not file.startswith(HERE):
             place = f" at {file.rsplit('/', 1)[-1]}:{at.tb_lineno}"
         at = at.tb_next
     return f"{type(error).__name__}{place}: {error}"

@@ -111,7 +111,10 @@ def parse(text):
         elif name == "vector":
             element = one(depth - 1)
             take(",")
-            made = Type(name, (element,), size=int(take("name")))
+            size = take("name")
+            if not size.isdecimal():
+                raise Invalid(f"not a CQL type: {text!r}")
+            made = Type(name, (element,), size=int(size))
         elif name == "tuple":
             parts = [one(depth - 1)]
             while more():
@@ -441,4 +444,5 @@ def whole(t, b, make=Values):
         rest.value()
         one = rest.value()
         elements.append(make.null if one is None else read(element, one, make, DEPTH - 1))
+    rest.done()
     return make.sequence(elements)

@@ -46,7 +46,7 @@ class Harness:
             column, cql_type = part.split(None, 1)
             words = cql_type.rsplit(None, 1)
             kind = _KINDS.get(words[-1]) if len(words) == 2 else None
-            made.append(SimpleNamespace(name=column, cql_type=cql_type if kind is None else words[0], kind=kind or 3))
+            made.append(SimpleNamespace(name=column, cql_type=cql_type if kind is None else words[0], kind=3 if kind is None else kind))
         table = SimpleNamespace(id=len(self._tables) + 1, keyspace=keyspace, name=name, columns=made)
         interest = _asked(self._work.open_table, table)
         sent = range(len(made)) if isinstance(interest, types.Interest_All) else getattr(interest, "value", None)
