@@ -22,8 +22,10 @@ fn pages() -> Vec<PathBuf> {
         "CHANGELOG.md".into(),
         "benches/README.md".into(),
     ];
-    let docs = std::fs::read_dir("docs").unwrap();
-    pages.extend(docs.map(|entry| entry.unwrap().path()));
+    for folder in ["docs", "docs/plugins"] {
+        let docs = std::fs::read_dir(folder).unwrap();
+        pages.extend(docs.map(|entry| entry.unwrap().path()));
+    }
     pages.retain(|page| page.extension().is_some_and(|e| e == "md") && page.is_file());
     pages.sort();
     pages
@@ -185,6 +187,8 @@ fn is_a_command(line: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// All that mdBook needs of it, but mdBook itself: it leaves out a page that its contents lack, and makes an empty one of
+/// one that they name and that is not there (`links_lead_somewhere` sees that).
 #[test]
 fn every_page_is_in_the_table_of_contents() {
     let contents = std::fs::read_to_string("docs/SUMMARY.md").unwrap();

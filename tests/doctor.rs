@@ -1,5 +1,8 @@
 //! `penstock doctor` against set-ups that are broken, one thing at a time, and against a good one.
 
+#[path = "doctor/kafka.rs"]
+mod kafka;
+
 use std::process::Command;
 
 use serde_json::Value;
@@ -78,6 +81,12 @@ async fn each_broken_set_up_is_found_for_what_it_is_and_a_good_one_is_met_with_s
         .await;
     finds("good, while it runs", run(&[]), &[], 0);
     running.stop_cleanly();
+    finds(
+        "it lags behind by more than is to be left",
+        run(&[("health.headroom_degraded", &0.999_999_9)]),
+        &[("headroom", &format!("pipeline {}", world.name))],
+        0,
+    );
 
     let nowhere = "nowhere.invalid:9042";
     finds(
@@ -323,4 +332,46 @@ async fn each_broken_set_up_is_found_for_what_it_is_and_a_good_one_is_met_with_s
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_held_against_what_the_transforms_make_use_of() {
+    let envelope = testkit::plugins::plugin("debezium-envelope");
+    let transform = |plugin: &std::path::Path| {
+        format!("[[transform]]\nname = \"plugin\"\nplugin = {plugin:?}\n")
+    };
+    let world = World::with(Setup {
+        transforms: Some(transform(&envelope)),
+        ..Setup::default()
+    })
+    .await;
+    let about = [("images", "ks.outbox")];
+    let asks = |what: &str, wanted: &[(&str, &str)], words: &str| {
+        let found = doctor(&world, "", &[]);
+        let told = found.1.first().map(|f| f["found"].to_string());
+        finds(what, found, wanted, 0);
+        assert!(told.unwrap_or_default().contains(words), "{words}");
+    };
+    let alter = async |images: &str| {
+        let cql = format!("ALTER TABLE ks.outbox WITH cdc = {{'enabled': true, {images}}}");
+        world.session.query_unpaged(cql, ()).await.expect("altered");
+    };
+    asks(
+        "an envelope without what was before",
+        &about,
+        "of a change with a preimage",
+    );
+    alter("'preimage': true").await;
+    asks("an envelope that has it", &[], "");
+    // The router copies a payload, whatever was there before.
+    let text = std::fs::read_to_string(world.config()).expect("pipeline.toml");
+    let router = testkit::plugins::plugin("outbox-router");
+    world.save(&text.replace(&transform(&envelope), &transform(&router)));
+    asks(
+        "images that nobody reads",
+        &about,
+        "its log has a preimage of each change",
+    );
+    alter("'preimage': false").await;
+    asks("a router without", &[], "");
 }

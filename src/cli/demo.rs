@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use super::ConfigArgs;
 use super::output::Output;
-use super::run::{Terminal, start};
+use super::run::start;
+use super::terminal::Terminal;
 use crate::coordinator::child::{Demo, Stage};
 use crate::coordinator::handle::Handle;
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};

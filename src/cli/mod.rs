@@ -23,6 +23,7 @@ pub mod run;
 pub mod schema;
 mod shards;
 pub mod tap;
+pub mod terminal;
 pub mod test;
 pub mod validate;
 mod watch;

@@ -57,6 +57,7 @@ const TASKS: &[Task] = &[
     task("clippy", "", "lint everything, each plugin for what it is built for", |_| plugins::clippy()),
     task("bench", "[name]", "the benchmarks, each a printed table", run::bench).with_plugins(),
     task("kafka", "start|stop|status", kafka::ABOUT, kafka::kafka),
+    task("book", "", "docs/ as a book, in target/book; installs mdBook where it is not", run::book),
     task("reloads", "[n]", "n reloads under load: from save to in force, and the dip in throughput, as a table (200)", proof::reloads).with_plugins(),
     task("restarts", "[rounds]", "stop and kill a loaded pipeline many times and count what arrived (long form)", proof::restarts).with_plugins(),
     task("proof", "[name] [n]", "what the pipeline promises, shown at length; each prints what it measured:", proof::proof).with_plugins(),

@@ -50,6 +50,36 @@ pub(crate) fn test(rest: &[String]) -> Result<()> {
     )
 }
 
+/// What builds the book, in the version that was tried.
+const MDBOOK: [&str; 2] = ["mdbook", "0.5.4"];
+
+/// Builds docs/ as a book. What can be wrong with its pages tests/docs.rs finds without mdBook, which takes some minutes to build.
+pub(crate) fn book(_: &[String]) -> Result<()> {
+    let [name, version] = MDBOOK;
+    let found = Command::new(name).arg("--version").output();
+    if !found.is_ok_and(|found| found.status.success()) {
+        println!("installing {name} {version}");
+        check(cargo().args([
+            "install",
+            "--locked",
+            "--quiet",
+            "--debug",
+            name,
+            "--version",
+            version,
+        ]))?;
+    }
+    let book = target_dir()?.join("book");
+    check(
+        Command::new(name)
+            .current_dir(root())
+            .args(["build", "docs", "--dest-dir"])
+            .arg(&book),
+    )?;
+    println!("{}", book.join("index.html").display());
+    Ok(())
+}
+
 pub(crate) fn bench(rest: &[String]) -> Result<()> {
     let mut bench = cargo();
     bench.arg("bench");

@@ -82,6 +82,9 @@ function keyed(parent, items, key, make, update) {
   for (const node of old.values()) node.remove();
 }
 
+// An address that has no room in one line goes on in the next with its port.
+const breakable = (address) => address.replace(/:(?=\d+$)/, ":\u200b");
+
 // Rows of a table; a cell is a text, or [text, class].
 function rows(table, items, key, cells, more = () => {}) {
   const heads = [...table.tHead.rows[0].cells];
@@ -184,7 +187,7 @@ function flow(p) {
   const lag = Math.max(0, ...status.shards.map((s) => s.lag_seconds));
   const inFlight = status.shards.reduce((sum, s) => sum + s.in_flight, 0);
   const items = [];
-  items.push({ key: "from", end: "ScyllaDB", lines: [...p.source.tables, ...status.nodes] });
+  items.push({ key: "from", end: "ScyllaDB", lines: [...p.source.tables, ...status.nodes.map(breakable)] });
   items.push({ key: "p0", tube: null });
   items.push({
     key: "source", title: "source", value: number(p.rates.read), unit: "changes/s",
@@ -227,7 +230,7 @@ function flow(p) {
     ],
   });
   items.push({ key: "p3", tube: null });
-  items.push({ key: "to", end: "Redpanda", lines: status.brokers });
+  items.push({ key: "to", end: "Redpanda", lines: status.brokers.map(breakable) });
   keyed($("flow"), items, (i) => i.key, (i) => {
     if (i.end) return el("li", { class: "end" }, el("h3", {}, i.end), el("ul"));
     if (i.title) {
@@ -392,6 +395,8 @@ function addPoint(p) {
 async function loadTrend() {
   const trend = await ask("/trend");
   if (!points.length) points.push(...trend.points);
+  // Before the first change there is nothing to tell.
+  for (const part of [$("h-tables"), $("tables").closest(".scroll")]) part.hidden = !trend.tables.length;
   rows($("tables"), trend.tables, (t) => t.table, (t) => [t.table, whole.format(t.changes), duration(t.p50), duration(t.p99)]);
 }
 

@@ -27,7 +27,7 @@ pub(super) struct StageRow {
 }
 
 /// The last answer, and the one before it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::cli) struct View {
     now: Value,
     before: Value,

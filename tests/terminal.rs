@@ -1,0 +1,284 @@
+//! On a terminal: what draws on it starts, follows its size, ends by a key or Ctrl-C, and gives it back as it was; and a terminal that
+//! has no size, or that nobody reads, holds nobody up.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use testkit::process::{LONG, Running, World, keys};
+
+/// Takes the other screen and the cursor, and gives both back.
+const TAKEN: &str = "\u{1b}[?1049h";
+const GIVEN_BACK: &str = "\u{1b}[?1049l";
+const CURSOR: &str = "\u{1b}[?25h";
+
+/// A terminal as `script` makes one, what was written to it, and the program that has it.
+struct Terminal {
+    /// Of what the shell in it writes down: which terminal it is, its settings before and after, the program's number.
+    notes: tempfile::TempDir,
+    keys: ChildStdin,
+    written: Arc<Mutex<Vec<u8>>>,
+    script: Child,
+}
+
+impl Terminal {
+    /// Runs `penstock` with this terminal, of so many columns and rows, as its own.
+    fn run(args: &[&str], (columns, rows): (u16, u16), set: impl FnOnce(&mut Command)) -> Self {
+        let notes = tempfile::tempdir().expect("a folder");
+        let shell = format!(
+            "cd {}; stty rows {rows} cols {columns}; tty > tty; stty -g > before; \
+             sh -c 'echo $$ > pid; exec \"$0\" \"$@\"' {} {}; code=$?; stty -g > after; exit $code",
+            notes.path().display(),
+            testkit::penstock().display(),
+            args.join(" "),
+        );
+        let mut command = Command::new("script");
+        command
+            .args([
+                "--quiet",
+                "--flush",
+                "--return",
+                "--command",
+                &shell,
+                "/dev/null",
+            ])
+            .env("TERM", "xterm-256color")
+            .env("SHELL", "/bin/sh")
+            .env_remove("NO_COLOR")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
+        set(&mut command);
+        let mut script = command.spawn().expect("script is there");
+        let written = Arc::default();
+        let terminal = Self {
+            notes,
+            keys: script.stdin.take().expect("a pipe"),
+            written: Arc::clone(&written),
+            script,
+        };
+        let mut terminal = terminal;
+        let mut screen = terminal.script.stdout.take().expect("a pipe");
+        std::thread::spawn(move || {
+            let mut some = [0; 4096];
+            loop {
+                match screen.read(&mut some) {
+                    Ok(n) if n > 0 => written.lock().extend_from_slice(&some[..n]),
+                    _ => return,
+                }
+            }
+        });
+        terminal
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.written.lock()).into_owned()
+    }
+
+    /// Waits until this was written `times` times.
+    fn shows(&mut self, what: &str, times: usize) {
+        let until = Instant::now() + LONG;
+        while self.text().matches(what).count() < times {
+            let ended = self.script.try_wait().expect("wait");
+            assert!(
+                Instant::now() < until && ended.is_none(),
+                "no {what:?} ({times}), {ended:?}: {:?}",
+                self.text()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn press(&mut self, key: &[u8]) {
+        self.keys.write_all(key).expect("typed");
+    }
+
+    fn note(&self, name: &str) -> String {
+        let text = std::fs::read_to_string(self.notes.path().join(name));
+        text.expect(name).trim().to_owned()
+    }
+
+    /// Makes it as large as this.
+    fn resize(&self, columns: u16, rows: u16) {
+        let (columns, rows) = (columns.to_string(), rows.to_string());
+        let done = Command::new("stty")
+            .args(["-F", &self.note("tty"), "rows", &rows, "cols", &columns])
+            .status();
+        assert!(done.expect("stty is there").success());
+    }
+
+    fn ends(&mut self) -> ExitStatus {
+        let until = Instant::now() + LONG;
+        loop {
+            if let Some(status) = self.script.try_wait().expect("wait") {
+                return status;
+            }
+            assert!(Instant::now() < until, "it goes on: {:?}", self.text());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// It ended well, and the terminal is what it was.
+    fn is_given_back(&mut self) {
+        let status = self.ends();
+        assert_eq!(status.code(), Some(0), "{:?}", self.text());
+        assert_eq!(self.note("after"), self.note("before"), "its settings");
+        let until = Instant::now() + LONG;
+        while !self.text().contains(GIVEN_BACK) || !self.text().contains(CURSOR) {
+            assert!(Instant::now() < until, "not given back: {:?}", self.text());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// The terminal takes nothing more.
+    fn stop_reading(&self) {
+        self.signal("-STOP", &self.script.id().to_string());
+    }
+
+    fn signal(&self, signal: &str, process: &str) {
+        let sent = Command::new("kill").args([signal, process]).status();
+        assert!(sent.expect("kill").success());
+    }
+
+    /// Whether one of the program's threads waits for the terminal to take what it writes to standard error.
+    fn writes_in_vain(&self) -> bool {
+        let tasks = std::fs::read_dir(self.process().join("task")).expect("it runs");
+        tasks.flatten().any(|task| {
+            let call = std::fs::read_to_string(task.path().join("syscall"));
+            let waits = std::fs::read_to_string(task.path().join("wchan"));
+            // `write`, to standard error.
+            call.is_ok_and(|call| call.starts_with("1 0x2 ") || call.starts_with("64 0x2 "))
+                || waits.is_ok_and(|waits| waits.contains("n_tty_write"))
+        })
+    }
+
+    fn process(&self) -> PathBuf {
+        PathBuf::from("/proc").join(self.note("pid"))
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if self.script.try_wait().is_ok_and(|ended| ended.is_none()) {
+            // The program first: it has the terminal, not this process, for a parent.
+            let pid = std::fs::read_to_string(self.notes.path().join("pid"));
+            let pid = pid.unwrap_or_default();
+            for (signal, process) in [
+                ("-KILL", pid.trim()),
+                ("-CONT", &self.script.id().to_string()),
+            ] {
+                Command::new("kill").args([signal, process]).status().ok();
+            }
+            self.script.kill().ok();
+        }
+        self.script.wait().ok();
+    }
+}
+
+async fn running() -> (World, Running) {
+    let world = World::new("").await;
+    let running = world.start(1);
+    running.await_line("all supervised stages started", LONG);
+    world.write(&keys(2), 0, 3).await;
+    (world, running)
+}
+
+fn watch(world: &World, running: &Running, size: (u16, u16)) -> Terminal {
+    let args = ["status", "--watch", "200ms"];
+    Terminal::run(&args, size, |command| {
+        command
+            .env("PENSTOCK_CONFIG", world.config())
+            .env("PENSTOCK_ADMIN__LISTEN", running.admin());
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_watched_ends_by_a_key_and_gives_the_terminal_back() {
+    let (world, running) = running().await;
+    for key in [&b"q"[..], b"\x1b", b"\x03"] {
+        let mut terminal = watch(&world, &running, (80, 24));
+        terminal.shows(TAKEN, 1);
+        terminal.shows(&world.name, 1);
+        terminal.shows("healthy", 1);
+        assert!(!terminal.text().contains(GIVEN_BACK));
+        terminal.press(key);
+        terminal.is_given_back();
+    }
+    // It follows the terminal's size; and where there is none, there is nothing to see, and still an end.
+    let mut terminal = watch(&world, &running, (0, 0));
+    terminal.shows(TAKEN, 1);
+    terminal.resize(80, 24);
+    terminal.shows("healthy", 1);
+    terminal.resize(120, 40);
+    terminal.shows("healthy", 2);
+    terminal.resize(0, 0);
+    std::thread::sleep(Duration::from_millis(400));
+    terminal.press(b"q");
+    terminal.is_given_back();
+    running.stop_cleanly();
+}
+
+fn demo(world: &World, args: &[&str]) -> Terminal {
+    Terminal::run(args, (80, 24), |command| {
+        command
+            .env("PENSTOCK_CONFIG", world.config())
+            .env("PENSTOCK_ADMIN__LISTEN", "127.0.0.1:0")
+            .env("PENSTOCK_ORDERS__LISTEN", "127.0.0.1:0")
+            .env("PENSTOCK_SHUTDOWN__TIMEOUT", "10s");
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_shows_its_picture_and_ctrl_c_drains_it() {
+    let world = World::with_orders("").await;
+    let mut terminal = demo(&world, &["demo", "--rate", "20"]);
+    terminal.shows(TAKEN, 1);
+    terminal.shows("Ctrl-C", 1);
+    terminal.shows("healthy", 1);
+    terminal.press(b"\x03");
+    terminal.is_given_back();
+    // What was said meanwhile is there afterwards.
+    let text = terminal.text();
+    let (_, after) = text.rsplit_once(GIVEN_BACK).expect("given back");
+    assert!(after.contains("stop taking orders"), "{after}");
+}
+
+/// Somebody pressed Ctrl-S, or looks at something else: what the terminal does not take is not waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_that_nobody_reads_holds_nobody_up() {
+    let world = World::with_orders("").await;
+    for command in [
+        &["demo", "--rate", "50"][..],
+        &["run", "--set=log.filter=trace"],
+    ] {
+        let mut terminal = demo(&world, command);
+        terminal.shows("all supervised stages started", 1);
+        // It reads no more, and what is written has no room soon.
+        terminal.stop_reading();
+        let until = Instant::now() + LONG;
+        for columns in [200, 201].into_iter().cycle() {
+            if terminal.writes_in_vain() {
+                break;
+            }
+            assert!(
+                Instant::now() < until,
+                "{command:?} never met a full terminal"
+            );
+            // A picture of another size is drawn anew.
+            terminal.resize(columns, 60);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        terminal.signal("-INT", &terminal.note("pid"));
+        let until = Instant::now() + LONG / 2;
+        while terminal.process().join("exe").exists() {
+            assert!(Instant::now() < until, "{command:?} waits for its terminal");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        terminal.signal("-CONT", &terminal.script.id().to_string());
+        let status = terminal.ends();
+        assert_eq!(status.code(), Some(0), "{command:?}\n{}", terminal.text());
+    }
+}
