@@ -90,6 +90,8 @@ fn python(folder: &Path, own: &[PathBuf]) -> Result<(String, String), BuildError
             files.insert(file, text);
         }
     }
+    let modules: Vec<PathBuf> = files.keys().map(PathBuf::from).collect();
+    languages::python_reads(folder, &modules)?;
     imported.sort();
     imported.dedup();
     Ok((serde_json::json!(files).to_string(), imported.join("; ")))

@@ -355,6 +355,25 @@ fn python_tool(folder: &Path) -> PathBuf {
     found.unwrap_or(named)
 }
 
+/// Has the interpreter read modules, which says what no component could: there, a wrong line is looked up in files that there
+/// are not.
+pub(super) fn python_reads(folder: &Path, modules: &[PathBuf]) -> Result<(), BuildError> {
+    const READ: &str = "import sys\nfor file in sys.argv[1:]:\n  try: compile(open(file, 'rb').read(), file, 'exec')\n  \
+                        except SyntaxError as e: sys.exit(f'{file}:{e.lineno}: {e.msg}: {(e.text or \"\").strip()}')";
+    let own = python_tool(folder).with_file_name("python3");
+    let python = match own.is_file() {
+        true => own,
+        false => PathBuf::from("python3"),
+    };
+    let mut command = Command::new(python);
+    command.current_dir(folder).args(["-c", READ]).args(modules);
+    run(
+        command,
+        "reading the source",
+        "install Python 3.10 or newer from https://python.org",
+    )
+}
+
 /// Makes a component of a world, of a module.
 pub(super) fn python(
     folder: &Path,
