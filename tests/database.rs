@@ -124,7 +124,7 @@ async fn a_database_that_falls_silent_is_found_out_and_the_flow_is_back_when_it_
 }
 
 /// It is there and answers each read with this error, which says nothing of when it will not any more.
-async fn answers_errors(action: Action) {
+async fn answers_errors(action: Action, rebuilt: bool) {
     let world = World::new("").await;
     let keys = keys(8);
     world.write(&keys, 0, 5).await;
@@ -146,6 +146,12 @@ async fn answers_errors(action: Action) {
     tokio::time::sleep(Duration::from_secs(3)).await;
     let during = running.metrics().await;
     assert_eq!(during.stage("penstock_breaker_state", "source"), 2.0);
+    if rebuilt {
+        // Another source, which has the breaker of this one and has read nothing.
+        let text = std::fs::read_to_string(world.config()).expect("the file");
+        world.save(&text.replace("[pipeline]", "[pipeline]\nsession_timeout = \"11s\""));
+        running.await_line("configuration applied", LONG);
+    }
 
     world.node.faults().clear_all();
     let mended = Instant::now();
@@ -162,12 +168,12 @@ async fn answers_errors(action: Action) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_answers_that_it_is_unavailable_is_read_again_soon() {
-    answers_errors(Action::Unavailable).await;
+    answers_errors(Action::Unavailable, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_answers_that_it_is_overloaded_is_read_again_soon() {
-    answers_errors(Action::Overloaded).await;
+    answers_errors(Action::Overloaded, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

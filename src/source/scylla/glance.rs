@@ -15,6 +15,8 @@ use scylla::response::PagingState;
 use super::ScyllaSource;
 use super::error::SourceError;
 use super::log::{Columns, LogTable, Read};
+use super::pace::Span;
+use crate::change::StreamId;
 use crate::policy::breaker::State;
 
 /// Between two glances: one read of one row is nothing even for a database that has too much to do.
@@ -38,6 +40,21 @@ impl Glance {
     /// Whether no read failed since the breaker was closed last.
     pub(super) fn is_empty(&self) -> bool {
         self.0.lock().is_none()
+    }
+}
+
+/// A read of a stream that is well-formed, of version 1, and nobody's.
+fn nobodys() -> Read {
+    let mut id = [0; 16];
+    id[15] = 1;
+    Read {
+        streams: Arc::from([StreamId(id)]),
+        from_us: 0,
+        to_us: 1,
+        least_us: 0,
+        columns: Columns::Keys,
+        paging: PagingState::start(),
+        span: Span::default(),
     }
 }
 
@@ -82,7 +99,10 @@ impl ScyllaSource {
     }
 
     async fn answers(&self) -> bool {
-        let Some((table, read)) = self.glance.0.lock().clone() else {
+        let failed = self.glance.0.lock().clone();
+        // A source that was just made has the breaker of the one before it, and has read nothing.
+        let any = || Some((Arc::clone(self.tables.first()?), nobodys()));
+        let Some((table, read)) = failed.or_else(any) else {
             return false;
         };
         let settings = self.live.borrow().source.clone();
