@@ -361,19 +361,57 @@ async fn a_delivery_error_fails_all_in_flight_once_and_a_reset_starts_over() {
     assert_eq!(shard.snapshot().resets, 1);
 }
 
-/// What librdkafka's threads for brokers have used of the processor.
+/// Whether the test of this name has a process of its own, where threads are its own; if not, it is run in one here.
 #[cfg(target_os = "linux")]
-fn broker_threads() -> Duration {
+fn is_alone(name: &str) -> bool {
+    const ALONE: &str = "PENSTOCK_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let this = std::env::current_exe().expect("the path of this test");
+    let mut alone = std::process::Command::new(this);
+    alone.args([name, "--exact", "--nocapture"]);
+    let status = alone.env(ALONE, "1").status().expect("it runs");
+    assert!(status.success(), "{status}");
+    false
+}
+
+/// librdkafka's threads for brokers.
+#[cfg(target_os = "linux")]
+const BROKERS: &str = "rdk:broker";
+
+/// What threads whose names begin so have used of the processor.
+#[cfg(target_os = "linux")]
+fn ran(threads: &str) -> Duration {
     let tasks = std::fs::read_dir("/proc/self/task").expect("this process's threads");
     let of = |name: std::ffi::OsString| {
         let dir = std::path::Path::new("/proc/self/task").join(name);
         let comm = std::fs::read_to_string(dir.join("comm")).ok()?;
         let ran = std::fs::read_to_string(dir.join("schedstat")).ok()?;
         let ns: u64 = ran.split(' ').next()?.parse().ok()?;
-        comm.starts_with("rdk:broker")
-            .then(|| Duration::from_nanos(ns))
+        comm.starts_with(threads).then(|| Duration::from_nanos(ns))
     };
     tasks.flatten().filter_map(|t| of(t.file_name())).sum()
+}
+
+/// Threads that fetch reports wait for them: whoever waits in whole milliseconds for a part of one asks without a pause.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn idle_producers_take_no_processor() {
+    if !is_alone("idle_producers_take_no_processor") {
+        return;
+    }
+    const SHARDS: u32 = 8;
+    let faulty = Faulty::start();
+    let b = bench(settings::settings(&unique("p"), &faulty.brokers, SHARDS)).await;
+    let shards: Vec<_> = (0..SHARDS).map(|n| b.sink.open_shard(n).unwrap()).collect();
+    let used = || ran("reports") + ran("producer pollin");
+    let before = used();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let used = used() - before;
+    println!("{SHARDS} idle producers fetched their reports for {used:.1?} of a second");
+    assert!(used < Duration::from_millis(30), "{used:?}");
+    drop(shards);
 }
 
 /// librdkafka's thread asks without a pause whether it may send what waits for an answer about what went before: a
@@ -382,13 +420,7 @@ fn broker_threads() -> Duration {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_backlog_takes_no_processor() {
-    const ALONE: &str = "PENSTOCK_TEST_ALONE";
-    if std::env::var_os(ALONE).is_none() {
-        let this = std::env::current_exe().expect("the path of this test");
-        let mut alone = std::process::Command::new(this);
-        alone.args(["a_backlog_takes_no_processor", "--exact", "--nocapture"]);
-        let status = alone.env(ALONE, "1").status().expect("it runs");
-        assert!(status.success(), "{status}");
+    if !is_alone("a_backlog_takes_no_processor") {
         return;
     }
     let faulty = Faulty::start();
@@ -403,7 +435,7 @@ async fn a_backlog_takes_no_processor() {
     // A machine that is busy otherwise may spoil one backlog; of threads that never pause none is cheap.
     let mut shares = Vec::new();
     for backlog in 0..5 {
-        let (began, before) = (Instant::now(), broker_threads());
+        let (began, before) = (Instant::now(), ran(BROKERS));
         let mut tickets = Vec::new();
         for batch in 0..60 {
             let from = 1 + (backlog * 60 + batch) * 50;
@@ -413,7 +445,7 @@ async fn a_backlog_takes_no_processor() {
         for ticket in tickets {
             ticket.await.unwrap();
         }
-        let (took, used) = (began.elapsed(), broker_threads() - before);
+        let (took, used) = (began.elapsed(), ran(BROKERS) - before);
         println!("3000 records in {took:.1?}, of which the threads for brokers ran {used:.1?}");
         assert!(took > slow, "there was a backlog");
         shares.push(used.as_secs_f64() / took.as_secs_f64());

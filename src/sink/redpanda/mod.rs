@@ -42,6 +42,7 @@ mod native;
 pub mod opening;
 mod parts;
 mod place;
+mod polling;
 mod producer;
 mod reader;
 mod release;

@@ -1,10 +1,11 @@
-//! What librdkafka can and its bindings do not wrap: giving a client that is there other credentials, and having it send
-//! what it holds back.
+//! What librdkafka can and its bindings do not wrap: giving a client that is there other credentials, having it send what it
+//! holds back, and being woken by what it has to tell.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_void};
 use std::ptr;
+use std::thread::Thread;
 use std::time::Duration;
 
 use rdkafka::bindings;
@@ -75,6 +76,65 @@ pub(super) fn hasten<C: ClientContext>(client: &Client<C>, within: Duration) {
     let ms = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: the client outlives the call. That the time was too short is no error: reports tell what became of it.
     unsafe { bindings::rd_kafka_flush(client.native_ptr(), ms) };
+}
+
+/// What a client has to tell: its reports, errors and log lines. Not to outlive the client.
+pub(super) struct Events {
+    queue: ptr::NonNull<bindings::rd_kafka_queue_t>,
+    /// Whom they wake; librdkafka has its address.
+    woken: Option<Box<Thread>>,
+}
+
+// SAFETY: librdkafka's queues are locked, and may be used by any thread.
+unsafe impl Send for Events {}
+// SAFETY: as above; what is asked of a shared one is how long it is.
+unsafe impl Sync for Events {}
+
+impl Events {
+    pub(super) fn of<C: ClientContext>(client: &Client<C>) -> Self {
+        // SAFETY: the client is there; what it returns is a reference of ours to its queue.
+        let queue = unsafe { bindings::rd_kafka_queue_get_main(client.native_ptr()) };
+        Self {
+            queue: ptr::NonNull::new(queue).expect("every client has a main queue"),
+            woken: None,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        // SAFETY: the queue is ours until we let go of it.
+        unsafe { bindings::rd_kafka_queue_length(self.queue.as_ptr()) == 0 }
+    }
+
+    /// Wakes this thread when the first is there, and each time there is one again after none was.
+    pub(super) fn wake(&mut self, thread: &Thread) {
+        unsafe extern "C" fn wake(_: *mut bindings::rd_kafka_t, thread: *mut c_void) {
+            // SAFETY: it is the thread below, which is there for as long as librdkafka may call this.
+            unsafe { &*thread.cast::<Thread>() }.unpark();
+        }
+        let woken = Box::new(thread.clone());
+        let address = ptr::from_ref(&*woken).cast_mut().cast::<c_void>();
+        // SAFETY: the queue is ours; `woken` stays where it is until `drop` has told librdkafka to call nobody, which waits
+        // for a call that is under way: both take the queue's lock.
+        unsafe {
+            bindings::rd_kafka_queue_cb_event_enable(self.queue.as_ptr(), Some(wake), address);
+        }
+        self.woken = Some(woken);
+        // Of what was there before nobody is told.
+        thread.unpark();
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        // SAFETY: the queue is ours, and not used after this.
+        unsafe {
+            if self.woken.is_some() {
+                let queue = self.queue.as_ptr();
+                bindings::rd_kafka_queue_cb_event_enable(queue, None, ptr::null_mut());
+            }
+            bindings::rd_kafka_queue_destroy(self.queue.as_ptr());
+        }
+    }
 }
 
 /// What this client may do with each of these topics, as numbers of `rd_kafka_AclOperation_t`; of a topic that is not

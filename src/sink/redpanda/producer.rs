@@ -10,14 +10,13 @@ use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
-use rdkafka::producer::{
-    BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer,
-};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
 use tokio::sync::{Notify, watch};
 
 use super::RedpandaSink;
 use super::classify::{self, Refusal};
 use super::client::{self, Quiet};
+use super::polling::Polled;
 use super::security::InForce;
 use crate::sink::SinkError;
 use crate::sink::flight::{Counters, Report, Snapshot, Submission, Tag, Window};
@@ -65,7 +64,7 @@ impl Ends {
     }
 }
 
-/// Delivery reports come in here, on librdkafka's polling thread.
+/// Delivery reports come in here, on the producer's thread for them.
 pub(super) struct Reports {
     window: Arc<Window>,
     quiet: Quiet,
@@ -224,7 +223,7 @@ pub(super) struct Producer {
     traffic: Arc<Traffic>,
     window: Arc<Window>,
     /// Always there but while it is being replaced.
-    client: Option<ThreadedProducer<Reports>>,
+    client: Option<Polled<Reports>>,
     /// It has been answered by a broker that the cluster named.
     pub(super) is_connected: Arc<AtomicBool>,
 }
@@ -259,7 +258,7 @@ impl Producer {
         &self.traffic
     }
 
-    pub(super) fn client(&self) -> Result<&ThreadedProducer<Reports>, SinkError> {
+    pub(super) fn client(&self) -> Result<&Polled<Reports>, SinkError> {
         self.client.as_ref().ok_or(SinkError::Reset)
     }
 
@@ -418,7 +417,7 @@ fn create(
     version: u64,
     window: &Arc<Window>,
     traffic: &Traffic,
-) -> Result<ThreadedProducer<Reports>, SinkError> {
+) -> Result<Polled<Reports>, SinkError> {
     let reports = Reports {
         troubles: traffic.troubles.clone(),
         ends: Arc::clone(&traffic.ends),
@@ -426,9 +425,10 @@ fn create(
         quiet: Quiet::hinting(&traffic.security, Arc::clone(&traffic.hint)),
         security: (traffic.security.clone(), version),
     };
-    config
+    let producer: BaseProducer<Reports> = config
         .create_with_context(reports)
-        .map_err(client::creation)
+        .map_err(client::creation)?;
+    Polled::new(producer)
 }
 
 #[cfg(test)]

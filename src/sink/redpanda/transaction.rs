@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::producer::{Producer as _, ThreadedProducer};
+use rdkafka::producer::Producer as _;
 use rdkafka::util::Timeout;
 
+use super::polling::Polled;
 use super::producer::{Producer, Reports};
 use super::{classify, native};
 use crate::policy::Class;
@@ -36,7 +37,7 @@ const HASTE: Duration = Duration::from_millis(20);
 /// (`rd_kafka_metadata_decommission_unavailable_brokers`), and to those that are named in it nobody is connected yet: it
 /// finds no broker, and begins the 500 ms anew. The second answer comes from one that stays.
 fn connect(
-    producer: &ThreadedProducer<Reports>,
+    producer: &Polled<Reports>,
     topic: &str,
     within: Duration,
     is_connected: &AtomicBool,
@@ -166,7 +167,7 @@ impl Producer {
         &self,
         shard: u32,
         what: &'static str,
-        call: impl FnOnce(&ThreadedProducer<Reports>) -> Result<(), KafkaError> + Send + 'static,
+        call: impl FnOnce(&Polled<Reports>) -> Result<(), KafkaError> + Send + 'static,
     ) -> Result<(), SinkError> {
         let producer = self.client()?.clone();
         match super::blocking(move || call(&producer)).await {
