@@ -361,7 +361,7 @@ fn seeds() -> std::ops::Range<u64> {
     let from = number("PENSTOCK_TEST_FIRST_SEED").unwrap_or_default();
     match number("PENSTOCK_SEED") {
         Some(seed) => seed..seed + 1,
-        None => from..from + number("PENSTOCK_TEST_SEEDS").unwrap_or(1_000),
+        None => from..from + number("PENSTOCK_TEST_SEEDS").unwrap_or(2_000),
     }
 }
 
