@@ -29,7 +29,8 @@ impl Terminal {
     fn run(args: &[&str], (columns, rows): (u16, u16), set: impl FnOnce(&mut Command)) -> Self {
         let notes = tempfile::tempdir().expect("a folder");
         let shell = format!(
-            "cd {}; stty rows {rows} cols {columns}; tty > tty; stty -g > before; \
+            // Ctrl-C is for the program: the shell beside it goes on, and tells how that ended.
+            "cd {}; trap : INT; stty rows {rows} cols {columns}; tty > tty; stty -g > before; \
              sh -c 'echo $$ > pid; exec \"$0\" \"$@\"' {} {}; code=$?; stty -g > after; exit $code",
             notes.path().display(),
             testkit::penstock().display(),
