@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::super::exit;
 use super::{Done, InspectArgs, said, settings};
-use crate::transform::Wanted;
+use crate::transform::{Code, Wanted};
 use crate::workbench::cases;
 use crate::workbench::changes::Tables;
 use crate::workbench::trial::{self, Scope};
