@@ -123,8 +123,9 @@ async fn what_a_real_kafka_refuses_or_tells_wrongly_is_found() {
     });
     allowed.expect("allowed");
     let guest: (&str, &dyn std::fmt::Display) = ("sink.username", &"guest");
-    let found = run(&[guest, plain]);
-    for code in ["acl-topic", "acl-transactional-id"] {
+    let shared: (&str, &dyn std::fmt::Display) = ("pipeline.instances", &"shared");
+    let found = run(&[guest, plain, shared]);
+    for code in ["acl-topic", "acl-transactional-id", "acl-group"] {
         assert!(found.contains(code), "{code}: {found:?}");
     }
 }

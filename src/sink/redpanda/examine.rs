@@ -1,11 +1,11 @@
 //! What the doctor looks at on the brokers' side. It writes nothing, makes no topic, and fences nobody.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::ConfigResource;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
@@ -22,6 +22,8 @@ use crate::words::Word;
 
 /// One question takes no longer.
 const WITHIN: Duration = Duration::from_secs(10);
+/// Between two looks whether a group's coordinator was refused.
+const LOOK: Duration = Duration::from_millis(500);
 /// `rd_kafka_AclOperation_t`
 const READ_TOPIC: i32 = 3;
 /// A letter that nobody looked at for so long may go.
@@ -114,6 +116,27 @@ async fn look_at_addresses(
         });
     }
     !all_fail
+}
+
+/// Whether this client may not be of its group. Who its coordinator is is not told to it then: that comes as an event, while
+/// what is asked of the coordinator only waits. Blocks.
+fn is_kept_out(consumer: &BaseConsumer<Quiet>, partitions: &TopicPartitionList) -> bool {
+    let refused =
+        |error: &KafkaError| error.rdkafka_error_code() == Some(Code::GroupAuthorizationFailed);
+    let until = Instant::now() + WITHIN;
+    while Instant::now() < until {
+        match consumer.committed_offsets(partitions.clone(), LOOK) {
+            Ok(_) => return false,
+            Err(error) if refused(&error) => return true,
+            Err(_) => {}
+        }
+        while let Some(event) = consumer.poll(Duration::ZERO) {
+            if event.is_err_and(|error| refused(&error)) {
+                return true;
+            }
+        }
+    }
+    false
 }
 
 impl RedpandaSink {
@@ -301,15 +324,13 @@ impl RedpandaSink {
                 client::reader(&self.base(), &group),
                 Quiet::of(&self.security),
             );
-            let asked = super::blocking(move || {
+            let refused = super::blocking(move || {
                 let consumer: BaseConsumer<Quiet> = config.create_with_context(quiet).ok()?;
                 let mut partitions = TopicPartitionList::new();
                 partitions.add_partition(&checkpoints, 0);
-                consumer.committed_offsets(partitions, WITHIN).err()
+                is_kept_out(&consumer, &partitions).then_some(())
             });
-            if let Some(error) = asked.await.flatten()
-                && error.rdkafka_error_code() == Some(Code::GroupAuthorizationFailed)
-            {
+            if refused.await.flatten().is_some() {
                 into.push(Finding::error(
                     "acl-group",
                     format!("group penstock.{pipeline}"),
