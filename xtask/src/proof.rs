@@ -294,8 +294,9 @@ pub(crate) fn proof(rest: &[String]) -> Result<()> {
                     .arg("test")
                     .args(build)
                     .args(proof.tests)
-                    .args(proof.filters)
                     .args(["--", "--nocapture"])
+                    // Several are understood by the tests' own program alone.
+                    .args(proof.filters)
                     // They take times, and share the broker.
                     .args(proof.kafka.then_some("--test-threads=1")),
             )
