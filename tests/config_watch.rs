@@ -352,6 +352,35 @@ async fn a_half_written_file_is_seen_again() {
 }
 
 /// A write between the load and the watch has no event.
+/// Half of a file may be a valid one, that has no transforms, say: a writer that pauses must not have it put in force.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_file_that_is_still_being_written_is_not_looked_at() {
+    use std::io::Write;
+
+    let mut rig = plain();
+    let (first, rest) = (text(2, ""), "[log]\nfilter = \"warn\"\n");
+    let mut file = std::fs::File::create(rig.file()).unwrap();
+    file.write_all(first.as_bytes()).unwrap();
+    rig.quiet().await;
+    file.write_all(rest.as_bytes()).unwrap();
+    rig.quiet().await;
+    drop(file);
+    assert_eq!(rig.next().await, Some(Duration::from_secs(2)));
+    rig.quiet().await;
+
+    // Who never closes it is not waited for for ever, and nobody is who writes to another file of the folder.
+    let mut log = std::fs::File::create(rig.folder.path().join("a.log")).unwrap();
+    log.write_all(b"one").unwrap();
+    let mut file = std::fs::File::create(rig.file()).unwrap();
+    file.write_all(text(3, "").as_bytes()).unwrap();
+    rig.until(3).await;
+    drop(file);
+    rig.quiet().await;
+    write(&rig.file(), &text(4, ""));
+    rig.until(4).await;
+}
+
 #[tokio::test]
 async fn what_changed_before_the_watch_is_seen() {
     let folder = tempfile::tempdir().unwrap();

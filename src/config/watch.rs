@@ -10,8 +10,9 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode};
+use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -20,6 +21,11 @@ use super::settings::LiveSettings;
 
 /// While events keep coming, wait no longer than this many times the debounce.
 const PATIENCE: u32 = 10;
+/// A file that somebody wrote to and has not closed is half of something, which may be valid: it is looked at once nothing
+/// has been written for so long. Far more than a writer pauses, and the close may be one that we never hear of.
+const UNFINISHED: Duration = Duration::from_secs(2);
+/// … and, should somebody write on and on, so long after the first event.
+const NEVER_FINISHED: Duration = Duration::from_secs(10);
 /// As the system has it (`path_resolution(7)`): more are a circle.
 const MAX_LINKS: usize = 40;
 
@@ -31,9 +37,38 @@ pub struct Watch {
     /// `None`: the system gives no watcher (it is out of them), so the poll has to do.
     watcher: Option<RecommendedWatcher>,
     events: Arc<Notify>,
+    writing: Arc<Mutex<Writing>>,
     /// An event came: when the first and when the last did.
     pending: Option<(Instant, Instant)>,
     polled: Instant,
+}
+
+/// Who writes to a source at the moment, by the system's word, where it gives one.
+#[derive(Default)]
+struct Writing {
+    /// The sources, by the names that events have.
+    sources: BTreeSet<PathBuf>,
+    /// Those of them that were written to and not closed since.
+    open: BTreeSet<PathBuf>,
+}
+
+impl Writing {
+    fn hear(&mut self, event: &notify::Event) {
+        for path in &event.paths {
+            match event.kind {
+                EventKind::Modify(ModifyKind::Data(_)) if self.sources.contains(path) => {
+                    self.open.insert(path.clone());
+                }
+                // Whoever writes to what has another name now writes to no source.
+                EventKind::Access(AccessKind::Close(AccessMode::Write))
+                | EventKind::Modify(ModifyKind::Name(_))
+                | EventKind::Remove(_) => {
+                    self.open.remove(path);
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 impl Watch {
@@ -41,7 +76,14 @@ impl Watch {
     pub fn new(live: LiveSettings, sources: &Sources) -> Self {
         let events = Arc::new(Notify::new());
         let wake = events.clone();
+        let writing = Arc::new(Mutex::new(Writing::default()));
+        let heard = writing.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            match &event {
+                Ok(event) => heard.lock().hear(event),
+                // What was missed may have been a close.
+                Err(_) => heard.lock().open.clear(),
+            }
             // Reading a file is an event too, and we do that ourselves. An error (an overflow) means look.
             let looks = match event.map(|e| e.kind) {
                 Ok(EventKind::Access(AccessKind::Close(AccessMode::Write))) | Err(_) => true,
@@ -65,6 +107,7 @@ impl Watch {
             watched: BTreeSet::new(),
             watcher,
             events,
+            writing,
             pending: None,
             polled: Instant::now(),
         };
@@ -94,6 +137,10 @@ impl Watch {
                 )
             };
             let look_at = match self.pending {
+                // Inotify alone tells of the end of a write.
+                Some((first, last)) if watching && !self.writing.lock().open.is_empty() => {
+                    (last + UNFINISHED).min(first + NEVER_FINISHED)
+                }
                 Some((first, last)) if watching => {
                     (last + debounce).min(first + debounce * PATIENCE)
                 }
@@ -163,6 +210,9 @@ impl Watch {
         self.watched = self.sources.keys().flat_map(|p| places(p)).collect();
         self.watched
             .retain(|path| watcher.watch(path, RecursiveMode::NonRecursive).is_ok());
+        let mut writing = self.writing.lock();
+        writing.sources.clone_from(&self.watched);
+        writing.open.retain(|path| self.watched.contains(path));
     }
 }
 
