@@ -308,7 +308,8 @@ pub trait Settle: Send {
         leave: Leave,
     ) -> BoxFuture<'_, Result<Ticket, SinkError>>;
 
-    /// Nothing more is coming for now: what was handed over need not wait for company. Waits for nothing.
+    /// Nothing more is coming for now: what was handed over need not wait for company. Waits for nothing. Said again while
+    /// that is not acknowledged.
     fn hasten(&mut self) {}
 
     /// Makes true, together, that these letters are kept (of an atomic sink; another is handed none), that the groups

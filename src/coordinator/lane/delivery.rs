@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -28,6 +29,9 @@ use crate::source::Source;
 
 /// Batches that may wait for their acknowledgement; `max_in_flight` bounds the changes in them.
 const IN_FLIGHT_BATCHES: usize = 1_024;
+
+/// What nothing can join is sent at once; on a machine that is busy the sink may miss that, so it is said again this often.
+const HASTEN_AGAIN: Duration = Duration::from_millis(250);
 
 /// Why the delivery of a lane ended before its time.
 #[derive(Debug)]
@@ -127,8 +131,8 @@ pub(super) struct Delivery<'a> {
     next: Next,
     /// Waits for topics that groups are parked for.
     recovering: Option<BoxFuture<'static, Recovery>>,
-    /// What is in flight was sent at once, for nothing is coming that could join it.
-    is_hastened: bool,
+    /// When what is in flight was sent at once last, for nothing is coming that could join it.
+    hastened: Option<Instant>,
     /// What is in flight tries a topic, and is to be settled before anything else is taken.
     is_trial: bool,
     /// What the producer has, oldest first; bounded by `max_in_flight`.
@@ -165,7 +169,7 @@ impl<'a> Delivery<'a> {
             scope,
             next: Next::Nothing,
             recovering: None,
-            is_hastened: false,
+            hastened: None,
             is_trial: false,
             in_flight: VecDeque::new(),
             changes: 0,
@@ -225,10 +229,12 @@ impl<'a> Delivery<'a> {
                 }
                 continue;
             }
-            if idle && !self.in_flight.is_empty() && !self.is_hastened {
-                self.is_hastened = true;
+            let alone = idle && !self.in_flight.is_empty();
+            if alone && self.hastened.is_none_or(|at| at.elapsed() >= HASTEN_AGAIN) {
+                self.hastened = Some(Instant::now());
                 sink.hasten();
             }
+            let hasten_at = self.hastened.filter(|_| alone).map(|at| at + HASTEN_AGAIN);
             let nothing_open = self.in_flight.is_empty() && self.settling.since.is_none();
             if nothing_open {
                 self.is_trial = false;
@@ -256,6 +262,7 @@ impl<'a> Delivery<'a> {
                 None if !settled => Some(save_at),
                 _ => None,
             };
+            let look_again = look_again.into_iter().chain(hasten_at).min();
             let none_next = matches!(self.next, Next::Nothing);
             tokio::select! {
                 biased;
@@ -355,7 +362,7 @@ impl<'a> Delivery<'a> {
         }: Ready,
     ) -> Result<(), Ended> {
         self.is_trial = is_trial;
-        self.is_hastened = false;
+        self.hastened = None;
         let atomic = sink.is_atomic();
         let carries = !batch.records.is_empty()
             || !batch.rejected.is_empty()

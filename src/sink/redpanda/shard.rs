@@ -271,7 +271,7 @@ impl Settle for ShardSink {
     }
 
     fn hasten(&mut self) {
-        self.send_round();
+        self.send_round(true);
     }
 
     fn settle<'a>(

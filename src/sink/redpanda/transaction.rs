@@ -29,6 +29,7 @@ const SETTLED_WITHIN: u32 = 200;
 /// librdkafka's threads have seen by then that there is haste. Not for longer: while a request of a partition is under way,
 /// they look without a pause for what is to be sent in haste.
 const HASTE: Duration = Duration::from_millis(20);
+const HASTEN_AGAIN: Duration = Duration::from_millis(250);
 
 /// Has a producer connect to a broker that the cluster names, so that it has its id, or finds its coordinator, at once.
 ///
@@ -109,6 +110,18 @@ impl Producer {
                 .map(|_| ())
                 .boxed(),
             Err(_) => futures::future::ready(()).boxed(),
+        }
+    }
+
+    /// Waits for records that nothing can join: has them sent at once, and again for as long as they are not reported on,
+    /// for the threads that are to send them may miss that on a busy machine.
+    pub(super) async fn in_haste<T>(&self, reported: impl Future<Output = T>) -> T {
+        let mut reported = std::pin::pin!(reported);
+        loop {
+            let reported = tokio::time::timeout(HASTEN_AGAIN, &mut reported);
+            if let (Ok(reported), ()) = tokio::join!(reported, self.hasten()) {
+                return reported;
+            }
         }
     }
 

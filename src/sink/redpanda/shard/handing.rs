@@ -44,9 +44,10 @@ impl ShardSink {
         Ok(())
     }
 
-    /// Has the round sent, unless it is.
-    pub(super) fn send_round(&mut self) {
-        if self.producer.window().messages() > 0 && self.round.close(Instant::now()) {
+    /// Has the round sent; `again`: although it is.
+    pub(super) fn send_round(&mut self, again: bool) {
+        let any = self.producer.window().messages() > 0;
+        if any && (self.round.close(Instant::now()) || again) {
             let mut sending = self.producer.hasten();
             // It begins when it is first asked.
             if (&mut sending).now_or_never().is_none() {
@@ -169,7 +170,7 @@ impl ShardSink {
             .counters()
             .produced(total as u64, bytes as u64);
         if self.round.add(total, bytes) {
-            self.send_round();
+            self.send_round(false);
         }
         Ok(())
     }

@@ -87,7 +87,7 @@ impl ShardSink {
             .await?;
         submission.seal();
         // Nothing joins them.
-        let (delivered, ()) = tokio::join!(ticket, self.producer.hasten());
+        let delivered = self.producer.in_haste(ticket).await;
         self.kept(delivered?)?;
         Crash::BeforeCommit.here();
         self.transaction = Transaction::Committing;
@@ -175,7 +175,7 @@ impl ShardSink {
         if window.messages() > records.len() {
             return self.kept(ticket.await?);
         }
-        let (delivered, ()) = tokio::join!(ticket, self.producer.hasten());
+        let delivered = self.producer.in_haste(ticket).await;
         self.kept(delivered?)
     }
 
