@@ -118,7 +118,8 @@ pub(super) async fn replay(
     let asked = client.call_within(Method::POST, PATH, query, DAY);
     tokio::pin!(asked);
     let bars = Bars::new();
-    let (mut before, mut since) = (None, Instant::now());
+    let began = Instant::now();
+    let (mut before, mut since) = (None, began);
     loop {
         tokio::select! {
             answer = &mut asked => {
@@ -129,6 +130,8 @@ pub(super) async fn replay(
         }
         let looked = client.call_within(Method::GET, PATH, &[], PATIENCE).await;
         let far = looked.ok().and_then(|(_, answer)| how_far(&answer));
+        // At first nobody knows of how many they are, nor at what rate.
+        let far = far.filter(|far| far.done > 0 || began.elapsed() > EVERY);
         if let Some(far) = far.filter(|far| before != Some(far.done)) {
             bars.show(WHAT, Some(&far));
             (before, since) = (Some(far.done), Instant::now());
