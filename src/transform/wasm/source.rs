@@ -3,13 +3,18 @@
 //! Such a file is made while a transform is being written (`penstock plugin build --watch`): the engine is compiled once, and an
 //! edit replaces some kilobytes. It stands in a custom section at the end, which says nothing to anybody else.
 
+use wasm_encoder::{ComponentSection as _, CustomSection};
+use wasmparser::{BinaryReader, CustomSectionReader};
+
 /// The section's name.
 const NAME: &str = "penstock:source";
 
+/// What stands before the first section: the magic number, the version, the layer.
+const HEAD: usize = 8;
+
 /// A file without its source, and that source.
 pub(super) fn split(file: &[u8]) -> (&[u8], Option<&str>) {
-    let found = last_section(file).and_then(|at| Some((at, named(file.get(at..)?)?)));
-    match found {
+    match last_section(file) {
         Some((at, source)) => (&file[..at], Some(source)),
         None => (file, None),
     }
@@ -17,55 +22,31 @@ pub(super) fn split(file: &[u8]) -> (&[u8], Option<&str>) {
 
 /// A component with a source for it to load.
 pub fn join(component: &[u8], source: &str) -> Vec<u8> {
-    let mut section = Vec::with_capacity(source.len() + 24);
-    number(&mut section, NAME.len());
-    section.extend(NAME.as_bytes());
-    section.extend(source.as_bytes());
-    let mut file = Vec::with_capacity(component.len() + section.len() + 8);
+    let mut file = Vec::with_capacity(component.len() + source.len() + 32);
     file.extend(component);
-    file.push(0);
-    number(&mut file, section.len());
-    file.extend(section);
+    let section = CustomSection {
+        name: NAME.into(),
+        data: source.as_bytes().into(),
+    };
+    section.append_to_component(&mut file);
     file
 }
 
-/// Where the last section begins: a number that says what it is, and its length.
-fn last_section(file: &[u8]) -> Option<usize> {
-    let (mut at, mut last) = (8, None);
-    while at < file.len() {
-        last = Some(at);
-        let (length, rest) = read_number(file.get(at + 1..)?)?;
-        at = (file.len() - rest.len()).checked_add(length)?;
+/// Where the last section begins and what it holds, if it is ours.
+fn last_section(file: &[u8]) -> Option<(usize, &str)> {
+    let mut reader = BinaryReader::new(file.get(HEAD..)?, 0);
+    let mut last = None;
+    while !reader.eof() {
+        let at = HEAD + reader.current_position();
+        let kind = reader.read_u8().ok()?;
+        let length = usize::try_from(reader.read_var_u32().ok()?).ok()?;
+        last = Some((at, kind, reader.read_bytes(length).ok()?));
     }
-    (at == file.len()).then_some(last?)
-}
-
-/// What a custom section of our name holds.
-fn named(section: &[u8]) -> Option<&str> {
-    let (_, body) = read_number(section.strip_prefix(&[0])?)?;
-    let (length, body) = read_number(body)?;
-    let (name, source) = body.split_at_checked(length)?;
-    (name == NAME.as_bytes()).then(|| std::str::from_utf8(source).ok())?
-}
-
-/// LEB128, as WebAssembly has its lengths.
-fn read_number(bytes: &[u8]) -> Option<(usize, &[u8])> {
-    let mut value = 0u32;
-    for (at, byte) in bytes.iter().enumerate().take(5) {
-        value |= u32::from(byte & 0x7f).checked_shl(u32::try_from(7 * at).ok()?)?;
-        if byte & 0x80 == 0 {
-            return Some((usize::try_from(value).ok()?, &bytes[at + 1..]));
-        }
-    }
-    None
-}
-
-fn number(into: &mut Vec<u8>, mut value: usize) {
-    while value > 0x7f {
-        into.push(0x80 | u8::try_from(value & 0x7f).expect("seven bits"));
-        value >>= 7;
-    }
-    into.push(u8::try_from(value).expect("seven bits"));
+    let (at, kind, body) = last?;
+    let section = CustomSectionReader::new(BinaryReader::new(body, 0)).ok()?;
+    // 0 is a custom section's.
+    let ours = kind == 0 && section.name() == NAME;
+    ours.then(|| Some((at, std::str::from_utf8(section.data()).ok()?)))?
 }
 
 #[cfg(test)]
