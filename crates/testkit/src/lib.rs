@@ -14,6 +14,7 @@ pub mod process;
 pub mod scylla;
 pub mod secure;
 pub mod settings;
+pub mod tally;
 pub mod transforms;
 
 /// The program: what cargo says to the tests of its package that it is, or what lies beside this one.
