@@ -351,7 +351,6 @@ async fn a_half_written_file_is_seen_again() {
     rig.until(2).await;
 }
 
-/// A write between the load and the watch has no event.
 /// Half of a file may be a valid one, that has no transforms, say: a writer that pauses must not have it put in force.
 #[cfg(target_os = "linux")]
 #[tokio::test]
@@ -381,6 +380,7 @@ async fn a_file_that_is_still_being_written_is_not_looked_at() {
     rig.until(4).await;
 }
 
+/// A write between the load and the watch has no event.
 #[tokio::test]
 async fn what_changed_before_the_watch_is_seen() {
     let folder = tempfile::tempdir().unwrap();
