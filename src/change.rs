@@ -341,6 +341,18 @@ pub enum Slice {
     },
 }
 
+impl Slice {
+    /// Its bytes.
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Self::Null => 0,
+            Self::Output { start, end } | Self::Source { start, end } => {
+                end.saturating_sub(start) as usize
+            }
+        }
+    }
+}
+
 /// What goes to Redpanda.
 #[derive(Clone, Debug)]
 pub struct Record {

@@ -86,6 +86,13 @@ impl Draft {
         Ok(index)
     }
 
+    /// Lets go of the topics that came after the first `kept`.
+    pub(crate) fn forget_topics(&mut self, kept: usize) {
+        for name in self.batch.topics.drain(kept..) {
+            self.topics.remove(&name);
+        }
+    }
+
     /// Keeps bytes that the host wrote.
     pub(crate) fn keep(&mut self, bytes: &[u8]) -> Slice {
         let start = self.batch.output.len() as u32;

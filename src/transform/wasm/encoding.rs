@@ -16,8 +16,12 @@ use crate::transform::guest::Interest;
 /// bound on what references to records' columns are copied into.
 const MAX_OUTPUT: usize = 512 << 20;
 
-/// Entries, keys, values and headers of one output: the smallest take a byte or two, what we make of them dozens.
-const MAX_PARTS: u32 = 1 << 20;
+/// Entries, keys, values, headers and topics that are made of one batch: the smallest take a byte or two, what we make of them dozens.
+const MAX_PARTS: usize = 1 << 21;
+
+/// One change may take such a part of what is left for its batch, so that one that floods leaves room for the others: after
+/// thirty of those there is a fiftieth of it.
+const SHARE: usize = 8;
 
 /// Where a row that was sent comes from.
 #[derive(Clone, Copy, Debug)]
@@ -134,7 +138,10 @@ impl Sent {
         items: &[Item],
         made: &mut Vec<(u32, Made)>,
     ) -> Result<Option<NotYet>, Malformed> {
-        let (headers, kept) = (draft.batch.headers.len(), made.len());
+        let (headers, topics) = (draft.batch.headers.len(), draft.batch.topics.len());
+        let kept = made.len();
+        let parts = MAX_PARTS.saturating_sub(headers + topics + kept);
+        let bytes = MAX_OUTPUT.saturating_sub(draft.batch.output.len());
         let mut sink = Sink {
             sent: self,
             items,
@@ -148,7 +155,13 @@ impl Sent {
             refused: None,
             record: None,
             not_yet: None,
-            budget: MAX_PARTS,
+            parts,
+            one: Size::default(),
+            most: Size {
+                parts: parts / SHARE,
+                held: bytes / SHARE,
+                named: MAX_OUTPUT,
+            },
         };
         let read = sink.read();
         let copied = std::mem::take(&mut sink.copied);
@@ -157,12 +170,14 @@ impl Sent {
             // Tried for ever, it must not take room for ever.
             Ok(()) if not_yet.is_some() && made.len() == kept => {
                 draft.batch.headers.truncate(headers);
+                draft.forget_topics(topics);
                 return Ok(not_yet);
             }
             Ok(()) if draft.batch.output.is_empty() => draft.batch.output = output,
             Ok(()) => draft.batch.output.extend_from_slice(&output),
             Err(lie) => {
                 draft.batch.headers.truncate(headers);
+                draft.forget_topics(topics);
                 made.truncate(kept);
                 return Err(lie);
             }
@@ -183,6 +198,17 @@ impl Sent {
     }
 }
 
+/// How much is made of one item.
+#[derive(Clone, Copy, Debug, Default)]
+struct Size {
+    /// Entries, keys, values and headers.
+    parts: usize,
+    /// Bytes that we keep for it.
+    held: usize,
+    /// Bytes of its keys, values and headers: references to columns take no room here, and are sent as often as they stand there.
+    named: usize,
+}
+
 /// Turns the events of an output into what was made.
 struct Sink<'a> {
     sent: &'a Sent,
@@ -200,7 +226,11 @@ struct Sink<'a> {
     refused: Option<u32>,
     record: Option<(u32, Record)>,
     not_yet: Option<NotYet>,
-    budget: u32,
+    /// What is left for the batch.
+    parts: usize,
+    /// What is made of the item at hand, and the most that may be.
+    one: Size,
+    most: Size,
 }
 
 impl Sink<'_> {
@@ -209,13 +239,30 @@ impl Sink<'_> {
         self.room(0)?;
         let mut reader = OutputReader::new(self.output).map_err(lie)?;
         while let Some(event) = reader.next_event().map_err(lie)? {
-            self.budget = self.budget.checked_sub(1).ok_or_else(|| {
-                format!("more than {MAX_PARTS} entries, keys, values and headers")
+            self.parts = self.parts.checked_sub(1).ok_or_else(|| {
+                format!("more than {MAX_PARTS} entries, keys, values and headers for one batch")
             })?;
+            self.one.parts += 1;
             self.take(event)?;
+            self.moderate()?;
         }
         self.end_record();
         Ok(())
+    }
+
+    /// Refuses to make more of one item.
+    fn moderate(&self) -> Result<(), Malformed> {
+        let (one, most) = (self.one, self.most);
+        let (what, most) = if one.parts > most.parts {
+            ("entries, keys, values and headers", most.parts)
+        } else if one.held > most.held {
+            ("bytes", most.held)
+        } else if one.named > most.named {
+            ("bytes of keys, values and headers", most.named)
+        } else {
+            return Ok(());
+        };
+        Err(format!("more than {most} {what} for one change"))
     }
 
     /// Refuses to hold so many bytes more.
@@ -236,6 +283,7 @@ impl Sink<'_> {
 
     fn copy(&mut self, bytes: &[u8]) -> Result<Slice, Malformed> {
         self.room(bytes.len())?;
+        self.one.held += bytes.len();
         let start = self.base + self.output.len() + self.copied.len();
         self.copied.extend_from_slice(bytes);
         Ok(Slice::Output {
@@ -254,6 +302,12 @@ impl Sink<'_> {
             self.end_record();
             if source < self.last_source {
                 return Err(format!("source {source} after source {}", self.last_source));
+            }
+            if source > self.last_source {
+                self.one = Size {
+                    parts: 1,
+                    ..Size::default()
+                };
             }
             self.last_source = source;
         }
@@ -296,6 +350,7 @@ impl Sink<'_> {
             }
             Event::Header(name, field) => {
                 let value = self.field(field)?;
+                self.one.named += name.len();
                 let name = self.moved(name);
                 self.draft.batch.headers.push((name, value));
                 let end = self.draft.batch.headers.len() as u32;
@@ -383,9 +438,14 @@ impl Sink<'_> {
     fn field(&mut self, field: FieldSpan) -> Result<Slice, Malformed> {
         match field {
             FieldSpan::Null => Ok(Slice::Null),
-            FieldSpan::Bytes(span) => Ok(self.moved(span)),
+            FieldSpan::Bytes(span) => {
+                self.one.held += span.len();
+                self.one.named += span.len();
+                Ok(self.moved(span))
+            }
             FieldSpan::Column(at) => {
                 let slice = self.column(at)?;
+                self.one.named += slice.map_or(0, Slice::size);
                 // A column without a value is no lie: the plugin need not have been sent it.
                 Ok(slice.unwrap_or_else(|| {
                     if let Some((item, _)) = self.record {

@@ -87,6 +87,8 @@ impl host::Host for HostState {
             }
         }
         if level == host::Level::Error {
+            // The room that a long one took goes with what was cut.
+            message.shrink_to_fit();
             self.last_error = Some(message);
         }
     }

@@ -11,6 +11,11 @@ use crate::change::{Batch, Position, StreamId};
 
 /// Two changes with an image between, then a record made of the first.
 fn draft() -> (Draft, Vec<Item>) {
+    draft_of(b"value")
+}
+
+/// The same with another value in the first column.
+fn draft_of(value: &[u8]) -> (Draft, Vec<Item>) {
     let meta = |operation| RowMeta {
         operation,
         context: false,
@@ -22,7 +27,7 @@ fn draft() -> (Draft, Vec<Item>) {
     let mut rows = RowsBuilder::new();
     for operation in [Operation::Insert, Operation::PreImage, Operation::Update] {
         rows.row(meta(operation), 3);
-        rows.column(ColumnTag::Value, &[b"value"]);
+        rows.column(ColumnTag::Value, &[value]);
         rows.column(ColumnTag::Null, &[]);
         rows.column(ColumnTag::Unchanged, &[]);
     }
@@ -167,6 +172,61 @@ fn a_lie_keeps_nothing() {
     assert_eq!(lie, "source 2 is an image, a range's end or context");
     assert_eq!(draft.batch.output, b"key");
     assert_eq!(draft.batch.headers.len(), 1);
+    assert_eq!(draft.batch.topics.len(), 1, "the one of the draft");
+}
+
+/// An output that makes so many records of a change.
+fn flood(source: u32, records: usize) -> Vec<u8> {
+    let mut w = OutputWriter::default();
+    for _ in 0..records {
+        w.record(source, "t");
+    }
+    w.finish()
+}
+
+/// It is refused by itself, nothing of it is kept, and there is room for the others however many such there are.
+#[test]
+fn a_change_that_floods_leaves_room_for_the_others() {
+    let (mut draft, items) = draft();
+    let sent = sent(&draft, &items);
+    let mut made = Vec::new();
+    let (headers, mut records) = (draft.batch.headers.len(), MAX_PARTS / SHARE);
+    for _ in 0..6 {
+        // As much as is just taken.
+        loop {
+            let kept = (made.len(), draft.batch.output.len());
+            match sent.decode(flood(0, records), &mut draft, &items, &mut made) {
+                Ok(_) => break,
+                Err(lie) => {
+                    assert!(lie.ends_with("values and headers for one change"), "{lie}");
+                    assert_eq!((made.len(), draft.batch.output.len()), kept);
+                    records = records * 9 / 10;
+                }
+            }
+        }
+        sent.decode(flood(3, 100), &mut draft, &items, &mut made)
+            .unwrap();
+    }
+    assert!(made.len() < MAX_PARTS * 6 / SHARE, "{}", made.len());
+    assert_eq!(draft.batch.headers.len(), headers);
+}
+
+/// A reference takes no room here, but each is sent.
+#[test]
+fn a_change_that_names_a_column_without_end_is_refused() {
+    const LARGE: usize = 1 << 20;
+    let (mut draft, items) = draft_of(&[b'x'; LARGE]);
+    let sent = sent(&draft, &items);
+    let mut made = Vec::new();
+    for (times, fits) in [(MAX_OUTPUT / LARGE, true), (MAX_OUTPUT / LARGE + 1, false)] {
+        let mut w = OutputWriter::default();
+        for _ in 0..times {
+            w.record(0, "t");
+            w.value(Field::Column(ColumnRef { row: 0, column: 0 }));
+        }
+        let decoded = sent.decode(w.finish(), &mut draft, &items, &mut made);
+        assert_eq!(decoded.is_ok(), fits, "{decoded:?}");
+    }
 }
 
 #[test]
