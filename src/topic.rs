@@ -17,6 +17,17 @@ pub(crate) fn is_name(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
+/// The topic in which a pipeline keeps its checkpoints.
+pub(crate) fn of_checkpoints(pipeline: &str) -> String {
+    format!("penstock.{pipeline}.checkpoints")
+}
+
+/// Whether some pipeline keeps its checkpoints there: what else is written there is taken for one.
+pub(crate) fn is_of_checkpoints(name: &str) -> bool {
+    let pipeline = name.strip_prefix("penstock.");
+    pipeline.is_some_and(|rest| rest.ends_with(".checkpoints"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -26,6 +37,8 @@ mod tests {
         for good in ["a", "A-b_c.9", "...", &"x".repeat(LONGEST)] {
             assert!(is_name(good), "{good}");
         }
+        assert!(is_of_checkpoints(&of_checkpoints("orders.eu")));
+        assert!(!is_of_checkpoints("penstock.checkpoints.orders"));
         for bad in ["", ".", "..", "a b", "ä", "a/b", &"x".repeat(LONGEST + 1)] {
             assert!(!is_name(bad), "{bad}");
         }

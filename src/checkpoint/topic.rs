@@ -79,7 +79,7 @@ impl Owner {
 
 /// `penstock.<pipeline>.checkpoints`
 pub fn topic_name(pipeline: &str) -> String {
-    format!("penstock.{pipeline}.checkpoints")
+    crate::topic::of_checkpoints(pipeline)
 }
 
 /// The bytes are not a checkpoint.

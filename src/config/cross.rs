@@ -73,7 +73,7 @@ impl Reading<'_> {
             self.illegal_topic("dead_letter.topic", dead_letter.topic.clone());
         }
         let mut taken = vec![(
-            format!("penstock.{}.checkpoints", pipeline.name),
+            crate::topic::of_checkpoints(&pipeline.name),
             "the topic of the checkpoints".to_owned(),
         )];
         for table in &source.tables {

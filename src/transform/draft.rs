@@ -70,7 +70,7 @@ impl Draft {
         }
     }
 
-    /// The number of a topic; an error if no broker would take the name.
+    /// The number of a topic; an error if no broker would take the name, or it is not for records.
     pub(crate) fn topic(&mut self, name: &str) -> Result<u32, String> {
         if let Some(&index) = self.topics.get(name) {
             return Ok(index);
@@ -78,6 +78,11 @@ impl Draft {
         if !topic::is_name(name) {
             let shown = &name[..name.floor_char_boundary(topic::LONGEST)];
             return Err(format!("{shown:?} is not a topic's name: {}", topic::RULE));
+        }
+        if topic::is_of_checkpoints(name) {
+            return Err(format!(
+                "`{name}` is a topic of checkpoints: records there would be taken for some"
+            ));
         }
         let index = self.batch.topics.len() as u32;
         let name: Arc<str> = name.into();

@@ -175,6 +175,19 @@ fn a_lie_keeps_nothing() {
     assert_eq!(draft.batch.topics.len(), 1, "the one of the draft");
 }
 
+#[test]
+fn nobody_writes_checkpoints() {
+    let mut w = OutputWriter::default();
+    w.record(0, "penstock.orders.checkpoints");
+    w.record(3, "t");
+    let made = decode(w.finish()).1.unwrap();
+    assert!(
+        matches!(&made[0], (0, Made::Refused(why)) if why.contains("is a topic of checkpoints")),
+        "{made:?}"
+    );
+    assert!(matches!(made[1], (2, Made::Record(_))), "{made:?}");
+}
+
 /// An output that makes so many records of a change.
 fn flood(source: u32, records: usize) -> Vec<u8> {
     let mut w = OutputWriter::default();
