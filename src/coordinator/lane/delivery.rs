@@ -193,7 +193,7 @@ impl<'a> Delivery<'a> {
         records: &mut mpsc::Receiver<Arc<RecordBatch>>,
     ) -> Result<(), Ended> {
         let mut live = live.clone();
-        let mut settled_at = None;
+        let (mut settled_at, mut commits) = (None, 0_u32);
         let mut at_once = *self.anew;
         if at_once {
             self.lane.ledger.lock().say_again();
@@ -202,7 +202,7 @@ impl<'a> Delivery<'a> {
             let (max, bounds, checkpoint_interval) = {
                 let settings = live.borrow_and_update();
                 let max = settings.pipeline.max_in_flight.get() as usize;
-                let bounds = Bounds::of(&settings, self.settling.age);
+                let bounds = Bounds::of(&settings, self.settling.age, commits);
                 (max, bounds, settings.sink.checkpoint_interval)
             };
             let (idle, settled) = {
@@ -223,13 +223,14 @@ impl<'a> Delivery<'a> {
             if due {
                 self.settle(sink, bounds.changes).await?;
                 settled_at = Some(Instant::now());
+                commits = commits.saturating_add(u32::from(close_at.is_some()));
                 at_once = false;
                 if std::mem::take(self.anew) {
                     tracing::info!(shard = self.lane.shard, "the checkpoints are written anew");
                 }
                 continue;
             }
-            let alone = idle && !self.in_flight.is_empty();
+            let alone = (idle || closing) && !self.in_flight.is_empty();
             if alone && self.hastened.is_none_or(|at| at.elapsed() >= HASTEN_AGAIN) {
                 self.hastened = Some(Instant::now());
                 sink.hasten();

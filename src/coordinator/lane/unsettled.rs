@@ -17,6 +17,8 @@ const PART: u32 = 10;
 const LONGEST: Duration = Duration::from_secs(1);
 /// … with so many times `max_in_flight` changes in them: what is delivered takes no room any more.
 const LARGER: usize = 10;
+/// … from this commit of a sink on: the first is of what its first batch brought, the second after `commit_interval`.
+const GROWN: u32 = 2;
 /// By so much more than `safety_interval` a shard is behind that keeps up, for its groups are read in turns.
 const KEEPS_UP: Duration = Duration::from_secs(2);
 
@@ -29,14 +31,19 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// … of a shard that hands over changes of this age.
-    pub(super) fn of(settings: &Settings, age: Duration) -> Self {
+    /// … of a shard that hands over changes of this age, and has committed so often since its sink began.
+    pub(super) fn of(settings: &Settings, age: Duration, commits: u32) -> Self {
         let (open_for, changes) = (
             settings.sink.commit_interval,
             settings.pipeline.max_in_flight.get() as usize,
         );
+        if commits == 0 {
+            // Whoever reads what is committed sees at once that there is something, and how far a start got.
+            let open_for = Duration::ZERO;
+            return Self { open_for, changes };
+        }
         let behind = age.saturating_sub(settings.source.safety_interval + KEEPS_UP);
-        if behind.is_zero() {
+        if behind.is_zero() || commits < GROWN {
             return Self { open_for, changes };
         }
         Self {
@@ -145,7 +152,7 @@ mod tests {
         settings.source.safety_interval = seconds(1.0);
         settings.sink.commit_interval = seconds(0.1);
         let of = |settings: &Settings, age| {
-            let bounds = Bounds::of(settings, seconds(age));
+            let bounds = Bounds::of(settings, seconds(age), GROWN);
             (bounds.open_for.as_secs_f64(), bounds.changes / max)
         };
         let found = [0.0, 1.2, 3.0, 3.5, 8.0, 3_600.0].map(|age| of(&settings, age));
@@ -164,6 +171,21 @@ mod tests {
         settings.sink.commit_interval = seconds(0.01);
         settings.source.safety_interval = seconds(30.0);
         assert_eq!(of(&settings, 31.0), (0.01, 1));
+    }
+
+    #[test]
+    fn the_first_transactions_of_a_backlog_are_short() {
+        let mut settings = Settings::for_tests(Policies::default());
+        settings.sink.commit_interval = Duration::from_millis(100);
+        let open_for = |age, commits| {
+            let bounds = Bounds::of(&settings, Duration::from_secs(age), commits);
+            bounds.open_for.as_millis()
+        };
+        assert_eq!(
+            [0, 1, 2, 9].map(|n| open_for(3_600, n)),
+            [0, 100, 1_000, 1_000]
+        );
+        assert_eq!([0, 1, 2, 9].map(|n| open_for(0, n)), [0, 100, 100, 100]);
     }
 
     #[test]
