@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use testkit::plugins;
 
@@ -153,6 +154,53 @@ fn what_is_missing_is_said_with_how_to_get_it() {
                      printf '#!/bin/sh\\nexit 1\\n' > rustup; chmod +x rustup; \
                      PATH=$PWD:$PATH RUSTC=$PWD/rustc penstock plugin build p";
     assert!(said(no_target).contains("rustup target add wasm32-unknown-unknown"));
+}
+
+/// What it says is no source, whatever the file is called: it would build again for what it has just said.
+#[test]
+fn a_watched_build_that_talks_into_its_own_folder_builds_once_a_save() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("go.mod"), "module local/watched\n").unwrap();
+    std::fs::write(folder.path().join("noise.log"), "").unwrap();
+    let said = folder.path().join("said.txt");
+    let to = || {
+        std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(&said)
+    };
+    let mut child = Command::new(env!("CARGO_BIN_EXE_penstock"))
+        .args(["plugin", "build", "--watch"])
+        .current_dir(folder.path())
+        // Each build fails at once, and says so.
+        .env("GO", "false")
+        .stdout(to().unwrap())
+        .stderr(to().unwrap())
+        .spawn()
+        .unwrap();
+    let builds = || {
+        let said = std::fs::read_to_string(&said).unwrap();
+        said.lines().filter(|l| l.starts_with("error: ")).count()
+    };
+    let until = |n: usize| {
+        let begun = Instant::now();
+        while builds() < n {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no build {n}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    until(1);
+    for n in 0..5 {
+        std::fs::write(folder.path().join("noise.log"), format!("line {n}\n")).unwrap();
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    let unasked = builds();
+    std::fs::write(folder.path().join("main.go"), "package main\n").unwrap();
+    until(2);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let said = std::fs::read_to_string(&said).unwrap();
+    assert_eq!(unasked, 1, "{said}");
 }
 
 /// The same transform in every language passes the same cases, and what it does to its host is contained in the same way.
