@@ -559,7 +559,13 @@ impl Coordinator {
         deadline: Instant,
         signals: &mut Signals,
     ) -> Drained {
-        while !drained(&self.supervisor) {
+        loop {
+            if self.shared.phase() == Phase::Draining {
+                self.let_taken_go().await;
+            }
+            if drained(&self.supervisor) {
+                return Drained::All;
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
                 return Drained::Late;
@@ -575,7 +581,6 @@ impl Coordinator {
                 () = tokio::time::sleep(left) => {}
             }
         }
-        Drained::All
     }
 }
 

@@ -47,6 +47,8 @@ pub(super) struct Sharing {
     /// … and of which turn it is being opened.
     opening: BTreeMap<u32, u64>,
     turn: u64,
+    /// Shards that others have taken, and whose children may still be here.
+    taken: BTreeSet<u32>,
     member: Option<Arc<Member>>,
 }
 
@@ -76,6 +78,7 @@ impl Sharing {
             owned: BTreeMap::new(),
             opening: BTreeMap::new(),
             turn: 0,
+            taken: BTreeSet::new(),
             member: None,
         }
     }
@@ -168,6 +171,7 @@ impl Coordinator {
     /// Another process has taken over what a child works for. Where there is room for one process, this one ends;
     /// where several share, it lets go of the shard.
     pub(super) fn relieved(&mut self, child: &ChildId, cause: &str) -> Option<Stopping> {
+        self.sharing.taken.extend(child.shard);
         match (self.is_shared(), child.shard) {
             (true, Some(shard)) => {
                 tracing::warn!(%child, cause, "let go of a shard that another instance has taken");
@@ -188,11 +192,21 @@ impl Coordinator {
     /// If the group stands by it that the shard is ours, whoever took it has yet to hear so: it is given a session's time,
     /// which is when it is no member any more.
     async fn give_in(&mut self, shard: u32) {
+        self.sharing.taken.remove(&shard);
         self.let_shards_go(&BTreeSet::from([shard])).await;
         if self.sharing.owned.contains_key(&shard) {
             self.sharing.own(shard);
             let session = self.live.borrow().pipeline.session_timeout;
             self.open_missing(session);
+        }
+    }
+
+    /// Lets go of the shards that others have taken: what their other children hold nobody here takes any more, and a drain
+    /// would wait for it until its deadline.
+    pub(super) async fn let_taken_go(&mut self) {
+        let taken = std::mem::take(&mut self.sharing.taken);
+        if !taken.is_empty() {
+            self.let_shards_go(&taken).await;
         }
     }
 

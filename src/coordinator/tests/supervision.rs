@@ -46,3 +46,23 @@ fn a_stage_that_was_given_up_on_starts_anew_with_the_next_reload() {
         rig.until("health tells", || handle.ready().is_ok()).await;
     });
 }
+
+#[test]
+fn who_is_fenced_under_load_ends_at_once() {
+    Rig::run("", async |rig| {
+        rig.world.write(10);
+        rig.until_seen("before").await;
+        rig.world.outage();
+        // More than the channels of a lane hold: its transforms wait for a sink that takes nothing any more.
+        rig.world.write(100_000);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        for shard in 0..2 {
+            rig.cluster().fence(shard);
+        }
+        let fenced = tokio::time::Instant::now();
+        rig.world.outage_ends();
+        assert_eq!(rig.ended().await, Outcome::Fenced);
+        let took = fenced.elapsed();
+        assert!(took < Duration::from_secs(10), "{took:?}");
+    });
+}
