@@ -148,11 +148,14 @@ pub fn run(config: &ConfigArgs, command: AdminCommand) -> u8 {
         // check.
         Err(invalid) => match crate::config::admin_alone(&inputs) {
             Some(admin) => {
-                eprintln!("warning: {invalid}");
+                complain!("warning: {invalid}");
                 admin
             }
             None => {
-                eprint!("{}", invalid.render(std::io::stderr().is_terminal()));
+                complain!(
+                    "{}",
+                    invalid.render(std::io::stderr().is_terminal()).trim_end()
+                );
                 return exit::BAD_CONFIG;
             }
         },
@@ -163,7 +166,7 @@ pub fn run(config: &ConfigArgs, command: AdminCommand) -> u8 {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: {error}");
+            complain!("error: {error}");
             return exit::FAILURE;
         }
     };
@@ -185,7 +188,7 @@ pub fn run(config: &ConfigArgs, command: AdminCommand) -> u8 {
         Ok(true) => exit::OK,
         Ok(false) => exit::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain!("error: {error:#}");
             exit::FAILURE
         }
     }

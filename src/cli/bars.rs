@@ -65,7 +65,7 @@ impl Bars {
             Some(Shown::Line(at)) if at.elapsed() < EVERY => {}
             Some(Shown::Line(at)) => {
                 *at = Instant::now();
-                eprintln!("{what}: {far}");
+                complain!("{what}: {far}");
             }
             None if self.on_terminal => {
                 let bar = self.all.add(ProgressBar::no_length());
@@ -74,7 +74,7 @@ impl Bars {
                 shown.insert(what.to_owned(), Shown::Bar(bar));
             }
             None => {
-                eprintln!("{what}: {far}");
+                complain!("{what}: {far}");
                 shown.insert(what.to_owned(), Shown::Line(Instant::now()));
             }
         }

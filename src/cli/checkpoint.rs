@@ -152,7 +152,7 @@ pub fn run(config: &ConfigArgs, command: Command) -> u8 {
     match done {
         Ok(()) => exit::OK,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain!("error: {error:#}");
             exit::FAILURE
         }
     }
@@ -162,7 +162,10 @@ fn load(inputs: Inputs) -> Result<Arc<Settings>, u8> {
     match Reloads::load_first(inputs) {
         Ok(reloads) => Ok(reloads.settings()),
         Err(invalid) => {
-            eprint!("{}", invalid.render(std::io::stderr().is_terminal()));
+            complain!(
+                "{}",
+                invalid.render(std::io::stderr().is_terminal()).trim_end()
+            );
             Err(exit::BAD_CONFIG)
         }
     }
@@ -233,7 +236,7 @@ impl Brokers {
             }
         }
         if self.settings.pipeline.delivery == Delivery::AtLeastOnce {
-            eprintln!(
+            complain!(
                 "warning: with delivery = \"at-least-once\" an instance that has no admin interface, or cannot be reached \
                  from here, is not noticed: be sure that none runs"
             );

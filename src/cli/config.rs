@@ -26,7 +26,7 @@ pub fn run(config: &ConfigArgs, args: ConfigCommandArgs) -> u8 {
         match serde_json::to_string_pretty(&loaded.effective) {
             Ok(text) => text + "\n",
             Err(error) => {
-                eprintln!("error: {error}");
+                complain!("error: {error}");
                 return exit::FAILURE;
             }
         }
@@ -38,7 +38,7 @@ pub fn run(config: &ConfigArgs, args: ConfigCommandArgs) -> u8 {
         Ok(()) => exit::OK,
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => exit::OK,
         Err(error) => {
-            eprintln!("error: {error}");
+            complain!("error: {error}");
             exit::FAILURE
         }
     }

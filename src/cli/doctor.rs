@@ -36,7 +36,7 @@ pub fn run(config: &ConfigArgs, args: DoctorArgs) -> u8 {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: {error}");
+            complain!("error: {error}");
             return exit::FAILURE;
         }
     };

@@ -50,11 +50,11 @@ pub fn run(args: InitArgs) -> u8 {
             exit::OK
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            eprintln!("error: {path} is there already; --force writes over it");
+            complain!("error: {path} is there already; --force writes over it");
             exit::FAILURE
         }
         Err(error) => {
-            eprintln!("error: cannot write {path}: {error}");
+            complain!("error: cannot write {path}: {error}");
             exit::FAILURE
         }
     }

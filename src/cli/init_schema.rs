@@ -30,7 +30,10 @@ pub fn run(config: &ConfigArgs, args: InitSchemaArgs) -> u8 {
     let settings = match Reloads::load_first(config.inputs()) {
         Ok(reloads) => reloads.settings(),
         Err(invalid) => {
-            eprint!("{}", invalid.render(std::io::stderr().is_terminal()));
+            complain!(
+                "{}",
+                invalid.render(std::io::stderr().is_terminal()).trim_end()
+            );
             return exit::BAD_CONFIG;
         }
     };
@@ -76,7 +79,7 @@ pub fn run(config: &ConfigArgs, args: InitSchemaArgs) -> u8 {
             exit::OK
         }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain!("error: {error:#}");
             exit::FAILURE
         }
     }

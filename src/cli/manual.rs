@@ -87,6 +87,6 @@ pub(super) fn print(text: &[u8]) -> u8 {
 }
 
 fn failed(error: &str) -> u8 {
-    eprintln!("error: {error}");
+    complain!("error: {error}");
     exit::FAILURE
 }

@@ -6,6 +6,11 @@ macro_rules! say {
     ($($arg:tt)*) => { $crate::cli::print_line(format_args!($($arg)*)) };
 }
 
+/// As `eprintln!`, which panics where standard error takes nothing (a full disk): the exit code is to be the command's own.
+macro_rules! complain {
+    ($($arg:tt)*) => { $crate::cli::print_error(format_args!($($arg)*)) };
+}
+
 pub mod admin;
 mod bars;
 pub mod checkpoint;
@@ -54,10 +59,16 @@ fn print_line(line: std::fmt::Arguments<'_>) {
     use std::io::Write;
     if let Err(error) = writeln!(std::io::stdout(), "{line}") {
         if error.kind() != std::io::ErrorKind::BrokenPipe {
-            eprintln!("error: {error}");
+            complain!("error: {error}");
         }
         std::process::exit(exit::FAILURE.into());
     }
+}
+
+fn print_error(line: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    // Nobody is left who could be told.
+    writeln!(std::io::stderr(), "{line}").ok();
 }
 
 /// Carries changes from ScyllaDB to Redpanda through WASM transforms, without loss.

@@ -165,7 +165,7 @@ pub fn run(command: PluginCommand) -> u8 {
         PluginCommand::Bench(args) => bench(&args),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        complain!("error: {error}");
         exit::FAILURE
     })
 }
@@ -208,7 +208,7 @@ fn new(args: &NewArgs) -> Done {
         .unwrap_or_default();
     project::check_name(&last, args.lang)?;
     if project::is_stock(&last) {
-        eprintln!(
+        complain!(
             "note: Penstock comes with a plugin `{last}` of its own; under another name yours is not taken for it"
         );
     }
@@ -260,7 +260,7 @@ fn build(args: &BuildArgs) -> Done {
         // Looked at before: what is saved meanwhile is built next.
         let built = seen();
         if let Err(error) = build_once(args, Form::Development) {
-            eprintln!("error: {error}");
+            complain!("error: {error}");
         }
         while seen() == built {
             std::thread::sleep(LOOK);

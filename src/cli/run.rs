@@ -65,7 +65,10 @@ pub fn start(mut inputs: Inputs, output: Output, extra: Extra) -> u8 {
             return exit::BAD_CONFIG;
         }
         Err(invalid) => {
-            eprint!("{}", invalid.render(std::io::stderr().is_terminal()));
+            complain!(
+                "{}",
+                invalid.render(std::io::stderr().is_terminal()).trim_end()
+            );
             return exit::BAD_CONFIG;
         }
     };
@@ -82,7 +85,7 @@ pub fn start(mut inputs: Inputs, output: Output, extra: Extra) -> u8 {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: the runtime cannot be started: {error}");
+            complain!("error: the runtime cannot be started: {error}");
             return exit::FAILURE;
         }
     };

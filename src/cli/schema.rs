@@ -40,7 +40,7 @@ pub fn run(config: &ConfigArgs, args: SchemaArgs) -> u8 {
 fn describe(config: &ConfigArgs, schema: &mut Value) -> Result<(), u8> {
     let loaded = validate::check(config, false)?;
     let failed = |error: String| {
-        eprintln!("error: {error}");
+        complain!("error: {error}");
         exit::FAILURE
     };
     let engine = Engine::caching(1).map_err(|e| failed(e.to_string()))?;

@@ -149,9 +149,11 @@ pub(super) async fn tap(client: &Client, args: &TapArgs) -> anyhow::Result<bool>
         Ok(())
     })
     .await?;
-    eprintln!(
+    complain!(
         "{} shown of {}, {} let go of",
-        sum.shown, sum.seen, sum.dropped
+        sum.shown,
+        sum.seen,
+        sum.dropped
     );
     Ok(true)
 }

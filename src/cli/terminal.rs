@@ -94,7 +94,7 @@ impl Terminal {
         }
         match &self.writer {
             Some(_) => self.say(Say::Line(format!("{text}\n").into_bytes())),
-            None => eprintln!("{text}"),
+            None => complain!("{text}"),
         }
     }
 
@@ -338,7 +338,7 @@ impl Shown {
         }
         let kept = self.kept.lock().take();
         for line in kept.into_iter().flatten() {
-            eprintln!("{line}");
+            complain!("{line}");
         }
     }
 }

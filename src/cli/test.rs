@@ -25,7 +25,7 @@ pub fn run(config: &ConfigArgs, args: &TestArgs) -> u8 {
     };
     let done = tests(config, args, &loaded.settings);
     done.unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        complain!("error: {error}");
         exit::FAILURE
     })
 }

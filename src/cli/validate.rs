@@ -46,7 +46,7 @@ pub fn run(
                 wrong.iter().map(said).collect::<serde_json::Value>()
             );
         } else {
-            wrong.iter().for_each(|error| eprintln!("error: {error}"));
+            wrong.iter().for_each(|error| complain!("error: {error}"));
         }
         return exit::FAILURE;
     }
@@ -59,7 +59,7 @@ pub fn run(
 /// Plugins are compiled, configured and warmed, as they will be on start.
 pub fn check(config: &ConfigArgs, json: bool) -> Result<Loaded, u8> {
     let engine = Engine::caching(1).map_err(|error| {
-        eprintln!("error: {error}");
+        complain!("error: {error}");
         exit::FAILURE
     })?;
     // A plugin that never returns from `configure` meets its deadline by this clock.
@@ -77,7 +77,10 @@ pub fn check(config: &ConfigArgs, json: bool) -> Result<Loaded, u8> {
         if json {
             say!("{:#}", invalid.to_json());
         } else {
-            eprint!("{}", invalid.render(std::io::stderr().is_terminal()));
+            complain!(
+                "{}",
+                invalid.render(std::io::stderr().is_terminal()).trim_end()
+            );
         }
         exit::BAD_CONFIG
     })
