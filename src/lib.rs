@@ -22,5 +22,6 @@ pub mod spans;
 pub mod tls;
 mod topic;
 pub mod transform;
+pub mod waits;
 mod words;
 pub mod workbench;

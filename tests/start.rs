@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use testkit::broker::Follower;
-use testkit::process::{LONG, World, keys};
+use scylla_double::{Action, Fault, Operation};
+use testkit::broker::{Flow, Follower, Valve};
+use testkit::process::{LONG, Running, Setup, World, keys};
 
 /// Starts that are measured, after one that makes the topics and compiles the plugins.
 const STARTS: u32 = 5;
@@ -133,4 +134,117 @@ async fn what_nothing_can_join_is_sent_at_once() {
         println!("{delivery}: all within {:?}", began.elapsed());
         assert!(began.elapsed() < LONG / 2, "{delivery}");
     }
+}
+
+/// What the program that has no answer says: in its log, and in health, whose own interval is an hour.
+async fn await_word(running: &Running, what: &str) {
+    running.await_line(what, LONG);
+    let reason = what.trim_start_matches("what=").replace('"', "");
+    let url = format!("http://{}/health", running.admin());
+    let began = Instant::now();
+    loop {
+        let health = reqwest::get(&url).await.expect("an answer");
+        let health = health.text().await.expect("text");
+        if health.contains(&reason) {
+            return;
+        }
+        assert!(began.elapsed() < LONG, "{health}\n{}", running.text());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Nothing else looks at health while the test runs.
+const SELDOM: &str = "[health]\ncheck_interval = \"1h\"\n";
+
+/// Starts while requests of a kind, by Kafka's number of them, get no answer.
+async fn stalled(world: &World, valve: &Valve, round: u32, request: u16, what: &str) -> Running {
+    valve.stall(Some(request));
+    let running = world.start(round);
+    await_word(&running, what).await;
+    valve.stall(None);
+    running
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_says_what_it_waits_for_whatever_brokers_do_not_answer() {
+    let valve = Valve::start(Flow::Open);
+    let world = World::with(Setup {
+        brokers: Some(valve.brokers.clone()),
+        extra: SELDOM.to_owned(),
+        ..Setup::default()
+    })
+    .await;
+    let keys = keys(4);
+    world.write(&keys, 0, 5).await;
+    for (round, (request, what)) in (1..).zip([
+        (3, r#"what="reach the brokers""#),
+        (32, r#"what="look at the checkpoint topic""#),
+        (10, r#"what="take the shards""#),
+        (22, r#"what="take the shards""#),
+        (26, r#"what="commit whose the shards are""#),
+        (1, r#"what="read the checkpoints""#),
+    ]) {
+        let running = stalled(&world, &valve, round, request, what).await;
+        running.await_line("all supervised stages started", LONG);
+        world.await_records(4 * 5, LONG, &running);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_and_a_rebalance_say_what_they_wait_for() {
+    let valve = Valve::start(Flow::Open);
+    let mut world = World::with(Setup {
+        brokers: Some(valve.brokers.clone()),
+        extra: SELDOM.to_owned(),
+        ..Setup::default()
+    })
+    .await;
+    let keys = keys(4);
+    world.write(&keys, 0, 5).await;
+    let running = world.start(1);
+    world.await_records(4 * 5, LONG, &running);
+    valve.stall(Some(22));
+    let text = std::fs::read_to_string(world.config()).expect("pipeline.toml");
+    world.save(&text.replace(
+        "type = \"redpanda\"",
+        "type = \"redpanda\"\nproperties = { \"linger.ms\" = \"7\" }",
+    ));
+    await_word(&running, r#"what="take the shards""#).await;
+    valve.stall(None);
+    world.write(&keys, 5, 5).await;
+    world.await_records(4 * 10, LONG, &running);
+    running.stop_cleanly();
+
+    world.set("pipeline.instances", "shared");
+    let member = stalled(&world, &valve, 2, 11, "waiting for the group's share").await;
+    drop(member);
+    let member = stalled(&world, &valve, 3, 22, r#"what="take the shards""#).await;
+    world.write(&keys, 10, 5).await;
+    world.await_records(4 * 15, LONG, &member);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_says_what_it_waits_for_whatever_the_database_does_not_answer() {
+    let mut world = World::new(SELDOM).await;
+    let keys = keys(4);
+    world.write(&keys, 0, 5).await;
+    let generations = "system_distributed.cdc_generation_timestamps";
+    let streams = "system_distributed.cdc_streams_descriptions_v2";
+    for (round, (table, what)) in (1..).zip([
+        (generations, r#"what="read the stream generations""#),
+        (streams, r#"what="read the streams of a generation""#),
+    ]) {
+        let silence = Fault::new(Action::Silence).on(Operation::Select);
+        let silence = world.node.faults().inject(silence.on_table(table));
+        let running = world.start(round);
+        await_word(&running, what).await;
+        world.node.faults().clear(silence);
+        world.await_records(4 * 5, LONG, &running);
+    }
+    let valve = Valve::before(world.node.addr(), Flow::Silent);
+    world.set("source.nodes", format!("[\"{}\"]", valve.brokers));
+    let running = world.start(3);
+    await_word(&running, r#"what="connect to ScyllaDB""#).await;
+    valve.set(Flow::Open);
+    running.await_line("all supervised stages started", LONG);
 }

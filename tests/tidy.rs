@@ -121,6 +121,7 @@ const FLOORS: &[&[&str]] = &[
         "progress",
         "tls",
         "topic",
+        "waits",
         "words",
     ],
     &["reach"],

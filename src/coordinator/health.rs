@@ -7,6 +7,7 @@ use tokio::time;
 
 use super::child::Stage;
 use super::handle::Shared;
+use super::pipeline::Pipeline;
 use super::report::{Entry, Report};
 use super::supervisor::Supervisor;
 use crate::config::LiveSettings;
@@ -51,7 +52,7 @@ impl HealthWatch {
     }
 
     /// When to look next.
-    pub fn next_check(&self) -> time::Instant {
+    pub(crate) fn next_check(&self, shared: &Shared) -> time::Instant {
         let interval = self.live.borrow().health.check_interval;
         let starting = matches!(self.health.system().status, Status::Starting);
         let wait = if starting {
@@ -59,7 +60,14 @@ impl HealthWatch {
         } else {
             interval
         };
-        self.checked.map_or_else(time::Instant::now, |at| at + wait)
+        let Some(checked) = self.checked else {
+            return time::Instant::now();
+        };
+        // Whoever looks learns what is waited for as soon as it takes its time.
+        let waits = shared.policies().all();
+        let told = waits.iter().filter_map(|(_, p)| p.waits().told_at());
+        let told = told.filter(|at| *at > checked).min();
+        told.map_or(checked + wait, |told| told.min(checked + wait))
     }
 
     /// Whether a look is worth while before its time: a breaker has opened or closed since the last one, or a stage says
@@ -188,15 +196,24 @@ fn epoch_seconds(at: Instant, now: Instant) -> f64 {
 
 fn said(shared: &Shared) -> Said {
     let of = |(stage, policies): (Stage, StagePolicies)| {
-        let complaint = complaint(&stage, shared).map(|c| c.level());
+        let complaint = complaint(&stage, &policies, shared).map(|c| c.level());
         let breaker = policies.snapshot().breaker;
         (policies.stage().into(), breaker, complaint)
     };
     shared.policies().all().into_iter().map(of).collect()
 }
 
-fn complaint(stage: &Stage, shared: &Shared) -> Option<Status> {
-    let pipeline = shared.pipeline()?;
+fn complaint(stage: &Stage, policies: &StagePolicies, shared: &Shared) -> Option<Status> {
+    let own = shared
+        .pipeline()
+        .and_then(|pipeline| complaint_of(stage, &pipeline));
+    own.or_else(|| {
+        let what = policies.waits().longest()?;
+        Some(Status::Degraded(format!("waiting to {what}").into()))
+    })
+}
+
+fn complaint_of(stage: &Stage, pipeline: &Pipeline) -> Option<Status> {
     match stage {
         Stage::Sink => pipeline.sink.complaint(),
         Stage::Source => pipeline.source.status().complaint,
@@ -241,7 +258,7 @@ fn observe(
                 .find(|(s, _)| *s == stage)
                 .map(|(_, cause)| cause.clone()),
             headroom: source.as_ref().and_then(|s| s.retention_headroom()),
-            complaint: complaint(&stage, shared),
+            complaint: complaint(&stage, &policies, shared),
         };
         all.push((snapshot.stage, observation));
     }

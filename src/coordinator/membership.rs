@@ -1,6 +1,7 @@
 //! What there is to see of this instance's part in the group that shares the shards out. Knows nothing of who takes part.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -27,18 +28,19 @@ pub struct Share {
     pub owned: BTreeSet<u32>,
     /// What is in the way, if something is.
     pub trouble: Option<String>,
-    /// It waits for its share for longer than brokers on their own settings keep an empty group waiting.
+    /// It waits for its share for long enough to speak of.
     #[serde(skip)]
     waits_for_long: bool,
 }
 
-/// Twice what a group's first member waits for others by default (`group.initial.rebalance.delay.ms`).
-const LONG_WAIT: Duration = Duration::from_secs(6);
+/// Of what takes longer there is a word. A group's first member waits for others for 3 s by default
+/// (`group.initial.rebalance.delay.ms`).
+const LONG_WAIT: Duration = Duration::from_millis(900);
 
 impl Share {
     /// What health says of it.
     pub(super) fn complaint(&self) -> Option<Status> {
-        let joining = || "has yet to join the group that shares the shards out".into();
+        let joining = || "waiting for the group's share of the shards".into();
         let trouble = self.trouble.as_deref().map(Into::into);
         let complaint = trouble.or_else(|| self.waits_for_long.then(joining));
         complaint.map(Status::Degraded)
@@ -46,6 +48,23 @@ impl Share {
 }
 
 impl Membership {
+    /// Says in the log when the group takes its time to give this instance its share.
+    pub(super) async fn tell_of_waiting(&self) -> Infallible {
+        let mut standing = self.standing.subscribe();
+        loop {
+            let waits = standing.wait_for(|s| !s.joined).await.is_ok();
+            let joined = async { standing.wait_for(|s| s.joined).await.is_ok() };
+            match tokio::time::timeout(LONG_WAIT, joined).await {
+                Err(_) if waits => {
+                    tracing::warn!("waiting for the group's share of the shards");
+                    standing.wait_for(|s| s.joined).await.ok();
+                }
+                // Its sender lives as long as `self`.
+                _ => {}
+            }
+        }
+    }
+
     /// What it looks like now.
     pub fn share(&self) -> Share {
         let Standing {

@@ -216,7 +216,7 @@ impl Coordinator {
             this.run_admin(Some(admin));
         }
         this.run_tracing();
-        match this.beginning().await {
+        match this.first_beginning().await {
             Ok(begun) => this.begin(begun),
             Err(error) => this.put_off(error)?,
         }
@@ -347,7 +347,7 @@ impl Coordinator {
     /// under way. Says, if `watching`, whether a source of the configuration has other content. Cancel-safe.
     async fn attend(&mut self, signals: &mut Signals, watching: bool) -> Result<bool, Stopping> {
         self.watchdog.answer();
-        let check = self.health.next_check();
+        let check = self.health.next_check(&self.shared);
         tokio::select! {
             event = self.supervisor.next_event() => {
                 if let Some(stopping) = self.note(event) {

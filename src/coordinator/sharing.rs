@@ -451,8 +451,14 @@ async fn take_part(
     if !owned.is_empty() {
         changes.send(Assignment::Lost(owned)).await?;
     }
-    on_a_thread(scope, move |stop| {
-        member.take_part(&changes, &membership.standing, stop)
-    })
-    .await
+    let takes_part = {
+        let membership = membership.clone();
+        on_a_thread(scope, move |stop| {
+            member.take_part(&changes, &membership.standing, stop)
+        })
+    };
+    tokio::select! {
+        ended = takes_part => ended,
+        never = membership.tell_of_waiting() => match never {},
+    }
 }

@@ -23,6 +23,9 @@ use crate::source::SourceError;
 /// Between two tries: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
+/// How often it is looked what the start waits for.
+const LOOKS: Duration = Duration::from_millis(100);
+
 /// A pipeline that is connected and open, and not running yet.
 pub(super) struct Begun {
     pipeline: Pipeline,
@@ -74,6 +77,25 @@ impl Coordinator {
                 member,
                 orders,
             })
+        }
+    }
+
+    /// … for the first time. Nothing else is there yet that would look at health meanwhile.
+    pub(super) async fn first_beginning(&mut self) -> anyhow::Result<Begun> {
+        let mut beginning = std::pin::pin!(self.beginning());
+        let mut told = false;
+        loop {
+            tokio::select! {
+                biased;
+                begun = &mut beginning => return begun,
+                () = tokio::time::sleep(LOOKS) => {}
+            }
+            let stages = self.policies.all();
+            let waits = stages.iter().any(|(_, p)| p.waits().longest().is_some());
+            if waits || told {
+                self.check_health();
+            }
+            told = waits;
         }
     }
 

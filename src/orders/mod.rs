@@ -90,7 +90,9 @@ impl Service {
                 address: wanted,
                 error,
             })?;
-        let store = Store::connect(settings).await?;
+        let waits = policies.waits();
+        let store = waits.during("connect to ScyllaDB", Store::connect(settings));
+        let store = store.await?;
         Ok(Self {
             state: http::State::new(store, live, policies, spans),
             bound,

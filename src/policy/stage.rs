@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::breaker::{self, Breaker, Refusal, State, Token, Transition};
 use super::rate::{Place, RateLimiter};
 use super::{Class, Policies};
+use crate::waits::Waits;
 
 /// Settings that have policies for stages: what this module knows of them.
 pub trait Tuned: Send + Sync + 'static {
@@ -76,6 +77,7 @@ struct Inner {
     /// Rung when a waiter may go sooner than it knows.
     bell: watch::Sender<()>,
     state: watch::Sender<State>,
+    waits: Waits,
 }
 
 struct Machine {
@@ -162,6 +164,7 @@ impl StagePolicies {
             throttled_for: Duration::ZERO,
         };
         Self(Arc::new(Inner {
+            waits: Waits::new(stage.clone()),
             stage,
             live,
             jitter,
@@ -174,6 +177,11 @@ impl StagePolicies {
     /// The stage's name.
     pub fn stage(&self) -> &str {
         &self.0.stage
+    }
+
+    /// What it waits for.
+    pub fn waits(&self) -> &Waits {
+        &self.0.waits
     }
 
     /// The settings in force.

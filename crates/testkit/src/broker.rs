@@ -172,15 +172,32 @@ pub struct Valve {
 }
 
 struct ValveState {
-    flow: Mutex<(Flow, Vec<TcpStream>)>,
+    flow: Mutex<Held>,
     changed: Condvar,
     ended: AtomicBool,
+    /// Kafka's protocol goes through it.
+    is_kafka: bool,
+}
+
+/// What a valve does, and the connections through it.
+struct Held {
+    flow: Flow,
+    /// Kafka's number of the requests that wait in it, and all that is sent behind them.
+    stalled: Option<u16>,
+    streams: Vec<TcpStream>,
+}
+
+impl Held {
+    fn keeps(&self, request: Option<u16>) -> bool {
+        self.flow == Flow::Silent
+            || self.flow == Flow::Open && request.is_some() && request == self.stalled
+    }
 }
 
 impl Valve {
     pub fn start(flow: Flow) -> Self {
         Self::with(
-            flow,
+            (flow, true),
             match std::env::var("PENSTOCK_TEST_RELAYS") {
                 Ok(relays) => claim(&relays),
                 Err(_) => vec![embedded()],
@@ -191,12 +208,17 @@ impl Valve {
     /// In front of a server of any kind whose clients do not ask it for its address.
     pub fn before(server: SocketAddr, flow: Flow) -> Self {
         let front = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
-        Self::with(flow, vec![(front, server)])
+        Self::with((flow, false), vec![(front, server)])
     }
 
-    fn with(flow: Flow, doors: Vec<(TcpListener, SocketAddr)>) -> Self {
+    fn with((flow, is_kafka): (Flow, bool), doors: Vec<(TcpListener, SocketAddr)>) -> Self {
         let state = Arc::new(ValveState {
-            flow: Mutex::new((flow, Vec::new())),
+            is_kafka,
+            flow: Mutex::new(Held {
+                flow,
+                stalled: None,
+                streams: Vec::new(),
+            }),
             changed: Condvar::new(),
             ended: AtomicBool::new(false),
         });
@@ -223,13 +245,20 @@ impl Valve {
 
     pub fn set(&self, flow: Flow) {
         let mut state = self.state.flow.lock().expect("not poisoned");
-        state.0 = flow;
+        state.flow = flow;
         if flow == Flow::Cut {
-            for stream in state.1.drain(..) {
+            for stream in state.streams.drain(..) {
                 // It may be gone already.
                 stream.shutdown(Shutdown::Both).ok();
             }
         }
+        self.state.changed.notify_all();
+    }
+
+    /// Has requests of this kind wait (Kafka's number of it, `ApiKeys`), until another is named or none: as with a broker
+    /// that has yet to answer, what is sent behind one of them on its connection waits with it.
+    pub fn stall(&self, request: Option<u16>) {
+        self.state.flow.lock().expect("not poisoned").stalled = request;
         self.state.changed.notify_all();
     }
 }
@@ -300,42 +329,60 @@ fn claim(relays: &str) -> Vec<(TcpListener, SocketAddr)> {
 impl ValveState {
     fn connect(self: &Arc<Self>, client: TcpStream, broker: SocketAddr) {
         let mut state = self.flow.lock().expect("not poisoned");
-        if state.0 == Flow::Cut {
+        if state.flow == Flow::Cut {
             return;
         }
         // A real broker may be down just now: then the client is cut off.
         let Ok(server) = TcpStream::connect(broker) else {
             return;
         };
-        for (from, to) in [(&client, &server), (&server, &client)] {
+        for (from, to, asks) in [(&client, &server, true), (&server, &client, false)] {
             from.set_nodelay(true).ok();
             let (from, to) = (
                 from.try_clone().expect("a handle"),
                 to.try_clone().expect("a handle"),
             );
             let shared = self.clone();
-            std::thread::spawn(move || shared.pump(from, to));
+            let framed = asks && self.is_kafka;
+            std::thread::spawn(move || shared.pump(from, to, framed));
         }
-        state.1.extend([client, server]);
+        state.streams.extend([client, server]);
     }
 
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
-        let mut bytes = [0; 16 << 10];
+    /// `framed`: request by request.
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream, framed: bool) {
+        let mut bytes = vec![0; 16 << 10];
         loop {
-            let n = from.read(&mut bytes).unwrap_or(0);
-            let silent = |state: &mut (Flow, Vec<TcpStream>)| state.0 == Flow::Silent;
-            let state = self.flow.lock().expect("not poisoned");
-            drop(
-                self.changed
-                    .wait_while(state, silent)
-                    .expect("not poisoned"),
-            );
+            let (n, request) = match framed {
+                true => match request(&mut from, &mut bytes) {
+                    Ok(kind) => (bytes.len(), Some(kind)),
+                    Err(_) => (0, None),
+                },
+                false => (from.read(&mut bytes).unwrap_or(0), None),
+            };
+            let kept = |held: &mut Held| held.keeps(request);
+            let held = self.flow.lock().expect("not poisoned");
+            drop(self.changed.wait_while(held, kept).expect("not poisoned"));
             if n == 0 || to.write_all(&bytes[..n]).is_err() {
                 from.shutdown(Shutdown::Both).ok();
                 to.shutdown(Shutdown::Both).ok();
                 return;
             }
         }
+    }
+}
+
+/// Reads one request of Kafka's protocol, all of it, and says which it is.
+fn request(from: &mut TcpStream, into: &mut Vec<u8>) -> std::io::Result<u16> {
+    let mut size = [0; 4];
+    from.read_exact(&mut size)?;
+    into.clear();
+    into.extend(size);
+    let size = u64::from(u32::from_be_bytes(size));
+    from.take(size).read_to_end(into)?;
+    match into.get(4..6) {
+        Some(kind) if into.len() as u64 == size + 4 => Ok(u16::from_be_bytes([kind[0], kind[1]])),
+        _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
     }
 }
 

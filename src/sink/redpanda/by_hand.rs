@@ -43,7 +43,7 @@ impl RedpandaSink {
     /// It cannot be read, or a later version wrote in it.
     pub async fn read_all_checkpoints(&self) -> Result<BTreeMap<i32, Held>, SinkError> {
         let (reader, topic) = (self.reader(), self.checkpoint_topic());
-        super::blocking(move || {
+        let reading = super::blocking(move || {
             let mut held: BTreeMap<i32, Held> = BTreeMap::new();
             reader.read(&topic, |m| {
                 let (partition, key, value) = (m.partition(), m.key(), m.payload());
@@ -73,9 +73,10 @@ impl RedpandaSink {
                 Ok(())
             })?;
             Ok(held)
-        })
-        .await
-        .unwrap_or(Err(SinkError::Reset))
+        });
+        let waits = self.policies.waits();
+        let read = waits.during("read the checkpoints", reading).await;
+        read.unwrap_or(Err(SinkError::Reset))
     }
 
     /// How many instances take part in the group by which they share the shards.

@@ -14,7 +14,7 @@ impl RedpandaSink {
     /// Whether the cluster knows none of these groups.
     pub async fn lacks(&self, checkpoints: &Checkpoints) -> Result<bool, SinkError> {
         let (reader, topic) = (self.reader(), self.checkpoint_topic());
-        let known = super::blocking(move || {
+        let reading = super::blocking(move || {
             let mut known: HashSet<Vec<u8>> = HashSet::new();
             reader.read(&topic, |m| {
                 let key = m.key().unwrap_or_default().to_vec();
@@ -25,9 +25,10 @@ impl RedpandaSink {
                 Ok(())
             })?;
             Ok(known)
-        })
-        .await
-        .unwrap_or(Err(SinkError::Reset))?;
+        });
+        let waits = self.policies.waits();
+        let known = waits.during("read the checkpoints", reading).await;
+        let known = known.unwrap_or(Err(SinkError::Reset))?;
         let mut groups = checkpoints.keys();
         Ok(!checkpoints.is_empty() && !groups.any(|group| known.contains(group.0.as_bytes())))
     }

@@ -212,7 +212,10 @@ impl RedpandaSink {
             ended: Arc::default(),
             traffic: Mutex::default(),
         };
-        sink.reach(brokers).await?;
+        let waits = sink.policies.waits();
+        waits
+            .during("reach the brokers", sink.reach(brokers))
+            .await?;
         if sink.topics.makes_by_asking() {
             sink.renew_admin()?;
         }
@@ -336,7 +339,9 @@ impl RedpandaSink {
         match self.partitions.load(Relaxed) {
             // Whoever asks does so for itself: none of the others waits for it.
             0 => {
-                let partitions = self.ensure_checkpoint_topic().await?;
+                let looked = self.ensure_checkpoint_topic();
+                let waits = self.policies.waits();
+                let partitions = waits.during("look at the checkpoint topic", looked).await?;
                 self.partitions.store(partitions, Relaxed);
                 Ok(partitions)
             }

@@ -144,7 +144,7 @@ impl RedpandaSink {
         let reader = self.reader();
         let mut fold = checkpoint::Fold::new(own.keys().copied(), shards);
         let partitions = own.clone();
-        let loaded = super::blocking(move || {
+        let reading = super::blocking(move || {
             reader.read(&topic, |m| {
                 fold.record(m.partition(), m.key(), m.payload())
                     .map_err(|reason| corrupt(&topic, m, &reason))
@@ -160,9 +160,10 @@ impl RedpandaSink {
                 );
             }
             Ok(fold.finish(&partitions))
-        })
-        .await
-        .unwrap_or(Err(SinkError::Reset))?;
+        });
+        let waits = self.policies.waits();
+        let loaded = waits.during("read the checkpoints", reading).await;
+        let loaded = loaded.unwrap_or(Err(SinkError::Reset))?;
         let gathering = loaded.into_iter().map(|(shard, loaded)| {
             let own = own.get(&shard).copied().unwrap_or_default();
             async move {

@@ -55,7 +55,9 @@ impl RedpandaSink {
                 let live = self.live.borrow();
                 (live.sink.topics.clone(), live.sink.attempt_timeout)
             };
-            let found = self.topics.ensure_within(topic, &settings, within).await;
+            let asked = self.topics.ensure_within(topic, &settings, within);
+            let waits = self.policies.waits();
+            let found = waits.during("look for a topic", asked).await;
             let error = match found {
                 Ok(()) => {
                     permit.success();

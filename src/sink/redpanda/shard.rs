@@ -119,7 +119,9 @@ impl ShardSink {
     /// Has the producer connect, so that it answers at once when it is needed: see [`Producer::find`].
     pub(super) async fn warm(&self, within: Duration) {
         let topic = self.sink.checkpoint_topic();
-        if let Err(error) = self.producer.find(topic, within).await {
+        let finding = self.producer.find(topic, within);
+        let waits = self.sink.policies.waits();
+        if let Err(error) = waits.during("connect the producers", finding).await {
             tracing::debug!(shard = self.shard, %error, "the producer has yet to connect");
         }
     }

@@ -164,7 +164,11 @@ impl ScyllaSource {
         policies: StagePolicies,
     ) -> Result<Arc<Self>, SourceError> {
         let source = live.borrow().source.clone();
-        let link = Link::connect(nodes, &source).await?;
+        let connecting = Link::connect(nodes, &source);
+        let link = policies
+            .waits()
+            .during("connect to ScyllaDB", connecting)
+            .await?;
         let state = link.session().get_cluster_state();
         let tables: Vec<Arc<LogTable>> = source
             .tables
@@ -220,9 +224,12 @@ impl ScyllaSource {
         statement.set_consistency(Consistency::One);
         statement.set_request_timeout(Some(self.live.borrow().source.read_timeout));
         let sent = Instant::now();
+        let session = self.session();
+        let asked = session.query_unpaged(statement, ());
         let result = self
-            .session()
-            .query_unpaged(statement, ())
+            .policies
+            .waits()
+            .during("ask what time it is", asked)
             .await
             .map_err(SourceError::execute(WHAT))?;
         let received = Instant::now();

@@ -45,9 +45,11 @@ impl ScyllaSource {
         statement.set_is_idempotent(true);
         statement.set_consistency(consistency);
         statement.set_request_timeout(Some(self.live.borrow().source.read_timeout));
-        let result = self
-            .session()
-            .query_unpaged(statement, values)
+        let session = self.session();
+        let asked = session.query_unpaged(statement, values);
+        let waits = self.policies.waits();
+        let result = waits
+            .during(what.strip_prefix("cannot ").unwrap_or(what), asked)
             .await
             .map_err(SourceError::execute(what))?;
         result

@@ -36,7 +36,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// The lag looks at all groups, so not at every read.
 const MEASURE_INTERVAL: Duration = Duration::from_millis(50);
 /// A wait for other shards that is longer than this is logged.
-const LONG_WAIT: Duration = Duration::from_secs(10);
+const LONG_WAIT: Duration = Duration::from_secs(1);
 
 /// Reads one shard of a [`ScyllaSource`].
 pub(super) struct Reader {

@@ -202,11 +202,7 @@ impl ScyllaSource {
         }
         if table.has_appeared(seen.log.is_some()) {
             // How it is laid out is in no table of its own. What is not known after this is asked at the next look.
-            let refreshed = async || {
-                let refreshed = self.session().refresh_metadata().await;
-                refreshed.map_err(|e| SourceError::Metadata(Box::new(e)))
-            };
-            self.ask(refreshed).await?;
+            self.ask(|| self.read_schema()).await?;
             if let Err(error) = table.find(&self.session().get_cluster_state()) {
                 tracing::debug!(table = %table.full, %error, "its log is there, but not in the schema yet");
                 return Ok(());
@@ -295,17 +291,20 @@ impl ScyllaSource {
         }
     }
 
+    async fn read_schema(&self) -> Result<(), SourceError> {
+        let session = self.session();
+        let waits = self.policies.waits();
+        let read = waits.during("read the schema", session.refresh_metadata());
+        read.await.map_err(|e| SourceError::Metadata(Box::new(e)))
+    }
+
     async fn follow_schema(&self) -> Result<Infallible, SourceError> {
         let (asked, answered) = &self.survey.schema;
         let mut asked = asked.subscribe();
         let mut done = 0;
         loop {
             done = until(&mut asked, done + 1).await;
-            let refresh = async || {
-                let refreshed = self.session().refresh_metadata().await;
-                refreshed.map_err(|e| SourceError::Metadata(Box::new(e)))
-            };
-            self.ask(refresh).await?;
+            self.ask(|| self.read_schema()).await?;
             answered.send_replace(done);
         }
     }

@@ -18,6 +18,8 @@ use crate::sink::{Settle, Sink, SinkError, Standing};
 
 /// Whoever takes a shard over says so in the checkpoint topic within this time.
 const CLAIM_SHOWS: Duration = Duration::from_secs(1);
+/// What this is, in words.
+const SAYING: &str = "commit whose the shards are";
 /// However short an attempt may be, taking a shard may take this long. A fresh producer's first look for its coordinator
 /// is asked again only after 500 ms, so half a second is nothing wrong; three of them are.
 const TAKING: Duration = Duration::from_millis(1_500);
@@ -30,7 +32,7 @@ impl ShardSink {
     ) -> Result<(), SinkError> {
         if self.transaction == Transaction::Unopened {
             let topic = self.sink.checkpoint_topic();
-            self.producer.take_over(self.shard, &topic, within).await?;
+            self.take(&topic, within).await?;
             self.transaction = Transaction::None { claimed: false };
         }
         Ok(())
@@ -45,6 +47,12 @@ impl ShardSink {
         said.unwrap_or(Err(SinkError::Reset))
     }
 
+    async fn take(&self, topic: &str, within: Duration) -> Result<(), SinkError> {
+        let taking = self.producer.take_over(self.shard, topic, within);
+        let waits = self.sink.policies.waits();
+        waits.during("take the shards", taking).await
+    }
+
     pub(super) async fn take_over(&mut self) -> Result<Standing, SinkError> {
         let within = self.patience();
         let permit = self.sink.gate().await;
@@ -54,7 +62,7 @@ impl ShardSink {
         let topic = self.sink.checkpoint_topic();
         let taken = async {
             let partition = self.sink.own_partition(self.shard).await?;
-            self.producer.take_over(self.shard, &topic, within).await?;
+            self.take(&topic, within).await?;
             self.sink.read_shard(self.shard, partition, within).await
         };
         match taken.await {
@@ -106,13 +114,17 @@ impl ShardSink {
         if self.shard == REPLAY_SHARD {
             return Ok(());
         }
-        let said = match self.is_atomic() {
-            true => self.commit(&[], Vec::new()).await,
-            false => {
-                let partition = self.sink.own_partition(self.shard).await?;
-                self.write_checkpoints(&[self.claim(partition)]).await
+        let sink = Arc::clone(&self.sink);
+        let saying = async {
+            match self.is_atomic() {
+                true => self.commit(&[], Vec::new()).await,
+                false => {
+                    let partition = self.sink.own_partition(self.shard).await?;
+                    self.write_checkpoints(&[self.claim(partition)]).await
+                }
             }
         };
+        let said = sink.policies.waits().during(SAYING, saying).await;
         if said.is_err() {
             let fenced = self.producer.is_fenced();
             self.unopen();
@@ -225,7 +237,7 @@ impl RedpandaSink {
         let topic = self.checkpoint_topic();
         let reader = self.reader();
         let mut fold = checkpoint::Fold::new([shard], shards);
-        blocking(move || {
+        let reading = blocking(move || {
             reader.read_partition(&topic, partition, within, |m| {
                 fold.record(m.partition(), m.key(), m.payload())
                     .map_err(|reason| corrupt(&topic, m, &reason))
@@ -234,8 +246,9 @@ impl RedpandaSink {
             let found = fold.finish(&BTreeMap::from([(shard, partition)]));
             let found = found.into_values().next().unwrap_or_default();
             Ok((found.checkpoints, owner))
-        })
-        .await
-        .unwrap_or(Err(SinkError::Reset))
+        });
+        let waits = self.policies.waits();
+        let read = waits.during("read the checkpoints", reading).await;
+        read.unwrap_or(Err(SinkError::Reset))
     }
 }

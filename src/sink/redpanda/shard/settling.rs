@@ -25,7 +25,9 @@ impl ShardSink {
             return false;
         }
         let within = self.sink.live.borrow().sink.attempt_timeout;
-        let aborted = tokio::time::timeout(within, self.producer.abort(self.shard)).await;
+        let aborting = tokio::time::timeout(within, self.producer.abort(self.shard));
+        let waits = self.sink.policies.waits();
+        let aborted = waits.during("abort a transaction", aborting).await;
         let good = matches!(aborted, Ok(Ok(()))) && !self.producer.is_finished();
         if !good || self.narrower().is_some() {
             return false;
