@@ -12,11 +12,24 @@ const LOOKED_AT: Duration = Duration::from_millis(200);
 /// Shows how far the work of a name is; `None`: it is over.
 type Show = Box<dyn Fn(&str, Option<&HowFar>) + Send + Sync>;
 
-static SHOW: OnceLock<Show> = OnceLock::new();
+static SHOW: OnceLock<Shown> = OnceLock::new();
 
-/// Has long work shown by this instead of by the log, for as long as the process runs. Whoever came first stays.
-pub(crate) fn show_by(show: impl Fn(&str, Option<&HowFar>) + Send + Sync + 'static) {
-    SHOW.get_or_init(|| Box::new(show));
+/// Whoever shows it, and how often that is renewed.
+struct Shown {
+    by: Show,
+    every: Duration,
+}
+
+/// Has long work shown by this instead of by the log, for as long as the process runs; `looked_at`: somebody sees it
+/// change, so that it is renewed more often. Whoever came first stays.
+pub(crate) fn show_by(
+    looked_at: bool,
+    show: impl Fn(&str, Option<&HowFar>) + Send + Sync + 'static,
+) {
+    SHOW.get_or_init(|| Shown {
+        by: Box::new(show),
+        every: if looked_at { LOOKED_AT } else { EVERY },
+    });
 }
 
 /// Work that goes on.
@@ -60,9 +73,19 @@ impl Progress {
         of: impl FnOnce() -> Option<u64>,
         now: Instant,
     ) -> Option<HowFar> {
-        self.done += 1;
+        self.reach(self.done + 1, of, now)
+    }
+
+    /// So much is done, as [`Self::step`] has it.
+    pub(crate) fn reach(
+        &mut self,
+        done: u64,
+        of: impl FnOnce() -> Option<u64>,
+        now: Instant,
+    ) -> Option<HowFar> {
+        self.done = done;
         let show = SHOW.get();
-        let every = if show.is_some() { LOOKED_AT } else { EVERY };
+        let every = show.map_or(EVERY, |shown| shown.every);
         if now.duration_since(self.told) < every {
             return None;
         }
@@ -70,8 +93,8 @@ impl Progress {
         self.of = self.of.or_else(of);
         let far = self.how_far(now);
         match show {
-            Some(show) => {
-                show(&self.what, Some(&far));
+            Some(shown) => {
+                (shown.by)(&self.what, Some(&far));
                 self.shown = true;
             }
             None => tracing::info!(work = self.what, progress = %far, "long work goes on"),
@@ -92,8 +115,8 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if let Some(show) = SHOW.get().filter(|_| self.shown) {
-            show(&self.what, None);
+        if let Some(shown) = SHOW.get().filter(|_| self.shown) {
+            (shown.by)(&self.what, None);
         }
     }
 }

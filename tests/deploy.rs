@@ -1,7 +1,8 @@
 //! What is deployed: the configuration in the image and in the ConfigMap is valid, mounts and commands name what is
 //! there, images are pinned, and the files keep their schemas: the compose file that of the compose specification
 //! (`tests/deploy/compose-spec.json`, of June 2026, <https://github.com/compose-spec/compose-spec>), the Kubernetes one
-//! those that `kubernetes-validate` knows, where it and a YAML reader (Python's) are.
+//! those that `kubernetes-validate` knows, where it and a YAML reader (Python's) are; alerts and queries are judged by
+//! `promtool`, where it is had.
 
 use std::path::Path;
 use std::process::Command;
@@ -281,6 +282,8 @@ fn what_prometheus_and_grafana_are_given_is_there() {
         prometheus[0]["rule_files"][0],
         "/etc/prometheus/alerts.yaml"
     );
+    // As the alert that asks for `up` has it.
+    assert_eq!(prometheus[0]["scrape_configs"][0]["job_name"], "penstock");
     let target = &prometheus[0]["scrape_configs"][0]["static_configs"][0]["targets"][0];
     assert_eq!(target, "penstock:9180");
     assert_eq!(
@@ -314,6 +317,65 @@ fn the_manifests_keep_their_schemas() {
     );
 }
 
+/// By Prometheus' own judge, where it is had: the rules and the scrape configuration are good, each alert comes when it should
+/// and does not before (`tests/deploy/alerts.yaml`), and what the dashboard asks for is PromQL.
+#[test]
+fn promtool_takes_rules_alerts_and_queries() {
+    let here = Command::new("promtool").arg("--version").output();
+    if !here.is_ok_and(|o| o.status.success()) {
+        eprintln!("SKIPPED: no promtool here");
+        return;
+    }
+    let judge = |args: &[&str]| {
+        let looked = Command::new("promtool").args(args).output();
+        let looked = looked.expect("it ran a moment ago");
+        let said = [looked.stdout, looked.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(looked.status.success(), "{args:?}: {said}");
+        said
+    };
+    for args in [
+        &[
+            "check",
+            "rules",
+            "--lint-fatal",
+            "deploy/prometheus/alerts.yaml",
+        ][..],
+        &[
+            "check",
+            "config",
+            "--syntax-only",
+            "deploy/prometheus/prometheus.yaml",
+        ],
+        &["test", "rules", "tests/deploy/alerts.yaml"],
+    ] {
+        println!("promtool {}\n{}", args.join(" "), judge(args));
+    }
+    let dashboard: Value =
+        serde_json::from_str(&read("deploy/grafana/penstock.json")).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let asked = panels.iter().filter_map(|p| p["targets"].as_array());
+    let asked: Vec<&str> = asked.flatten().filter_map(|t| t["expr"].as_str()).collect();
+    for query in &asked {
+        // Grafana fills these in.
+        let query = query.replace("$__rate_interval", "5m");
+        judge(&["--experimental", "promql", "format", &query]);
+    }
+    println!("{} queries of the dashboard are PromQL", asked.len());
+    // Each alert has a test.
+    let rules = read("deploy/prometheus/alerts.yaml");
+    let tests = read("tests/deploy/alerts.yaml");
+    for alert in rules
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("- alert: "))
+    {
+        assert!(
+            tests.contains(&format!("alertname: {alert}\n")),
+            "no test of {alert}"
+        );
+    }
+}
+
 /// Dashboard and alerts ask for what there is, by labels that it has.
 #[test]
 fn dashboard_and_alerts_name_metrics_that_are_served() {
@@ -334,7 +396,11 @@ fn dashboard_and_alerts_name_metrics_that_are_served() {
             .split(|c| !word(c))
             .filter(|w| w.starts_with("penstock_"))
             .collect();
-        assert!(!names.is_empty(), "{expression}");
+        // `up` is Prometheus' own.
+        assert!(
+            !names.is_empty() || expression == "up{job=\"penstock\"} == 0",
+            "{expression}"
+        );
         let mut labels: Vec<&str> = vec!["instance", "le"];
         for name in names {
             let family = ["_bucket", "_sum", "_count"]

@@ -5,8 +5,9 @@ mod kafka;
 
 use std::process::Command;
 
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use serde_json::Value;
-use testkit::broker::{Operator, unique};
+use testkit::broker::{Faulty, Operator, unique};
 use testkit::process::{LONG, Setup, World, keys};
 use testkit::secure::{Authority, Door};
 
@@ -332,4 +333,119 @@ async fn each_broken_set_up_is_found_for_what_it_is_and_a_good_one_is_met_with_s
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+}
+
+/// What the stand-in cannot be made to answer librdkafka's mock can.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_without_a_leader_and_a_client_that_may_number_nothing_are_found() {
+    let broker = Faulty::start();
+    let mut world = World::with(Setup {
+        brokers: Some(broker.brokers.clone()),
+        transforms: Some(String::new()),
+        ..Setup::default()
+    })
+    .await;
+    let letters = format!("{}.dead-letters", world.name);
+    for topic in [
+        format!("penstock.{}.checkpoints", world.name),
+        format!("{}.ks.outbox", world.name),
+        letters.clone(),
+    ] {
+        broker.mock.create_topic(&topic, 2, 1).expect("made");
+    }
+    let found = |what: &str, world: &World| {
+        let (code, found) = doctor(world, "", &[]);
+        let told = found.iter().map(|f| {
+            let text = |key: &str| f[key].as_str().unwrap_or_default();
+            println!(
+                "{what}: {}[{}] {}: {} — {}",
+                text("severity"),
+                text("code"),
+                text("about"),
+                text("found"),
+                text("help")
+            );
+            (text("code").to_owned(), text("about").to_owned())
+        });
+        let told: Vec<(String, String)> = told.collect();
+        (code, told)
+    };
+    let has = |told: &[(String, String)], code: &str, about: &str| {
+        told.iter().any(|(c, a)| c == code && a.contains(about))
+    };
+    let (_, told) = found("good", &world);
+    assert!(
+        !has(&told, "leader", "") && !has(&told, "acl-idempotent-write", ""),
+        "{told:?}"
+    );
+
+    let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+    for delivery in ["exactly-once", "at-least-once"] {
+        world.set("pipeline.delivery", delivery);
+        broker
+            .mock
+            .request_errors(RDKafkaApiKey::InitProducerId, &[refused; 5]);
+        let (code, told) = found(delivery, &world);
+        assert!(has(&told, "acl-idempotent-write", ""), "{told:?}");
+        assert_eq!(code, Some(1));
+        broker
+            .mock
+            .clear_request_errors(RDKafkaApiKey::InitProducerId);
+    }
+    broker
+        .mock
+        .partition_leader(&letters, 1, None)
+        .expect("taken away");
+    let (code, told) = found("no leader", &world);
+    assert!(has(&told, "leader", &letters), "{told:?}");
+    assert_eq!(code, Some(1));
+}
+
+/// No contract says what a transform makes use of: it is tried on made-up changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_held_against_what_the_transforms_make_use_of() {
+    let envelope = testkit::plugins::plugin("debezium-envelope");
+    let router = testkit::plugins::plugin("outbox-router");
+    let transform = |plugin: &std::path::Path| {
+        format!("[[transform]]\nname = \"plugin\"\nplugin = {plugin:?}\n")
+    };
+    let world = World::with(Setup {
+        transforms: Some(transform(&envelope)),
+        ..Setup::default()
+    })
+    .await;
+    let asks = |what: &str, words: &[&str]| {
+        let about = vec![("images", "ks.outbox"); words.len()];
+        let found = doctor(&world, "", &[]);
+        let told: Vec<String> = found.1.iter().map(|f| f["found"].to_string()).collect();
+        finds(what, found, &about, 0);
+        for (told, words) in told.iter().zip(words) {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+    };
+    let alter = async |images: &str| {
+        let cql = format!("ALTER TABLE ks.outbox WITH cdc = {{'enabled': true, {images}}}");
+        world.session.query_unpaged(cql, ()).await.expect("altered");
+    };
+    asks(
+        "an envelope without what was before and after",
+        &[
+            "of a change with a preimage",
+            "of a change with a postimage",
+        ],
+    );
+    alter("'preimage': true, 'postimage': true").await;
+    asks("an envelope that has both", &[]);
+    // The router copies a payload, whatever was there before.
+    let text = std::fs::read_to_string(world.config()).expect("pipeline.toml");
+    world.save(&text.replace(&transform(&envelope), &transform(&router)));
+    asks(
+        "images that nobody reads",
+        &[
+            "its log has a preimage of each change",
+            "its log has a postimage of each change",
+        ],
+    );
+    alter("'preimage': false, 'postimage': false").await;
+    asks("a router without", &[]);
 }

@@ -260,7 +260,7 @@ async fn what_is_rotated_under_load_is_in_force_at_the_next_connection_and_nothi
         assert!(!log.contains(secret), "{secret} is told:\n{log}");
     }
     println!(
-        "{} records, 0 lost, {repeated} repeated",
+        "{} records through two rotations of certificates, an authority and a password: 0 lost, {repeated} repeated",
         keys.len() * n as usize
     );
 }
@@ -334,19 +334,19 @@ async fn what_does_not_fit_is_said_in_one_line_each() {
             _ => "sink.brokers",
         };
         complains(
-            "wrong authority",
+            &format!("{stage}: wrong authority"),
             connect(&[(&name("tls.ca_file"), &trusts_other)]),
             &["by Trusted, who is not trusted", "ca_file"],
         );
         door.set(&expired, &[]);
         complains(
-            "expired certificate",
+            &format!("{stage}: expired certificate"),
             connect(&[]),
             &["its certificate expired on", "have the server renew it"],
         );
         door.set(&elsewhere, &[]);
         complains(
-            "another host's certificate",
+            &format!("{stage}: another host's certificate"),
             connect(&[]),
             &["is for elsewhere.example, not for localhost"],
         );
@@ -354,12 +354,12 @@ async fn what_does_not_fit_is_said_in_one_line_each() {
         assert_eq!(code, Some(0), "{text}");
         door.set(&good, &[&trusted]);
         complains(
-            "client certificate required",
+            &format!("{stage}: client certificate required"),
             connect(&[]),
             &["asks for a client certificate: set certificate_file and key_file"],
         );
         complains(
-            "client certificate by a stranger",
+            &format!("{stage}: client certificate by a stranger"),
             connect(&[
                 (&name("tls.certificate_file"), &crt),
                 (&name("tls.key_file"), &key),
@@ -368,12 +368,12 @@ async fn what_does_not_fit_is_said_in_one_line_each() {
         );
         door.set(&good, &[]);
         complains(
-            "a port without TLS",
+            &format!("{stage}: a port without TLS"),
             connect(&[(at, &node(plain))]),
             &["is it a port without TLS?"],
         );
         complains(
-            "a port with TLS",
+            &format!("{stage}: a port with TLS"),
             {
                 let kept = well
                     .iter()
@@ -385,7 +385,7 @@ async fn what_does_not_fit_is_said_in_one_line_each() {
         );
     }
     complains(
-        "wrong password",
+        "source: wrong password",
         connect(&[("source.password_file", &wrong_password)]),
         &["refused the credentials", "source.username"],
     );

@@ -8,7 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use testkit::process::{LONG, Running, World, keys};
+use penstock::checkpoint::{GroupCheckpoint, topic::encode};
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use testkit::broker::{Cluster, Operator};
+use testkit::process::{LONG, Running, Setup, World, keys};
 
 /// Takes the other screen and the cursor, and gives both back.
 const TAKEN: &str = "\u{1b}[?1049h";
@@ -223,8 +227,14 @@ async fn what_is_watched_ends_by_a_key_and_gives_the_terminal_back() {
 }
 
 fn demo(world: &World, args: &[&str]) -> Terminal {
+    demo_with(world, args, "")
+}
+
+/// … with these fault points.
+fn demo_with(world: &World, args: &[&str], faults: &str) -> Terminal {
     Terminal::run(args, (80, 24), |command| {
         command
+            .env("FAILPOINTS", faults)
             .env("PENSTOCK_CONFIG", world.config())
             .env("PENSTOCK_ADMIN__LISTEN", "127.0.0.1:0")
             .env("PENSTOCK_ORDERS__LISTEN", "127.0.0.1:0")
@@ -282,4 +292,95 @@ async fn a_terminal_that_nobody_reads_holds_nobody_up() {
         let status = terminal.ends();
         assert_eq!(status.code(), Some(0), "{command:?}\n{}", terminal.text());
     }
+}
+
+/// Nobody else draws it; what is said has to be seen all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_that_panics_is_gone_and_what_is_said_goes_on() {
+    let world = World::with_orders("").await;
+    let mut terminal = demo_with(&world, &["demo", "--rate", "20"], "terminal=panic(a bug)");
+    terminal.shows("the picture is gone, its drawing panicked: a bug", 1);
+    // It was given back, and nothing takes it again.
+    terminal.shows(GIVEN_BACK, 1);
+    terminal.press(b"\x03");
+    terminal.is_given_back();
+    let text = terminal.text();
+    assert_eq!(text.matches(TAKEN).count(), 1, "{text}");
+    let (_, after) = text.rsplit_once(GIVEN_BACK).expect("given back");
+    assert!(after.contains("stop taking orders"), "{after}");
+}
+
+/// Checkpoints enough to take a while, of a table that is gone.
+fn checkpoint_often(brokers: &str, topic: &str, records: u32) {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("queue.buffering.max.messages", "1000000")
+        .create()
+        .expect("a producer");
+    let value = encode(&GroupCheckpoint::default());
+    for n in 0..records {
+        let key = format!("ks.gone/0/a@{n}");
+        let record = BaseRecord::to(topic).partition(0).key(&key).payload(&value);
+        producer.send(record).expect("there is room");
+    }
+    producer.flush(LONG).expect("all are written");
+}
+
+/// How far long work is, with its rate and the time that is left: on a terminal a bar, for what a start and a command load and for
+/// what a command writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_work_has_a_bar_that_says_how_far_it_is_and_how_long_it_will_take() {
+    const MANY: u32 = 40_000;
+    let world = World::with(Setup {
+        transforms: Some(String::new()),
+        ..Setup::default()
+    })
+    .await;
+    let topic = format!("penstock.{}.checkpoints", world.name);
+    let compact = [("cleanup.policy", "compact")];
+    Operator::new(&world.cluster.brokers)
+        .create(&topic, 2, &compact)
+        .await;
+    checkpoint_often(&world.cluster.brokers, &topic, MANY);
+
+    let text = std::fs::read_to_string(world.config()).expect("pipeline.toml");
+    let other = Cluster::embedded();
+    let here = world.cluster.brokers.replace(',', "\", \"");
+    let file = |name: &str, text: &str| {
+        let path = world.dir.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.display().to_string()
+    };
+    // Only their names count: nobody asks ScyllaDB.
+    let gone = text.replace("tables = [\"outbox\"]", "tables = [\"gone\"]");
+    let from = file("here.toml", &gone);
+    let to = file("there.toml", &gone.replace(&here, &other.brokers));
+    // As much as it says on the way.
+    let said = |terminal: &Terminal, what: &str| {
+        let text = terminal.text();
+        let all = text.split(['\r', '\n']).filter(|line| line.contains(what));
+        let far = all.filter(|l| l.contains(" of ") && l.contains("/s, ") && l.contains(" left"));
+        far.max()
+            .map(str::to_owned)
+            .unwrap_or_else(|| panic!("no {what:?}: {text:?}"))
+    };
+    let copy = ["checkpoint", "copy", "--config", &from, "--to", &to];
+    let mut terminal = Terminal::run(&copy, (120, 24), |_| {});
+    assert_eq!(terminal.ends().code(), Some(0), "{}", terminal.text());
+    terminal.shows(
+        &format!("the checkpoints of {MANY} groups are on the other cluster"),
+        1,
+    );
+    for what in [
+        format!("reading {topic} ["),
+        "writing checkpoints [".to_owned(),
+    ] {
+        println!("copy: {}", said(&terminal, &what));
+    }
+
+    let mut terminal = demo(&world, &["run"]);
+    terminal.shows("all supervised stages started", 1);
+    println!("run: {}", said(&terminal, &format!("reading {topic} [")));
+    terminal.press(b"\x03");
+    assert_eq!(terminal.ends().code(), Some(0), "{}", terminal.text());
 }

@@ -3,10 +3,16 @@
 #[path = "traces/collector.rs"]
 mod collector;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use collector::{Collector, Told};
+use opentelemetry::propagation::TextMapPropagator;
+use opentelemetry::trace::{Span, SpanBuilder, SpanKind, Tracer, TracerProvider};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use scylla::value::CqlTimeuuid;
 use serde_json::{Value, json};
 use testkit::broker::read_all;
@@ -58,8 +64,9 @@ async fn header(world: &World, running: &Running, order: &str) -> String {
     }
 }
 
-/// One line a span, below its parent.
+/// One line a span, below its parent: when it began, how long it was, its name, who and whose child it is.
 fn print(spans: &[Told]) {
+    println!("trace {}", spans[0].trace);
     let begin = spans.iter().map(|s| s.start).min().unwrap_or_default();
     let depths: BTreeMap<&str, &str> = spans.iter().map(|s| (&*s.id, &*s.parent)).collect();
     for span in spans {
@@ -70,18 +77,47 @@ fn print(spans: &[Told]) {
         }
         let ms = |ns: u64| ns as f64 / 1e6;
         println!(
-            "{:>9.1} ms {:>8.1} ms  {}{}  {:?}",
+            "{:>9.1} ms {:>8.1} ms  {}{} ({})  {} of {}  {:?} {:?}",
             ms(span.start - begin),
             ms(span.end - span.start),
             "  ".repeat(depth),
             span.name,
-            span.attributes
+            span.service,
+            span.id,
+            span.parent,
+            span.attributes,
+            span.events,
         );
     }
 }
 
-/// An order's trace: each span is the child of the one before it on the way, and the record's header is the last.
-async fn is_whole(world: &World, running: &Running, collector: &Collector, service: &str) {
+/// What a reader of the record does, by the SDK of OpenTelemetry: its span is a child of what the header says.
+fn consume(collector: &Collector, header: &str) {
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_endpoint(format!("http://{}/v1/traces", collector.address))
+        .build()
+        .expect("an exporter");
+    let provider = SdkTracerProvider::builder()
+        .with_resource(Resource::builder().with_service_name("reader").build())
+        .with_simple_exporter(exporter)
+        .build();
+    let headers = HashMap::from([("traceparent".to_owned(), header.to_owned())]);
+    let parent = TraceContextPropagator::new().extract(&headers);
+    let tracer = provider.tracer("reader");
+    let span = SpanBuilder::from_name("process order").with_kind(SpanKind::Consumer);
+    // Its end hands it to the exporter, which wants the runtime.
+    tokio::task::block_in_place(|| tracer.build_with_context(span, &parent).end());
+}
+
+/// An order's trace: each span is the child of the one before it on the way, and the record's header, which is returned, is
+/// the last.
+async fn is_whole(
+    world: &World,
+    running: &Running,
+    collector: &Collector,
+    service: &str,
+) -> String {
     let (trace, context) = context("01");
     let id = order(running, Some(&context)).await;
     let carried = header(world, running, &id).await;
@@ -114,9 +150,10 @@ async fn is_whole(world: &World, running: &Running, collector: &Collector, servi
     let sink = one("sink");
     assert_eq!(sink.attributes["messaging.destination.name"], world.topic());
     assert_eq!(sink.events, ["acknowledged"]);
-    // What a consumer does: it begins its span as a child of the header's.
+    println!("the record's header: traceparent: {carried}");
     let parts: Vec<&str> = carried.split('-').collect();
     assert_eq!(parts, ["00", &trace, &sink.id, "01"]);
+    carried
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,7 +170,7 @@ async fn an_orders_trace_goes_from_its_request_to_the_record_over_http_and_over_
     let running = world.start_with(1, &[("PENSTOCK_TRACING__TOKEN", "hunter2")]);
     running.await_line("all supervised stages started", LONG);
     let metrics = running.metrics().await;
-    is_whole(&world, &running, &http, &world.name).await;
+    let carried = is_whole(&world, &running, &http, &world.name).await;
     assert_eq!(http.headers()["authorization"], "Bearer hunter2");
     assert_eq!(http.headers()["x-tenant"], "blue");
     // The histogram leads to it.
@@ -150,6 +187,13 @@ async fn an_orders_trace_goes_from_its_request_to_the_record_over_http_and_over_
         "{text}"
     );
     drop(metrics);
+    // Whoever reads the record goes on with the trace.
+    consume(&http, &carried);
+    let whole = http.trace(trace, 7).await;
+    print(&whole);
+    let of = |name: &str| whole.iter().find(|s| s.name == name).expect("a span");
+    assert_eq!(of("process order").service, "reader");
+    assert_eq!(of("process order").parent, of("sink").id);
 
     // Another collector, another protocol: nothing is drained for it.
     let text = std::fs::read_to_string(world.config()).expect("pipeline.toml");

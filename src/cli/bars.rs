@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::Value;
 
 use super::admin::Client;
-use crate::progress::HowFar;
+use crate::progress::{self, HowFar};
 
 /// How often a line is written.
 const EVERY: Duration = Duration::from_secs(2);
@@ -39,6 +39,11 @@ impl Bars {
     /// Of a command that shows nothing else.
     pub(super) fn new() -> Self {
         Self::among(MultiProgress::new(), std::io::stderr().is_terminal())
+    }
+
+    /// Has long work shown here, for as long as the process runs.
+    pub(super) fn show_long_work(self) {
+        progress::show_by(self.on_terminal, move |what, far| self.show(what, far));
     }
 
     /// Beside what is shown already.

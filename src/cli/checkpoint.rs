@@ -28,7 +28,6 @@ use crate::config::{Inputs, Settings};
 use crate::coordinator::child::Stage;
 use crate::coordinator::pipeline::PolicyRegistry;
 use crate::coordinator::reload::Reloads;
-use crate::progress;
 use crate::sink::redpanda::RedpandaSink;
 use crate::sink::redpanda::by_hand::Held;
 
@@ -130,8 +129,7 @@ pub fn run(config: &ConfigArgs, command: Command) -> u8 {
         }
         _ => None,
     };
-    let bars = Bars::new();
-    progress::show_by(move |what, far| bars.show(what, far));
+    Bars::new().show_long_work();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();

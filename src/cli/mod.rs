@@ -17,6 +17,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod demo;
 pub mod doctor;
+mod flow;
 pub mod init;
 pub mod init_schema;
 mod machine;

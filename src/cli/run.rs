@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::output::Output;
-use super::terminal::{self, FilterHandle, Terminal};
+use super::terminal::{self, FilterHandle, Opened, Terminal};
 use super::{ConfigArgs, exit, machine};
 use crate::config::settings::{Nodes, Settings};
 use crate::config::{Inputs, LiveSettings};
@@ -72,7 +72,8 @@ pub fn start(mut inputs: Inputs, output: Output, extra: Extra) -> u8 {
             return exit::BAD_CONFIG;
         }
     };
-    let terminal = Terminal::new(!json && std::io::stderr().is_terminal());
+    let opened = Opened::new(!json && std::io::stderr().is_terminal());
+    let terminal = &opened.terminal;
     terminal.show_long_work();
     let filter = terminal.init_logging(&reloads.settings().log);
     if let Some(finding) = machine::open_files(&reloads.settings()) {
@@ -90,7 +91,7 @@ pub fn start(mut inputs: Inputs, output: Output, extra: Extra) -> u8 {
         }
     };
     let code = runtime.block_on(async {
-        match serve(reloads, extra, &terminal, filter).await {
+        match serve(reloads, extra, terminal, filter).await {
             Ok(Outcome::Clean) => exit::OK,
             Ok(Outcome::Failed) => exit::FAILURE,
             Ok(Outcome::Fenced) => exit::FENCED,
@@ -108,7 +109,7 @@ pub fn start(mut inputs: Inputs, output: Output, extra: Extra) -> u8 {
             }
         }
     });
-    terminal.finish();
+    drop(opened);
     // A child that is stuck in a blocking section must not keep the process.
     runtime.shutdown_background();
     code

@@ -1,14 +1,17 @@
 //! What `penstock run` and `demo` show on standard error: the log, and on a terminal a line or a picture that is renewed.
 //!
 //! A terminal may take nothing for as long as it likes: somebody pressed Ctrl-S, or a connection hangs. So it is written to by
-//! a thread of its own, which nobody waits for; what finds no room is counted and let go of. Elsewhere whoever says something
-//! writes it, for a file or a journal is to have every line.
+//! a thread of its own, which nobody waits for; what finds no room is counted and let go of. Whoever opened it ([`Opened`]) ends
+//! that thread, and leaves it behind where the terminal takes nothing; should it panic, that is said, and it goes on with lines
+//! alone. Elsewhere whoever says something writes it, for a file or a journal is to have every line.
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -23,12 +26,13 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use super::bars::Bars;
+use super::flow::Flow;
 use super::watch::{Pen, View, draw, wiped};
 use crate::admin::page;
 use crate::config::settings::{Log, LogFormat};
 use crate::coordinator::child::Stage;
 use crate::coordinator::handle::Handle;
-use crate::coordinator::supervisor::ChildSpec;
+use crate::coordinator::supervisor::{ChildSpec, panic_message};
 use crate::progress::{self, HowFar};
 
 /// How often the progress line is renewed on a terminal, and written where there is none.
@@ -51,12 +55,12 @@ enum Say {
     /// Whatever picture waits is to be drawn.
     Draw,
     GiveBack,
-    /// All that was said before is shown.
-    Done(SyncSender<()>),
+    /// All that was said before is shown: it is over.
+    Done,
 }
 
 /// Standard error, shared by the log and the progress line.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Terminal {
     /// To its thread; `None`: it is no terminal.
     writer: Option<SyncSender<Say>>,
@@ -68,25 +72,72 @@ pub struct Terminal {
     lost: Arc<AtomicU64>,
 }
 
-impl Terminal {
+/// The terminal, and its thread if it has one, which ends with this.
+pub(super) struct Opened {
+    /// For everybody who says something.
+    pub(super) terminal: Terminal,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Opened {
     /// `interactive`: somebody looks at it.
     pub(super) fn new(interactive: bool) -> Self {
-        let mut terminal = Self {
-            writer: None,
-            kept: Arc::default(),
-            picture: Arc::default(),
-            lost: Arc::default(),
-        };
+        let mut terminal = Terminal::default();
+        let mut thread = None;
         if interactive {
             let (writer, said) = sync_channel(MOST_WAITING);
-            let shown = Shown::on(&terminal);
-            // Ends with the process, or with the last sender.
-            std::thread::spawn(move || shown.all(&said));
-            terminal.writer = Some(writer);
+            let shown = terminal.clone();
+            let begun = Builder::new()
+                .name("terminal".into())
+                .spawn(move || show_all(&shown, &said));
+            // Without one whoever says something writes it.
+            if let Ok(begun) = begun {
+                (terminal.writer, thread) = (Some(writer), Some(begun));
+            }
         }
-        terminal
+        Self { terminal, thread }
     }
+}
 
+impl Drop for Opened {
+    /// Shows what was said last, if the terminal takes it within a moment.
+    fn drop(&mut self) {
+        let (Some(writer), Some(thread)) = (&self.terminal.writer, self.thread.take()) else {
+            return;
+        };
+        let until = Instant::now() + LAST;
+        let mut over = writer.try_send(Say::Done).is_ok();
+        while !thread.is_finished() {
+            if Instant::now() > until {
+                // It is in a write that the terminal does not take: the process ends without it.
+                return;
+            }
+            std::thread::sleep(LAST / 50);
+            over = over || writer.try_send(Say::Done).is_ok();
+        }
+        if let Err(panic) = thread.join() {
+            eprintln!(
+                "error: the terminal's thread panicked: {}",
+                panic_message(&*panic)
+            );
+        }
+    }
+}
+
+/// What its thread does. A panic costs the pictures and the bars, never a line.
+fn show_all(terminal: &Terminal, said: &Receiver<Say>) {
+    let mut shown = Shown::on(terminal);
+    while let Err(panic) = catch_unwind(AssertUnwindSafe(|| shown.all(said))) {
+        shown.give_back();
+        shown = Shown::on(terminal);
+        shown.plain = true;
+        let why = panic_message(&*panic);
+        shown
+            .write(format!("error: the picture is gone, its drawing panicked: {why}\n").as_bytes());
+    }
+}
+
+impl Terminal {
     /// Writes a line above the progress line, or below the picture.
     pub fn line(&self, text: &str) {
         if self.keep(text) {
@@ -100,8 +151,15 @@ impl Terminal {
 
     fn say(&self, what: Say) {
         let Some(writer) = &self.writer else { return };
-        if let Err(TrySendError::Full(Say::Line(_))) = writer.try_send(what) {
-            self.lost.fetch_add(1, Relaxed);
+        match writer.try_send(what) {
+            Err(TrySendError::Full(Say::Line(_))) => {
+                self.lost.fetch_add(1, Relaxed);
+            }
+            // Its thread is over.
+            Err(TrySendError::Disconnected(Say::Line(line))) => {
+                std::io::stderr().write_all(&line).ok();
+            }
+            _ => {}
         }
     }
 
@@ -118,29 +176,12 @@ impl Terminal {
         true
     }
 
-    /// Shows what was said last, if the terminal takes it within a moment.
-    pub(super) fn finish(&self) {
-        let Some(writer) = &self.writer else { return };
-        let (done, shown) = sync_channel(1);
-        let (until, mut last) = (Instant::now() + LAST, Say::Done(done));
-        while let Err(TrySendError::Full(again)) = writer.try_send(last) {
-            if Instant::now() > until {
-                return;
-            }
-            last = again;
-            std::thread::sleep(LAST / 50);
-        }
-        shown
-            .recv_timeout(until.saturating_duration_since(Instant::now()))
-            .ok();
-    }
-
     /// What takes long has a bar on a terminal, unless a picture has the screen.
     pub(super) fn show_long_work(&self) {
         if self.writer.is_some() {
             let terminal = self.clone();
-            progress::show_by(move |what, far| {
-                terminal.say(Say::Far(what.to_owned(), far.copied()))
+            progress::show_by(true, move |what, far| {
+                terminal.say(Say::Far(what.to_owned(), far.copied()));
             });
         }
     }
@@ -252,6 +293,8 @@ struct Shown {
     kept: Arc<Mutex<Option<VecDeque<String>>>>,
     picture: Arc<Mutex<Option<View>>>,
     lost: Arc<AtomicU64>,
+    /// Only lines are shown.
+    plain: bool,
 }
 
 impl Shown {
@@ -266,10 +309,11 @@ impl Shown {
             kept: terminal.kept.clone(),
             picture: terminal.picture.clone(),
             lost: terminal.lost.clone(),
+            plain: false,
         }
     }
 
-    fn all(mut self, said: &Receiver<Say>) {
+    fn all(&mut self, said: &Receiver<Say>) {
         while let Ok(what) = said.recv() {
             let lost = self.lost.swap(0, Relaxed);
             if lost > 0 {
@@ -279,6 +323,7 @@ impl Shown {
             }
             match what {
                 Say::Line(line) => self.write(&line),
+                Say::Draw | Say::Far(..) | Say::Progress(_) if self.plain => {}
                 Say::Progress(line) => self.renew(line),
                 Say::Far(..) if self.screen.is_some() => {}
                 Say::Far(what, far) => self.long_work.show(&what, far.as_ref()),
@@ -289,10 +334,10 @@ impl Shown {
                     }
                 }
                 Say::GiveBack => self.give_back(),
-                Say::Done(done) => {
+                Say::Done => {
                     self.give_back();
                     self.bars.clear().ok();
-                    done.send(()).ok();
+                    return;
                 }
             }
         }
@@ -323,6 +368,7 @@ impl Shown {
             // No raw mode: Ctrl-C stays the signal that drains.
             execute!(std::io::stderr(), EnterAlternateScreen, Hide)?;
             wiped(std::io::stderr())?;
+            fail::fail_point!("terminal");
         }
         if let Some(screen) = &mut self.screen {
             let pen = self.pen;
@@ -390,109 +436,13 @@ fn without_colours(line: &str) -> String {
     })
 }
 
-/// The sums of all lanes at one moment.
-struct Flow {
-    at: Instant,
-    read: u64,
-    acknowledged: u64,
-    in_flight: usize,
-    dead_letters: u64,
-    lag: Duration,
-    catching_up: bool,
-    breakers: String,
-}
-
-impl Flow {
-    fn of(handle: &Handle) -> Self {
-        let pipeline = handle.pipeline();
-        let lanes = || pipeline.iter().flat_map(|p| p.lanes());
-        let status = pipeline
-            .as_ref()
-            .map(|p| p.source.status())
-            .unwrap_or_default();
-        let open: Vec<String> = crate::admin::status::stages(handle)
-            .iter()
-            .filter(|s| s.breaker != "closed")
-            .map(|s| format!("{} {}", s.stage, s.breaker))
-            .collect();
-        Self {
-            at: Instant::now(),
-            read: lanes().map(|l| l.counters.read.load(Relaxed)).sum(),
-            acknowledged: lanes().map(|l| l.counters.acknowledged.load(Relaxed)).sum(),
-            in_flight: lanes().map(|l| l.in_flight().changes).sum(),
-            dead_letters: lanes().map(|l| l.counters.dead_letters.load(Relaxed)).sum(),
-            lag: status
-                .shards
-                .iter()
-                .map(|s| s.lag)
-                .max()
-                .unwrap_or_default(),
-            catching_up: status.shards.iter().any(|s| s.catching_up),
-            breakers: if open.is_empty() {
-                "closed".to_owned()
-            } else {
-                open.join(", ")
-            },
-        }
-    }
-
-    fn rate(&self, before: &Self) -> (f64, f64) {
-        let seconds = self.at.duration_since(before.at).as_secs_f64().max(1e-3);
-        let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
-        (
-            rate(self.read, before.read),
-            rate(self.acknowledged, before.acknowledged),
-        )
-    }
-
-    /// While a backlog is caught up with: when it will be over, at the pace of now.
-    fn left(&self, before: &Self) -> Option<String> {
-        let seconds = self.at.duration_since(before.at).as_secs_f64().max(1e-3);
-        let pace = (before.lag.as_secs_f64() - self.lag.as_secs_f64()) / seconds;
-        let left = self.lag.as_secs_f64() / pace;
-        let left = Duration::try_from_secs_f64(left.ceil()).ok()?;
-        (self.catching_up && pace > 0.0).then(|| humantime::format_duration(left).to_string())
-    }
-
-    fn since(&self, before: &Self) -> String {
-        let (read, acknowledged) = self.rate(before);
-        let left = self.left(before);
-        let left = left.map_or_else(String::new, |left| format!(", caught up in {left}"));
-        format!(
-            "read {} ({read:.0}/s) → acknowledged {} ({acknowledged:.0}/s) · in flight {} · lag {:.1} s{left} · breakers {} · dead letters {}",
-            self.read,
-            self.acknowledged,
-            self.in_flight,
-            self.lag.as_secs_f64(),
-            self.breakers,
-            self.dead_letters,
-        )
-    }
-
-    fn log(&self, before: &Self) {
-        let (read, acknowledged) = self.rate(before);
-        tracing::info!(
-            read = self.read,
-            read_per_second = read.round(),
-            acknowledged = self.acknowledged,
-            acknowledged_per_second = acknowledged.round(),
-            in_flight = self.in_flight,
-            lag_seconds = (self.lag.as_secs_f64() * 10.0).round() / 10.0,
-            caught_up_in = self.left(before),
-            breakers = self.breakers,
-            dead_letters = self.dead_letters,
-            "progress"
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn while_a_picture_has_the_screen_lines_are_kept_plain_and_bounded() {
-        let terminal = Terminal::new(false);
+        let terminal = Terminal::default();
         assert!(!terminal.keep("nobody has it"));
         *terminal.kept.lock() = Some(VecDeque::new());
         terminal.line("\u{1b}[32m INFO\u{1b}[0m started \u{1b}[3mshards\u{1b}[0m=2");
@@ -517,16 +467,40 @@ mod tests {
     #[test]
     fn what_finds_no_room_is_counted_and_nobody_waits() {
         let (writer, said) = sync_channel(2);
-        let mut terminal = Terminal::new(false);
+        let mut terminal = Terminal::default();
         terminal.writer = Some(writer);
         for n in 0..5 {
             terminal.line(&format!("line {n}"));
         }
         assert_eq!(terminal.lost.load(Relaxed), 3);
-        // Nobody reads: the end is not waited for longer than a moment.
-        let began = Instant::now();
-        terminal.finish();
-        assert!(began.elapsed() < LAST * 10);
         assert!(matches!(said.recv(), Ok(Say::Line(line)) if line == b"line 0\n"));
+    }
+
+    #[test]
+    fn a_terminal_that_takes_nothing_is_left_behind_and_one_that_does_shows_the_last() {
+        let (writer, said) = sync_channel(1);
+        let (go, held) = sync_channel::<()>(0);
+        let thread = std::thread::spawn(move || {
+            held.recv().ok();
+            while let Ok(what) = said.recv() {
+                if matches!(what, Say::Done) {
+                    return;
+                }
+            }
+        });
+        let terminal = Terminal {
+            writer: Some(writer),
+            ..Terminal::default()
+        };
+        terminal.line("it has no room for more");
+        let opened = Opened {
+            terminal: terminal.clone(),
+            thread: Some(thread),
+        };
+        let began = Instant::now();
+        drop(opened);
+        assert!(began.elapsed() >= LAST, "it was waited for");
+        // It takes something again: the thread ends with its last sender, or when it is told to.
+        drop((go, terminal));
     }
 }

@@ -294,7 +294,8 @@ impl Place {
         loop {
             let output = self.shell(&step.command).output().expect("a shell");
             let mut said = lines(&String::from_utf8_lossy(&output.stdout));
-            said.extend(lines(&String::from_utf8_lossy(&output.stderr)));
+            let complained = lines(&String::from_utf8_lossy(&output.stderr));
+            said.extend(complained.into_iter().filter(|line| !is_long_work(line)));
             self.remember(step, &output);
             let placed = |lines: &[String]| -> Vec<String> {
                 lines.iter().map(|l| without_numbers(l)).collect()
@@ -384,6 +385,12 @@ impl Place {
             panic!("{} was renewed: read it", self.page);
         }
     }
+}
+
+/// Whether it says how far long work is: what is short is not told of, and what is short depends on the machine.
+fn is_long_work(line: &str) -> bool {
+    let works = ["reading ", "writing ", "replaying "];
+    works.iter().any(|work| line.starts_with(work)) && line.contains("/s")
 }
 
 fn lines(text: &str) -> Vec<String> {

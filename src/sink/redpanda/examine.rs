@@ -24,6 +24,8 @@ use crate::words::Word;
 const WITHIN: Duration = Duration::from_secs(10);
 /// Between two looks whether a group's coordinator was refused.
 const LOOK: Duration = Duration::from_millis(500);
+/// A producer is refused an id within this time, or is not: librdkafka asks for one every half second.
+const NUMBERED: Duration = Duration::from_secs(2);
 /// `rd_kafka_AclOperation_t`
 const READ_TOPIC: i32 = 3;
 /// A letter that nobody looked at for so long may go.
@@ -318,6 +320,24 @@ impl RedpandaSink {
                 ));
             }
         }
+        if settings.pipeline.delivery == Delivery::AtLeastOnce {
+            let (config, _) = self.producer_config("doctor");
+            let quiet = Quiet::of(&self.security);
+            let security = self.security.clone();
+            let refused = super::blocking(move || {
+                let producer: BaseProducer<Quiet> = config.create_with_context(quiet).ok()?;
+                security.hand_token(producer.client()).ok()?;
+                refused_to_number(&producer)
+            });
+            if let Some(error) = refused.await.flatten() {
+                into.push(Finding::error(
+                    "acl-idempotent-write",
+                    "the cluster",
+                    format!("this client's records are not numbered against repetition: {error}"),
+                    "allow IdempotentWrite on the cluster, or Write on the topics",
+                ));
+            }
+        }
         if settings.pipeline.instances == Instances::Shared {
             let group = format!("penstock.{pipeline}");
             let (config, quiet) = (
@@ -350,6 +370,19 @@ impl RedpandaSink {
             .filter(|us| *us > 0)
             .min()
     }
+}
+
+/// What the brokers have against a producer's asking for an id, which it does by itself once it is connected; `None`: nothing that
+/// was said within [`NUMBERED`].
+fn refused_to_number(producer: &BaseProducer<Quiet>) -> Option<KafkaError> {
+    let until = Instant::now() + NUMBERED;
+    while Instant::now() < until {
+        producer.poll(LOOK / 5);
+        if let Some((code, _)) = producer.client().fatal_error() {
+            return Some(KafkaError::MessageProduction(code));
+        }
+    }
+    None
 }
 
 /// Topics that the pipeline is known to use: what a transform routes to is its own to say.

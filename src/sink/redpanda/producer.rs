@@ -254,7 +254,7 @@ impl Producer {
         &self.window
     }
 
-    pub(super) fn traffic(&self) -> &Traffic {
+    pub(super) fn traffic(&self) -> &Arc<Traffic> {
         &self.traffic
     }
 

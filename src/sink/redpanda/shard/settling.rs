@@ -1,7 +1,7 @@
 //! What is true together: transactions, and the checkpoints of what is delivered.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::dead_letters;
 use super::super::producer::Outgoing;
@@ -11,11 +11,14 @@ use crate::checkpoint::{Settlement, topic as checkpoint};
 use crate::crash::Crash;
 use crate::dead_letter::DeadLetter;
 use crate::policy::Class;
+use crate::progress::Progress;
 use crate::sink::flight::Submission;
 use crate::sink::{Delivered, Settle, SinkError};
 
 /// A partition that was added is known to every broker by then.
 const PARTITION_SHOWS: Duration = Duration::from_secs(10);
+/// How often it is looked how far long work is.
+const LOOK: Duration = Duration::from_millis(100);
 
 impl ShardSink {
     /// Aborts, and says whether the producer is as good as new.
@@ -116,9 +119,25 @@ impl ShardSink {
         &mut self,
         records: Vec<CheckpointRecord>,
     ) -> Result<(), SinkError> {
-        match self.is_atomic() {
-            true => self.commit(&[], records).await,
-            false => self.move_checkpoints(&records).await,
+        let (of, traffic) = (records.len() as u64, Arc::clone(self.producer.traffic()));
+        let acknowledged = || traffic.snapshot().acked;
+        let before = acknowledged();
+        let mut progress = Progress::begin("writing checkpoints", Instant::now());
+        let writing = async {
+            match self.is_atomic() {
+                true => self.commit(&[], records).await,
+                false => self.move_checkpoints(&records).await,
+            }
+        };
+        tokio::pin!(writing);
+        loop {
+            match tokio::time::timeout(LOOK, &mut writing).await {
+                Ok(written) => return written,
+                Err(_) => {
+                    let done = acknowledged().saturating_sub(before);
+                    progress.reach(done.min(of), || Some(of), Instant::now());
+                }
+            }
         }
     }
 
