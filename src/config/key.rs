@@ -162,6 +162,8 @@ pub enum Fault {
     Twice(usize),
     /// The fault is in this element or key.
     In(Step, Box<Fault>),
+    /// Each of these.
+    Several(Vec<Fault>),
 }
 
 /// One step down into a value.
@@ -438,17 +440,25 @@ fn list(value: &Value, legal: &dyn Fn(&str) -> Result<(), Fault>) -> Result<Vec<
     if array.is_empty() {
         return Err(Fault::Empty);
     }
+    let mut faults = Vec::new();
     let mut out: Vec<String> = Vec::with_capacity(array.len());
     for (i, element) in array.iter().enumerate() {
-        let at = |fault| Fault::In(Step::Index(i), Box::new(fault));
-        let text = element.as_str().ok_or_else(|| at(Fault::Type))?;
-        legal(text).map_err(at)?;
-        if let Some(first) = out.iter().position(|o| o == text) {
-            return Err(at(Fault::Twice(first)));
+        let legal = element.as_str().ok_or(Fault::Type).and_then(|text| {
+            legal(text)?;
+            // Whether it is there already: faults before it are in nobody's way.
+            let first = array[..i].iter().position(|e| e.as_str() == Some(text));
+            first.map_or(Ok(text), |first| Err(Fault::Twice(first)))
+        });
+        match legal {
+            Ok(text) => out.push(text.to_owned()),
+            Err(fault) => faults.push(Fault::In(Step::Index(i), Box::new(fault))),
         }
-        out.push(text.to_owned());
     }
-    Ok(out)
+    match faults.len() {
+        0 => Ok(out),
+        1 => Err(faults.remove(0)),
+        _ => Err(Fault::Several(faults)),
+    }
 }
 
 /// Bytes of `"64MiB"`, `"1.5 GiB"`, `"1000kB"`, `"4096"`.

@@ -65,6 +65,12 @@ impl Reading<'_> {
                 let path: Vec<String> = path.iter().cloned().chain([step]).collect();
                 return self.fault(kind, &path, inner.unwrap_or(value), *fault);
             }
+            Fault::Several(faults) => {
+                for fault in faults {
+                    self.fault(kind, path, value, fault);
+                }
+                return;
+            }
             Fault::Type => (Reason::WrongType { key, found }, expected),
             Fault::Range => (Reason::OutOfRange { key, found }, expected),
             Fault::Malformed => (Reason::Malformed { key, found }, expected),
