@@ -330,7 +330,7 @@ fn checkpoint_often(brokers: &str, topic: &str, records: u32) {
 /// what a command writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn long_work_has_a_bar_that_says_how_far_it_is_and_how_long_it_will_take() {
-    const MANY: u32 = 40_000;
+    const MANY: u32 = 80_000;
     let world = World::with(Setup {
         transforms: Some(String::new()),
         ..Setup::default()
