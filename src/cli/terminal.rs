@@ -116,7 +116,7 @@ impl Drop for Opened {
             over = over || writer.try_send(Say::Done).is_ok();
         }
         if let Err(panic) = thread.join() {
-            eprintln!(
+            complain!(
                 "error: the terminal's thread panicked: {}",
                 panic_message(&*panic)
             );
