@@ -1,6 +1,7 @@
 //! A plugin at work in one shard: a store of its own, reused from batch to batch.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +50,19 @@ pub(crate) fn shortened(mut message: String) -> String {
     message
 }
 
+/// Lines of a guest, of which none but the first begins where one of the log does.
+struct Indented<'a>(&'a str);
+
+impl fmt::Display for Indented<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, line) in self.0.split(['\r', '\n']).enumerate() {
+            f.write_str(if at > 0 { "\n  " } else { "" })?;
+            f.write_str(line)?;
+        }
+        Ok(())
+    }
+}
+
 /// What the host keeps for a guest.
 pub(super) struct HostState {
     limiter: Limiter,
@@ -78,12 +92,12 @@ impl host::Host for HostState {
         self.lines += 1;
         message.truncate(message.floor_char_boundary(MAX_LOG_LINE));
         if self.lines <= MAX_LOG_LINES {
-            let stage = &*self.stage;
+            let (stage, said) = (&*self.stage, Indented(&message));
             match level {
-                host::Level::Error => tracing::error!(stage, "plugin: {message}"),
-                host::Level::Warn => tracing::warn!(stage, "plugin: {message}"),
-                host::Level::Info => tracing::info!(stage, "plugin: {message}"),
-                host::Level::Debug => tracing::debug!(stage, "plugin: {message}"),
+                host::Level::Error => tracing::error!(stage, "plugin: {said}"),
+                host::Level::Warn => tracing::warn!(stage, "plugin: {said}"),
+                host::Level::Info => tracing::info!(stage, "plugin: {said}"),
+                host::Level::Debug => tracing::debug!(stage, "plugin: {said}"),
             }
         }
         if level == host::Level::Error {
@@ -107,8 +121,8 @@ pub(crate) struct Instance {
     fresh: bool,
 }
 
-impl std::fmt::Debug for Instance {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Instance").finish_non_exhaustive()
     }
 }
@@ -297,5 +311,20 @@ pub(crate) fn record_schema() -> TableSchema {
         keyspace: record_table::KEYSPACE.to_owned(),
         name: record_table::NAME.to_owned(),
         columns: record_table::COLUMNS.map(column).to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_begins_no_line_of_the_log() {
+        let said = "a\n2026-11-27T03:00:00Z ERROR all is lost\r\nb";
+        let shown = Indented(said).to_string();
+        assert_eq!(
+            shown,
+            "a\n  2026-11-27T03:00:00Z ERROR all is lost\n  \n  b"
+        );
     }
 }
