@@ -5,6 +5,8 @@ mod workload;
 
 use std::time::{Duration, Instant};
 
+use rdkafka::ClientConfig;
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use testkit::broker::Follower;
 use testkit::process::{LONG, Running, World, complete_and_ordered};
 use uuid::Uuid;
@@ -83,6 +85,36 @@ async fn stops_and_kills_under_load_lose_nothing() {
 /// What a transaction may cost a reader of a quiet pipeline.
 const COMMIT: Duration = Duration::from_millis(20);
 
+async fn transactions(brokers: &str) -> FutureProducer {
+    let producer: FutureProducer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("transactional.id", Uuid::new_v4().to_string())
+        .set("linger.ms", "0")
+        .create()
+        .expect("a producer");
+    let to_init = producer.clone();
+    tokio::task::spawn_blocking(move || to_init.init_transactions(LONG))
+        .await
+        .expect("no panic")
+        .expect("its id");
+    producer
+}
+
+/// What a transaction of one record takes that nobody reads.
+async fn transaction(producer: &FutureProducer, topic: &str) -> Duration {
+    let began = Instant::now();
+    producer.begin_transaction().expect("begun");
+    let record = FutureRecord::<(), str>::to(topic).payload("");
+    let sent = producer.send(record, LONG).await;
+    sent.map_err(|(error, _)| error).expect("sent");
+    let to_commit = producer.clone();
+    tokio::task::spawn_blocking(move || to_commit.commit_transaction(LONG))
+        .await
+        .expect("no panic")
+        .expect("committed");
+    began.elapsed()
+}
+
 /// One record at a time, delivered both ways side by side: who reads what is committed has it no later than who reads what
 /// is delivered at least once, but for one commit.
 #[tokio::test(flavor = "multi_thread")]
@@ -104,34 +136,41 @@ async fn a_reader_of_a_quiet_pipeline_waits_for_one_commit_at_most() {
         }
         written.elapsed()
     };
-    // A machine that is busy with other things spoils one round or two.
+    // On a machine that is busy with other things a bare transaction takes longer, too.
+    let bare = transactions(&once.cluster.brokers).await;
+    let to_bare = format!("{}-bare", once.topic());
     let mut rounds = Vec::new();
     for round in 0..5 {
-        let mut took = [Vec::new(), Vec::new()];
+        let mut took = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..30 {
-            let (a, b) = tokio::join!(
+            let (a, b, c) = tokio::join!(
                 arrival(worlds[0], &readers[0], &running[0], number),
                 arrival(worlds[1], &readers[1], &running[1], number),
+                transaction(&bare, &to_bare),
             );
             took[0].push(a);
             took[1].push(b);
+            took[2].push(c);
             number += 1;
         }
         // The first of all waits for its topic to be made.
         if round == 0 {
             continue;
         }
-        let [once, least] = took.map(|mut took| {
+        let [once, least, bare] = took.map(|mut took| {
             took.sort();
             took[took.len() / 2]
         });
-        println!("from a write to a reader, median of 30: {once:.1?}, at least once {least:.1?}");
-        rounds.push(once.saturating_sub(least));
-        if rounds.iter().min() <= Some(&COMMIT) {
+        println!(
+            "from a write to a reader, median of 30: {once:.1?}, at least once {least:.1?}; a bare transaction {bare:.1?}"
+        );
+        rounds.push((once.saturating_sub(least), COMMIT.max(bare * 2)));
+        if rounds.iter().any(|(more, bound)| more <= bound) {
             break;
         }
     }
-    assert!(rounds.iter().min() <= Some(&COMMIT), "{rounds:?} more");
+    let held = rounds.iter().any(|(more, bound)| more <= bound);
+    assert!(held, "more, and at most: {rounds:?}");
     for running in running {
         running.stop_cleanly();
     }

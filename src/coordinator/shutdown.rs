@@ -1,6 +1,7 @@
 //! The order in which a pipeline is stopped, and signals.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -73,6 +74,17 @@ struct Handlers {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    /// When a stop was asked for last.
+    stop: Option<Instant>,
+}
+
+/// Signals that come so close together are one stop: whoever sends one to a process and then to its group, as GNU `timeout`
+/// does, means no haste.
+const ONE_STOP: Duration = Duration::from_millis(200);
+
+/// Whether a signal is a stop of its own, after that one.
+fn is_another(before: Option<Instant>, now: Instant) -> bool {
+    before.is_none_or(|at| now.duration_since(at) >= ONE_STOP)
 }
 
 /// What a signal asks for.
@@ -91,6 +103,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
+            stop: None,
         })))
     }
 
@@ -105,10 +118,30 @@ impl Signals {
         let Some(handlers) = &mut self.0 else {
             return std::future::pending().await;
         };
-        tokio::select! {
-            _ = handlers.interrupt.recv() => Asked::Stop,
-            _ = handlers.terminate.recv() => Asked::Stop,
-            _ = handlers.hangup.recv() => Asked::Reload,
+        loop {
+            tokio::select! {
+                _ = handlers.interrupt.recv() => {}
+                _ = handlers.terminate.recv() => {}
+                _ = handlers.hangup.recv() => return Asked::Reload,
+            }
+            let now = Instant::now();
+            let before = handlers.stop.replace(now);
+            if is_another(before, now) {
+                return Asked::Stop;
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_that_come_together_are_one_stop() {
+        let now = Instant::now();
+        assert!(is_another(None, now));
+        assert!(!is_another(Some(now), now + ONE_STOP / 2));
+        assert!(is_another(Some(now), now + ONE_STOP));
     }
 }
