@@ -52,10 +52,13 @@ impl Waits {
             since,
         };
         let mut work = pin!(work);
-        tokio::select! {
-            biased;
-            done = &mut work => return done,
-            () = tokio::time::sleep(TOLD_AFTER) => waiting.tell(),
+        let mut untold = Some(TOLD_AFTER);
+        while let Some(pause) = untold {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = tokio::time::sleep(pause) => untold = waiting.tell(),
+            }
         }
         work.await
     }
@@ -88,18 +91,19 @@ struct Waiting<'a> {
 }
 
 impl Waiting<'_> {
-    fn tell(&self) {
+    /// Says so; if that was said of another a moment ago, returns when to try again.
+    fn tell(&self) -> Option<Duration> {
         let now = Instant::now();
         let mut open = self.waits.open.lock();
         let wait = open.entry(self.what).or_default();
-        if wait
-            .told
-            .is_none_or(|at| now.duration_since(at) >= TOLD_AGAIN)
-        {
-            wait.told = Some(now);
-            let stage = &*self.waits.stage;
-            tracing::warn!(stage, what = self.what, "waiting for an answer");
+        let since = wait.told.map(|at| now.duration_since(at));
+        if let Some(since) = since.filter(|since| *since < TOLD_AGAIN) {
+            return Some(TOLD_AGAIN.saturating_sub(since));
         }
+        wait.told = Some(now);
+        let stage = &*self.waits.stage;
+        tracing::warn!(stage, what = self.what, "waiting for an answer");
+        None
     }
 }
 
@@ -158,5 +162,18 @@ mod tests {
         };
         tokio::join!(wait(3), wait(5), seen);
         assert_eq!(waits.longest(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_right_after_one_that_was_told_is_told_later_and_once() {
+        let waits = Waits::new("sink".into());
+        let told = || waits.open.lock()["a"].told;
+        waits.during("a", tokio::time::sleep(TOLD_AFTER * 2)).await;
+        let first = told().expect("told");
+        let again = waits.during("a", tokio::time::sleep(TOLD_AGAIN * 3));
+        tokio::time::timeout(TOLD_AGAIN * 2, again)
+            .await
+            .expect_err("it goes on");
+        assert_eq!(told(), Some(first + TOLD_AGAIN));
     }
 }

@@ -108,10 +108,16 @@ async fn transaction(producer: &FutureProducer, topic: &str) -> Duration {
     let sent = producer.send(record, LONG).await;
     sent.map_err(|(error, _)| error).expect("sent");
     let to_commit = producer.clone();
-    tokio::task::spawn_blocking(move || to_commit.commit_transaction(LONG))
-        .await
-        .expect("no panic")
-        .expect("committed");
+    tokio::task::spawn_blocking(move || {
+        // Reported on, it is under way for a moment still, and then a commit waits for 100 ms (rdkafka polls in such steps).
+        while to_commit.in_flight_count() > 0 {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        to_commit.commit_transaction(LONG)
+    })
+    .await
+    .expect("no panic")
+    .expect("committed");
     began.elapsed()
 }
 

@@ -186,7 +186,8 @@ async fn a_start_says_what_it_waits_for_whatever_brokers_do_not_answer() {
     ]) {
         let running = stalled(&world, &valve, round, request, what).await;
         running.await_line("all supervised stages started", LONG);
-        world.await_records(4 * 5, LONG, &running);
+        world.write(&keys, 5 * round, 5).await;
+        world.await_records(4 * 5 * (round as usize + 1), LONG, &running);
     }
 }
 
@@ -239,7 +240,8 @@ async fn a_start_says_what_it_waits_for_whatever_the_database_does_not_answer() 
         let running = world.start(round);
         await_word(&running, what).await;
         world.node.faults().clear(silence);
-        world.await_records(4 * 5, LONG, &running);
+        world.write(&keys, 5 * round, 5).await;
+        world.await_records(4 * 5 * (round as usize + 1), LONG, &running);
     }
     let valve = Valve::before(world.node.addr(), Flow::Silent);
     world.set("source.nodes", format!("[\"{}\"]", valve.brokers));

@@ -300,6 +300,8 @@ async fn forced(point: &str, child: &str, deadline: &str, asked_twice: bool) {
     let asked = Instant::now();
     running.await_line("stopping", LONG);
     if asked_twice {
+        // Two that come together are one stop.
+        tokio::time::sleep(Duration::from_millis(300)).await;
         running.signal("-TERM");
     }
     let code = running.wait(Duration::from_secs(15)).code();

@@ -86,15 +86,23 @@ impl Terminal {
     /// Waits until this was written `times` times.
     fn shows(&mut self, what: &str, times: usize) {
         let until = Instant::now() + LONG;
-        while self.text().matches(what).count() < times {
-            let ended = self.script.try_wait().expect("wait");
+        loop {
+            let is_all = self.is_read();
+            if self.text().matches(what).count() >= times {
+                return;
+            }
             assert!(
-                Instant::now() < until && ended.is_none(),
-                "no {what:?} ({times}), {ended:?}: {:?}",
+                Instant::now() < until && !is_all,
+                "no {what:?} ({times}): {:?}",
                 self.text()
             );
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Nothing more will be written: the thread that read it has ended.
+    fn is_read(&self) -> bool {
+        Arc::strong_count(&self.written) == 1
     }
 
     fn press(&mut self, key: &[u8]) {
@@ -118,7 +126,9 @@ impl Terminal {
     fn ends(&mut self) -> ExitStatus {
         let until = Instant::now() + LONG;
         loop {
-            if let Some(status) = self.script.try_wait().expect("wait") {
+            if self.is_read()
+                && let Some(status) = self.script.try_wait().expect("wait")
+            {
                 return status;
             }
             assert!(Instant::now() < until, "it goes on: {:?}", self.text());

@@ -467,8 +467,10 @@ mod tests {
     #[test]
     fn what_finds_no_room_is_counted_and_nobody_waits() {
         let (writer, said) = sync_channel(2);
-        let mut terminal = Terminal::default();
-        terminal.writer = Some(writer);
+        let terminal = Terminal {
+            writer: Some(writer),
+            ..Terminal::default()
+        };
         for n in 0..5 {
             terminal.line(&format!("line {n}"));
         }

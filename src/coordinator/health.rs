@@ -200,7 +200,12 @@ fn said(shared: &Shared) -> Said {
         let breaker = policies.snapshot().breaker;
         (policies.stage().into(), breaker, complaint)
     };
-    shared.policies().all().into_iter().map(of).collect()
+    let mut said: Said = shared.policies().all().into_iter().map(of).collect();
+    if let Some(share) = shared.membership().map(|m| m.share()) {
+        let complaint = share.complaint().map(|c| c.level());
+        said.push(("membership".into(), breaker::State::Closed, complaint));
+    }
+    said
 }
 
 fn complaint(stage: &Stage, policies: &StagePolicies, shared: &Shared) -> Option<Status> {
@@ -249,7 +254,7 @@ fn observe(
             .flatten();
         let observation = Observation {
             // What has no child of its own (the dead letters, a transform behind the first) is known by its breaker.
-            answered: lanes.is_empty(),
+            answered: lanes.is_empty() && shared.pipeline().is_some(),
             lanes,
             breaker: Some((snapshot.breaker, snapshot.last_error)),
             restarts: supervisor.recent_restarts(&stage, now.into_std()),

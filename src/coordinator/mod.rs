@@ -560,7 +560,7 @@ impl Coordinator {
         signals: &mut Signals,
     ) -> Drained {
         loop {
-            if self.shared.phase() == Phase::Draining {
+            if self.shared.phase() != Phase::Running {
                 self.let_taken_go().await;
             }
             if drained(&self.supervisor) {

@@ -104,6 +104,7 @@ impl Sharing {
     pub(super) fn settled(&mut self) {
         self.pending.clear();
         self.going.clear();
+        self.taken.clear();
     }
 
     fn own(&mut self, shard: u32) {
@@ -370,6 +371,7 @@ impl Coordinator {
             self.supervisor.start(child);
         }
         pipeline.adopt(shard);
+        self.sharing.taken.remove(&number);
         tracing::info!(shard = number, "shard taken over");
     }
 

@@ -125,8 +125,8 @@ impl Signals {
                 _ = handlers.hangup.recv() => return Asked::Reload,
             }
             let now = Instant::now();
-            let before = handlers.stop.replace(now);
-            if is_another(before, now) {
+            if is_another(handlers.stop, now) {
+                handlers.stop = Some(now);
                 return Asked::Stop;
             }
         }
