@@ -1,9 +1,13 @@
 # syntax=docker/dockerfile:1
 # Builds the production image: no stand-ins, no shell, not root.
 #
-#   docker build -t penstock .
+#   docker build -t penstock:0.1.0 .
 #   docker run --rm --read-only --tmpfs /var/cache/penstock:uid=65532 \
-#       -v ./pipeline.toml:/etc/penstock/pipeline.toml:ro -p 127.0.0.1:9180:9180 penstock
+#       -v ./deploy/docker:/etc/penstock/mounted:ro -e PENSTOCK_CONFIG=/etc/penstock/mounted/pipeline.toml \
+#       -e PENSTOCK_ADMIN__LISTEN=0.0.0.0:9180 -e PENSTOCK_ADMIN__TOKEN=penstock \
+#       -p 127.0.0.1:9180:9180 penstock:0.1.0
+#
+# with your servers in the pipeline.toml of the folder; docker-compose.yml brings them along.
 
 FROM rust:1.95.0-bookworm AS build
 WORKDIR /src
