@@ -9,7 +9,8 @@ use crate::coordinator::handle::Handle;
 pub(super) struct Flow {
     at: Instant,
     read: u64,
-    acknowledged: u64,
+    /// Changes, as those read are: acknowledged, dropped or dead-lettered, and that committed.
+    done: u64,
     in_flight: usize,
     dead_letters: u64,
     lag: Duration,
@@ -33,7 +34,7 @@ impl Flow {
         Self {
             at: Instant::now(),
             read: lanes().map(|l| l.counters.read.load(Relaxed)).sum(),
-            acknowledged: lanes().map(|l| l.counters.acknowledged.load(Relaxed)).sum(),
+            done: lanes().map(|l| l.counters.done.load(Relaxed)).sum(),
             in_flight: lanes().map(|l| l.in_flight().changes).sum(),
             dead_letters: lanes().map(|l| l.counters.dead_letters.load(Relaxed)).sum(),
             lag: status
@@ -54,10 +55,7 @@ impl Flow {
     fn rate(&self, before: &Self) -> (f64, f64) {
         let seconds = self.at.duration_since(before.at).as_secs_f64().max(1e-3);
         let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
-        (
-            rate(self.read, before.read),
-            rate(self.acknowledged, before.acknowledged),
-        )
+        (rate(self.read, before.read), rate(self.done, before.done))
     }
 
     /// While a backlog is caught up with: when it will be over, at the pace of now.
@@ -71,13 +69,13 @@ impl Flow {
 
     /// What flowed since that moment, in one line.
     pub(super) fn since(&self, before: &Self) -> String {
-        let (read, acknowledged) = self.rate(before);
+        let (read, done) = self.rate(before);
         let left = self.left(before);
         let left = left.map_or_else(String::new, |left| format!(", caught up in {left}"));
         format!(
-            "read {} ({read:.0}/s) → acknowledged {} ({acknowledged:.0}/s) · in flight {} · lag {:.1} s{left} · breakers {} · dead letters {}",
+            "read {} ({read:.0}/s) → done {} ({done:.0}/s) · in flight {} · lag {:.1} s{left} · breakers {} · dead letters {}",
             self.read,
-            self.acknowledged,
+            self.done,
             self.in_flight,
             self.lag.as_secs_f64(),
             self.breakers,
@@ -87,12 +85,12 @@ impl Flow {
 
     /// … in the log.
     pub(super) fn log(&self, before: &Self) {
-        let (read, acknowledged) = self.rate(before);
+        let (read, done) = self.rate(before);
         tracing::info!(
             read = self.read,
             read_per_second = read.round(),
-            acknowledged = self.acknowledged,
-            acknowledged_per_second = acknowledged.round(),
+            done = self.done,
+            done_per_second = done.round(),
             in_flight = self.in_flight,
             lag_seconds = (self.lag.as_secs_f64() * 10.0).round() / 10.0,
             caught_up_in = self.left(before),
