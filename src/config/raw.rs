@@ -289,10 +289,16 @@ impl Raw {
         for error in &errors {
             self.broken = true;
             let span = error.span().unwrap_or(0..0);
-            let reason = Reason::Syntax {
-                message: error.message().to_owned(),
+            let message = error.message().to_owned();
+            // The parser takes anything that it does not know for text, whatever the key takes.
+            let help: &[&str] = match message.starts_with("string values must be quoted") {
+                true => &[
+                    "a key has one value: text in quotes, or a number, true, false, [a list], { a table }",
+                ],
+                false => &[],
             };
-            self.problem(reason, Place::File(shown.clone(), clamp(span, text)));
+            let place = Place::File(shown.clone(), clamp(span, text));
+            self.help(Reason::Syntax { message }, place, help);
         }
         if layer.not_array {
             let span = layer.spans.get(&["transform".to_owned()][..]);

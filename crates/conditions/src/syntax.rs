@@ -239,6 +239,12 @@ fn string(bytes: &[u8], at: usize) -> usize {
 fn plainly(said: &str) -> String {
     let said = said.strip_prefix("Syntax error: ").unwrap_or(said);
     let said = said.split(" expecting ").next().unwrap_or(said);
+    if let Some(token) = said.strip_prefix("token recognition error at: ") {
+        return match token.starts_with("'=") {
+            true => "a single `=` is nothing: `==` compares".to_owned(),
+            false => format!("unexpected {token}"),
+        };
+    }
     let said = said.replace("'<EOF>'", "end").replace("<EOF>", "end");
     let unexpected = ["mismatched input ", "extraneous input "];
     match unexpected.iter().find_map(|words| said.strip_prefix(words)) {

@@ -112,6 +112,9 @@ fn what_is_wrong_is_said_with_its_place() {
     assert_eq!(what, "there is no function `startWith`");
     let (at, what) = of("op == 'insert' &&");
     assert_eq!((at.as_str(), what.as_str()), ("", "unexpected end"));
+    let (at, what) = of("op = 'insert'");
+    assert_eq!(at, "= 'insert'");
+    assert_eq!(what, "a single `=` is nothing: `==` compares");
     let (at, _) = of("op == 'é' &&\n  columns.n > > 1");
     assert!(at.starts_with("> 1"), "{at}");
     assert_eq!(wrong("  ").1, "it is empty");
