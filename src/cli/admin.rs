@@ -51,7 +51,7 @@ pub enum AdminCommand {
     DeadLetters(DeadLetters),
     /// Show the changes and records that go out of a stage of the running pipeline
     Tap(tap::TapArgs),
-    /// Write them to a file that `plugin run`, `plugin test` and `plugin bench` read
+    /// Write the changes and records that go out of a stage to a file that `plugin run`, `plugin test` and `plugin bench` read
     Record(tap::RecordArgs),
 }
 
@@ -96,9 +96,9 @@ pub struct Filter {
 /// `penstock dead-letters`
 #[derive(Debug, Subcommand)]
 pub enum DeadLetters {
-    /// Print one line each
+    /// Print dead letters, one line each
     List(Filter),
-    /// Print one in full
+    /// Print a dead letter in full
     Show {
         /// As `list` prints it
         id: String,
@@ -106,9 +106,9 @@ pub enum DeadLetters {
         #[command(flatten)]
         output: Always,
     },
-    /// Send them through the pipeline again and say what became of each
+    /// Send dead letters through the pipeline again and say what became of each
     Replay(Filter),
-    /// Forget them
+    /// Forget dead letters: all, or those that the options name
     Purge(Filter),
 }
 
@@ -419,8 +419,8 @@ pub(super) fn each(list: &Value, print: impl FnMut(&Value)) {
     list.as_array().into_iter().flatten().for_each(print);
 }
 
-/// An error of a plugin may have several: what follows is a list with a line each.
-fn one_line(text: &str) -> String {
+/// An error of a plugin may have several: what it stands in is a list with a line each.
+pub(super) fn one_line(text: &str) -> String {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join(" | ")
 }
@@ -449,7 +449,7 @@ fn print_health(report: &Value) {
         let (name, status) = (text(&e["name"]), text(&e["status"]));
         row(&format!(
             "{name:<28} {status:<10} {}",
-            e["reason"].as_str().unwrap_or("")
+            one_line(e["reason"].as_str().unwrap_or(""))
         ));
     };
     line(&report["system"]);
@@ -474,7 +474,7 @@ fn print_stages(stages: &Value) {
             text(&s["failure_threshold"]),
             text(&s["opened"]),
             text(&s["refused"]),
-            s["last_error"].as_str().unwrap_or("")
+            one_line(s["last_error"].as_str().unwrap_or(""))
         ));
     });
 }

@@ -180,7 +180,8 @@ impl Brokers {
     async fn connect(settings: Arc<Settings>) -> anyhow::Result<Self> {
         ensure!(
             settings.sink.brokers != Nodes::Embedded,
-            "`sink.brokers` is \"embedded\": that broker is there only while the pipeline runs"
+            "`sink.brokers` is \"embedded\": that broker is there only while the pipeline runs; give its address, as \
+             `penstock status` names it: --set 'sink.brokers=[\"127.0.0.1:PORT\"]'"
         );
         let live = watch::Sender::new(settings.clone());
         let policies = PolicyRegistry::new(live.subscribe());

@@ -33,6 +33,7 @@ pub fn run(config: &ConfigArgs, args: DoctorArgs) -> u8 {
         Ok(loaded) => loaded.settings,
         Err(code) => return code,
     };
+    validate::not_asked(&settings);
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -123,9 +124,14 @@ fn compared(table: &database::Table, uses: images::Uses) -> Vec<Finding> {
             (false, true) => Some(Finding::warning(
                 "images",
                 &about,
-                format!(
-                    "the transforms make something else of a change with a {image}, and its log has none"
-                ),
+                match uses.renders {
+                    true => format!(
+                        "what is written of a change would have its {image} too, and its log has none"
+                    ),
+                    false => format!(
+                        "the transforms make something else of a change with a {image}, and its log has none"
+                    ),
+                },
                 format!("{}, with the other options that it has", alter(true)),
             )),
             (true, false) if !uses.renders => Some(Finding::warning(

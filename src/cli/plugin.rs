@@ -38,6 +38,9 @@ pub enum PluginCommand {
 
 /// `penstock plugin new`
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "penstock plugin new [OPTIONS] <NAME>\n       penstock plugin new [OPTIONS] --sdk-only <FOLDER>"
+)]
 pub struct NewArgs {
     /// The name of the project, its crate and its file
     #[arg(required_unless_present = "sdk_only")]
@@ -181,9 +184,7 @@ fn said(error: impl std::fmt::Display) -> String {
 
 fn new(args: &NewArgs) -> Done {
     if let Some(folder) = &args.sdk_only {
-        let Some(language) = Language::of(folder) else {
-            return Err(build::BuildError::NoProject(folder.clone()).to_string());
-        };
+        let language = build::language_of(folder).map_err(said)?;
         project::vendor(folder, language).map_err(said)?;
         let sdk = folder.join("penstock");
         if args.output.is_json() {

@@ -52,6 +52,14 @@ fn lines(changed: &Value) -> Vec<String> {
                 format!("{class:<8} {transform} {what}: {}", text(plugin))
             }
             (None, Some(transform)) if whole.contains(transform) => return,
+            // A plugin's file is another, or a secret.
+            (None, _) if c["old"] == c["new"] => {
+                let what = match key.ends_with(".plugin") {
+                    true => "the file is a new one",
+                    false => "a new one",
+                };
+                format!("{class:<8} {key} = {}, {what}", text(&c["new"]))
+            }
             (None, _) => format!(
                 "{class:<8} {key} = {} → {}",
                 text(&c["old"]),
@@ -91,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transform_that_comes_or_goes_is_one_line() {
+    fn a_transform_that_comes_or_goes_is_one_line_and_what_looks_the_same_is_told_to_be_new() {
         let changed = json!([
             key("sink.breaker.open_for", Some("30s"), Some("20s")),
             key("transform.filter.on_error", None, Some("drop")),
@@ -101,6 +109,8 @@ mod tests {
             key("transform.router.on_error", Some("stop"), None),
             key("transform.router.plugin", Some("router.wasm"), None),
             key("transform.stays.plugin", Some("a.wasm"), Some("b.wasm")),
+            key("transform.swapped.plugin", Some("c.wasm"), Some("c.wasm")),
+            key("sink.password", Some("***"), Some("***")),
         ]);
         let expected = [
             "rebuild  sink.breaker.open_for = 30s → 20s",
@@ -108,6 +118,8 @@ mod tests {
             "rebuild  transform.filter-2.limits.memory = - → 1MiB",
             "rebuild  transform.router removed: router.wasm",
             "rebuild  transform.stays.plugin = a.wasm → b.wasm",
+            "rebuild  transform.swapped.plugin = c.wasm, the file is a new one",
+            "rebuild  sink.password = ***, a new one",
         ];
         assert_eq!(lines(&changed), expected);
     }

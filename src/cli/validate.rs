@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::output::Output;
 use super::{ConfigArgs, exit};
-use crate::config::settings::Transform;
+use crate::config::settings::{Nodes, Transform};
 use crate::config::{self, Checks, Loaded, PluginFault, Settings};
 use crate::sink::redpanda::{check_properties, reserved_property};
 use crate::transform::{Engine, Plugin, PluginError, Prepared};
@@ -35,6 +35,9 @@ pub fn run(
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
+    if args.connect {
+        not_asked(&loaded.settings);
+    }
     if args.connect
         && let Err(wrong) = connect(loaded.settings.clone())
     {
@@ -52,6 +55,22 @@ pub fn run(
     }
     good(&loaded, args.output.is_json());
     exit::OK
+}
+
+/// Says which sides are there only within a running pipeline, so that what they have was not looked at.
+pub(super) fn not_asked(settings: &Settings) {
+    let sides = [
+        ("source.nodes", &settings.source.nodes),
+        ("sink.brokers", &settings.sink.brokers),
+    ];
+    for (key, nodes) in sides {
+        if *nodes == Nodes::Embedded {
+            complain!(
+                "note: `{key}` is \"embedded\", and was not asked: it is there only inside the process that runs; \
+                 with the address that `penstock status` names it is: --set '{key}=[\"127.0.0.1:PORT\"]'"
+            );
+        }
+    }
 }
 
 /// Loads the configuration with all checks and prints what is wrong; the exit code, if anything is.

@@ -15,6 +15,9 @@ const TARGET: &str = "wasm32-unknown-unknown";
 /// Why a project cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// There is no such folder.
+    #[error("{path}: there is no such folder", path = .0.display())]
+    NoFolder(PathBuf),
     /// The folder holds no project.
     #[error(
         "{path} holds no plugin: that is a Cargo.toml, a go.mod, a package.json or a pyproject.toml; \
@@ -76,6 +79,17 @@ pub struct Built {
     pub changed: bool,
 }
 
+/// The language of the project in a folder.
+///
+/// # Errors
+/// There is no such folder, or no project in it.
+pub fn language_of(folder: &Path) -> Result<Language, BuildError> {
+    if !folder.is_dir() {
+        return Err(BuildError::NoFolder(folder.to_owned()));
+    }
+    Language::of(folder).ok_or_else(|| BuildError::NoProject(folder.to_owned()))
+}
+
 /// Builds the project of a folder and puts the plugin at `out`, or into the folder under the project's name. A plugin that
 /// came out the same is not written again, so that no running pipeline swaps it; another one is first put before `check`, which
 /// compiles it: so a pipeline finds it compiled, and nothing that does not load.
@@ -89,7 +103,7 @@ pub fn build(
     form: Form,
     check: impl FnOnce(&Path, &[u8]) -> Result<(), String>,
 ) -> Result<Built, BuildError> {
-    let language = Language::of(folder).ok_or_else(|| BuildError::NoProject(folder.to_owned()))?;
+    let language = language_of(folder)?;
     let file = |path: &Path, e: std::io::Error| BuildError::File {
         path: path.to_owned(),
         reason: e.to_string(),
@@ -235,4 +249,27 @@ fn cargo(folder: &Path, offline: bool) -> Result<PathBuf, BuildError> {
             .map(PathBuf::from)
     });
     made.next_back().ok_or(BuildError::NoLibrary)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_not_there_is_told_from_one_without_a_project() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let said = |folder: &Path| match language_of(folder) {
+            Ok(language) => format!("{language:?}"),
+            Err(error) => error.to_string(),
+        };
+        let absent = said(&folder.path().join("my-filter"));
+        assert!(
+            absent.ends_with("/my-filter: there is no such folder"),
+            "{absent}"
+        );
+        let empty = said(folder.path());
+        assert!(empty.contains(" holds no plugin: "), "{empty}");
+        fs::write(folder.path().join("Cargo.toml"), "").expect("written");
+        assert_eq!(said(folder.path()), "Rust");
+    }
 }

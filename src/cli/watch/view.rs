@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::super::admin::text;
+use super::super::admin::{one_line, text};
 use super::super::shards;
 
 /// How well something is.
@@ -101,7 +101,9 @@ impl View {
     /// The health of all, with its reason.
     pub(super) fn health(&self) -> (Mood, String) {
         let system = &self.status()["health"]["system"];
-        let reason = system["reason"].as_str().map(|r| format!(": {r}"));
+        let reason = system["reason"]
+            .as_str()
+            .map(|r| format!(": {}", one_line(r)));
         let said = text(&system["status"]) + &reason.unwrap_or_default();
         (mood(system), said)
     }
@@ -111,7 +113,7 @@ impl View {
         let all = list(&self.status()["health"]["components"]);
         let ill = all.filter(|c| c["status"] != "healthy");
         let line = |c: &Value| {
-            let reason = c["reason"].as_str().unwrap_or_default();
+            let reason = one_line(c["reason"].as_str().unwrap_or_default());
             let (name, status) = (text(&c["name"]), text(&c["status"]));
             (mood(c), format!("{name} {status} {reason}"))
         };
@@ -198,7 +200,7 @@ impl View {
         if mood != Mood::Good
             && let Some(error) = stage["last_error"].as_str()
         {
-            detail = format!("{error} — {detail}");
+            detail = format!("{} — {detail}", one_line(error));
         }
         StageRow {
             name,
