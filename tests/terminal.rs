@@ -370,7 +370,7 @@ async fn long_work_has_a_bar_that_says_how_far_it_is_and_how_long_it_will_take()
     };
     let (reading, mut there) = (format!("reading {topic} ["), 0);
     // What is done within a moment has no bar, and machines differ in how much that is.
-    for many in [80_000, 400_000, 1_600_000] {
+    for many in [80_000, 240_000, 480_000] {
         checkpoint_often(&world.cluster.brokers, &topic, there..many);
         there = many;
         let other = Cluster::embedded();
