@@ -389,6 +389,7 @@ impl RedpandaSink {
         let alone = self.live.borrow().pipeline.instances == Instances::One;
         // A topic that was just made, or is made by this very question, takes a moment to show.
         let deadline = Instant::now() + Duration::from_secs(10);
+        let mut looks = topics::Looks::new();
         loop {
             let partitions = match alone {
                 true => self.topics.widen(&topic, shards).await,
@@ -397,7 +398,7 @@ impl RedpandaSink {
             };
             match partitions {
                 Ok(0) if Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    looks.pause().await;
                 }
                 Ok(0) => {
                     return Err(SinkError::Topic {
@@ -409,7 +410,7 @@ impl RedpandaSink {
                 Ok(partitions) => return Ok(partitions),
                 Err(e) if e.class() != Class::Retryable => return Err(e),
                 Err(e) if Instant::now() >= deadline => return Err(e),
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(_) => looks.pause().await,
             }
         }
     }

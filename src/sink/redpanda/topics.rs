@@ -28,8 +28,30 @@ const REQUEST: Duration = Duration::from_secs(10);
 pub(super) const WRITE_TOPIC: i32 = 4;
 /// One that a shard waits for, and that brokers may not know, takes no longer.
 const SOON: Duration = Duration::from_secs(1);
-/// A new partition's leader is asked again after this long.
-const LEADER_POLL: Duration = Duration::from_millis(20);
+/// What was just made is looked for again after this long at first, and twice as long each time, up to `LATER`: brokers that
+/// are near have it at once, and a start waits for it.
+const SOONER: Duration = Duration::from_millis(5);
+const LATER: Duration = Duration::from_millis(50);
+
+/// The pauses between looks for what was just made.
+pub(super) struct Looks(Duration);
+
+impl Looks {
+    pub(super) const fn new() -> Self {
+        Self(SOONER)
+    }
+
+    fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(LATER);
+        pause
+    }
+
+    /// Waits until it is time for the next look.
+    pub(super) async fn pause(&mut self) {
+        tokio::time::sleep(self.next()).await;
+    }
+}
 
 /// Why a topic cannot be used.
 #[derive(Clone, Debug)]
@@ -365,6 +387,7 @@ impl Topics {
         within: Duration,
     ) -> Result<(), SinkError> {
         let deadline = Instant::now() + within;
+        let mut looks = Looks::new();
         loop {
             let done = match self.partitions(topic).await? {
                 have if have < partitions => Err(KafkaError::MetadataFetch(Code::UnknownPartition)),
@@ -378,7 +401,7 @@ impl Topics {
                 {
                     return Err(failed(topic, &error));
                 }
-                Err(_) => tokio::time::sleep(LEADER_POLL).await,
+                Err(_) => looks.pause().await,
             }
         }
     }
@@ -520,6 +543,13 @@ fn failed(topic: &str, error: &KafkaError) -> SinkError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_just_made_is_looked_for_soon_and_then_less_often() {
+        let mut looks = Looks::new();
+        let pauses: Vec<u128> = (0..6).map(|_| looks.next().as_millis()).collect();
+        assert_eq!(pauses, [5, 10, 20, 40, 50, 50]);
+    }
 
     #[test]
     fn names_that_kafka_takes_for_one_collide() {
