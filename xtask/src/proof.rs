@@ -200,6 +200,16 @@ const PROOFS: &[Proof] = &[
         kafka: false,
     },
     Proof {
+        name: "languages",
+        about: "1: the contract of plugins in every language, with what npm and pip are to fetch for it",
+        tests: &["--test", "workbench"],
+        filters: &["languages::"],
+        variable: "PENSTOCK_TEST_FETCH",
+        n: "1",
+        flags: &[],
+        kafka: false,
+    },
+    Proof {
         name: "poison",
         about: "changes, one of which panics the plugin; then its replay",
         tests: &["--test", "dead_letters"],
