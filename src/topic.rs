@@ -17,6 +17,21 @@ pub(crate) fn is_name(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
+/// What brokers write themselves (`org.apache.kafka.common.internals.Topic`; `__audit_log` is Redpanda's). Those of groups and of
+/// transactions take a client's record for one of theirs, where they take it at all.
+const OF_BROKERS: [&str; 5] = [
+    "__consumer_offsets",
+    "__transaction_state",
+    "__share_group_state",
+    "__cluster_metadata",
+    "__audit_log",
+];
+
+/// Whether brokers keep their own records there.
+pub(crate) fn is_of_brokers(name: &str) -> bool {
+    OF_BROKERS.contains(&name)
+}
+
 /// The topic in which a pipeline keeps its checkpoints.
 pub(crate) fn of_checkpoints(pipeline: &str) -> String {
     format!("penstock.{pipeline}.checkpoints")
@@ -39,6 +54,7 @@ mod tests {
         }
         assert!(is_of_checkpoints(&of_checkpoints("orders.eu")));
         assert!(!is_of_checkpoints("penstock.checkpoints.orders"));
+        assert!(is_of_brokers("__consumer_offsets") && !is_of_brokers("__heartbeats"));
         for bad in ["", ".", "..", "a b", "ä", "a/b", &"x".repeat(LONGEST + 1)] {
             assert!(!is_name(bad), "{bad}");
         }

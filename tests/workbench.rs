@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -156,30 +156,45 @@ fn what_is_missing_is_said_with_how_to_get_it() {
     assert!(said(no_target).contains("rustup target add wasm32-unknown-unknown"));
 }
 
-/// What it says is no source, whatever the file is called: it would build again for what it has just said.
+/// A process that ends with its test, whatever becomes of that.
+struct Ends(std::process::Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // The one that it watches ends once nobody takes what it says.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// What it says is no source, whatever the file is called and whoever writes it down: it would build again for what it has just
+/// said.
 #[test]
 fn a_watched_build_that_talks_into_its_own_folder_builds_once_a_save() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("go.mod"), "module local/watched\n").unwrap();
-    std::fs::write(folder.path().join("noise.log"), "").unwrap();
+    std::fs::write(folder.path().join("noise.txt"), "").unwrap();
     let said = folder.path().join("said.txt");
-    let to = || {
-        std::fs::File::options()
-            .append(true)
-            .create(true)
-            .open(&said)
-    };
-    let mut child = Command::new(env!("CARGO_BIN_EXE_penstock"))
+    let mut build = Command::new(env!("CARGO_BIN_EXE_penstock"))
         .args(["plugin", "build", "--watch"])
         .current_dir(folder.path())
         // Each build fails at once, and says so.
         .env("GO", "false")
-        .stdout(to().unwrap())
-        .stderr(to().unwrap())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    let talk = build.stderr.take().unwrap();
+    let _build = Ends(build);
+    let _tee = Ends(
+        Command::new("tee")
+            .arg(&said)
+            .stdin(talk)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
     let builds = || {
-        let said = std::fs::read_to_string(&said).unwrap();
+        let said = std::fs::read_to_string(&said).unwrap_or_default();
         said.lines().filter(|l| l.starts_with("error: ")).count()
     };
     let until = |n: usize| {
@@ -191,14 +206,12 @@ fn a_watched_build_that_talks_into_its_own_folder_builds_once_a_save() {
     };
     until(1);
     for n in 0..5 {
-        std::fs::write(folder.path().join("noise.log"), format!("line {n}\n")).unwrap();
+        std::fs::write(folder.path().join("noise.txt"), format!("line {n}\n")).unwrap();
         std::thread::sleep(Duration::from_millis(250));
     }
     let unasked = builds();
     std::fs::write(folder.path().join("main.go"), "package main\n").unwrap();
     until(2);
-    child.kill().unwrap();
-    child.wait().unwrap();
     let said = std::fs::read_to_string(&said).unwrap();
     assert_eq!(unasked, 1, "{said}");
 }

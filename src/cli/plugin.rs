@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
@@ -244,18 +245,14 @@ fn build(args: &BuildArgs) -> Done {
     if !args.watch {
         return build_once(args, Form::Whole);
     }
+    let language = build::language_of(&args.folder).map_err(said)?;
     let seen = || {
         let look = |path: PathBuf| {
             let file = std::fs::metadata(&path).ok();
             (path, file.map(|file| (file.len(), file.modified().ok())))
         };
-        // What is said here is no source, wherever it goes.
-        let ours = ["/dev/stdout", "/dev/stderr"].map(|path| std::fs::canonicalize(path).ok());
-        let sources = build::sources(&args.folder).into_iter();
-        sources
-            .filter(|path| !ours.contains(&std::fs::canonicalize(path).ok()))
-            .map(look)
-            .collect::<Vec<_>>()
+        let sources = build::sources(&args.folder, language).into_iter();
+        sources.map(look).collect::<Vec<_>>()
     };
     loop {
         // Looked at before: what is saved meanwhile is built next.
@@ -298,7 +295,7 @@ fn build_once(args: &BuildArgs, form: Form) -> Done {
         "{} {} ({}, {:.1} s)",
         if built.changed { "built" } else { "unchanged:" },
         built.path.display(),
-        bytesize::ByteSize(size),
+        ByteSize(size),
         started.elapsed().as_secs_f64()
     );
     Ok(exit::OK)
@@ -435,10 +432,16 @@ fn bench(args: &BenchArgs) -> Done {
         let start = Instant::now();
         let mut chain = trial::chain(plugin, &own, &tables, Scope::default()).map_err(said)?;
         let start = start.elapsed();
+        let first = chain.memory();
+        let mut most = first;
+        let bytes = std::fs::metadata(plugin.path()).map_err(said)?.len();
         let json = args.output.is_json();
         let mut told = Vec::new();
         if !json {
-            say!("{}: {} different changes; an instance starts in {start:.1?}", plugin.path().display(), given.len());
+            say!(
+                "{}: {}, {} different changes; an instance starts in {start:.1?} with {} of memory",
+                plugin.path().display(), ByteSize(bytes), given.len(), ByteSize(first)
+            );
         }
         for size in &args.batch {
             let size = (*size).clamp(1, 100_000);
@@ -462,6 +465,7 @@ fn bench(args: &BenchArgs) -> Done {
                 let made = chain.process(batch).map_err(said)?;
                 let took = begin.elapsed();
                 rejected = made.rejected.len();
+                most = most.max(chain.memory());
                 spent += took;
                 calls.push(took);
             }
@@ -483,7 +487,12 @@ fn bench(args: &BenchArgs) -> Done {
         if json {
             let start = start.as_secs_f64();
             let plugin = plugin.path();
-            say!("{:#}", json!({ "plugin": plugin, "start_seconds": start, "batches": told }));
+            say!("{:#}", json!({
+                "plugin": plugin, "bytes": bytes, "start_seconds": start, "memory_bytes": first, "most_memory_bytes": most,
+                "batches": told,
+            }));
+        } else {
+            say!("{} of memory at most", ByteSize(most));
         }
         Ok(exit::OK)
     })

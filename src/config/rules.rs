@@ -64,7 +64,9 @@ pub(super) fn cql_name(text: &str) -> Result<(), String> {
 }
 
 pub(super) fn topic_name(text: &str) -> Result<(), String> {
-    if topic::is_name(text) {
+    if topic::is_of_brokers(text) {
+        Err("a topic that brokers do not write themselves".into())
+    } else if topic::is_name(text) {
         Ok(())
     } else {
         Err(topic::RULE.into())

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::change::{Batch, Record, RecordBatch, Slice, Traces};
+use crate::config::settings::Settings;
 use crate::topic;
 
 /// What travels between two transforms.
@@ -50,11 +51,13 @@ pub(crate) struct NotYet {
 pub(crate) struct Draft {
     pub(crate) batch: RecordBatch,
     topics: HashMap<Arc<str>, u32>,
+    /// What is in force for this batch: which topics are not for records.
+    settings: Arc<Settings>,
 }
 
 impl Draft {
     /// Nothing made of a batch yet.
-    pub(crate) fn of(source: Batch) -> Self {
+    pub(crate) fn of(source: Batch, settings: Arc<Settings>) -> Self {
         Self {
             batch: RecordBatch {
                 source,
@@ -67,6 +70,7 @@ impl Draft {
                 traces: Traces::default(),
             },
             topics: HashMap::new(),
+            settings,
         }
     }
 
@@ -82,6 +86,17 @@ impl Draft {
         if topic::is_of_checkpoints(name) {
             return Err(format!(
                 "`{name}` is a topic of checkpoints: records there would be taken for some"
+            ));
+        }
+        if name == self.settings.dead_letter.topic {
+            return Err(format!(
+                "`{name}` is the topic of this pipeline's dead letters: a record there would be taken for one; for a dead letter, \
+                 refuse the change"
+            ));
+        }
+        if topic::is_of_brokers(name) {
+            return Err(format!(
+                "`{name}` is a topic that brokers write themselves: records there would be taken for theirs"
             ));
         }
         let index = self.batch.topics.len() as u32;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use penstock_plugin_encoding::Projection;
 
 use super::PluginError;
+use super::voice::Voice;
 use crate::change::TableSchema;
 use crate::config::settings::Limits;
 
@@ -21,13 +22,13 @@ pub trait Code: Debug + Send + Sync {
     /// SHA-256 of the file: tells a rebuilt plugin from the old one.
     fn digest(&self) -> &[u8; 32];
 
-    /// One that has taken these settings, for one shard. Blocks.
+    /// One that has taken these settings, for one shard, and speaks with this voice. Blocks.
     ///
     /// # Errors
     /// The settings are refused, or it fails on start.
     fn instance(
         &self,
-        stage: Arc<str>,
+        voice: &Arc<Voice>,
         settings: &BTreeMap<String, String>,
         limits: Limits,
     ) -> Result<Box<dyn Guest>, PluginError>;
@@ -37,6 +38,9 @@ pub trait Code: Debug + Send + Sync {
 pub trait Guest: Debug + Send {
     /// Whether it has processed nothing yet, so that no batch can have left anything in it.
     fn is_fresh(&self) -> bool;
+
+    /// Bytes of its memory, which only grows.
+    fn memory(&self) -> u64;
 
     /// What was said of a table that was opened.
     fn interest(&self, table: u32) -> Option<&Interest>;

@@ -18,6 +18,7 @@ mod report;
 mod stage;
 mod tap;
 mod trace;
+mod voice;
 pub mod wasm;
 mod when;
 
@@ -28,6 +29,7 @@ pub use guest::{Code, Fault, Guest, Interest};
 pub use report::{Spent, StageReport};
 pub use tap::{Taken, TapFilter, Taps, TooManyTaps};
 pub use trace::{Given, Passed, Plain, Step};
+pub use voice::{Urgency, Voice};
 pub use wasm::source::join as with_source;
 pub use wasm::{Engine, EngineError, Facts, Plugin, PluginError, Prepared, TICK, Ticker, Wanted};
 
@@ -187,7 +189,7 @@ impl Chain {
             }
         }
         let items: Vec<Item> = stage::changes(&batch).map(Item::Change).collect();
-        let draft = Draft::of(batch);
+        let draft = Draft::of(batch, settings.clone());
         if let Some(taps) = self.taps.as_deref().filter(|taps| taps.is_open()) {
             taps.show("source", &draft, &items, &mut self.renderer);
         }
@@ -320,6 +322,11 @@ impl Chain {
     /// The table versions seen, for [`Prepared::new`] of a successor.
     pub fn tables(&self) -> &[Arc<TableSchema>] {
         &self.tables
+    }
+
+    /// Bytes of memory of all instances, as they are now.
+    pub fn memory(&self) -> u64 {
+        self.stages.iter().map(Stage::memory).sum()
     }
 
     /// The plugin that serves a transform.

@@ -20,6 +20,8 @@ pub struct StageReport {
     pub dropped_on_error: u32,
     /// New instances that had to be made.
     pub renewed: u32,
+    /// Lines that its plugin wrote and nobody sees, since it wrote too many.
+    pub lines_left_out: u64,
     /// Time spent in it.
     pub elapsed: Duration,
     /// … and with its plugin.

@@ -10,8 +10,9 @@ use super::TransformError;
 use super::draft::{Draft, Item, Made, NotYet};
 use super::guest::{Code, Fault, Guest, Interest};
 use super::report::StageReport;
+use super::voice::Voice;
 use super::wasm::encoding::Input;
-use super::wasm::swap::{Prepared, records, stage_name};
+use super::wasm::swap::{Prepared, records};
 use super::when::When;
 use crate::change::{Batch, Rejected, TableSchema};
 use crate::config::settings::{Limits, OnError, Settings};
@@ -21,6 +22,8 @@ use crate::config::settings::{Limits, OnError, Settings};
 pub(super) struct Stage {
     name: String,
     stage: Arc<str>,
+    /// That of all its instances.
+    voice: Arc<Voice>,
     plugin: Arc<dyn Code>,
     settings: BTreeMap<String, String>,
     limits: Limits,
@@ -101,9 +104,10 @@ pub(super) enum Ran {
 
 impl Stage {
     pub(super) fn new(prepared: Prepared) -> Self {
-        let stage = stage_name(&prepared.name);
+        let stage = prepared.voice.stage().clone();
         Self {
             stage: stage.clone(),
+            voice: prepared.voice,
             name: prepared.name,
             plugin: prepared.plugin,
             settings: prepared.settings,
@@ -124,6 +128,11 @@ impl Stage {
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Bytes of its instance's memory.
+    pub(super) fn memory(&self) -> u64 {
+        self.instance.as_ref().map_or(0, |guest| guest.memory())
     }
 
     pub(super) fn plugin(&self) -> &Arc<dyn Code> {
@@ -177,7 +186,9 @@ impl Stage {
                 Ran::NotYet(work)
             }
         };
-        self.report.elapsed = started.elapsed();
+        let done = Instant::now();
+        self.report.lines_left_out = self.voice.left_out(done);
+        self.report.elapsed = done - started;
         Ok(ran)
     }
 
@@ -185,7 +196,7 @@ impl Stage {
     fn instance(&mut self) -> Result<&mut dyn Guest, TransformError> {
         if self.instance.is_none() {
             let (plugin, stage, limits) = (&self.plugin, &self.stage, self.limits);
-            let make = || plugin.instance(stage.clone(), &self.settings, limits);
+            let make = || plugin.instance(&self.voice, &self.settings, limits);
             // It took its settings before; a deadline may be missed because the machine is busy.
             let renewed = make().or_else(|_| make());
             self.instance = Some(renewed.map_err(|source| TransformError::Instance {

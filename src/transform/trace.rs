@@ -67,7 +67,7 @@ impl Chain {
         first: usize,
     ) -> Result<Vec<Step>, TransformError> {
         let settings = self.live.borrow().clone();
-        let mut draft = Draft::of(batch);
+        let mut draft = Draft::of(batch, settings.clone());
         let mut items = Vec::with_capacity(given.len());
         let mut steps = Vec::new();
         let mut refused = Vec::new();

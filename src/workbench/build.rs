@@ -1,6 +1,7 @@
 //! Source to `.wasm`, whatever the language; says what is missing and how to get it.
 
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -130,9 +131,48 @@ pub fn build(
     Ok(Built { path: to, changed })
 }
 
-/// The files that a build may depend on, in order: all of a project but what is hidden, what tools keep, what was built, its
-/// cases, and logs: who watches a build and a pipeline writes them there.
-pub fn sources(folder: &Path) -> Vec<PathBuf> {
+/// The files that a build depends on, in order: of a project's language, and what these name, such as a file that is included.
+/// Nothing hidden, nothing that tools keep, no cases, and nothing else that lies there: who watches a build and a pipeline
+/// writes down there what they say.
+pub fn sources(folder: &Path, language: Language) -> Vec<PathBuf> {
+    let all = files(folder);
+    let (mut sources, others): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|path| language.reads(path));
+    let texts: Vec<Vec<u8>> = sources
+        .iter()
+        .map(|path| fs::read(path).unwrap_or_default())
+        .collect();
+    let mut names: BTreeMap<OsString, bool> = BTreeMap::new();
+    let mut named = |part: &OsStr| {
+        *names.entry(part.to_owned()).or_insert_with(|| {
+            let part = part.as_encoded_bytes();
+            texts.iter().any(|text| names_file(text, part))
+        })
+    };
+    sources.extend(others.into_iter().filter(|path| {
+        let below = path.strip_prefix(folder).unwrap_or(path);
+        // A whole folder may be included.
+        below.iter().any(&mut named)
+    }));
+    sources.sort();
+    sources
+}
+
+/// Whether a text has this name, by itself.
+fn names_file(text: &[u8], name: &[u8]) -> bool {
+    let part = |byte: Option<&u8>| {
+        byte.is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+    };
+    let mut windows = text.windows(name.len().max(1)).enumerate();
+    windows.any(|(at, window)| {
+        window == name
+            && !part(at.checked_sub(1).and_then(|at| text.get(at)))
+            && !part(text.get(at + name.len()))
+    })
+}
+
+/// What may be of a build.
+fn files(folder: &Path) -> Vec<PathBuf> {
     const KEPT: [&str; 5] = ["target", "node_modules", "venv", "__pycache__", "cases"];
     let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {
@@ -145,18 +185,13 @@ pub fn sources(folder: &Path) -> Vec<PathBuf> {
             }
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => folders.push(path),
-                Ok(_)
-                    if ![".wasm", ".wasm.new", ".log"]
-                        .iter()
-                        .any(|end| name.ends_with(end)) =>
-                {
+                Ok(_) if ![".wasm", ".wasm.new"].iter().any(|end| name.ends_with(end)) => {
                     files.push(path);
                 }
                 _ => {}
             }
         }
     }
-    files.sort();
     files
 }
 
@@ -271,5 +306,66 @@ mod tests {
         assert!(empty.contains(" holds no plugin: "), "{empty}");
         fs::write(folder.path().join("Cargo.toml"), "").expect("written");
         assert_eq!(said(folder.path()), "Rust");
+    }
+
+    /// In every language, and whatever else is written there meanwhile.
+    #[test]
+    fn a_build_depends_on_what_it_reads_and_on_nothing_else() {
+        for (language, source, reads, mark) in [
+            (
+                Language::Rust,
+                "src/lib.rs",
+                "include_str!(\"../data/words.txt\")",
+                "Cargo.toml",
+            ),
+            (Language::Go, "main.go", "//go:embed data/*", "go.mod"),
+            (
+                Language::JavaScript,
+                "index.js",
+                "import words from \"./data/words.txt\";",
+                "package.json",
+            ),
+            (
+                Language::Python,
+                "app.py",
+                "open('data/words.txt')",
+                "pyproject.toml",
+            ),
+        ] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let write = |name: &str, text: &str| {
+                let path = folder.path().join(name);
+                fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+                fs::write(path, text).expect("written");
+            };
+            let kept = [source, mark, "data/words.txt", "penstock/penstock.wit"];
+            for name in [
+                "build.log",
+                "out.txt",
+                "words.txt.bak",
+                "notes",
+                "my.wasm",
+                "target/made.of",
+                ".git/index",
+                "cases/x.toml",
+                "records.jsonl",
+            ]
+            .iter()
+            .chain(&kept)
+            {
+                write(name, "");
+            }
+            write(source, reads);
+            let mut seen = sources(folder.path(), language);
+            for path in &mut seen {
+                *path = path
+                    .strip_prefix(folder.path())
+                    .expect("below")
+                    .to_path_buf();
+            }
+            let mut kept = kept.map(PathBuf::from);
+            kept.sort();
+            assert_eq!(seen, kept, "{language:?}");
+        }
     }
 }

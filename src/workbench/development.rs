@@ -13,7 +13,7 @@ use crate::transform;
 
 /// The file of a project in this form.
 pub(super) fn build(language: Language, folder: &Path) -> Result<Vec<u8>, BuildError> {
-    let (of_sdk, own): (Vec<PathBuf>, Vec<PathBuf>) = sources(folder)
+    let (of_sdk, own): (Vec<PathBuf>, Vec<PathBuf>) = sources(folder, language)
         .into_iter()
         .partition(|path| path.starts_with(folder.join("penstock")));
     let mark = match language {

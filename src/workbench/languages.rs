@@ -118,6 +118,33 @@ impl Language {
         }
     }
 
+    /// Whether its tools read the file, by its name: the SDK's description of the contract, too.
+    pub(super) fn reads(self, path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let (ends, names): (&[&str], &[&str]) = match self {
+            Self::Rust => (
+                &["rs"],
+                &[
+                    "Cargo.toml",
+                    "Cargo.lock",
+                    "rust-toolchain.toml",
+                    "rust-toolchain",
+                ],
+            ),
+            Self::Go => (&["go", "s"], &["go.mod", "go.sum", "go.work"]),
+            Self::JavaScript => (
+                &["js", "mjs", "cjs", "ts", "mts", "jsx", "tsx", "json"],
+                &[],
+            ),
+            Self::Python => (
+                &["py", "pyi"],
+                &["pyproject.toml", "setup.cfg", "requirements.txt"],
+            ),
+        };
+        let end = path.extension().unwrap_or_default().to_string_lossy();
+        end == "wit" || ends.contains(&&*end) || names.contains(&&*name)
+    }
+
     /// The language of a project.
     pub fn of(folder: &Path) -> Option<Self> {
         let mut all = Self::ALL.into_iter();
@@ -197,7 +224,7 @@ pub(super) fn build(
             development::build(language, &folder)?
         }
         Language::JavaScript | Language::Python => {
-            let all = sources(&folder);
+            let all = sources(&folder, language);
             once(&made, &state(language, &folder, &all), || {
                 whole(language, &folder, &made)
             })?

@@ -114,6 +114,8 @@ pub struct Work {
     pub dropped: u64,
     /// Instances that had to be made anew.
     pub renewed: u64,
+    /// Lines of its plugin that were left out of the log.
+    pub lines_left_out: u64,
     /// Time spent in it.
     pub elapsed: Duration,
 }
@@ -125,6 +127,7 @@ impl std::ops::AddAssign<&Work> for Work {
         self.rejected += other.rejected;
         self.dropped += other.dropped;
         self.renewed += other.renewed;
+        self.lines_left_out += other.lines_left_out;
         self.elapsed += other.elapsed;
     }
 }
@@ -163,6 +166,7 @@ impl Works {
             rejected: report.rejected.into(),
             dropped: report.dropped_on_error.into(),
             renewed: report.renewed.into(),
+            lines_left_out: report.lines_left_out,
             elapsed: report.elapsed,
         };
         *self.done.lock().entry(report.stage.clone()).or_default() += &work;

@@ -12,7 +12,7 @@ use super::super::plugins::Plugins;
 use crate::change::TableSchema;
 use crate::config::Settings;
 use crate::config::settings::Limits;
-use crate::transform::{Code, Fault, Guest, Interest, PluginError};
+use crate::transform::{Code, Fault, Guest, Interest, PluginError, Voice};
 
 pub(super) struct Words;
 
@@ -52,7 +52,7 @@ impl Code for Plugin {
 
     fn instance(
         &self,
-        _: Arc<str>,
+        _: &Arc<Voice>,
         _: &BTreeMap<String, String>,
         _: Limits,
     ) -> Result<Box<dyn Guest>, PluginError> {
@@ -80,6 +80,10 @@ struct Instance {
 impl Guest for Instance {
     fn is_fresh(&self) -> bool {
         self.fresh
+    }
+
+    fn memory(&self) -> u64 {
+        0
     }
 
     fn interest(&self, table: u32) -> Option<&Interest> {

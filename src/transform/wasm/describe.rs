@@ -14,6 +14,7 @@ use crate::change::TableSchema;
 use crate::config::settings::Limits;
 use crate::transform::about::{About, SettingAbout, SettingKind};
 use crate::transform::guest::{Code, Guest, Interest};
+use crate::transform::voice::Voice;
 
 /// What can be seen of a plugin without running a change through it.
 #[derive(Clone, Debug)]
@@ -64,7 +65,7 @@ impl Plugin {
         let limits = starting(limits);
         let mut store = Store::new(
             self.engine.wasmtime(),
-            HostState::new("plugin".into(), limits),
+            HostState::new(Arc::new(Voice::of("plugin")), limits),
         );
         store.limiter(HostState::limiter);
         let described = self.instantiate(&mut store, limits).and_then(|instance| {
@@ -97,7 +98,7 @@ impl Plugin {
         tables: &[Arc<TableSchema>],
         limits: Limits,
     ) -> Result<(String, Vec<Wanted>), PluginError> {
-        let mut instance = Instance::new(self, "plugin".into(), settings, limits)?;
+        let mut instance = Instance::new(self, Arc::new(Voice::of("plugin")), settings, limits)?;
         let mut wanted = Vec::new();
         for table in tables {
             let interest = instance.open_table(table, limits);

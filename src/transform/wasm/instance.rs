@@ -17,6 +17,7 @@ use super::plugin::{Plugin, PluginError};
 use crate::change::{ColumnKind, TableSchema};
 use crate::config::settings::Limits;
 use crate::transform::guest::{Code, Fault, Guest, Interest};
+use crate::transform::voice::{Urgency, Voice};
 
 /// A guest that starts has this long, however little a batch may take: a deadline is of the wall clock, a busy machine holds
 /// up more than the guest, and a plugin that does not start at the pipeline's start ends it.
@@ -30,14 +31,8 @@ pub(super) fn starting(limits: Limits) -> Limits {
     }
 }
 
-/// A guest's line in our log is cut there.
-const MAX_LOG_LINE: usize = 4 << 10;
-
 /// What a guest says of a change is cut there: it is kept once for each change that it concerns.
 const MAX_MESSAGE: usize = 4 << 10;
-
-/// Lines a call; what is more is counted.
-const MAX_LOG_LINES: u32 = 64;
 
 /// A guest's words, in bounds.
 pub(crate) fn shortened(mut message: String) -> String {
@@ -50,35 +45,20 @@ pub(crate) fn shortened(mut message: String) -> String {
     message
 }
 
-/// Lines of a guest, of which none but the first begins where one of the log does.
-struct Indented<'a>(&'a str);
-
-impl fmt::Display for Indented<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, line) in self.0.split(['\r', '\n']).enumerate() {
-            f.write_str(if at > 0 { "\n  " } else { "" })?;
-            f.write_str(line)?;
-        }
-        Ok(())
-    }
-}
-
 /// What the host keeps for a guest.
 pub(super) struct HostState {
     limiter: Limiter,
-    stage: Arc<str>,
+    voice: Arc<Voice>,
     /// The last line that the guest logged as an error in this call: a panic's text.
     last_error: Option<String>,
-    lines: u32,
 }
 
 impl HostState {
-    pub(super) fn new(stage: Arc<str>, limits: Limits) -> Self {
+    pub(super) fn new(voice: Arc<Voice>, limits: Limits) -> Self {
         Self {
             limiter: Limiter::new(limits.memory),
-            stage,
+            voice,
             last_error: None,
-            lines: 0,
         }
     }
 
@@ -89,19 +69,16 @@ impl HostState {
 
 impl host::Host for HostState {
     fn log(&mut self, level: host::Level, mut message: String) {
-        self.lines += 1;
-        message.truncate(message.floor_char_boundary(MAX_LOG_LINE));
-        if self.lines <= MAX_LOG_LINES {
-            let (stage, said) = (&*self.stage, Indented(&message));
-            match level {
-                host::Level::Error => tracing::error!(stage, "plugin: {said}"),
-                host::Level::Warn => tracing::warn!(stage, "plugin: {said}"),
-                host::Level::Info => tracing::info!(stage, "plugin: {said}"),
-                host::Level::Debug => tracing::debug!(stage, "plugin: {said}"),
-            }
-        }
+        let urgency = match level {
+            host::Level::Error => Urgency::Error,
+            host::Level::Warn => Urgency::Warn,
+            host::Level::Info => Urgency::Info,
+            host::Level::Debug => Urgency::Debug,
+        };
+        self.voice.say(urgency, &message);
         if level == host::Level::Error {
             // The room that a long one took goes with what was cut.
+            message.truncate(message.floor_char_boundary(MAX_MESSAGE));
             message.shrink_to_fit();
             self.last_error = Some(message);
         }
@@ -131,7 +108,7 @@ impl Instance {
     /// Instantiates and configures a guest, within [`STARTING`] each, or the deadline of a batch if that is longer.
     pub(crate) fn new(
         plugin: &Plugin,
-        stage: Arc<str>,
+        voice: Arc<Voice>,
         settings: &BTreeMap<String, String>,
         limits: Limits,
     ) -> Result<Self, PluginError> {
@@ -141,7 +118,7 @@ impl Instance {
             path: path(),
             reason: fault.to_string(),
         };
-        let mut store = Store::new(plugin.engine.wasmtime(), HostState::new(stage, limits));
+        let mut store = Store::new(plugin.engine.wasmtime(), HostState::new(voice, limits));
         store.limiter(HostState::limiter);
         let instantiated = plugin.instantiate(&mut store, limits).map_err(start)?;
         let guest = contract::Plugin::new(&mut store, &instantiated)
@@ -186,6 +163,10 @@ impl Instance {
 impl Guest for Instance {
     fn is_fresh(&self) -> bool {
         self.fresh
+    }
+
+    fn memory(&self) -> u64 {
+        self.store.data().limiter.used
     }
 
     fn interest(&self, table: u32) -> Option<&Interest> {
@@ -270,11 +251,6 @@ pub(super) fn arm(store: &mut Store<HostState>, limits: Limits) {
             .saturating_add(1),
     );
     let state = store.data_mut();
-    if state.lines > MAX_LOG_LINES {
-        let (stage, lines) = (&*state.stage, state.lines - MAX_LOG_LINES);
-        tracing::warn!(stage, lines, "plugin logs too much, lines were left out");
-    }
-    state.lines = 0;
     state.last_error = None;
     state.limiter.memory = limits.memory;
 }
@@ -311,20 +287,5 @@ pub(crate) fn record_schema() -> TableSchema {
         keyspace: record_table::KEYSPACE.to_owned(),
         name: record_table::NAME.to_owned(),
         columns: record_table::COLUMNS.map(column).to_vec(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_begins_no_line_of_the_log() {
-        let said = "a\n2026-11-27T03:00:00Z ERROR all is lost\r\nb";
-        let shown = Indented(said).to_string();
-        assert_eq!(
-            shown,
-            "a\n  2026-11-27T03:00:00Z ERROR all is lost\n  \n  b"
-        );
     }
 }

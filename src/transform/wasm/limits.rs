@@ -10,7 +10,8 @@ pub(super) const MAX_TABLE_ELEMENTS: usize = 100_000;
 pub(super) struct Limiter {
     /// Bytes of all linear memories; read at each growth, so that it can be retuned.
     pub(super) memory: u64,
-    used: u64,
+    /// Of these, what is in use; memories never shrink.
+    pub(super) used: u64,
     /// Growth was refused since the store was made.
     pub(super) overrun: bool,
 }

@@ -15,6 +15,7 @@ use super::{contract, source};
 use crate::config::LARGEST_PLUGIN;
 use crate::config::settings::Limits;
 use crate::transform::guest::{Code, Fault, Guest};
+use crate::transform::voice::Voice;
 
 /// Why a plugin cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -254,11 +255,11 @@ impl Code for Plugin {
 
     fn instance(
         &self,
-        stage: Arc<str>,
+        voice: &Arc<Voice>,
         settings: &BTreeMap<String, String>,
         limits: Limits,
     ) -> Result<Box<dyn Guest>, PluginError> {
-        let instance = Instance::new(self, stage, settings, limits)?;
+        let instance = Instance::new(self, voice.clone(), settings, limits)?;
         Ok(Box::new(instance))
     }
 }

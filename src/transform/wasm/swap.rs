@@ -10,6 +10,7 @@ use super::plugin::PluginError;
 use crate::change::TableSchema;
 use crate::config::settings::{Limits, Transform};
 use crate::transform::guest::{Code, Fault, Guest};
+use crate::transform::voice::Voice;
 
 /// A plugin with its settings and a first instance, for one shard.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub struct Prepared {
     pub(crate) settings: BTreeMap<String, String>,
     pub(crate) limits: Limits,
     pub(crate) instance: Box<dyn Guest>,
+    pub(crate) voice: Arc<Voice>,
 }
 
 impl Prepared {
@@ -33,8 +35,8 @@ impl Prepared {
         tables: &[Arc<TableSchema>],
     ) -> Result<Self, PluginError> {
         let limits = transform.limits;
-        let stage: Arc<str> = stage_name(&transform.name);
-        let mut instance = plugin.instance(stage, &transform.settings, limits)?;
+        let voice = Arc::new(Voice::of(stage_name(&transform.name)));
+        let mut instance = plugin.instance(&voice, &transform.settings, limits)?;
         let start = |fault: Fault| PluginError::Start {
             path: plugin.path().to_owned(),
             reason: fault.to_string(),
@@ -50,6 +52,7 @@ impl Prepared {
             settings: transform.settings.clone(),
             limits,
             instance,
+            voice,
         })
     }
 

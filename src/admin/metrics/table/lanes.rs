@@ -188,4 +188,11 @@ pub(super) const ROWS: &[Metric] = &[
         "Instances that were made anew after a fault.",
         |s, to| s.each_transform(to, |w| w.renewed as f64),
     ),
+    counter(
+        "penstock_transform_log_lines_left_out_total",
+        Unit::None,
+        TRANSFORM,
+        "Lines that a plugin wrote to the log and that were left out: more than 20 a second, a long one counting for several.",
+        |s, to| s.each_transform(to, |w| w.lines_left_out as f64),
+    ),
 ];

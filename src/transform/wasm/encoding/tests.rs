@@ -8,6 +8,7 @@ use testkit::tally::Tally;
 
 use super::*;
 use crate::change::{Batch, Position, StreamId};
+use crate::config::settings::{Policies, Settings};
 
 /// Two changes with an image between, then a record made of the first.
 fn draft() -> (Draft, Vec<Item>) {
@@ -37,7 +38,7 @@ fn draft_of(value: &[u8]) -> (Draft, Vec<Item>) {
         time: uuid::Uuid::nil(),
         seq,
     };
-    let mut draft = Draft::of(Batch {
+    let batch = Batch {
         shard: 0,
         epoch: 0,
         rows: rows.finish(),
@@ -57,7 +58,8 @@ fn draft_of(value: &[u8]) -> (Draft, Vec<Item>) {
         undecodable: Vec::new(),
         progress: Vec::new(),
         read_at: Instant::now(),
-    });
+    };
+    let mut draft = Draft::of(batch, Arc::new(Settings::for_tests(Policies::default())));
     let key = draft.keep(b"key");
     draft.batch.headers.push((key, Slice::Null));
     let topic = draft.topic("first").unwrap();
@@ -175,17 +177,44 @@ fn a_lie_keeps_nothing() {
     assert_eq!(draft.batch.topics.len(), 1, "the one of the draft");
 }
 
+/// What is read as something else by whoever looks there costs the change that wants to write it, and says which topic.
 #[test]
-fn nobody_writes_checkpoints() {
-    let mut w = OutputWriter::default();
-    w.record(0, "penstock.orders.checkpoints");
-    w.record(3, "t");
-    let made = decode(w.finish()).1.unwrap();
-    assert!(
-        matches!(&made[0], (0, Made::Refused(why)) if why.contains("is a topic of checkpoints")),
-        "{made:?}"
-    );
-    assert!(matches!(made[1], (2, Made::Record(_))), "{made:?}");
+fn a_topic_that_is_not_for_records_takes_none() {
+    let long = "x".repeat(250);
+    for (topic, says) in [
+        (
+            "penstock.orders.checkpoints",
+            "`penstock.orders.checkpoints` is a topic of checkpoints",
+        ),
+        (
+            "test.dead-letters",
+            "`test.dead-letters` is the topic of this pipeline's dead letters",
+        ),
+        (
+            "__consumer_offsets",
+            "`__consumer_offsets` is a topic that brokers write themselves",
+        ),
+        (
+            "__transaction_state",
+            "`__transaction_state` is a topic that brokers write themselves",
+        ),
+        ("", "\"\" is not a topic's name"),
+        (".", "\".\" is not a topic's name"),
+        ("..", "\"..\" is not a topic's name"),
+        ("a b", "\"a b\" is not a topic's name"),
+        ("a\nb", "\"a\\nb\" is not a topic's name"),
+        (&long, "is not a topic's name: 1 to 249"),
+    ] {
+        let mut w = OutputWriter::default();
+        w.record(0, topic);
+        w.record(3, "t");
+        let made = decode(w.finish()).1.unwrap();
+        assert!(
+            matches!(&made[0], (0, Made::Refused(why)) if why.contains(says)),
+            "{topic}: {made:?}"
+        );
+        assert!(matches!(made[1], (2, Made::Record(_))), "{topic}: {made:?}");
+    }
 }
 
 /// An output that makes so many records of a change.
