@@ -234,7 +234,7 @@ impl Status {
         let pipeline = handle.pipeline();
         let source = pipeline
             .as_ref()
-            .map(|p| p.source.status())
+            .map(|p| p.source_status())
             .unwrap_or_default();
         let lag = |shard: u32| {
             source

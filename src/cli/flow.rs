@@ -24,7 +24,7 @@ impl Flow {
         let lanes = || pipeline.iter().flat_map(|p| p.lanes());
         let status = pipeline
             .as_ref()
-            .map(|p| p.source.status())
+            .map(|p| p.source_status())
             .unwrap_or_default();
         let open: Vec<String> = crate::admin::status::stages(handle)
             .iter()

@@ -1,5 +1,7 @@
 //! Builds what pipeline.toml describes, from validated settings: connections, plugins, and the shards that are ours.
 
+mod before;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,6 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
+use self::before::Before;
 use super::child::Stage;
 use super::dead_letters::{self, Keeper, Requests};
 use super::lane::{Counters, FailedStages, Lane};
@@ -173,6 +176,8 @@ pub struct Pipeline {
     prepared: Mutex<Option<Box<dyn Ahead>>>,
     /// Of every shard that was ever open here: one that comes back goes on counting.
     counters: Mutex<BTreeMap<u32, Arc<Counters>>>,
+    /// What both sides of those before this one counted.
+    before: Mutex<Before>,
     /// Held by the replay under way.
     pub(super) replaying: tokio::sync::Mutex<()>,
     /// How far it is.
@@ -296,6 +301,7 @@ impl Pipeline {
             shards: RwLock::default(),
             prepared: Mutex::new(Some(prepared)),
             counters: Mutex::new(counters.unwrap_or_default()),
+            before: Mutex::default(),
             replaying: tokio::sync::Mutex::default(),
             replayed: Mutex::default(),
         })

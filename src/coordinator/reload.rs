@@ -500,6 +500,9 @@ impl Coordinator {
         match self.meanwhile(signals, opened).await? {
             Ok(()) => {
                 self.release_others(&connected);
+                if let Some(replaced) = &replaces {
+                    connected.count_on_from(replaced);
+                }
                 self.feeds.add(settings);
                 self.feeds.send(new);
                 self.plugins = plugins;

@@ -52,6 +52,8 @@ pub struct Supervisor {
     /// Aborted tasks that have not ended yet; their child is not started again before they have.
     leaving: HashMap<Id, usize>,
     windows: HashMap<Stage, RestartWindow>,
+    /// The restarts of children that were removed: one that is made again goes on counting.
+    counted: HashMap<ChildId, u64>,
     failed: watch::Sender<BTreeSet<Stage>>,
     /// When hung children are looked for next.
     watch_at: Instant,
@@ -72,6 +74,7 @@ impl Supervisor {
             by_task: HashMap::new(),
             leaving: HashMap::new(),
             windows: HashMap::new(),
+            counted: HashMap::new(),
             failed: watch::Sender::default(),
             watch_at: Instant::now(),
             events: std::collections::VecDeque::new(),
@@ -94,13 +97,14 @@ impl Supervisor {
                 until: Instant::now(),
             },
         };
+        let restarts = self.counted.remove(&spec.id).unwrap_or_default();
         self.children.insert(
             key,
             Child {
                 spec,
                 scope,
                 state,
-                restarts: 0,
+                restarts,
                 last_fault: None,
                 retired: false,
             },
@@ -198,7 +202,9 @@ impl Supervisor {
             .collect();
         for key in gone {
             self.abort(key);
-            self.children.remove(&key);
+            if let Some(child) = self.children.remove(&key).filter(|c| c.restarts > 0) {
+                *self.counted.entry(child.spec.id).or_default() += child.restarts;
+            }
         }
         let children = &self.children;
         let is_served = |stage: &Stage| children.values().any(|c| c.spec.id.stage.serves(stage));

@@ -141,6 +141,24 @@ pub struct SourceStatus {
 }
 
 impl SourceStatus {
+    /// Adds what the reader that this one took the place of had counted.
+    pub fn count_on_from(&mut self, before: &Self) {
+        self.rows += before.rows;
+        self.bytes += before.bytes;
+        self.undecodable += before.undecodable;
+        self.pages += before.pages;
+        self.looks += before.looks;
+        self.late += before.late;
+        self.windows += before.windows;
+        self.failed_reads += before.failed_reads;
+        for table in &mut self.tables {
+            if let Some(known) = before.tables.iter().find(|t| t.table == table.table) {
+                table.gaps += known.gaps;
+                table.gaps_for += known.gaps_for;
+            }
+        }
+    }
+
     /// The least share (0 to 1) of a change log's TTL that is left before unread changes expire; `None`
     /// when no log expires.
     pub fn retention_headroom(&self) -> Option<f64> {

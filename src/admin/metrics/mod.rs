@@ -125,8 +125,8 @@ impl<'a> Scrape<'a> {
             stages: handle.policies().iter().map(|p| p.snapshot()).collect(),
             pipeline: handle.pipeline().map(|pipeline| Carries {
                 lanes: pipeline.lanes(),
-                source: pipeline.source.status(),
-                sink: pipeline.sink.snapshot(),
+                source: pipeline.source_status(),
+                sink: pipeline.sink_counts(),
                 pipeline,
             }),
         }

@@ -175,7 +175,7 @@ impl Picture {
             (stage.to_string(), done)
         });
         let dead_letters = lanes.iter().map(|l| l.counters.dead_letters.load(Relaxed));
-        let sink = pipeline.as_ref().map(|p| p.sink.snapshot());
+        let sink = pipeline.as_ref().map(|p| p.sink_counts());
         let sink = sink.map_or_else(Sink::default, |s| Sink {
             bytes: s.bytes,
             queued: s.queued,
@@ -183,7 +183,7 @@ impl Picture {
             transactions: s.committed,
             dead_letters: dead_letters.sum(),
         });
-        let source = pipeline.as_ref().map(|p| p.source.status());
+        let source = pipeline.as_ref().map(|p| p.source_status());
         let source = source.map_or_else(Source::default, |s| Source {
             rows: s.rows,
             bytes: s.bytes,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -31,6 +32,7 @@ pub(super) struct Brokers {
     world: Arc<World>,
     cluster: Arc<Cluster>,
     shards: u32,
+    records: Arc<AtomicU64>,
 }
 
 impl Brokers {
@@ -40,6 +42,7 @@ impl Brokers {
             world: world.clone(),
             cluster: world.cluster(&settings.sink.brokers),
             shards: settings.pipeline.shards.get(),
+            records: Arc::default(),
         }
     }
 
@@ -140,7 +143,10 @@ impl Sink for Brokers {
     }
 
     fn snapshot(&self) -> Snapshot {
-        Snapshot::default()
+        Snapshot {
+            records: self.records.load(Relaxed),
+            ..Snapshot::default()
+        }
     }
 
     fn tail(&self) -> Result<Tail, SinkError> {
@@ -275,6 +281,8 @@ impl Settle for Producer {
             (topic, batch.source.positions[record.source as usize])
         });
         self.open.extend(records);
+        let handed = batch.records.len() as u64;
+        self.brokers.records.fetch_add(handed, Relaxed);
         let (done, ticket) = Ticket::new();
         // Nobody may wait for it any more.
         done.send(Ok(Delivered::default())).ok();

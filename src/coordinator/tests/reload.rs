@@ -73,6 +73,38 @@ fn other_tables_leave_the_producers_alone() {
 }
 
 #[test]
+fn no_total_falls_at_a_rebuild() {
+    Rig::run("", async |rig| {
+        let counts = |rig: &Rig| {
+            let pipeline = rig.handle.pipeline().expect("it runs");
+            (
+                pipeline.source_status().rows,
+                pipeline.sink_counts().records,
+            )
+        };
+        rig.world.write(10);
+        rig.until_seen("before").await;
+        let (read, sent) = counts(rig);
+        assert!(read > 0 && sent > 0);
+        // Another source; another sink; both; and back, after which each has followed twice.
+        for more in [
+            "[source]\ntables = [\"t\", \"u\"]\n",
+            "[source]\ntables = [\"t\", \"u\"]\n[sink.properties]\n\"linger.ms\" = 7\n",
+            "[pipeline]\nshards = 3\n",
+            "",
+        ] {
+            let revision = rig.reload(more).await;
+            assert_eq!(revision.outcome, Verdict::Applied, "{revision:?}");
+            assert_eq!(counts(rig), (read, sent), "after {more:?}");
+        }
+        rig.world.write(10);
+        rig.until_seen("after").await;
+        assert_eq!(counts(rig), (2 * read, 2 * sent));
+        assert_eq!(rig.stop().await, Outcome::Clean);
+    });
+}
+
+#[test]
 fn more_shards_go_on_where_fewer_were() {
     Rig::run("", async |rig| {
         rig.world.write(10);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use futures::future::BoxFuture;
 use penstock_plugin_encoding::{ColumnTag, Operation, RowMeta, RowsBuilder};
@@ -27,6 +27,7 @@ pub(super) struct Log {
     /// Those that it was connected for.
     tables: Vec<String>,
     schema: Arc<TableSchema>,
+    rows: AtomicU64,
 }
 
 impl Log {
@@ -35,6 +36,7 @@ impl Log {
             world: world.clone(),
             tables: live.borrow().source.tables.clone(),
             schema: table(),
+            rows: AtomicU64::new(0),
         }
     }
 }
@@ -95,6 +97,7 @@ impl Source for Log {
         };
         SourceStatus {
             tables: self.tables.iter().map(table).collect(),
+            rows: self.rows.load(Relaxed),
             ..SourceStatus::default()
         }
     }
@@ -185,6 +188,8 @@ impl ShardReader for Reader {
                     let crashes = &self.log.world.source_crashes;
                     let less = crashes.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
                     assert!(less.is_err(), "the reader of group {of} crashes");
+                    let rows = changes.clone().count() as u64;
+                    self.log.rows.fetch_add(rows, Relaxed);
                     let (shard, stream) = ((self.shard, self.epoch), (of as u8, group(of)));
                     return Ok(batch(shard, stream, &self.log.schema, changes));
                 }

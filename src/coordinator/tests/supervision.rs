@@ -19,6 +19,10 @@ fn a_reader_that_crashes_is_started_again_and_loses_nothing() {
         rig.until_seen("after").await;
         let restarts: u64 = rig.handle.children().iter().map(|c| c.restarts).sum();
         assert_eq!(restarts, 2);
+        rig.reload(&format!("[source]\ntables = [\"t\", \"u\"]\n{PATIENT}"))
+            .await;
+        let restarts: u64 = rig.handle.children().iter().map(|c| c.restarts).sum();
+        assert_eq!(restarts, 2, "a rebuild resets no count");
         assert_eq!(rig.stop().await, Outcome::Clean);
     });
 }

@@ -153,7 +153,7 @@ pub(super) const ROWS: &[Metric] = &[
         "Refusals that the sink waited for: a topic that is missing, a right, a quota; and outages.",
         |s, to| {
             if let Some(p) = &s.pipeline {
-                to.one(p.pipeline.sink.refusals() as f64);
+                to.one(p.pipeline.refusals() as f64);
             }
         },
     ),
