@@ -417,21 +417,25 @@ mod languages {
                 "flag boolean",
             ],
         );
-        let mut batch = BatchBuilder::new(&[&of]);
-        for what in [
+        let batch = |all: &[&str]| {
+            let mut batch = BatchBuilder::new(&[&of]);
+            for what in all {
+                let cells = [
+                    Cell::Set(&[0, 0, 0, 1]),
+                    Cell::Set(what.as_bytes()),
+                    Cell::Unchanged,
+                    Cell::Unchanged,
+                    Cell::Unchanged,
+                    Cell::Unchanged,
+                ];
+                batch.insert(&of, &cells);
+            }
+            batch.finish()
+        };
+        let all = [
             "twice", "panic", "loop", "forward", "memory", "lie", "twice",
-        ] {
-            let cells = [
-                Cell::Set(&[0, 0, 0, 1]),
-                Cell::Set(what.as_bytes()),
-                Cell::Unchanged,
-                Cell::Unchanged,
-                Cell::Unchanged,
-                Cell::Unchanged,
-            ];
-            batch.insert(&of, &cells);
-        }
-        let made = chain.process(batch.finish()).expect("it goes on");
+        ];
+        let made = chain.process(batch(&all)).expect("it goes on");
         let refused: Vec<_> = made
             .rejected
             .iter()
@@ -531,6 +535,25 @@ fn cases_and_tests_of_a_chain_say_what_they_see() {
         "1 failed, 0 passed",
     ] {
         assert!(text.contains(line), "not said: {line}\n{text}");
+    }
+    // Nothing that was tested is no success.
+    let (code, text) = said("penstock test nowhere");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("no test has \"nowhere\" in its name; there are: "),
+        "{text}"
+    );
+    for (cases, says) in [
+        ("", "empty.toml: it holds no case"),
+        (
+            "[[case]]\nname = \"a\"\n[[case]]\nname = \"a\"\n",
+            "two cases are called \"a\"",
+        ),
+    ] {
+        std::fs::write(at("empty.toml"), cases).expect("a file");
+        let (code, text) = said("penstock plugin test filter.wasm --cases empty.toml");
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains(says), "not said: {says}\n{text}");
     }
     // What nobody can run is said by name.
     let test = |rest: &str| {

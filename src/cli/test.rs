@@ -66,6 +66,15 @@ fn tests(
             }
         }
     }
+    if good + bad == 0
+        && let Some(part) = &args.filter
+    {
+        let names: Vec<_> = all.iter().map(chain::Test::name).collect();
+        return Err(format!(
+            "no test has {part:?} in its name; there are: {}",
+            names.join(", ")
+        ));
+    }
     if json {
         say!("{:#}", serde_json::Value::Array(told));
         return Ok(if bad == 0 { exit::OK } else { exit::FAILURE });

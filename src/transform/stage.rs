@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use penstock_plugin_encoding::record_table;
 
@@ -16,6 +16,9 @@ use super::wasm::swap::{Prepared, records};
 use super::when::When;
 use crate::change::{Batch, Rejected, TableSchema};
 use crate::config::settings::{Limits, OnError, Settings};
+
+/// How long a table that could not be opened is not tried again: shorter than a breaker is open, so that its probe tries.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
 
 /// A transform at work in one shard.
 #[derive(Debug)]
@@ -37,8 +40,9 @@ pub(super) struct Stage {
     /// Whether the last call was the first of its instance.
     fresh: bool,
     records: Arc<TableSchema>,
-    /// Tables that no instance could open, and why: their changes are refused until the plugin is swapped.
-    refused: BTreeMap<u32, String>,
+    /// Tables that no instance could open, why, and when: their changes are refused, and it is tried again after a while, for a
+    /// busy machine is no reason for ever.
+    refused: BTreeMap<u32, (String, Instant)>,
     pub(super) report: StageReport,
 }
 
@@ -265,7 +269,14 @@ impl Stage {
     }
 
     fn open(&mut self, batch: &Batch, table: u32) -> Result<Interest, TransformError> {
-        if let Some(message) = self.refused.get(&table) {
+        if let Some((message, since)) = self.refused.get(&table)
+            && since.elapsed() < REFUSED_FOR
+        {
+            // Each batch that meets it is a failure of the transform: or its breaker would never open, and a plugin that cannot
+            // open its table would drain it into the dead letters.
+            if !self.report.faults.contains(message) {
+                self.report.faults.push(message.clone());
+            }
             return Ok(Interest::Refused(message.clone()));
         }
         if let Some(known) = self.instance()?.interest(table) {
@@ -294,7 +305,7 @@ impl Stage {
                 }
             }
         }
-        self.refused.insert(table, last.clone());
+        self.refused.insert(table, (last.clone(), Instant::now()));
         Ok(Interest::Refused(last))
     }
 

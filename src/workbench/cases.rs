@@ -2,7 +2,7 @@
 //!
 //! JSON is compared as JSON, an error by the words that are expected within it, everything else byte for byte.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -128,6 +128,14 @@ pub fn run(plugin: &Arc<Plugin>, path: &Path, bless: bool) -> Result<Vec<Verdict
     let mut tables = Tables::default();
     for (name, columns) in &file.tables {
         tables.add(name, columns).map_err(here)?;
+    }
+    if file.case.is_empty() {
+        // One that was emptied by mistake is not to pass.
+        return Err(here("it holds no case".to_owned()));
+    }
+    let mut names = BTreeSet::new();
+    if let Some(twice) = file.case.iter().find(|case| !names.insert(&case.name)) {
+        return Err(here(format!("two cases are called {:?}", twice.name)));
     }
     let mut verdicts = Vec::new();
     let mut blessed = Vec::new();
