@@ -35,7 +35,7 @@ pub struct Reloads {
     watch: Option<Watch>,
 }
 
-/// A window that ends too close to now misses writes that a slower node has yet to apply.
+/// Behind a window that ends too close to now come writes that a slower node has yet to apply: late, out of their key's order.
 const LEAST_SAFETY: Duration = Duration::from_millis(500);
 
 /// Without transforms it is refused; with some it depends on what they leave.
@@ -53,7 +53,8 @@ fn warn_of_haste(settings: &Settings) {
     if settings.source.nodes != Nodes::Embedded && safety_interval < LEAST_SAFETY {
         tracing::warn!(
             ?safety_interval,
-            "source.safety_interval is short for a cluster: a write that a node applies later is missed; \"1s\" would do"
+            "source.safety_interval is short for a cluster: a write that a node applies later comes late, after those that \
+             followed it; \"1s\" would do"
         );
     }
 }
