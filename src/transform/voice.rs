@@ -14,10 +14,10 @@ use crate::policy::rate::{RateLimiter, Settings};
 const MAX_LINE: usize = 4 << 10;
 
 /// Each begun KiB of a line counts as one: 20 KiB a second and shard is what a disk takes for days, and nobody reads more.
-const PER_SECOND: NonZeroU32 = NonZeroU32::new(20).unwrap();
+const PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("it is not zero");
 
 /// What says something of each change of a small batch is heard in full.
-const BURST: NonZeroU32 = NonZeroU32::new(64).unwrap();
+const BURST: NonZeroU32 = NonZeroU32::new(64).expect("it is not zero");
 
 /// How often it is said that lines were left out.
 const SAID_EVERY: Duration = Duration::from_secs(1);
