@@ -82,6 +82,14 @@ pub struct Rounds {
 }
 
 impl Rounds {
+    /// Goes on after others, whose last one failed or did not.
+    pub fn after(failing: bool) -> Self {
+        Self {
+            failing,
+            ..Self::default()
+        }
+    }
+
     /// librdkafka complained about a connection.
     pub fn hint(&mut self) {
         self.hinted = true;
@@ -143,6 +151,12 @@ mod tests {
     use super::*;
 
     const TIMEOUT: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn who_goes_on_in_an_outage_says_that_it_is_over() {
+        let first = |failing| Rounds::after(failing).end(Instant::now(), Met::Answer);
+        assert_eq!((first(true), first(false)), (Act::Back, Act::Rest));
+    }
 
     struct Bench {
         rounds: Rounds,

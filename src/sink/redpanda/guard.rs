@@ -53,7 +53,12 @@ impl RedpandaSink {
     }
 
     async fn look_after(&self) {
-        let mut guard = Guard::default();
+        // What the one before told of, be it that it crashed or that a rebuild ended it, this one takes back.
+        self.troubles.clear(&Cause::Acknowledgements);
+        let mut guard = Guard {
+            rounds: Rounds::after(self.troubles.has(&Cause::Brokers)),
+            ..Guard::default()
+        };
         let mut asking: Option<BoxFuture<'_, Met>> = None;
         let mut checking: Option<BoxFuture<'_, ()>> = None;
         loop {

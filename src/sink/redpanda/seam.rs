@@ -42,6 +42,8 @@ impl Sink for RedpandaSink {
     }
 
     fn open_replay(self: Arc<Self>) -> Result<Box<dyn Replay>, SinkError> {
+        // What a topic takes may have been raised for what is replayed.
+        self.topics.forget();
         Ok(Box::new(Self::open_shard(&self, REPLAY_SHARD)?))
     }
 
