@@ -194,7 +194,7 @@ pub(super) fn plain_of(draft: &Draft, record: &Record) -> Plain {
 
 /// A JSON text, in which numbers that would lose digits when they are read are texts: none is to be taken for another one that is
 /// close to it.
-fn exact(text: &str) -> Cow<'_, str> {
+pub(crate) fn exact(text: &str) -> Cow<'_, str> {
     let (mut out, mut done, mut at) = (String::new(), 0, 0);
     let bytes = text.as_bytes();
     while let Some(&byte) = bytes.get(at) {

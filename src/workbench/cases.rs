@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::changes::{Tables, read_lines};
 use super::trial::{self, Scope, TrialError};
-use crate::transform::{Plugin, PluginError};
+use crate::transform::{Plugin, PluginError, exact};
 
 /// A file of cases, in TOML or JSON.
 #[derive(Debug, Deserialize)]
@@ -89,7 +89,7 @@ fn is_json(path: &Path) -> bool {
 fn parse(path: &Path) -> Result<(String, File), String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let parsed = match is_json(path) {
-        true => serde_json::from_str(&text).map_err(|e| e.to_string()),
+        true => serde_json::from_str(&exact(&text)).map_err(|e| e.to_string()),
         false => toml::from_str(&text).map_err(|e| e.to_string()),
     };
     let file: File = parsed.map_err(|e| format!("{}: {e}", path.display()))?;
@@ -236,7 +236,8 @@ fn expecting(expected: &[Value], got: &[Value]) -> Vec<Value> {
         // A text that is JSON is compared as JSON.
         for field in ["key", "value"] {
             if let Some(text) = value[field].as_str()
-                && let Ok(json @ (Value::Object(_) | Value::Array(_))) = serde_json::from_str(text)
+                && let Ok(json @ (Value::Object(_) | Value::Array(_))) =
+                    serde_json::from_str(&exact(text))
             {
                 value[field] = json;
             }
@@ -320,7 +321,7 @@ fn diff(wanted: &[String], seen: &[String]) -> String {
 }
 
 fn bless_json(text: &str, blessed: &[(usize, Got)]) -> Result<String, String> {
-    let mut file: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let mut file: Value = serde_json::from_str(&exact(text)).map_err(|e| e.to_string())?;
     for (at, got) in blessed {
         let case = &mut file["case"][*at];
         let (set, gone) = match got {

@@ -11,7 +11,7 @@ use uuid::{NoContext, Timestamp, Uuid};
 
 use super::values;
 use crate::change::{Batch, Column, Position, StreamId, TableSchema};
-use crate::transform::{Given, Plain};
+use crate::transform::{Given, Plain, exact};
 
 /// When a change without a time was written: 2026-01-01T00:00:00Z.
 const EPOCH_US: i64 = 1_767_225_600_000_000;
@@ -502,8 +502,8 @@ pub fn read_lines(text: &str, tables: &mut Tables) -> Result<Vec<Value>, String>
         if line.trim().is_empty() {
             continue;
         }
-        let value: Value =
-            serde_json::from_str(line).map_err(|e| format!("line {number}: not JSON: {e}"))?;
+        let value: Value = serde_json::from_str(&exact(line))
+            .map_err(|e| format!("line {number}: not JSON: {e}"))?;
         match (value["table"].as_str(), value["columns"].as_str()) {
             (Some(table), Some(columns)) => tables
                 .add(table, columns)
