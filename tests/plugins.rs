@@ -271,11 +271,21 @@ fn the_outbox_router_routes_and_points_at_the_payload() {
 }
 
 #[test]
-fn a_missing_payload_refuses_its_change_only() {
-    let mut rig = rig(&[router()]);
+fn a_missing_payload_is_null_in_a_new_row_and_refuses_its_update_only() {
+    let (package, mut router) = router();
+    let event = ("on_update".to_owned(), "event".to_owned());
+    router.settings.extend([event]);
+    let mut rig = rig(&[(package, router)]);
     let table = outbox_table();
     let mut b = BatchBuilder::new(&[&table]);
-    for payload in [Cell::Set(b"a"), Cell::Unchanged, Cell::Null] {
+    let (insert, update) = (Operation::Insert, Operation::Update);
+    for (operation, payload) in [
+        (insert, Cell::Set(b"a")),
+        (insert, Cell::Unchanged),
+        (insert, Cell::Null),
+        (update, Cell::Unchanged),
+        (update, Cell::Set(b"b")),
+    ] {
         let cells = [
             Cell::Set(b"id"),
             Cell::Set(&[0x11; 16]),
@@ -285,12 +295,13 @@ fn a_missing_payload_refuses_its_change_only() {
             Cell::Unchanged,
             Cell::Unchanged,
         ];
-        b.insert(&table, &cells);
+        b.write += 1;
+        b.row(&table, operation, &cells);
     }
     let made = rig.chain.process(b.finish()).unwrap();
-    assert_eq!(values(&made), ["a", "<null>"]);
+    assert_eq!(values(&made), ["a", "<null>", "<null>", "b"]);
     assert_eq!(made.rejected.len(), 1);
-    assert_eq!(made.rejected[0].source, 1);
+    assert_eq!(made.rejected[0].source, 3);
     assert_eq!(
         made.rejected[0].error,
         "column `payload` of ks.outbox_messages has no value"

@@ -18,6 +18,7 @@
 //!            u8 1, u32 len, bytes
 //!            u8 2, u32 row, u16 column  the bytes of a column of the input, copied by nobody; it need not
 //!                                       have been sent, but must have a value (or null: a null field)
+//!            u8 3, u32 row, u16 column  the same; where the change does not set the column: null
 //! ```
 //!
 //! `source` is the index of a row of the input that is a change (no image, no range end, no context), and
@@ -39,6 +40,8 @@ pub enum Field<'a> {
     Bytes(&'a [u8]),
     /// The bytes of a column of the input; a null column is a null field.
     Column(ColumnRef),
+    /// … so is one that the change does not set.
+    ColumnOrNull(ColumnRef),
 }
 
 /// Names a column of the input.
@@ -244,10 +247,14 @@ impl OutputWriter {
                 start[N + 1..].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
                 copy(rest, bytes);
             }
-            Field::Column(column) => {
+            Field::Column(column) | Field::ColumnOrNull(column) => {
                 let room = self.room(N + 7);
                 room[..N].copy_from_slice(&head);
-                room[N] = 2;
+                room[N] = if matches!(field, Field::Column(_)) {
+                    2
+                } else {
+                    3
+                };
                 room[N + 1..N + 5].copy_from_slice(&column.row.to_le_bytes());
                 room[N + 5..].copy_from_slice(&column.column.to_le_bytes());
             }
@@ -386,6 +393,8 @@ pub enum FieldSpan {
     Bytes(Range<u32>),
     /// A column of the input. Whether it exists is for the host to check.
     Column(ColumnRef),
+    /// … which is null where the change does not set it.
+    ColumnOrNull(ColumnRef),
 }
 
 /// One step of reading an output. The parts of a record follow it.
@@ -546,10 +555,16 @@ impl<'a> OutputReader<'a> {
                 let len = self.u32()?;
                 FieldSpan::Bytes(self.span(len)?)
             }
-            2 => FieldSpan::Column(ColumnRef {
-                row: self.u32()?,
-                column: self.u16()?,
-            }),
+            kind @ (2 | 3) => {
+                let column = ColumnRef {
+                    row: self.u32()?,
+                    column: self.u16()?,
+                };
+                match kind {
+                    2 => FieldSpan::Column(column),
+                    _ => FieldSpan::ColumnOrNull(column),
+                }
+            }
             _ => return Err(self.bad("unknown kind of field")),
         })
     }
@@ -632,6 +647,7 @@ mod tests {
         w.drop_change(3);
         w.record(4, "b");
         w.value(ColumnRef { row: 4, column: 7 }.into());
+        w.key(Field::ColumnOrNull(ColumnRef { row: 4, column: 8 }));
         w.retry(5, "later");
         w.finish()
     }
@@ -653,6 +669,7 @@ mod tests {
                 Event::Key(FieldSpan::Bytes(b)) => format!("key {}", text(b)),
                 Event::Header(n, FieldSpan::Null) => format!("header {} null", text(n)),
                 Event::Value(FieldSpan::Column(c)) => format!("value {}.{}", c.row, c.column),
+                Event::Key(FieldSpan::ColumnOrNull(c)) => format!("key {}.{}?", c.row, c.column),
                 Event::Error(s, m) => format!("error {s} {}", text(m)),
                 Event::Retry(s, m) => format!("retry {s} {}", text(m)),
                 other => format!("{other:?}"),
@@ -671,6 +688,7 @@ mod tests {
                 "topic b",
                 "record 4 1",
                 "value 4.7",
+                "key 4.8?",
                 "retry 5 later"
             ]
         );

@@ -173,6 +173,10 @@ impl Setting {
             Kind::Integer if value.parse::<i64>().is_err() => fail("a whole number"),
             Kind::Number if value.parse::<f64>().is_err() => fail("a number"),
             Kind::Boolean if value.parse::<bool>().is_err() => fail("true or false"),
+            Kind::Texts if value.parse::<f64>().is_ok() || value.parse::<bool>().is_ok() => {
+                fail(&format!("a list of texts, such as [\"{value}\"]"))
+            }
+            Kind::Texts if value.trim_start().starts_with('{') => fail("a list of texts"),
             Kind::Table if !value.trim_start().starts_with('{') => fail("a table"),
             _ => Ok(()),
         }
@@ -234,6 +238,18 @@ mod tests {
             check(&[("topic", "t"), ("mode", "mild")]).unwrap_err(),
             "setting `mode` = \"mild\": expected one of soft, hard"
         );
+        for taken in ["", "5a", "5,6", "[\"5\"]"] {
+            assert_eq!(check(&[("topic", "t"), ("tables", taken)]), Ok(()));
+        }
+        for value in ["5", "1.5", "true"] {
+            assert_eq!(
+                check(&[("topic", "t"), ("tables", value)]).unwrap_err(),
+                format!(
+                    "setting `tables` = {value:?}: expected a list of texts, such as [\"{value}\"]"
+                )
+            );
+        }
+        assert!(check(&[("topic", "t"), ("tables", "{\"a\":1}")]).is_err());
         assert!(
             check(&[("topic", "t"), ("tobic", "x")])
                 .unwrap_err()

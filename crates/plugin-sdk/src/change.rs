@@ -380,6 +380,19 @@ impl<'a> Change<'a> {
             None => Err(self.fail(name.name(), "is not in this row")),
         }
     }
+
+    /// As [`column_ref`](Self::column_ref), but the field is null, too, where the change does not set the column: what an
+    /// INSERT does not name is null in a row that was not there before.
+    ///
+    /// # Errors
+    /// The column does not exist, or lost elements.
+    pub fn column_or_null(&self, name: impl Lookup) -> Result<Field<'static>, Error> {
+        let at = name.index(self.table).map(usize::from);
+        match at.and_then(|at| self.row.column(at)) {
+            Some((ColumnTag::Unchanged, _)) => Ok(Field::Null),
+            _ => self.column_ref(name).map(Field::ColumnOrNull),
+        }
+    }
 }
 
 /// A non-frozen collection without elements, or UDT without fields, does not exist: it reads as null.

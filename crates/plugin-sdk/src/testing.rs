@@ -275,12 +275,13 @@ fn read_outcome(output: &[u8], rows: &Rows, table: &Table) -> Outcome {
     let field = |field| match field {
         FieldSpan::Null => None,
         FieldSpan::Bytes(span) => Some(bytes(span).to_vec()),
-        FieldSpan::Column(at) => {
+        FieldSpan::Column(at) | FieldSpan::ColumnOrNull(at) => {
             let row = rows.get(at.row as usize).expect("a row of the input");
             let (tag, bytes) = row.column(at.column.into()).expect("a column of the row");
             match tag {
                 ColumnTag::Value | ColumnTag::Replaced => Some(bytes.to_vec()),
                 ColumnTag::Null => None,
+                ColumnTag::Unchanged if matches!(field, FieldSpan::ColumnOrNull(_)) => None,
                 _ => {
                     no_value.set(Some(at.column));
                     None

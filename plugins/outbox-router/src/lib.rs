@@ -91,6 +91,7 @@ impl Transform for OutboxRouter {
         if !ours {
             return Ok(Interest::Ignore);
         }
+        self.options.check_payload(table)?;
         let additional = self.options.additional_in(table)?;
         let columns = self.options.columns.in_table(table);
         let id = columns.aggregate_id.index();
@@ -155,7 +156,11 @@ impl Transform for OutboxRouter {
                 None => return Ok(()),
             }
         } else {
-            change.column_ref(&columns.payload)?.into()
+            match change.operation() {
+                // Of a new row it is null.
+                Operation::Insert => change.column_or_null(&columns.payload)?,
+                _ => change.column_ref(&columns.payload)?.into(),
+            }
         };
         let event_type = change.text_ref(&columns.event_type)?;
         let event_id = change.text(&columns.event_id)?;
@@ -209,6 +214,12 @@ impl Options {
                 CqlValue::Blob(bytes) => bytes.is_empty(),
                 _ => false,
             },
+            penstock_plugin::ColumnTag::Unchanged if change.operation() != Operation::Insert => {
+                bail!(
+                    "column `{}` is not written by this UPDATE, which so does not say what it holds",
+                    payload_name(self)
+                )
+            }
             _ => match self.null {
                 Null::Tombstone => return Ok(Some(Field::Null)),
                 Null::Ignore => return Ok(None),
@@ -389,6 +400,7 @@ mod tests {
         assert!(refused("payload_column", "").contains("`payload_column` is empty"));
         assert!(refused("tables", "a,,b").contains("empty name"));
         assert!(refused("route_pattern", "(").contains("`route_pattern`"));
+        assert!(refused("tables", "5").contains("expected a list of texts"));
         assert!(refused("additional", "tenant:body").contains("header or envelope"));
         assert!(refused("additional", "a:partition").contains("no transform chooses partitions"));
         assert!(refused("on_update", "fatal").contains("expected one of"));

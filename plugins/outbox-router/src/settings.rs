@@ -1,6 +1,6 @@
 //! What the router may be told.
 
-use penstock_plugin::{About, Error, Handle, Setting, Settings, Table, bail};
+use penstock_plugin::{About, CqlType, Error, Handle, Setting, Settings, Table, bail};
 use regex_lite::Regex;
 
 /// The settings, described.
@@ -20,7 +20,7 @@ pub(crate) fn about() -> About {
         .setting(Setting::text("timestamp_column").doc("a timestamp; the write's time where it is not set"))
         .setting(Setting::text("timestamp_header").doc("the header that has the event's time in ms; none if it is not set"))
         .setting(Setting::text("schema_version_column").doc("any type; header `schema-version`"))
-        .setting(Setting::text("route_pattern").doc("a regular expression over the aggregate type; one that it does not match is the topic as it is"))
+        .setting(Setting::text("route_pattern").doc("a regular expression for the whole aggregate type; one that it does not match is the topic as it is"))
         .setting(Setting::text("route_replacement").default("$0").doc("what the topic is made of, e.g. `outbox.${name}`"))
         .setting(Setting::texts("additional").doc("`column:header[:alias]` or `column:envelope[:alias]`"))
         .setting(Setting::choice("additional_missing", &["error", "ignore"]).default("error").doc("a table without such a column"))
@@ -97,6 +97,34 @@ pub(crate) struct Rule {
 }
 
 impl Rule {
+    /// Whole values are matched, as Kafka Connect's router does it; the replacement names groups that the pattern has.
+    fn new(pattern: &str, replacement: &str) -> Result<Self, Error> {
+        // By itself first: what closes a group that it did not open is no pattern.
+        let whole = Regex::new(pattern).and_then(|_| Regex::new(&format!(r"\A(?:{pattern})\z")));
+        let whole =
+            whole.map_err(|e| Error::new(format!("setting `route_pattern` = {pattern:?}: {e}")))?;
+        for group in groups(replacement) {
+            let known = match group.parse::<usize>() {
+                Ok(number) => number < whole.captures_len(),
+                Err(_) => whole.capture_names().flatten().any(|name| name == group),
+            };
+            if !known {
+                let names = whole.capture_names().enumerate();
+                let names = names.map(|(n, name)| name.map_or(n.to_string(), str::to_owned));
+                let names: Vec<String> = names.collect();
+                bail!(
+                    "setting `route_replacement` = {replacement:?}: `route_pattern` has no group `{group}`; there are: {} \
+                     (`${{1}}` where letters follow, `$$` for a `$`)",
+                    names.join(", ")
+                );
+            }
+        }
+        Ok(Self {
+            pattern: whole,
+            replacement: replacement.to_owned(),
+        })
+    }
+
     /// Appends the topic.
     pub(crate) fn apply(&self, aggregate_type: &str, topic: &mut String) -> Result<(), Error> {
         match self.pattern.captures(aggregate_type) {
@@ -105,6 +133,28 @@ impl Rule {
         }
         Ok(())
     }
+}
+
+/// The groups that a replacement names: `$1`, `$name`, `${name}`.
+fn groups(replacement: &str) -> Vec<&str> {
+    let (mut found, mut rest) = (Vec::new(), replacement);
+    while let Some((_, after)) = rest.split_once('$') {
+        rest = after;
+        if let Some(after) = rest.strip_prefix('$') {
+            rest = after;
+        } else if let Some((name, after)) =
+            rest.strip_prefix('{').and_then(|rest| rest.split_once('}'))
+        {
+            found.push(name);
+            rest = after;
+        } else {
+            let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let (name, after) = rest.split_at(end.unwrap_or(rest.len()));
+            found.extend((!name.is_empty()).then_some(name));
+            rest = after;
+        }
+    }
+    found
 }
 
 /// All settings but the topic's prefix.
@@ -158,12 +208,10 @@ impl Options {
             timestamp_header: optional("timestamp_header")?,
             route: match settings.get("route_pattern") {
                 None => None,
-                Some(pattern) => Some(Rule {
-                    pattern: Regex::new(pattern).map_err(|e| {
-                        Error::new(format!("setting `route_pattern` = {pattern:?}: {e}"))
-                    })?,
-                    replacement: settings.get("route_replacement").unwrap_or("$0").to_owned(),
-                }),
+                Some(pattern) => Some(Rule::new(
+                    pattern,
+                    settings.get("route_replacement").unwrap_or("$0"),
+                )?),
             },
             additional: additional
                 .iter()
@@ -191,6 +239,27 @@ impl Options {
         self.null != Null::Tombstone
             || self.empty_is_tombstone
             || self.additional.iter().any(|a| a.place == Place::Envelope)
+    }
+
+    /// Refuses a table whose payload is something else than text or bytes.
+    pub(crate) fn check_payload(&self, table: &Table) -> Result<(), Error> {
+        let (keyspace, name) = (&table.keyspace, &table.name);
+        let column = table.column(&self.columns.payload);
+        match column.and_then(|at| table.columns.get(usize::from(at))) {
+            Some(column)
+                if !matches!(
+                    column.cql_type.thawed(),
+                    CqlType::Text | CqlType::Ascii | CqlType::Blob
+                ) =>
+            {
+                bail!(
+                    "column `{}` of {keyspace}.{name} is of type {}: a payload is text or blob",
+                    column.name,
+                    column.cql_type
+                )
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The additional columns of a table.

@@ -443,22 +443,26 @@ impl Sink<'_> {
                 self.one.named += span.len();
                 Ok(self.moved(span))
             }
-            FieldSpan::Column(at) => {
-                let slice = self.column(at)?;
-                self.one.named += slice.map_or(0, Slice::size);
-                // A column without a value is no lie: the plugin need not have been sent it.
-                Ok(slice.unwrap_or_else(|| {
-                    if let Some((item, _)) = self.record {
-                        self.refuse(item, format!("{} has no value", self.name_of(at)));
-                    }
-                    Slice::Null
-                }))
-            }
+            FieldSpan::Column(at) => self.named(at, None),
+            FieldSpan::ColumnOrNull(at) => self.named(at, Some(Slice::Null)),
         }
     }
 
+    /// A column as a field, and what it is where the change does not set it.
+    fn named(&mut self, at: ColumnRef, unset: Option<Slice>) -> Result<Slice, Malformed> {
+        let slice = self.column(at, unset)?;
+        self.one.named += slice.map_or(0, Slice::size);
+        // A column without a value is no lie: the plugin need not have been sent it.
+        Ok(slice.unwrap_or_else(|| {
+            if let Some((item, _)) = self.record {
+                self.refuse(item, format!("{} has no value", self.name_of(at)));
+            }
+            Slice::Null
+        }))
+    }
+
     /// The bytes of a column of the input; `None` if it has no value, not even null.
-    fn column(&mut self, at: ColumnRef) -> Result<Option<Slice>, Malformed> {
+    fn column(&mut self, at: ColumnRef, unset: Option<Slice>) -> Result<Option<Slice>, Malformed> {
         let ColumnRef { row, column } = at;
         let lie = || format!("column {column} of row {row}, which is not there");
         let change = match self.sent.0.get(row as usize).ok_or_else(lie)? {
@@ -492,9 +496,8 @@ impl Sink<'_> {
                 start: span.start,
                 end: span.end,
             }),
-            ColumnTag::Unsent | ColumnTag::Unchanged | ColumnTag::Removed | ColumnTag::Merged => {
-                None
-            }
+            ColumnTag::Unsent | ColumnTag::Unchanged => unset,
+            ColumnTag::Removed | ColumnTag::Merged => None,
         })
     }
 }
