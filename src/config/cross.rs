@@ -476,14 +476,16 @@ impl Reading<'_> {
             self.sources.insert(transform.plugin.clone(), seen);
             match hash {
                 Err(error) => {
+                    let absent = error.kind() == std::io::ErrorKind::NotFound;
                     let reason = Reason::PluginFile {
                         key: key.clone(),
                         path,
                         error: error.to_string(),
                     };
-                    let help = "a relative path starts at the folder of the file that it stands in"
-                        .to_owned();
-                    self.problem(reason, self.place(&key), [help]);
+                    let help = "a relative path starts at the folder of the file that it stands in";
+                    let stock = absent.then_some(super::error::STOCK_FILES);
+                    let helps = [Some(help), stock].into_iter().flatten();
+                    self.problem(reason, self.place(&key), helps.map(str::to_owned));
                 }
                 Ok(hash) => {
                     self.contents.insert(key.clone(), hash);

@@ -352,6 +352,10 @@ impl Reason {
     ];
 }
 
+/// Where the files of the plugins that belong to Penstock are.
+pub(super) const STOCK_FILES: &str = "the stock plugins' files are built by `cargo xtask plugins` into plugins/ of Penstock's repository; its \
+                                      image has /etc/penstock/plugins/outbox_router.wasm";
+
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Place {
