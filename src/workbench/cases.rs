@@ -437,6 +437,35 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_compared_by_all_their_digits() {
+        let made = |value: &str| {
+            let record = crate::transform::Plain {
+                topic: "t".to_owned(),
+                value: Some(value.as_bytes().to_vec()),
+                ..Default::default()
+            };
+            Ok(vec![record.to_json()])
+        };
+        let long = r#"{"n":12345678901234567890123,"x":12.50}"#;
+        for (expected, same) in [
+            (json!({ "n": "12345678901234567890123", "x": 12.5 }), true),
+            (json!(long), true),
+            (json!(r#"{"n":12345678901234567890124,"x":12.5}"#), false),
+            (
+                json!(r#"{"n":12345678901234567890123,"x":12.50000000000000000001}"#),
+                false,
+            ),
+            (
+                json!({ "n": 12_345_678_901_234_567_890_123.0, "x": 12.5 }),
+                false,
+            ),
+        ] {
+            let case = case(json!([{ "topic": "t", "value": expected }]));
+            assert_eq!(differs(&case, &made(long)).is_none(), same, "{expected}");
+        }
+    }
+
+    #[test]
     fn an_error_is_expected_by_some_of_its_words() {
         let got = Ok(vec![json!({ "change": 1, "error": "column `x` is null" })]);
         assert_eq!(differs(&case(json!([{ "error": "is null" }])), &got), None);

@@ -66,7 +66,8 @@ pub(crate) fn from_json(json: &serde_json::Value) -> Value {
         serde_json::Value::Bool(b) => Value::Bool(*b),
         serde_json::Value::Number(n) => match n.as_i64() {
             Some(n) => Value::Int(n),
-            None => Value::Float(n.as_f64().unwrap_or(f64::NAN)),
+            // One that is too great for a float is greater than all of them, not unequal to itself.
+            None => Value::Float(n.to_string().parse().unwrap_or(f64::NAN)),
         },
         serde_json::Value::String(text) => text.as_str().into(),
         serde_json::Value::Array(all) => Value::List(Arc::new(all.iter().map(from_json).collect())),

@@ -88,8 +88,15 @@ impl Transform for DebeziumEnvelope {
     }
 
     fn configure(settings: &Settings) -> Result<Self, Error> {
+        let topic_prefix = settings.get("topic_prefix").unwrap_or_default();
+        let good = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if !topic_prefix.chars().all(good) {
+            bail!(
+                "setting `topic_prefix` = {topic_prefix:?}: a topic has letters, digits, '.', '_' and '-'"
+            );
+        }
         Ok(Self {
-            topic_prefix: settings.get("topic_prefix").unwrap_or_default().to_owned(),
+            topic_prefix: topic_prefix.to_owned(),
             name: settings.get("name").unwrap_or("penstock").to_owned(),
             with_schema: settings.get("schema") == Some("true"),
             tombstones: settings.get("tombstones") != Some("false"),

@@ -1,10 +1,14 @@
 //! Chooses, renames, casts, nests and flattens the fields of rows and of records. See docs/plugins/project.md.
 
+mod decimal;
+
 use penstock_plugin::{
     About, Change, Error, Field, Interest, Output, Setting, Settings, Table, Transform, bail,
 };
 use penstock_plugin_events::{Event, Row, Template, pairs, text};
 use serde_json::{Map, Value};
+
+use decimal::Decimal;
 
 type Path = Vec<String>;
 
@@ -36,6 +40,11 @@ impl Cast {
         ("boolean", Self::Boolean),
         ("json", Self::Json),
     ];
+
+    fn word(self) -> &'static str {
+        let found = Self::WORDS.iter().find(|(_, cast)| *cast == self);
+        found.map_or("value", |(word, _)| word)
+    }
 }
 
 impl Transform for Project {
@@ -59,6 +68,9 @@ impl Transform for Project {
                 .map(|field| path(key, field))
                 .collect()
         };
+        if settings.get("flatten") == Some("") {
+            bail!("setting `flatten` = \"\": names would run into each other; `_` would do");
+        }
         let rename = pairs("rename", settings.get("rename"))?;
         let rename = rename
             .iter()
@@ -163,8 +175,9 @@ impl Project {
             if let Some(value) = find(&mut fields, path) {
                 let new = cast(value, *to).ok_or_else(|| {
                     Error::new(format!(
-                        "field `{}` is {value}, which is no {to:?}",
-                        path.join(".")
+                        "field `{}` is {value}, which is no {}",
+                        path.join("."),
+                        to.word()
                     ))
                 })?;
                 *value = new;
@@ -221,9 +234,9 @@ fn cast(value: &Value, to: Cast) -> Option<Value> {
         return Some(Value::Null);
     }
     let number = || match value {
-        Value::String(text) => text.trim().parse::<f64>().ok(),
-        Value::Bool(b) => Some(f64::from(u8::from(*b))),
-        other => other.as_f64(),
+        Value::Bool(b) => Decimal::parse(if *b { "1" } else { "0" }),
+        Value::String(_) | Value::Number(_) => Decimal::parse(text(value).trim()),
+        _ => None,
     };
     Some(match to {
         Cast::Text => text(value).into(),
@@ -234,23 +247,10 @@ fn cast(value: &Value, to: Cast) -> Option<Value> {
         Cast::Boolean => match value {
             Value::Bool(b) => (*b).into(),
             Value::String(text) => text.trim().parse::<bool>().ok()?.into(),
-            other => (other.as_f64()? != 0.0).into(),
+            _ => (!number()?.is_zero()).into(),
         },
-        Cast::Integer => {
-            let whole = match value {
-                Value::String(text) => text.trim().parse::<i64>().ok(),
-                other => other.as_i64(),
-            };
-            // Of a number with a fraction the whole part, where a number holds it exactly.
-            let cut = || {
-                number()
-                    .map(f64::trunc)
-                    .filter(|n| n.abs() < 9e15)
-                    .map(|n| n as i64)
-            };
-            whole.or_else(cut)?.into()
-        }
-        Cast::Number => serde_json::Number::from_f64(number()?)?.into(),
+        Cast::Integer => serde_json::from_str(&number()?.integer()?).ok()?,
+        Cast::Number => serde_json::from_str(&number()?.number()).ok()?,
     })
 }
 

@@ -85,7 +85,9 @@ impl Transform for Redact {
         }
         let parsed = serde_json::from_slice::<Value>(change.get("value")?);
         let mut value = match parsed {
-            Ok(value @ (Value::Object(_) | Value::Array(_))) => value,
+            Ok(value @ Value::Object(_)) => value,
+            // An array passes where that is asked for, but not what a rule of `*` finds in it.
+            Ok(value @ Value::Array(_)) if self.other_values_pass => value,
             _ if self.other_values_pass => {
                 out.forward(change);
                 return Ok(());
