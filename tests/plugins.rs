@@ -740,6 +740,13 @@ fn tables_that_a_plugin_refuses_have_their_changes_refused() {
     let made = rig.chain.process(b.finish()).unwrap();
     assert_eq!(values(&made), ["y"]);
     assert_eq!(made.rejected[0].error, "no column fault in odd");
+    let report = &rig.chain.reports()[0];
+    assert!(report.faults.is_empty(), "answers are no failures");
+    let told = report.refuses.as_deref();
+    assert_eq!(
+        told,
+        Some("all changes of ks.odd are refused: no column fault in odd")
+    );
     let error = &made.rejected[1].error;
     assert!(
         error.contains("asked for column 999 of ks.wild, which has 2 columns"),
@@ -765,13 +772,26 @@ fn a_table_whose_opening_traps_costs_its_own_changes_only() {
         assert_eq!(made.rejected.len(), 1);
         let error = &made.rejected[0].error;
         assert!(error.contains("asked to panic in open-table"), "{error}");
-        let faults = rig.chain.reports()[0].faults.len();
+        let report = &rig.chain.reports()[0];
         assert_eq!(
-            faults,
+            report.faults.len(),
             if round == 0 { 2 } else { 1 },
             "it is not opened again and again, and counts for the breaker in each batch"
         );
+        let fault = &report.faults[0];
+        assert!(fault.starts_with("ks.trap: open-table: "), "{fault}");
     }
+    let told = |rig: &Rig| rig.chain.reports()[0].refuses.clone();
+    rig.chain.process(BatchBuilder::new(&[]).finish()).unwrap();
+    let stands = told(&rig).expect("it stands without changes of the table");
+    let whose = "all changes of ks.trap are refused: open-table: ";
+    assert!(stands.starts_with(whose), "{stands}");
+    // Now the transform is for other tables.
+    let (_, mut other) = faulty("faults");
+    other.tables = Some(vec!["good".to_owned()]);
+    rig.live.send(Arc::new(settings(vec![other]))).unwrap();
+    rig.chain.process(BatchBuilder::new(&[]).finish()).unwrap();
+    assert_eq!(told(&rig), None);
 }
 
 #[test]

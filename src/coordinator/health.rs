@@ -222,9 +222,13 @@ fn complaint_of(stage: &Stage, pipeline: &Pipeline) -> Option<Status> {
     match stage {
         Stage::Sink => pipeline.sink.complaint(),
         Stage::Source => pipeline.source.status().complaint,
-        Stage::Transform(_) => pipeline
-            .transform_waits(&stage.to_string())
-            .map(|why| Status::Degraded(format!("waiting: {why}").into())),
+        Stage::Transform(_) => {
+            let stage = stage.to_string();
+            let waits = pipeline.transform_waits(&stage);
+            let waits = waits.map(|why| format!("waiting: {why}").into());
+            let reason = waits.or_else(|| pipeline.transform_refuses(&stage))?;
+            Some(Status::Degraded(reason))
+        }
         _ => None,
     }
 }

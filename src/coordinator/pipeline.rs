@@ -442,6 +442,12 @@ impl Pipeline {
         counters.values().find_map(|c| c.works.waiting(stage))
     }
 
+    /// The table whose changes a transform refuses, all of them, in any shard.
+    pub(super) fn transform_refuses(&self, stage: &str) -> Option<Arc<str>> {
+        let counters = self.counters.lock();
+        counters.values().find_map(|c| c.works.refusing(stage))
+    }
+
     /// The children that serve all shards, then those of the shards that are open. Made again after they have
     /// ended, they go on where those left off.
     pub fn children(&self, failed: &FailedStages) -> Vec<ChildSpec> {

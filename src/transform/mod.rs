@@ -13,6 +13,7 @@
 mod about;
 mod draft;
 mod guest;
+mod refusals;
 mod render;
 mod report;
 mod stage;

@@ -18,6 +18,9 @@ pub struct StageReport {
     pub rejected: u32,
     /// Changes that `on_error = "drop"` let go of.
     pub dropped_on_error: u32,
+    /// A table whose changes it refuses, all of them, and why: it cannot be opened, or the plugin does not take it. Stands
+    /// from batch to batch, whether they have changes of it or not.
+    pub refuses: Option<Arc<str>>,
     /// New instances that had to be made.
     pub renewed: u32,
     /// Lines that its plugin wrote and nobody sees, since it wrote too many.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use penstock_plugin_encoding::record_table;
 
 use super::TransformError;
 use super::draft::{Draft, Item, Made, NotYet};
 use super::guest::{Code, Fault, Guest, Interest};
+use super::refusals::{self, Refusals};
 use super::report::StageReport;
 use super::voice::Voice;
 use super::wasm::encoding::Input;
@@ -16,9 +17,6 @@ use super::wasm::swap::{Prepared, records};
 use super::when::When;
 use crate::change::{Batch, Rejected, TableSchema};
 use crate::config::settings::{Limits, OnError, Settings};
-
-/// How long a table that could not be opened is not tried again: shorter than a breaker is open, so that its probe tries.
-const REFUSED_FOR: Duration = Duration::from_secs(10);
 
 /// A transform at work in one shard.
 #[derive(Debug)]
@@ -40,9 +38,8 @@ pub(super) struct Stage {
     /// Whether the last call was the first of its instance.
     fresh: bool,
     records: Arc<TableSchema>,
-    /// Tables that no instance could open, why, and when: their changes are refused, and it is tried again after a while, for a
-    /// busy machine is no reason for ever.
-    refused: BTreeMap<u32, (String, Instant)>,
+    /// Tables that no instance could open, or that the plugin does not take.
+    refused: Refusals,
     pub(super) report: StageReport,
 }
 
@@ -122,7 +119,7 @@ impl Stage {
             instance: Some(prepared.instance),
             fresh: false,
             records: records(),
-            refused: BTreeMap::new(),
+            refused: Refusals::default(),
             report: StageReport {
                 stage,
                 ..StageReport::default()
@@ -159,6 +156,7 @@ impl Stage {
             self.on_error = now.on_error;
             if self.tables != now.tables {
                 self.tables.clone_from(&now.tables);
+                self.refused.reconsider();
             }
             let same = match &self.when {
                 Some(when) => when.is(now.when.as_ref()),
@@ -166,16 +164,19 @@ impl Stage {
             };
             if !same {
                 self.when = now.when.clone().map(When::new);
+                self.refused.reconsider();
             }
         }
         self.report = StageReport {
             stage: self.stage.clone(),
             items: work.items.len() as u32 - work.next,
+            refuses: self.refused.told(),
             ..StageReport::default()
         };
         work.made.reserve(work.items.len());
         let wanted = self.wanted(draft, &mut work)?;
         let not_yet = self.isolate(draft, &mut work, &wanted, pulse)?;
+        self.report.refuses = self.refused.told();
         let ran = match not_yet {
             None => Ran::Done(self.settle(draft, work)?),
             Some(NotYet { item, message }) => {
@@ -269,18 +270,18 @@ impl Stage {
     }
 
     fn open(&mut self, batch: &Batch, table: u32) -> Result<Interest, TransformError> {
-        if let Some((message, since)) = self.refused.get(&table)
-            && since.elapsed() < REFUSED_FOR
-        {
+        if let Some((why, named)) = self.refused.failed_lately(table) {
             // Each batch that meets it is a failure of the transform: or its breaker would never open, and a plugin that cannot
             // open its table would drain it into the dead letters.
-            if !self.report.faults.contains(message) {
-                self.report.faults.push(message.clone());
+            if !self.report.faults.contains(&named) {
+                self.report.faults.push(named);
             }
-            return Ok(Interest::Refused(message.clone()));
+            return Ok(Interest::Refused(why));
         }
-        if let Some(known) = self.instance()?.interest(table) {
-            return Ok(known.clone());
+        match self.instance()?.interest(table) {
+            // It is told by the table's name.
+            None | Some(Interest::Refused(_)) => {}
+            Some(known) => return Ok(known.clone()),
         }
         let schema = match table {
             record_table::ID => Some(self.records.clone()),
@@ -296,16 +297,23 @@ impl Stage {
         // Twice: a deadline may be missed because the machine was busy.
         for _ in 0..2 {
             match self.instance()?.open_table(&schema, limits) {
-                Ok(interest) => return Ok(interest),
+                Ok(interest) => {
+                    match &interest {
+                        Interest::Refused(why) => self.refused.answered(&schema, why),
+                        _ => self.refused.opened(&schema),
+                    }
+                    return Ok(interest);
+                }
                 Err(fault) => {
-                    tracing::warn!(stage = &*self.stage, %fault, "plugin failed to open a table");
                     last = format!("open-table: {fault}");
-                    self.report.faults.push(last.clone());
+                    let (stage, table) = (&*self.stage, &*schema.name);
+                    tracing::warn!(stage, table, %fault, "plugin failed to open a table");
+                    self.report.faults.push(refusals::reason(&schema, &last));
                     self.instance = None;
                 }
             }
         }
-        self.refused.insert(table, (last.clone(), Instant::now()));
+        self.refused.failed(&schema, &last);
         Ok(Interest::Refused(last))
     }
 

@@ -51,6 +51,7 @@ pub async fn run_transforms(
     scope: ChildScope,
 ) -> anyhow::Result<()> {
     let mut batches = lane.batches.1.lock().await;
+    let _telling = lane.counters.works.telling();
     let transforming = lane.ledger.lock().is_transforming();
     if transforming {
         lane.rewind(
@@ -133,9 +134,11 @@ pub async fn run_transforms(
 
 /// Tells the policies of the transforms how it went.
 fn settle(lane: &Lane, chain: &Chain, permits: Vec<Permit>, policies: &[StagePolicies]) {
+    let reports = chain.reports();
+    // A batch without changes needs no leave, and tells of a transform that was swapped.
+    reports.iter().for_each(|r| lane.counters.works.note(r));
     let permits = permits.into_iter().zip(policies);
-    for (report, (permit, policy)) in chain.reports().iter().zip(permits) {
-        lane.counters.works.note(report);
+    for (report, (permit, policy)) in reports.iter().zip(permits) {
         let mut faults = report.faults.iter();
         match faults.next() {
             None => permit.success(),

@@ -138,6 +138,8 @@ pub struct Works {
     done: Mutex<BTreeMap<Arc<str>, Work>>,
     /// It said "not yet" to a change, with these words. At most one a lane.
     waits: Mutex<Option<(Arc<str>, Arc<str>)>>,
+    /// The tables whose changes they refuse, all of them, and why: one a transform.
+    refuses: Mutex<BTreeMap<Arc<str>, Arc<str>>>,
 }
 
 /// A transform of a lane waits for as long as this is kept.
@@ -157,7 +159,22 @@ impl Drop for Waits<'_> {
     }
 }
 
+/// As long as this is kept, transforms are at work in a lane, and what they refuse is told.
+#[must_use]
+pub(super) struct Telling<'a>(&'a Works);
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        self.0.refuses.lock().clear();
+    }
+}
+
 impl Works {
+    /// Transforms are at work from now on.
+    pub(super) fn telling(&self) -> Telling<'_> {
+        Telling(self)
+    }
+
     /// A batch went through; so a transform reports on it.
     pub(super) fn note(&self, report: &StageReport) {
         let work = Work {
@@ -170,6 +187,11 @@ impl Works {
             elapsed: report.elapsed,
         };
         *self.done.lock().entry(report.stage.clone()).or_default() += &work;
+        let mut refuses = self.refuses.lock();
+        match &report.refuses {
+            Some(why) => refuses.insert(report.stage.clone(), why.clone()),
+            None => refuses.remove(&report.stage),
+        };
     }
 
     /// By the stage's name.
@@ -180,6 +202,11 @@ impl Works {
     /// A transform is about to be waited for.
     pub(super) fn waits(&self) -> Waits<'_> {
         Waits(self)
+    }
+
+    /// The table whose changes this transform refuses, and why.
+    pub fn refusing(&self, stage: &str) -> Option<Arc<str>> {
+        self.refuses.lock().get(stage).cloned()
     }
 
     /// What this transform waits for.

@@ -20,6 +20,7 @@ mod plugins;
 mod reload;
 pub(super) mod source;
 mod supervision;
+mod tables;
 mod world;
 
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Made-up plugins. What one does stands in its file, in words: `pass`, `to <topic>`, `refuses` (its settings), `traps`.
+//! Made-up plugins. What one does stands in its file, in words: `pass`, `to <topic>`, `refuses` (its settings), `traps`,
+//! `opens nothing`, `declines` (every table).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -74,7 +75,7 @@ impl Code for Plugin {
 struct Instance {
     words: String,
     fresh: bool,
-    opened: Vec<u32>,
+    opened: Vec<(u32, Interest)>,
 }
 
 impl Guest for Instance {
@@ -87,12 +88,18 @@ impl Guest for Instance {
     }
 
     fn interest(&self, table: u32) -> Option<&Interest> {
-        self.opened.contains(&table).then_some(&Interest::All)
+        let (_, interest) = self.opened.iter().find(|(id, _)| *id == table)?;
+        Some(interest)
     }
 
-    fn open_table(&mut self, table: &TableSchema, _: Limits) -> Result<Interest, Fault> {
-        self.opened.push(table.id);
-        Ok(Interest::All)
+    fn open_table(&mut self, table: &TableSchema, limits: Limits) -> Result<Interest, Fault> {
+        let interest = match &*self.words {
+            "opens nothing" => return Err(Fault::Deadline(limits.deadline)),
+            "declines" => Interest::Refused("not this table".to_owned()),
+            _ => Interest::All,
+        };
+        self.opened.push((table.id, interest.clone()));
+        Ok(interest)
     }
 
     fn process(&mut self, batch: &[u8], _: Limits) -> Result<Vec<u8>, Fault> {
