@@ -221,6 +221,7 @@ fn a_watched_build_that_talks_into_its_own_folder_builds_once_a_save() {
 mod languages {
     use std::time::Duration;
 
+    use penstock::change::Batch;
     use penstock::config::settings::OnError;
     use penstock::transform::{Chain, Plugin, Prepared};
     use testkit::transforms::{BatchBuilder, Cell, engine, settings, table, transform};
@@ -360,7 +361,7 @@ mod languages {
             );
         }
 
-        contained(&file, place);
+        contained(language, &file, place);
         if matches!(language, "js" | "python") {
             // The form for development does and says the same, and an edit makes no more of it anew than its source.
             let (code, text) = said(sh(&folder, &AN_EDIT.replace("MAIN", main)));
@@ -376,7 +377,7 @@ mod languages {
             assert!(text.contains("11 passed"), "{text}");
             let (_, text) = said(sh(&folder, "penstock plugin inspect development.wasm"));
             assert!(text.contains("form     for development"), "{text}");
-            contained(&folder.join("development.wasm"), place);
+            contained(language, &folder.join("development.wasm"), place);
         }
     }
 
@@ -395,8 +396,61 @@ mod languages {
         until test $(grep -c '^built ' watch.txt) = 2; do kill -0 $pid || exit 3; sleep 0.1; done
         kill $pid; cp kept MAIN; echo; cat watch.txt";
 
+    /// What else a change can have a transform do, and what its refusal then says, whatever the language; none: it is not refused.
+    const DEEDS: [(&str, &[&str]); 5] = [
+        // A stack has an end: the language's own, the engine's, or that of memory.
+        ("deep", &["stack", "recursion", "memory", "trapped"]),
+        // There is nothing that could be ended: that is a trap, or no such word.
+        ("exit", &["trapped", "process"]),
+        ("long error", &["long long"]),
+        (
+            "records",
+            &["memory", "deadline", "for one change", "output"],
+        ),
+        ("talk", &[]),
+    ];
+
+    /// Nothing that it does costs more than its own change, and memory no more than its limit.
+    fn costs_its_change(language: &str, chain: &mut Chain, batch: &dyn Fn(&[&str]) -> Batch) {
+        for (deed, says) in DEEDS {
+            let begun = Instant::now();
+            let made = chain
+                .process(batch(&["twice", deed, "twice"]))
+                .expect("it goes on");
+            let (took, memory) = (begun.elapsed(), chain.memory() >> 20);
+            let errors: Vec<_> = made
+                .rejected
+                .iter()
+                .map(|r| (r.source, r.error.as_str()))
+                .collect();
+            let error = match errors[..] {
+                [] => "",
+                [(1, error)] => error,
+                _ => panic!("{language}, {deed}: {errors:?}"),
+            };
+            assert!(error.len() < 5_000, "{language}, {deed}: {}", error.len());
+            let shown: String = error.chars().take(80).collect();
+            let left_out = chain.reports()[0].lines_left_out;
+            println!(
+                "{language}, {deed}: {shown:?} after {took:.1?}, then {memory} MiB, {left_out} lines left out"
+            );
+            assert_eq!(
+                error.is_empty(),
+                says.is_empty(),
+                "{language}, {deed}: {error}"
+            );
+            assert!(
+                says.is_empty() || says.iter().any(|words| error.contains(words)),
+                "{language}, {deed}: {error}"
+            );
+            let records = if says.is_empty() { 5 } else { 4 };
+            assert_eq!(made.records.len(), records, "{language}, {deed}");
+            assert!(memory <= 192, "{language}, {deed}: {memory} MiB");
+        }
+    }
+
     /// A panic has its place; a loop and a hoard cost their own change, and no other.
-    fn contained(file: &Path, place: &str) {
+    fn contained(language: &str, file: &Path, place: &str) {
         let engine = engine();
         let plugin = Plugin::load(&engine, file).expect("it loads");
         let mut transform = transform("contract", OnError::DeadLetter, &[]);
@@ -455,6 +509,7 @@ mod languages {
         );
         assert!(lie.contains("output") || lie.contains("lie"), "{lie}");
         assert_eq!(made.records.len(), 2 + 1 + 2);
+        costs_its_change(language, &mut chain, &batch);
     }
 }
 

@@ -3,6 +3,7 @@ package main
 
 import (
 	"errors"
+	"os"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -102,12 +103,31 @@ func (t *transform) Process(change *penstock.Change, out *penstock.Output) error
 		// Its first field is what the host is handed.
 		written := (*[]byte)(unsafe.Pointer(out))
 		*written = append(*written, 1, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff)
+	case "deep":
+		out.Record(strconv.Itoa(deep(1)))
+	case "exit":
+		os.Exit(3)
+	case "long error":
+		return errors.New(strings.Repeat("long ", 2<<20))
+	case "records":
+		for {
+			out.Record(t.topic).Value([]byte("much"))
+		}
+	case "talk":
+		for n := range 5000 {
+			penstock.Log(penstock.Info, "line "+strconv.Itoa(n))
+		}
+		out.Forward()
 	case "memory":
 		for {
 			t.hoard = append(t.hoard, make([]byte, 1<<20))
 		}
 	}
 	return nil
+}
+
+func deep(n int) int {
+	return 1 + deep(n+1)
 }
 
 // told is what a row tells of its columns, in JSON.

@@ -1,5 +1,9 @@
 // The contract's transform in JavaScript: see contract.toml.
-import { plugin, Refused, Retry } from "./penstock/index.js";
+import { log, plugin, Refused, Retry } from "./penstock/index.js";
+
+function deep(n) {
+  return 1 + deep(n + 1);
+}
 
 /** What a row tells of its columns, in JSON. */
 function told(row) {
@@ -68,6 +72,13 @@ export const { transform, description } = plugin({
           case "lie":
             out.entry(1);
             return out.u32(0xffffffff);
+          case "deep": return out.record(String(deep(1)));
+          case "exit": return process.exit(3);
+          case "long error": throw new Refused("long ".repeat(2 << 20));
+          case "records": for (;;) out.record(topic, { value: "much" });
+          case "talk":
+            for (let n = 0; n < 5000; n++) log("info", `line ${n}`);
+            return out.forward();
           case "memory": for (;;) hoard.push(new Uint8Array(1 << 20));
         }
       },

@@ -1,6 +1,12 @@
 """The contract's transform in Python: see contract.toml."""
 
-from penstock import Error, Retry, Setting, plugin
+import sys
+
+from penstock import Error, Retry, Setting, log, plugin
+
+
+def deep(n):
+    return 1 + deep(n + 1)
 
 
 def told(row):
@@ -93,6 +99,19 @@ class Contract:
                     pass
             case "lie":
                 out._entry(1, b"\xff" * 7)
+            case "deep":
+                out.record(str(deep(1)))
+            case "exit":
+                sys.exit(3)
+            case "long error":
+                raise Error("long " * (2 << 20))
+            case "records":
+                while True:
+                    out.record(self.topic, value="much")
+            case "talk":
+                for n in range(5000):
+                    log("info", f"line {n}")
+                out.forward()
             case "memory":
                 while True:
                     self.hoard.append(bytearray(1 << 20))

@@ -104,10 +104,30 @@ impl Transform for Contract {
             "memory" => loop {
                 self.hoard.push(vec![1; 1 << 20]);
             },
+            "deep" => {
+                out.record(&deep(1).to_string());
+            }
+            "exit" => std::process::exit(3),
+            "long error" => bail!("{}", "long ".repeat(2 << 20)),
+            "records" => loop {
+                out.record(&self.topic).value("much");
+            },
+            "talk" => {
+                for n in 0..5_000 {
+                    penstock_plugin::info!("line {n}");
+                }
+                out.forward(change);
+            }
             _ => {}
         }
         Ok(())
     }
+}
+
+#[allow(unconditional_recursion)]
+fn deep(n: u64) -> u64 {
+    let room = std::hint::black_box([n; 64]);
+    1 + deep(room[(n % 64) as usize] + 1)
 }
 
 /// What a row tells of its columns, in JSON.
