@@ -42,15 +42,15 @@ impl Plugin {
             }
             _ => Some(name.to_owned()),
         };
+        let sorted = |said: &mut dyn Iterator<Item = Option<String>>| {
+            let mut said: Vec<String> = said.flatten().collect();
+            said.sort_unstable();
+            said
+        };
+        // The order in the file is the linker's, and another one after each build.
         Facts {
-            imports: kind
-                .imports(engine)
-                .filter_map(|(n, item)| say(n, &item.ty))
-                .collect(),
-            exports: kind
-                .exports(engine)
-                .filter_map(|(n, item)| say(n, &item.ty))
-                .collect(),
+            imports: sorted(&mut kind.imports(engine).map(|(n, item)| say(n, &item.ty))),
+            exports: sorted(&mut kind.exports(engine).map(|(n, item)| say(n, &item.ty))),
         }
     }
 
