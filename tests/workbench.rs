@@ -399,9 +399,12 @@ mod languages {
     /// What else a change can have a transform do, and what its refusal then says, whatever the language; none: it is not refused.
     const DEEDS: [(&str, &[&str]); 5] = [
         // A stack has an end: the language's own, the engine's, or that of memory.
-        ("deep", &["stack", "recursion", "memory", "trapped"]),
+        (
+            "deep",
+            &["stack", "recursion", "memory", "trapped", "deadline"],
+        ),
         // There is nothing that could be ended: that is a trap, or no such word.
-        ("exit", &["trapped", "process"]),
+        ("exit", &["trapped", "process", "deadline"]),
         ("long error", &["long long"]),
         (
             "records",

@@ -108,13 +108,13 @@ func (t *transform) Process(change *penstock.Change, out *penstock.Output) error
 	case "exit":
 		os.Exit(3)
 	case "long error":
-		return errors.New(strings.Repeat("long ", 2<<20))
+		return errors.New(strings.Repeat("long ", 1<<18))
 	case "records":
 		for {
 			out.Record(t.topic).Value([]byte("much"))
 		}
 	case "talk":
-		for n := range 5000 {
+		for n := range 1000 {
 			penstock.Log(penstock.Info, "line "+strconv.Itoa(n))
 		}
 		out.Forward()

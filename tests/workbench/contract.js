@@ -74,10 +74,10 @@ export const { transform, description } = plugin({
             return out.u32(0xffffffff);
           case "deep": return out.record(String(deep(1)));
           case "exit": return process.exit(3);
-          case "long error": throw new Refused("long ".repeat(2 << 20));
+          case "long error": throw new Refused("long ".repeat(1 << 18));
           case "records": for (;;) out.record(topic, { value: "much" });
           case "talk":
-            for (let n = 0; n < 5000; n++) log("info", `line ${n}`);
+            for (let n = 0; n < 1000; n++) log("info", `line ${n}`);
             return out.forward();
           case "memory": for (;;) hoard.push(new Uint8Array(1 << 20));
         }

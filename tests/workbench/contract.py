@@ -104,12 +104,12 @@ class Contract:
             case "exit":
                 sys.exit(3)
             case "long error":
-                raise Error("long " * (2 << 20))
+                raise Error("long " * (1 << 18))
             case "records":
                 while True:
                     out.record(self.topic, value="much")
             case "talk":
-                for n in range(5000):
+                for n in range(1000):
                     log("info", f"line {n}")
                 out.forward()
             case "memory":

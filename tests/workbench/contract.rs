@@ -108,12 +108,12 @@ impl Transform for Contract {
                 out.record(&deep(1).to_string());
             }
             "exit" => std::process::exit(3),
-            "long error" => bail!("{}", "long ".repeat(2 << 20)),
+            "long error" => bail!("{}", "long ".repeat(1 << 18)),
             "records" => loop {
                 out.record(&self.topic).value("much");
             },
             "talk" => {
-                for n in 0..5_000 {
+                for n in 0..1_000 {
                     penstock_plugin::info!("line {n}");
                 }
                 out.forward(change);
