@@ -383,8 +383,8 @@ mod languages {
 
     /// A first build, an edit that is wrong, which is said and changes nothing, and one that is not.
     const AN_EDIT: &str = "
-        rm -f target/loader.* development.wasm
-        penstock plugin build --watch --out development.wasm > watch.txt 2>&1 &
+        rm -f target/loader.* development.wasm watch.txt; : > watch.txt
+        penstock plugin build --watch --out development.wasm >> watch.txt 2>&1 &
         pid=$!
         wait_for() { until grep -q \"$1\" watch.txt; do kill -0 $pid || exit 1; sleep 0.1; done; }
         wait_for '^built '
