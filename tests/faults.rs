@@ -624,9 +624,9 @@ async fn each_stage_lets_through_what_its_rate_limit_says() {
         if stage == "dead_letter" {
             // Its limit makes no batches smaller, and they are counted whole.
             world.set("pipeline.batch_size", 10);
-            // Updates that write no payload: the router refuses each.
-            let cql = "UPDATE ks.outbox SET aggregate_type = 'order', event_type = 'order.created' \
-                       WHERE aggregate_id = uuid() AND event_id = now()";
+            // Of a type that no topic can be named by: the router refuses each.
+            let cql = "INSERT INTO ks.outbox (aggregate_id, event_id, aggregate_type, event_type) \
+                       VALUES (uuid(), now(), 'no topic', 'order.created')";
             for _ in 0..4_000 {
                 world.session.query_unpaged(cql, ()).await.expect("written");
             }
