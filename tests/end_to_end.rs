@@ -73,6 +73,8 @@ async fn stops_and_kills_under_load_lose_nothing() {
     let total = rounds * per_round;
     let mut last = world.start(rounds);
     world.await_records(keys.len() * total as usize, LONG, &last);
+    // All may have been there before it: a signal is to find its handler.
+    last.await_metrics("it is up", LONG, |_| true).await;
     last.signal("-TERM");
     assert_eq!(last.wait(LONG).code(), Some(0), "{}", last.text());
     let repeats = complete_and_ordered(&world.seen(), &keys, total);
