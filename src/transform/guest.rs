@@ -40,7 +40,7 @@ pub trait Guest: Debug + Send {
     fn is_fresh(&self) -> bool;
 
     /// Bytes of its memory, which only grows.
-    fn memory(&self) -> u64;
+    fn memory_in_use(&self) -> u64;
 
     /// What was said of a table that was opened.
     fn interest(&self, table: u32) -> Option<&Interest>;

@@ -133,7 +133,9 @@ impl Stage {
 
     /// Bytes of its instance's memory.
     pub(super) fn memory(&self) -> u64 {
-        self.instance.as_ref().map_or(0, |guest| guest.memory())
+        self.instance
+            .as_ref()
+            .map_or(0, |guest| guest.memory_in_use())
     }
 
     pub(super) fn plugin(&self) -> &Arc<dyn Code> {

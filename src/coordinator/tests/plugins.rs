@@ -83,7 +83,7 @@ impl Guest for Instance {
         self.fresh
     }
 
-    fn memory(&self) -> u64 {
+    fn memory_in_use(&self) -> u64 {
         0
     }
 
