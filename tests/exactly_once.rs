@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use penstock::change::GroupKey;
 use penstock::checkpoint::log::CheckpointLog;
+use penstock::checkpoint::topic::Owner;
 use penstock::checkpoint::{Checkpoints, GroupCheckpoint, Settlement};
 use penstock::config::settings::{Delivery, LiveSettings, Settings};
 use penstock::policy::Class;
@@ -18,7 +19,7 @@ use penstock::sink::{Settle, SinkError, Standing};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use testkit::batches::{Maker, numbered, position};
-use testkit::broker::{Cluster, Flow, Follower, Valve, read_all, unique};
+use testkit::broker::{Cluster, Flow, Follower, Operator, Valve, read_all, unique};
 use testkit::settings;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -62,14 +63,17 @@ impl Instance {
     }
 }
 
-fn upto(us: i64) -> Settlement {
-    let group = GroupKey("ks.t/1764000000000/00".into());
-    let checkpoint = GroupCheckpoint {
+fn progress(us: i64) -> GroupCheckpoint {
+    GroupCheckpoint {
         complete_until_us: us,
         ..GroupCheckpoint::default()
-    };
+    }
+}
+
+fn upto(us: i64) -> Settlement {
+    let group = GroupKey("ks.t/1764000000000/00".into());
     Settlement {
-        progress: [(group, checkpoint)].into(),
+        progress: [(group, progress(us))].into(),
         ..Settlement::default()
     }
 }
@@ -163,6 +167,129 @@ async fn a_producer_that_is_prepared_fences_nobody_before_the_shard_is_opened() 
     // Whoever takes it again has to read.
     let (_, found) = two.open().await;
     assert_eq!(found, upto(6).progress);
+}
+
+/// The checkpoints are read while somebody else writes them. Whatever is done to them until the shard is opened counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_after_the_checkpoints_were_read_aside_counts() {
+    let cluster = Cluster::start();
+    let (name, topic) = (unique("aside"), unique("aside"));
+    let one = Instance::start(&name, &cluster.brokers).await;
+    let (mut old, _) = one.open().await;
+    deliver(&mut old, &topic, 0, 2).await;
+    old.settle(&[], &upto(2)).await.unwrap();
+
+    // By whoever has the shard; by another one, which takes it meanwhile; by nobody.
+    let two = Instance::start(&name, &cluster.brokers).await;
+    let prepared = two.sink.prepare_beside(vec![0]).await.unwrap();
+    old.settle(&[], &upto(4)).await.expect("nobody is fenced");
+    let opened = two.sink.open_shards(&[0], prepared).await.unwrap();
+    assert_eq!(opened[0].checkpoints, upto(4).progress);
+
+    let prepared = two.sink.prepare_beside(vec![0]).await.unwrap();
+    let (mut other, found) = one.open().await;
+    assert_eq!(found, upto(4).progress);
+    other.settle(&[], &upto(6)).await.unwrap();
+    let opened = two.sink.open_shards(&[0], prepared).await.unwrap();
+    assert_eq!(opened[0].checkpoints, upto(6).progress);
+    other.settle(&[], &upto(8)).await.expect_err("fenced");
+
+    let prepared = two.sink.prepare_beside(vec![0]).await.unwrap();
+    let mut opened = two.sink.open_shards(&[0], prepared).await.unwrap();
+    assert_eq!(opened[0].checkpoints, upto(6).progress);
+    let mut new = opened[0].producer.take().expect("it is the shard's");
+    assert_eq!(new.open().await.unwrap(), None, "it was read already");
+    // What is forgotten meanwhile is not remembered from before.
+    let prepared = two.sink.prepare_beside(vec![0]).await.unwrap();
+    let forgotten = Settlement {
+        forgotten: upto(6).progress.into_keys().collect(),
+        ..Settlement::default()
+    };
+    new.settle(&[], &forgotten).await.unwrap();
+    let opened = two.sink.open_shards(&[0], prepared).await.unwrap();
+    assert_eq!(opened[0].checkpoints, Checkpoints::new());
+}
+
+/// Nothing that was read of a topic is said of the one that takes its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_topic_that_is_made_again_meanwhile_is_read_anew() {
+    let cluster = Cluster::start();
+    let (name, topic) = (unique("anew"), unique("anew"));
+    let one = Instance::start(&name, &cluster.brokers).await;
+    let (mut old, _) = one.open().await;
+    deliver(&mut old, &topic, 0, 2).await;
+    for us in [1, 2] {
+        old.settle(&[], &upto(us)).await.unwrap();
+    }
+    Settle::close(&mut old).await;
+    let two = Instance::start(&name, &cluster.brokers).await;
+    let prepared = two.sink.prepare_beside(vec![0]).await.unwrap();
+    let operator = Operator::new(&cluster.brokers);
+    operator
+        .delete(&format!("penstock.{name}.checkpoints"))
+        .await;
+    let three = Instance::start(&name, &cluster.brokers).await;
+    let opened = three.sink.load(&[0]).await.unwrap();
+    assert_eq!(opened, [(0, Checkpoints::new())]);
+    let opened = two.sink.open_shards(&[0], prepared).await.unwrap();
+    assert_eq!(opened[0].checkpoints, Checkpoints::new());
+}
+
+/// From three shards to two: what stood with the third is moved, and whoever has it writes no more, although nobody opens it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_prepared_beside_more_shards_takes_all_of_them() {
+    let cluster = Cluster::start();
+    let name = unique("fewer");
+    let of = |shards: u32| Instance::with(settings::settings(&name, &cluster.brokers, shards));
+    let three = of(3).await;
+    let mut olds = Vec::new();
+    for number in 0..3 {
+        let mut old = three.sink.open_shard(number).unwrap();
+        old.open().await.unwrap();
+        // Each has a group that is placed elsewhere among two.
+        let group = (0_u32..)
+            .map(|n| GroupKey(format!("ks.t/1/{n:02}").into()).numbered(n))
+            .find(|group| group.shard(3) == number && group.shard(2) != number)
+            .expect("one of many");
+        let mut settlement = Settlement::default();
+        settlement.progress.insert(group, progress(7));
+        old.settle(&[], &settlement).await.unwrap();
+        olds.push((old, settlement));
+    }
+    let two = of(2).await;
+    let prepared = two.sink.prepare_beside(vec![0, 1]).await.unwrap();
+    for (old, settlement) in &mut olds {
+        for at in settlement.progress.values_mut() {
+            *at = progress(9);
+        }
+        old.settle(&[], settlement)
+            .await
+            .expect("nobody is fenced yet");
+    }
+    let opened = two.sink.open_shards(&[0, 1], prepared).await.unwrap();
+    let mut found = Checkpoints::new();
+    for opened in opened {
+        let placed = opened.checkpoints.keys().map(|group| group.shard(2));
+        assert!(placed.into_iter().all(|shard| shard == opened.shard));
+        assert!(opened.producer.is_some(), "it is the shard's");
+        found.extend(opened.checkpoints);
+    }
+    let all: Checkpoints = olds
+        .iter()
+        .flat_map(|(_, settlement)| settlement.progress.clone())
+        .collect();
+    assert_eq!(found, all);
+    for (old, settlement) in &mut olds {
+        old.settle(&[], settlement).await.expect_err("fenced");
+    }
+    // They stand in their own partitions now, and nobody has the third shard.
+    let held = two.sink.read_all_checkpoints().await.unwrap();
+    for number in [0, 1] {
+        let here = &held[&i32::try_from(number).unwrap()].checkpoints;
+        assert!(!here.is_empty() && here.keys().all(|group| group.shard(2) == number));
+    }
+    assert_eq!(held[&2].checkpoints, Checkpoints::new());
+    assert_eq!(held[&2].owner, Some(Owner::NOBODY));
 }
 
 #[tokio::test(flavor = "multi_thread")]

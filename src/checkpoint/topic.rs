@@ -285,6 +285,14 @@ impl Fold {
         self.owners.get(&partition).cloned()
     }
 
+    /// Whether some of them stand in another partition than their shard's; `own`: the partition of each.
+    pub fn has_strays(&self, own: &BTreeMap<u32, i32>) -> bool {
+        self.found.iter().any(|(group, places)| {
+            let own = own.get(&group.shard(self.shards));
+            !group.is_start() && own.is_some_and(|own| places.keys().any(|place| place != own))
+        })
+    }
+
     /// What they come to, by shard; `own`: the partition of each.
     pub fn finish(self, own: &BTreeMap<u32, i32>) -> BTreeMap<u32, Loaded> {
         let nothing = || Loaded {

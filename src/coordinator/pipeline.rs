@@ -252,7 +252,8 @@ impl Pipeline {
                     source.look_ahead(LOOKING_AHEAD).await;
                 }
             };
-            let (prepared, ()) = tokio::join!(sink.clone().prepare(own), ahead);
+            let preparing = sink.clone().prepare(own, runs.is_some());
+            let (prepared, ()) = tokio::join!(preparing, ahead);
             let prepared = prepared?;
             anyhow::Ok((source, log, sink, prepared))
         };
@@ -334,15 +335,8 @@ impl Pipeline {
         let prepared = self.prepared.lock().take();
         let opening = match prepared {
             Some(prepared) => prepared,
-            None => self.sink.clone().prepare(Vec::new()).await?,
+            None => self.sink.clone().prepare(Vec::new(), false).await?,
         };
-        if goes_on.is_none()
-            && self.settings().pipeline.instances == Instances::One
-            && let Err(error) = self.sink.clone().retire_surplus().await
-        {
-            opening.close().await;
-            return Err(error);
-        }
         let opened = opening.open(missing).await?;
         // From here on nothing fails, so no producer is taken in vain.
         let mut shards = self.shards.write();

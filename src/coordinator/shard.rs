@@ -26,7 +26,7 @@ impl Shard {
     /// # Errors
     /// What the brokers have against it.
     pub async fn open(pipeline: &Pipeline, number: u32) -> Result<Self, SinkError> {
-        let opening = pipeline.sink.clone().prepare(Vec::new()).await?;
+        let opening = pipeline.sink.clone().prepare(Vec::new(), false).await?;
         let opened = opening
             .open(vec![number])
             .await?

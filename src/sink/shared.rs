@@ -23,13 +23,15 @@ use crate::policy::stage::StagePolicies;
 
 /// A connected sink, shared by the shards.
 pub trait Sink: Send + Sync {
-    /// Does ahead what can be done for these shards while they may still be somebody else's.
+    /// Does ahead what can be done for these shards while they may still be somebody else's. `others_run`: others do their
+    /// work until they are opened, and stand still meanwhile.
     ///
     /// # Errors
     /// A producer cannot be made.
     fn prepare(
         self: Arc<Self>,
         shards: Vec<u32>,
+        others_run: bool,
     ) -> BoxFuture<'static, Result<Box<dyn Ahead>, SinkError>>;
 
     /// A shard's producer, made anew. A shard is open at most once at a time.
@@ -49,9 +51,6 @@ pub trait Sink: Send + Sync {
     /// # Errors
     /// What they are written with cannot be made.
     fn letters(self: Arc<Self>, policies: StagePolicies) -> Result<Arc<dyn LetterBox>, SinkError>;
-
-    /// Takes the shards that there are no more of, so that nobody who had one of them writes any more.
-    fn retire_surplus(self: Arc<Self>) -> BoxFuture<'static, Result<(), SinkError>>;
 
     /// Whether there is none of these checkpoints there.
     fn lacks<'a>(&'a self, checkpoints: &'a Checkpoints) -> BoxFuture<'a, Result<bool, SinkError>>;
@@ -112,7 +111,7 @@ pub trait Sink: Send + Sync {
 /// Shards that are about to be opened: what of it fences nobody is done.
 pub trait Ahead: Send {
     /// Opens these shards, which nobody else may be writing any more: all of them, or none. What was prepared for others is
-    /// ended.
+    /// ended, and whoever has shards that there are no more of writes no more.
     ///
     /// # Errors
     /// What the brokers have against it.

@@ -61,6 +61,7 @@ impl Sink for Brokers {
     fn prepare(
         self: Arc<Self>,
         _: Vec<u32>,
+        _: bool,
     ) -> BoxFuture<'static, Result<Box<dyn Ahead>, SinkError>> {
         let ahead: Box<dyn Ahead> = Box::new((*self).clone());
         Box::pin(std::future::ready(Ok(ahead)))
@@ -82,10 +83,6 @@ impl Sink for Brokers {
 
     fn letters(self: Arc<Self>, _: StagePolicies) -> Result<Arc<dyn LetterBox>, SinkError> {
         Ok(self)
-    }
-
-    fn retire_surplus(self: Arc<Self>) -> BoxFuture<'static, Result<(), SinkError>> {
-        Box::pin(std::future::ready(Ok(())))
     }
 
     fn lacks<'a>(&'a self, known: &'a Checkpoints) -> BoxFuture<'a, Result<bool, SinkError>> {

@@ -16,7 +16,6 @@ use super::{RedpandaSink, ShardSink, classify, client, client::Quiet};
 use crate::change::GroupKey;
 use crate::checkpoint::topic::{self as checkpoint, Owner};
 use crate::checkpoint::{Checkpoints, GroupCheckpoint};
-use crate::config::settings::Delivery;
 use crate::sink::{Settle, SinkError};
 
 /// A question about the group takes no longer.
@@ -116,45 +115,6 @@ impl RedpandaSink {
         });
         let shards = futures::future::try_join_all(taking).await?;
         Ok(Taken { shards })
-    }
-
-    /// Where there were more shards once: whoever still has those that are no more can write nothing from here on. Done
-    /// once; before anything is read that they may have written.
-    ///
-    /// # Errors
-    /// What the brokers have against it.
-    pub async fn retire_surplus(self: &Arc<Self>) -> Result<(), SinkError> {
-        let partitions = self.checkpoint_partitions().await?;
-        let (shards, delivery) = {
-            let pipeline = &self.live.borrow().pipeline;
-            (pipeline.shards.get(), pipeline.delivery)
-        };
-        if delivery == Delivery::AtLeastOnce || partitions <= shards {
-            return Ok(());
-        }
-        let mut held = self.read_all_checkpoints().await?;
-        let retiring = (shards..partitions).filter_map(|number| {
-            let owner = held.remove(&(number as i32)).and_then(|held| held.owner);
-            let is_retired = owner.is_none_or(|owner| owner == Owner::NOBODY);
-            (!is_retired).then(|| self.retire(number))
-        });
-        futures::future::try_join_all(retiring).await?;
-        Ok(())
-    }
-
-    /// Takes a shard that is no more, and says that nobody has it.
-    async fn retire(self: &Arc<Self>, number: u32) -> Result<(), SinkError> {
-        let mut shard = self.open_shard(number)?;
-        Settle::open(&mut shard).await?;
-        let (key, nobody) = (checkpoint::OWNER_KEY, Owner::NOBODY.encode());
-        let record = (number as i32, key.to_owned(), Some(nobody));
-        shard.write_by_hand(vec![record]).await?;
-        self.ended.end(shard);
-        tracing::info!(
-            shard = number,
-            "a shard of an earlier number of shards was closed"
-        );
-        Ok(())
     }
 
     /// The records that put a checkpoint where the shards of this pipeline look for it: of a group one, of a table's

@@ -28,6 +28,7 @@ use crate::sink::flight::{Oldest, Snapshot, Window};
 use crate::sink::trouble::{Cause, Help, Troubles};
 use crate::sink::{SinkError, join_brokers};
 
+mod aside;
 pub mod by_hand;
 mod carry;
 mod classify;

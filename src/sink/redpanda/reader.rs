@@ -1,6 +1,6 @@
 //! Reads partitions from their start to their end, as committed, in no group.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::security::InForce;
@@ -19,8 +20,10 @@ use crate::progress::Progress;
 use crate::sink::SinkError;
 
 /// Without a record or an end of partition for this long, reading is given up.
-const STALLED: Duration = Duration::from_secs(30);
+pub(super) const STALLED: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
+/// One question about a topic takes no longer.
+const ASKING: Duration = Duration::from_secs(5);
 /// A broker that has nothing more of a partition says so after this long, in ms, and not of another one before: the next
 /// end is waited for, as often as there are partitions.
 const NOTHING_MORE: &str = "1";
@@ -31,7 +34,12 @@ pub(super) struct Ended(Mutex<Vec<JoinHandle<()>>>);
 
 impl Ended {
     pub(super) fn end(&self, client: impl Send + 'static) {
-        let ended = tokio::task::spawn_blocking(move || drop(client));
+        // Whoever is dropped when all is over ends where it is.
+        let Ok(runtime) = Handle::try_current() else {
+            drop(client);
+            return;
+        };
+        let ended = runtime.spawn_blocking(move || drop(client));
         let mut all = self.0.lock();
         all.retain(|ending| !ending.is_finished());
         all.push(ended);
@@ -45,6 +53,31 @@ pub(super) struct Reader {
     pub(super) ended: Arc<Ended>,
 }
 
+/// A client that is connected, and has read nothing yet: one that has would not tell again of the ends that it met.
+pub(super) struct Connected {
+    /// There until it is dropped.
+    consumer: Option<BaseConsumer<Quiet>>,
+    quiet: Quiet,
+    ended: Arc<Ended>,
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        if let Some(consumer) = self.consumer.take() {
+            self.ended.end(consumer);
+        }
+    }
+}
+
+/// What of a topic is read.
+#[derive(Clone, Copy)]
+enum What<'a> {
+    /// Every partition that there is, from this offset on where one is named.
+    All(&'a BTreeMap<i32, i64>),
+    /// One, which has to be there.
+    One(i32),
+}
+
 impl Reader {
     /// Hands every record of a topic to `each`, per partition in order. Blocks, on a thread of the runtime for that; a
     /// topic that does not exist is empty. The end is the broker's end-of-partition, not the high watermark less one:
@@ -54,7 +87,19 @@ impl Reader {
         topic: &str,
         each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
     ) -> Result<(), SinkError> {
-        self.read_within(topic, STALLED, None, each)
+        self.read_from(None, topic, STALLED, &BTreeMap::new(), each)
+    }
+
+    /// … of each partition from the offset that is named here on, if one is, and with whoever is connected already.
+    pub(super) fn read_from(
+        &self,
+        connected: Option<Connected>,
+        topic: &str,
+        stalled: Duration,
+        from: &BTreeMap<i32, i64>,
+        each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
+    ) -> Result<(), SinkError> {
+        self.read_with(connected, topic, stalled, What::All(from), each)
     }
 
     /// … every record of one partition, which has to be there: without it nobody knows what was in it.
@@ -65,25 +110,65 @@ impl Reader {
         stalled: Duration,
         each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
     ) -> Result<(), SinkError> {
-        self.read_within(topic, stalled, Some(partition), each)
+        self.read_with(None, topic, stalled, What::One(partition), each)
     }
 
-    fn read_within(
+    fn read_with(
         &self,
+        connected: Option<Connected>,
         topic: &str,
         stalled: Duration,
-        wanted: Option<i32>,
+        what: What<'_>,
         each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
     ) -> Result<(), SinkError> {
+        let connected = match connected {
+            Some(connected) => connected,
+            None => self.make()?,
+        };
+        match &connected.consumer {
+            Some(consumer) => read(consumer, &connected.quiet, topic, stalled, what, each),
+            None => Err(SinkError::Reset),
+        }
+    }
+
+    fn make(&self) -> Result<Connected, SinkError> {
         let quiet = Quiet::of(&self.security);
         let mut config = self.config.clone();
         config.set("fetch.wait.max.ms", NOTHING_MORE);
         let consumer: BaseConsumer<Quiet> = config
             .create_with_context(quiet.clone())
             .map_err(client::creation)?;
-        let read = read(&consumer, &quiet, topic, stalled, wanted, each);
-        self.ended.end(consumer);
-        read
+        Ok(Connected {
+            consumer: Some(consumer),
+            quiet,
+            ended: Arc::clone(&self.ended),
+        })
+    }
+
+    /// A client that is connected to all who have something of a topic, so that it reads at once. Blocks.
+    pub(super) fn connect(&self, topic: &str, within: Duration) -> Result<Connected, SinkError> {
+        let connected = self.make()?;
+        let Some(consumer) = &connected.consumer else {
+            return Err(SinkError::Reset);
+        };
+        let until = Instant::now() + within;
+        let left = || until.saturating_duration_since(Instant::now());
+        let asked = || -> Result<(), KafkaError> {
+            let found = consumer.fetch_metadata(Some(topic), left())?;
+            let partitions = found.topics().iter().flat_map(|topic| topic.partitions());
+            let led = partitions.filter(|p| p.leader() >= 0);
+            let leaders: BTreeMap<i32, i32> = led.map(|p| (p.leader(), p.id())).collect();
+            for partition in leaders.into_values() {
+                consumer.fetch_watermarks(topic, partition, left())?;
+            }
+            Ok(())
+        };
+        asked().map_err(|error| SinkError::Read {
+            topic: topic.to_owned(),
+            reason: error.to_string(),
+            class: classify::class(&error),
+        })?;
+        Ok(connected)
     }
 }
 
@@ -92,7 +177,7 @@ fn read(
     quiet: &Quiet,
     topic: &str,
     stalled: Duration,
-    wanted: Option<i32>,
+    what: What<'_>,
     mut each: impl FnMut(&BorrowedMessage<'_>) -> Result<(), SinkError>,
 ) -> Result<(), SinkError> {
     let failed = |error: &KafkaError| SinkError::Read {
@@ -104,10 +189,14 @@ fn read(
         class: classify::class(error),
     };
 
+    let wanted = match what {
+        What::All(_) => None,
+        What::One(partition) => Some(partition),
+    };
     // Knowing the leaders first saves the half second that an assignment to unknown ones waits.
     let deadline = Instant::now() + stalled;
     let mut partitions = loop {
-        match partitions(consumer, topic) {
+        match partitions(consumer, topic, stalled.min(ASKING)) {
             Ok(Some(partitions)) => break partitions,
             Ok(None) if wanted.is_none() => return Ok(()),
             Ok(None) => return Err(failed(&KafkaError::MetadataFetch(Code::UnknownTopic))),
@@ -123,8 +212,13 @@ fn read(
     }
     let mut assignment = TopicPartitionList::with_capacity(partitions.len());
     for &partition in &partitions {
+        let from = match what {
+            What::All(from) => from.get(&partition).copied(),
+            What::One(_) => None,
+        };
+        let begin = from.map_or(Offset::Beginning, Offset::Offset);
         assignment
-            .add_partition_offset(topic, partition, Offset::Beginning)
+            .add_partition_offset(topic, partition, begin)
             .map_err(|e| failed(&e))?;
     }
     consumer.assign(&assignment).map_err(|e| failed(&e))?;
@@ -168,8 +262,12 @@ fn behind(consumer: &BaseConsumer<Quiet>, topic: &str, partitions: &[i32]) -> Op
 }
 
 /// A topic's partitions once each has a leader; `None`: no such topic.
-fn partitions(consumer: &BaseConsumer<Quiet>, topic: &str) -> Result<Option<Vec<i32>>, KafkaError> {
-    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(5))?;
+fn partitions(
+    consumer: &BaseConsumer<Quiet>,
+    topic: &str,
+    within: Duration,
+) -> Result<Option<Vec<i32>>, KafkaError> {
+    let metadata = consumer.fetch_metadata(Some(topic), within)?;
     let Some(found) = metadata.topics().iter().find(|t| t.name() == topic) else {
         return Ok(None);
     };

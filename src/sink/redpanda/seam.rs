@@ -26,9 +26,13 @@ impl Sink for RedpandaSink {
     fn prepare(
         self: Arc<Self>,
         shards: Vec<u32>,
+        others_run: bool,
     ) -> BoxFuture<'static, Result<Box<dyn Ahead>, SinkError>> {
         Box::pin(async move {
-            let prepared = Self::prepare(&self, shards).await?;
+            let prepared = match others_run {
+                true => self.prepare_beside(shards).await?,
+                false => Self::prepare(&self, shards).await?,
+            };
             let ahead: Box<dyn Ahead> = Box::new(Connected {
                 sink: self,
                 prepared,
@@ -49,10 +53,6 @@ impl Sink for RedpandaSink {
 
     fn letters(self: Arc<Self>, policies: StagePolicies) -> Result<Arc<dyn LetterBox>, SinkError> {
         Ok(Arc::new(DeadLetters::open(&self, policies)?))
-    }
-
-    fn retire_surplus(self: Arc<Self>) -> BoxFuture<'static, Result<(), SinkError>> {
-        Box::pin(async move { Self::retire_surplus(&self).await })
     }
 
     fn lacks<'a>(&'a self, checkpoints: &'a Checkpoints) -> BoxFuture<'a, Result<bool, SinkError>> {

@@ -38,6 +38,23 @@ impl ShardSink {
         Ok(())
     }
 
+    /// Says that nobody has the shard, of one that is no more and that this producer has taken: see [`Self::fence`].
+    pub(in crate::sink::redpanda) async fn give_up(&mut self) -> Result<(), SinkError> {
+        if self.transaction == (Transaction::None { claimed: false }) {
+            // Who says that nobody has it does not have it.
+            self.transaction = Transaction::None { claimed: true };
+        }
+        let (key, nobody) = (checkpoint::OWNER_KEY, Owner::NOBODY.encode());
+        let partition = i32::try_from(self.shard).unwrap_or(i32::MAX);
+        let record = (partition, key.to_owned(), Some(nobody));
+        self.write_by_hand(vec![record]).await?;
+        tracing::info!(
+            shard = self.shard,
+            "a shard of an earlier number of shards was closed"
+        );
+        Ok(())
+    }
+
     /// Says whose the shard is, within this time.
     pub(in crate::sink::redpanda) async fn claim_within(
         &mut self,
@@ -98,7 +115,7 @@ impl ShardSink {
     }
 
     /// How long each step of taking the shard may take.
-    pub(super) fn patience(&self) -> Duration {
+    pub(in crate::sink::redpanda) fn patience(&self) -> Duration {
         self.sink.live.borrow().sink.attempt_timeout.max(TAKING)
     }
 
