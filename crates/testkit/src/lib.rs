@@ -9,6 +9,7 @@ pub mod acks;
 pub mod batches;
 pub mod broker;
 pub mod browser;
+pub mod machine;
 pub mod plugins;
 pub mod process;
 pub mod scylla;

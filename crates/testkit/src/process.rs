@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use scylla::client::session::Session;
@@ -472,19 +472,32 @@ impl Running {
 
     /// Runs `penstock <args>` against this process: its exit code, and all that it printed.
     pub fn penstock(&self, args: &[&str]) -> (Option<i32>, String) {
-        let output = Command::new(crate::penstock())
+        let output = self.beside(args);
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    }
+
+    /// … and what it answered, without what it says besides: of work that takes its time, as on a busy machine, how far it is.
+    pub fn answer(&self, args: &[&str]) -> (Option<i32>, String) {
+        let output = self.beside(args);
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    }
+
+    fn beside(&self, args: &[&str]) -> Output {
+        Command::new(crate::penstock())
             .args(args)
             .arg("--config")
             .arg(&self.config)
             .args(&self.flags)
             .arg(format!("--set=admin.listen={}", self.admin()))
             .output()
-            .expect("penstock starts");
-        let text = [output.stdout, output.stderr].concat();
-        (
-            output.status.code(),
-            String::from_utf8_lossy(&text).into_owned(),
-        )
+            .expect("penstock starts")
     }
 
     /// Asks it to drain, and demands that it ends well.
