@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use testkit::broker::{Faulty, Flow, Valve};
+use testkit::machine::Span;
 use testkit::process::{LONG, Metrics, Running, Setup, World, asked, complete_and_ordered, keys};
 use testkit::{broker, plugins};
 use uuid::Uuid;
@@ -100,31 +101,39 @@ async fn outage(world: &World, what: &str, fail: impl FnOnce(), mend: impl FnOnc
     let line = "breaker opened stage=sink failures=5 ";
     assert!(running.text().contains(line), "{}", running.text());
 
-    // Reading goes on until what may be in flight is, and then stops.
-    let mut paused = read(&running.metrics().await);
-    running
-        .await_metrics("reading pauses", LONG, |m| {
-            std::mem::replace(&mut paused, read(m)) == read(m)
+    // Reading goes on until what may be in flight is, and then stops: for as long as is looked, in which it is probed.
+    let seconds = asked("PENSTOCK_TEST_OUTAGE_SECONDS", 3);
+    let lasts = Duration::from_secs(seconds.into());
+    let probed = |m: &Metrics| m.stage("penstock_breaker_half_opened_total", "sink");
+    let mut last = (Instant::now(), -1.0, 0);
+    let during = running
+        .await_metrics("reading pauses, and it is probed", LONG + lasts, |m| {
+            let since = match read(m) == last.1 {
+                true => last.0,
+                false => Instant::now(),
+            };
+            // What was just read finds its place yet.
+            let resident = match since.elapsed() < Duration::from_millis(500) {
+                true => running.resident(),
+                false => last.2,
+            };
+            last = (since, read(m), resident);
+            since.elapsed() > lasts
                 && m.sum("penstock_queue_fill_ratio", &[r#"stage="sink""#]) > 0.0
+                && probed(m) >= 1.0
         })
         .await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let (paused, resident) = (read(&running.metrics().await), running.resident());
+    let (_, paused, resident) = last;
     let written = f64::from(keys.len() as u32 * (before + after));
     let most = f64::from(keys.len() as u32 * before + MOST_AHEAD);
     assert!(
         paused <= most && most < written,
         "{what}: {paused} > {most}"
     );
-    let seconds = asked("PENSTOCK_TEST_OUTAGE_SECONDS", 3);
-    tokio::time::sleep(Duration::from_secs(seconds.into())).await;
-    let during = running.metrics().await;
-    assert_eq!(read(&during), paused, "{what}: nothing is read meanwhile");
     let grown = running.resident().saturating_sub(resident);
     assert!(grown < 8 << 20, "{what}: grew by {grown} bytes");
     assert_eq!(during.sum("penstock_dead_letters_total", &[]), 0.0);
-    let probes = during.stage("penstock_breaker_half_opened_total", "sink");
-    assert!(probes >= 1.0, "{what}: probed while it lasted");
+    let probes = probed(&during);
     assert_eq!(closed(&during), at_the_start, "{what}: {}", running.text());
 
     mend();
@@ -199,7 +208,7 @@ async fn default_world(valve: &Valve, extra: &str) -> World {
 }
 
 /// Writes until the breaker is open; how long after `failed_at` that was.
-async fn opened(world: &World, running: &Running, failed_at: Instant) -> Duration {
+async fn opened(world: &World, running: &Running, failed_at: &Span) -> Duration {
     let keys = keys(8);
     for n in 0.. {
         world.write(&keys, n, 1).await;
@@ -220,18 +229,19 @@ async fn with_the_defaults_refused_connections_open_the_breaker_within_5_s() {
     let running = world.start(1);
     world.write(&keys(8), 0, 20).await;
     world.await_records(8 * 20, LONG, &running);
-    let failed_at = Instant::now();
+    let failed_at = Span::of(&running);
+    let within = |seconds| failed_at.at_most(Duration::from_secs(seconds));
     valve.set(Flow::Cut);
     running.await_line("waiting for the brokers", LONG);
     let told = failed_at.elapsed();
-    let opened = opened(&world, &running, failed_at).await;
+    assert!(told < within(2), "{told:?}");
+    let opened = opened(&world, &running, &failed_at).await;
+    assert!(opened < within(5), "{opened:?}");
     running.await_line("health changed component=\"sink\"", LONG);
     let health = failed_at.elapsed();
     println!("cut: told after {told:.1?}, open after {opened:.1?}, health after {health:.1?}");
-    assert!(told < Duration::from_secs(2), "{told:?}");
-    assert!(opened < Duration::from_secs(5), "{opened:?}");
     // One check_interval, and the time that it takes to look.
-    assert!(health < Duration::from_secs(11), "{health:?}");
+    assert!(health < within(11), "{health:?}");
 }
 
 /// … and so is silence, within 15 s.
@@ -242,11 +252,14 @@ async fn with_the_defaults_a_silent_broker_opens_the_breaker_within_15_s() {
     let running = world.start(1);
     world.write(&keys(8), 0, 20).await;
     world.await_records(8 * 20, LONG, &running);
-    let failed_at = Instant::now();
+    let failed_at = Span::of(&running);
     valve.set(Flow::Silent);
-    let opened = opened(&world, &running, failed_at).await;
+    let opened = opened(&world, &running, &failed_at).await;
     println!("silent: open after {opened:.1?}");
-    assert!(opened < Duration::from_secs(15), "{opened:?}");
+    assert!(
+        opened < failed_at.at_most(Duration::from_secs(15)),
+        "{opened:?}"
+    );
     valve.set(Flow::Open);
 }
 
@@ -276,25 +289,22 @@ async fn back_soon(more: &str, opened: f64) {
     running
         .await_metrics("the breaker is open", LONG, open)
         .await;
+    let mended_at = Span::of(&running);
     valve.set(Flow::Open);
-    let mended_at = Instant::now();
     running
         .await_metrics("changes are delivered", LONG, |m| {
             m.sum("penstock_changes_done_total", &[]) > 8.0 * 20.0
         })
         .await;
     let back = mended_at.elapsed();
+    // What has opened a moment ago stays open for 2 s.
+    let held = if opened > 1.0 { 0 } else { 2 };
+    let most = mended_at.at_most(Duration::from_secs(2 + held));
     running.await_line("breaker closed stage=sink from=half-open", LONG);
     let opened_before = running.metrics().await;
     let opened_before = opened_before.stage("penstock_breaker_opened_total", "sink");
     println!("the flow is back {back:.1?} after the broker");
-    // What has opened a moment ago stays open for 2 s.
-    let held = if opened > 1.0 { 0 } else { 2 };
-    assert!(
-        back < Duration::from_secs(2 + held),
-        "{back:?}\n{}",
-        story(&running)
-    );
+    assert!(back < most, "{back:?}\n{}", story(&running));
     world.await_records(8 * 220, LONG, &running);
     let end = running.metrics().await;
     let opened_at_the_end = end.stage("penstock_breaker_opened_total", "sink");
@@ -331,13 +341,13 @@ async fn a_right_that_is_refused_is_told_and_found_again_soon() {
     assert!(health.contains("TopicAuthorizationFailed"), "{health}");
     let during = running.metrics().await;
     assert_eq!(during.stage("penstock_breaker_opened_total", "sink"), 0.0);
+    let mended = Span::of(&running);
     faulty.mock.clear_request_errors(asked);
-    let mended = Instant::now();
     world.await_records(8 * 40, LONG, &running);
     let back = mended.elapsed();
     println!("refused: told after {told:.1?}, all is there {back:.1?} after its end");
     assert!(
-        back < Duration::from_secs(6),
+        back < mended.at_most(Duration::from_secs(6)),
         "{back:?}\n{}",
         running.text()
     );
@@ -394,10 +404,11 @@ async fn an_outage_that_begins_before_the_start_is_waited_for() {
     world.write(&keys, 0, 50).await;
     let running = world.start(1);
     running.await_line("admin interface listens", LONG);
-    let up = Instant::now();
+    let up = Span::of(&running);
     running.await_line("waiting for what the pipeline needs stage=sink", LONG);
     // librdkafka alone would try for its own timeout of 10 s.
-    assert!(up.elapsed() < Duration::from_secs(4), "{:?}", up.elapsed());
+    let told = up.elapsed();
+    assert!(told < up.at_most(Duration::from_secs(4)), "{told:?}");
     let told = format!("no Redpanda or Kafka broker answers at {}", valve.brokers);
     assert!(running.text().contains(&told), "{}", running.text());
     let (code, health) = running.penstock(&["health"]);
@@ -471,12 +482,22 @@ async fn an_open_breaker_is_closed_by_hand() {
     let open = running.metrics().await;
     assert_eq!(open.stage("penstock_breaker_state", "sink"), 2.0);
 
-    let (code, said) = running.penstock(&["breaker", "reset", "sink"]);
-    assert_eq!((code, said.trim()), (Some(0), "sink: breaker closed"));
-    world.await_records(8 * 300, LONG, &running);
-    let closed = running.metrics().await;
-    assert_eq!(closed.stage("penstock_breaker_state", "sink"), 0.0);
-    assert_eq!(closed.stage("penstock_breaker_closed_total", "sink"), 2.0);
+    // An attempt takes 200 ms here: where a second passes without an acknowledgement while all that waited is sent, as on a
+    // machine that is busy with other things, it opens once more.
+    let deadline = Instant::now() + LONG;
+    let closed = loop {
+        let now = running.metrics().await;
+        let is_open = now.stage("penstock_breaker_state", "sink") == 2.0;
+        if is_open {
+            let (code, said) = running.penstock(&["breaker", "reset", "sink"]);
+            assert_eq!((code, said.trim()), (Some(0), "sink: breaker closed"));
+        } else if world.records().len() >= 8 * 300 {
+            break now;
+        }
+        assert!(Instant::now() < deadline, "{}", running.text());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(closed.stage("penstock_breaker_closed_total", "sink") >= 2.0);
     let (code, said) = running.penstock(&["breaker", "reset", "snik"]);
     assert_eq!(code, Some(1));
     assert!(said.contains("no stage \"snik\"; there are"), "{said}");
@@ -508,7 +529,7 @@ async fn a_stop_amid_an_outage_is_forced_and_loses_nothing() {
         .await;
     first.signal("-TERM");
     let asked = Instant::now();
-    let code = first.wait(Duration::from_secs(10)).code();
+    let code = first.wait(LONG / 2).code();
     assert_eq!(code, Some(75), "{}", first.text());
     assert!(
         asked.elapsed() >= Duration::from_secs(1),
@@ -543,13 +564,13 @@ async fn a_right_to_the_shards_that_is_refused_is_told_and_found_again_soon() {
     assert!(health.contains("Transactional"), "{health}");
     let during = running.metrics().await;
     assert_eq!(during.stage("penstock_breaker_opened_total", "sink"), 0.0);
+    let mended = Span::of(&running);
     faulty.mock.clear_request_errors(asked);
-    let mended = Instant::now();
     world.await_records(8 * 20, LONG, &running);
     let back = mended.elapsed();
     println!("no right to the shards: all is there {back:.1?} after it was given");
     assert!(
-        back < Duration::from_secs(6),
+        back < mended.at_most(Duration::from_secs(6)),
         "{back:?}\n{}",
         running.text()
     );

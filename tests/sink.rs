@@ -19,6 +19,9 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use testkit::batches::{Maker, numbered, position};
 use testkit::broker::{Cluster, Faulty, Operator, read_all, unique};
+use testkit::machine::Span;
+#[cfg(target_os = "linux")]
+use testkit::machine::is_alone;
 use testkit::{broker, settings};
 use tokio::sync::watch;
 
@@ -361,21 +364,6 @@ async fn a_delivery_error_fails_all_in_flight_once_and_a_reset_starts_over() {
     assert_eq!(shard.snapshot().resets, 1);
 }
 
-/// Whether the test of this name has a process of its own, where threads are its own; if not, it is run in one here.
-#[cfg(target_os = "linux")]
-fn is_alone(name: &str) -> bool {
-    const ALONE: &str = "PENSTOCK_TEST_ALONE";
-    if std::env::var_os(ALONE).is_some() {
-        return true;
-    }
-    let this = std::env::current_exe().expect("the path of this test");
-    let mut alone = std::process::Command::new(this);
-    alone.args([name, "--exact", "--nocapture"]);
-    let status = alone.env(ALONE, "1").status().expect("it runs");
-    assert!(status.success(), "{status}");
-    false
-}
-
 /// librdkafka's threads for brokers.
 #[cfg(target_os = "linux")]
 const BROKERS: &str = "rdk:broker";
@@ -469,15 +457,15 @@ async fn what_the_brokers_gave_no_place_to_is_not_acknowledged() {
     // The mock takes any sequence at any time.
     let known = shard.submit(numbered(&topic, 0, 1, 1)).await.unwrap();
     known.await.unwrap();
-    // Both requests are under way before the first is answered.
-    let slow = Duration::from_millis(500);
+    // Both requests are under way before the first is answered, also where the machine is busy.
+    let slow = Duration::from_millis(2_000);
     faulty.mock.broker_round_trip_time(1, slow).unwrap();
     let unready = RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
     faulty
         .mock
         .request_errors(RDKafkaApiKey::Produce, &[unready]);
     let first = shard.submit(numbered(&topic, 1, 3, 1)).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
     let second = shard.submit(numbered(&topic, 3, 6, 1)).await.unwrap();
     let first = first.await;
     second.await.ok();
@@ -513,7 +501,7 @@ fn guard(sink: &Arc<RedpandaSink>) -> tokio::task::JoinHandle<()> {
 async fn an_answer_that_comes_late_ends_the_run_of_failures() {
     let faulty = Faulty::start();
     let mut settings = settings::settings(&unique("p"), &faulty.brokers, 1);
-    settings.sink.attempt_timeout = Duration::from_millis(200);
+    settings.sink.attempt_timeout = Duration::from_millis(600);
     let b = bench(settings).await;
     let topic = unique("late");
     faulty.mock.create_topic(&topic, 2, 1).unwrap();
@@ -523,7 +511,7 @@ async fn an_answer_that_comes_late_ends_the_run_of_failures() {
     first.await.unwrap();
     faulty
         .mock
-        .broker_round_trip_time(1, Duration::from_millis(500))
+        .broker_round_trip_time(1, Duration::from_millis(1_000))
         .unwrap();
     let late = shard.submit(numbered(&topic, 10, 20, 10)).await.unwrap();
     until("a failure", 10, || b.policies.snapshot().failures > 0).await;
@@ -557,8 +545,8 @@ async fn an_outage_opens_the_breaker_loses_nothing_and_ends_by_itself() {
         .await
         .unwrap();
 
+    let down = Span::here();
     faulty.down();
-    let down = Instant::now();
     // Ever more batches, as a lane would, until the breaker or the queue says stop.
     let (stop, mut stopped) = watch::channel(false);
     let sink = Arc::clone(&b.sink);
@@ -578,11 +566,23 @@ async fn an_outage_opens_the_breaker_loses_nothing_and_ends_by_itself() {
             next
         }
     });
-    until("open", 10, || b.policies.snapshot().breaker == State::Open).await;
-    let (opened, counts) = (down.elapsed(), b.policies.snapshot());
-    assert_eq!(counts.failures, 5);
+    let mut counts = b.policies.snapshot();
+    until("open", 30, || {
+        counts = b.policies.snapshot();
+        counts.breaker == State::Open
+    })
+    .await;
+    let opened = down.elapsed();
+    // A probe that failed before anybody looked counts as well.
+    let probed = counts.counters.half_opened;
     assert!(
-        opened < timeout * 6,
+        counts.failures == 5 || probed > 0,
+        "{}, {probed}",
+        counts.failures
+    );
+    // Far below what librdkafka itself waits for.
+    assert!(
+        opened < down.at_most(timeout * 6),
         "opened {opened:?} after the broker went away"
     );
     let age = sink.snapshot().oldest.expect("something is waiting");
@@ -592,7 +592,7 @@ async fn an_outage_opens_the_breaker_loses_nothing_and_ends_by_itself() {
     assert!(queued > 0 && queued <= 10_000, "{queued} queued");
     // The first half-open probe finds the broker still away: open again, and nothing new is taken meanwhile.
     let opens = b.policies.snapshot().counters.opened;
-    until("open again", 10, || {
+    until("open again", 30, || {
         b.policies.snapshot().counters.opened > opens
     })
     .await;
@@ -745,12 +745,9 @@ async fn wrong_brokers_are_one_clear_line_in_bounded_time() {
             Err(error) => error.to_string(),
         }
     };
-    // Bound and dropped: nobody listens there.
-    let free = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let refused = error(free.to_string()).await;
+    // Nobody listens there.
+    let free = "127.0.0.1:1";
+    let refused = error(free.to_owned()).await;
     assert!(
         refused.starts_with(&format!(
             "no Redpanda or Kafka broker answers at {free}: {free}: "
@@ -1035,13 +1032,13 @@ async fn a_wait_for_acknowledgements_has_its_reason_long_before_it_is_a_failure(
 
     let errors = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 25];
     faulty.mock.request_errors(RDKafkaApiKey::Produce, &errors);
-    let began = Instant::now();
+    let began = Span::here();
     let waits = shard.submit(numbered(&topic, 1, 2, 1)).await.unwrap();
     until("a reason", 30, || b.sink.complaint().is_some()).await;
     let (told, said) = (began.elapsed(), b.sink.complaint().map(|c| c.to_string()));
     println!("told after {told:.1?}: {said:?}");
     assert!(said.is_some_and(|said| said.contains("no acknowledgement for more than 1 s")));
-    assert!(told < Duration::from_secs(2), "{told:?}");
+    assert!(told < began.at_most(Duration::from_secs(2)), "{told:?}");
     waits.await.unwrap();
     until("it is over", 30, || b.sink.complaint().is_none()).await;
     guard.abort();

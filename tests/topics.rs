@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use testkit::broker;
 use testkit::broker::Operator;
+use testkit::machine::Span;
 use testkit::process::{LONG, Running, Setup, World, complete_and_ordered, keys};
 use uuid::Uuid;
 
@@ -44,20 +45,17 @@ async fn a_deleted_topic_is_told_of_and_made_again_within_5_s() {
     world.await_records(8 * 20, LONG, &running);
 
     operator.delete(&world.topic()).await;
-    let deleted_at = Instant::now();
+    let deleted_at = Span::of(&running);
+    let within = |seconds| deleted_at.at_most(Duration::from_secs(seconds));
     world.write(&keys, 20, 100).await;
     running.await_line("it was deleted", LONG);
     let told = deleted_at.elapsed();
+    assert!(told < within(3), "{told:?}");
     // What was in it is gone with it; what was written since is not.
     world.await_records(8 * 100, LONG, &running);
     let back = deleted_at.elapsed();
     println!("told after {told:.1?}, back after {back:.1?}");
-    assert!(told < Duration::from_secs(3), "{told:?}");
-    assert!(
-        back < Duration::from_secs(5),
-        "{back:?}\n{}",
-        running.text()
-    );
+    assert!(back < within(5), "{back:?}\n{}", running.text());
     running.stop_cleanly();
     for (key, numbers) in world.seen() {
         assert!(numbers.iter().copied().eq(20..120), "{key}: {numbers:?}");
@@ -87,11 +85,19 @@ async fn deleted_checkpoints_are_written_anew() {
 
     let topic = format!("penstock.{}.checkpoints", world.name);
     operator.delete(&topic).await;
-    let deleted_at = Instant::now();
-    running.await_line("the checkpoints are written anew", LONG);
+    let deleted_at = Span::of(&running);
+    let deadline = Instant::now() + LONG;
+    // By each shard.
+    while running.count("the checkpoints are written anew") < 2 {
+        assert!(Instant::now() < deadline, "{}", running.text());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let back = deleted_at.elapsed();
     println!("written anew after {back:.1?}");
-    assert!(back < Duration::from_secs(10), "{back:?}");
+    assert!(
+        back < deleted_at.at_most(Duration::from_secs(10)),
+        "{back:?}"
+    );
     tokio::time::sleep(Duration::from_secs(1)).await;
     running.signal("-KILL");
     running.wait(LONG);
@@ -157,13 +163,11 @@ async fn a_missing_topic_is_waited_for_and_the_other_shard_goes_on() {
 
     let topic = topic("missing");
     operator.create(&topic, 1, &[]).await;
-    let made_at = Instant::now();
+    let made_at = Span::of(&running);
     world.await_records(32 * 20, LONG, &running);
-    println!(
-        "on its way again {:.1?} after the topic was made",
-        made_at.elapsed()
-    );
-    assert!(made_at.elapsed() < Duration::from_secs(6));
+    let back = made_at.elapsed();
+    println!("on its way again {back:.1?} after the topic was made");
+    assert!(back < made_at.at_most(Duration::from_secs(6)), "{back:?}");
     running
         .await_metrics("the sink is healthy", LONG, |m| {
             m.sum("penstock_health", &["component=\"sink\""]) == 0.0
@@ -331,7 +335,7 @@ async fn rows_too_large_for_their_topic_are_letters_at_once_and_hold_up_no_other
     let keys = keys(8);
     let running = world.start(1);
     running.await_line("all supervised stages started", LONG);
-    let began = Instant::now();
+    let began = Span::of(&running);
     let large = "x".repeat(1200);
     for n in 0..100 {
         world.write_one(keys[n % 8], "small", &large).await;
@@ -350,7 +354,7 @@ async fn rows_too_large_for_their_topic_are_letters_at_once_and_hold_up_no_other
     let rewinds = metrics.sum("penstock_rewinds_total", &[]);
     println!("400 changes, {letters} letters in {took:.1?}, {rewinds} rewinds");
     assert_eq!(letters, 100.0);
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(took < began.at_most(Duration::from_secs(10)), "{took:?}");
     assert_eq!(broker::read_all(&world.cluster.brokers, &small).len(), 100);
     let topic = format!("{}.dead-letters", world.name);
     assert_eq!(
@@ -576,25 +580,23 @@ async fn one_tables_trouble(delivery: &str) {
     running
         .await_metrics("the lag tells", LONG, lags(2.0))
         .await;
-    let metrics = running.metrics().await;
+    // But for the moments in which it is tried again.
+    let metrics = running
+        .await_metrics("nothing is held", LONG, |m| {
+            m.sum("penstock_in_flight_changes", &[]) == 0.0
+        })
+        .await;
     assert!(metrics.sum("penstock_sink_refusals_total", &[]) > 0.0);
-    assert_eq!(
-        metrics.sum("penstock_in_flight_changes", &[]),
-        0.0,
-        "nothing is held"
-    );
     println!(
         "{delivery}: 300 of 300 arrived beside it, {} rewinds, lag {:.1} s",
         metrics.sum("penstock_rewinds_total", &[]),
         metrics.sum("penstock_source_lag_seconds", &[]),
     );
+    // Nobody waits for the topic: the deadline is 30 s.
     let began = Instant::now();
     running.stop_cleanly();
-    assert!(
-        began.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        began.elapsed()
-    );
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}");
 
     let running = pair.world.start(2);
     pair.write("ok", 300..400).await;

@@ -8,6 +8,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::load::Load;
 use crate::scene::{Fault, Hosts, Scene};
+use testkit::machine::{Span, free_port};
 use testkit::process::{LONG, Running};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +84,8 @@ pub(crate) struct Cell {
     said: Option<(Duration, String)>,
     /// For how long nothing arrived and nothing was said.
     silent: Duration,
+    /// What the machine has held up while the fault lasted.
+    held_up: Duration,
     log: String,
 }
 
@@ -99,14 +102,14 @@ impl Cell {
             && self.disordered == 0
             && self.grown < most
             // Where records go on arriving, nothing waits, and nothing has to be said.
-            && self.silent < SILENT_FOR
+            && self.silent < SILENT_FOR + self.held_up
     }
 
     /// What was said first, or why nothing had to be.
     fn saying(&self) -> String {
         match &self.said {
             Some((after, said)) => format!("after {after:.1?}: {said}"),
-            None if self.silent < SILENT_FOR => {
+            None if self.silent < SILENT_FOR + self.held_up => {
                 format!("nothing: at most {:.1?} without a record", self.silent)
             }
             None => format!("NOTHING for {:.1?} without a record", self.silent),
@@ -134,6 +137,7 @@ impl Cell {
             grown: 0,
             said: None,
             silent: Duration::ZERO,
+            held_up: Duration::ZERO,
             log: String::new(),
         };
         match Scene::new(fault, hosts, times.open_for).await {
@@ -150,6 +154,7 @@ impl Cell {
                     lasts: times.lasts,
                     said: None,
                     silent: Duration::ZERO,
+                    held_up: Duration::ZERO,
                     grown: 0,
                 };
                 cell.outcome = act.play(moment, &mut load).await;
@@ -162,6 +167,7 @@ impl Cell {
                 cell.grown = act.grown;
                 cell.said = act.said.take();
                 cell.silent = act.silent;
+                cell.held_up = act.held_up;
                 cell.log = act.running.as_ref().map(Running::text).unwrap_or_default();
             }
         }
@@ -195,11 +201,6 @@ impl fmt::Display for Cell {
             short(&self.saying(), 110),
         )
     }
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
-    listener.local_addr().expect("an address").port()
 }
 
 /// Resident memory in bytes; `None`: the process has just ended.
@@ -262,6 +263,7 @@ struct Act<'a> {
     lasts: Duration,
     said: Option<(Duration, String)>,
     silent: Duration,
+    held_up: Duration,
     grown: u64,
 }
 
@@ -309,7 +311,7 @@ impl Act<'_> {
 
     /// The fault lasts: nothing ends, memory stays, and somebody says why nothing goes on.
     async fn hold(&mut self, load: &Load, since: Fallen) -> Result<()> {
-        let begun = Instant::now();
+        let (begun, span) = (Instant::now(), Span::of(self.running()));
         let before = resident(self.running()).unwrap_or_default();
         let mut stands = Stands::new(load, since);
         while begun.elapsed() < self.lasts {
@@ -319,6 +321,7 @@ impl Act<'_> {
             self.listen(load, &mut stands).await;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
+        self.held_up = span.held_up();
         Ok(())
     }
 
@@ -392,12 +395,12 @@ impl Act<'_> {
 
     /// Until everything has arrived; how long that took.
     async fn back(&mut self, load: &mut Load, since: Instant) -> Result<Duration> {
-        let within = back_within(self.scene.fault());
-        let deadline = since + within;
+        let (within, span) = (back_within(self.scene.fault()), Span::of(self.running()));
+        let deadline = |span: &Span| since + span.at_most(within);
         let (at, mut first) = (load.arrived().0, None);
         while first.is_none() {
             ensure!(
-                Instant::now() < deadline,
+                Instant::now() < deadline(&span),
                 "nothing goes on {within:?} after its end"
             );
             self.alive()?;
@@ -410,7 +413,7 @@ impl Act<'_> {
         while !load.all_arrived(Duration::from_millis(100)).await {
             self.alive()?;
             ensure!(
-                Instant::now() < deadline + LONG,
+                Instant::now() < deadline(&span) + LONG,
                 "{} of {} arrived {:.0?} after its end",
                 load.arrived().0,
                 load.written(),

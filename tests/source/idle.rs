@@ -9,6 +9,7 @@ use penstock::source::Source as _;
 use scylla_double::Options;
 use tokio::sync::mpsc::Receiver;
 
+use testkit::machine::Span;
 use testkit::scylla::{Db, Rig, changes};
 
 const GROUPS: u32 = 256;
@@ -59,10 +60,12 @@ async fn idle_groups_cost_their_budget_and_an_active_one_is_seen_at_once() {
     let rate = (reads(&rig) - before) as f64 / from.elapsed().as_secs_f64();
     println!("{GROUPS} idle groups: {rate:.0} reads a second of {BUDGET}");
     let budget = f64::from(BUDGET);
-    assert!(rate > budget / 2.0 && rate < budget * 1.3, "{rate}");
+    // A busy machine gets less done, and never more.
+    assert!(rate > budget / 10.0 && rate < budget * 1.3, "{rate}");
 
     // The first row waits for the group's turn, those after it do not.
     let mut waits = Vec::new();
+    let span = Span::here();
     for c in 0..ACTIVE {
         let written = Instant::now();
         db.run(&format!("INSERT INTO t (k, c) VALUES (1, {c})"))
@@ -80,5 +83,11 @@ async fn idle_groups_cost_their_budget_and_an_active_one_is_seen_at_once() {
     let median = rest[rest.len() / 2];
     println!("the first row after {first:?}, then {median:?} in the middle");
     // `safety_interval` and `poll_interval` make 200 ms; a round takes 5 s.
-    assert!(median < Duration::from_secs(1), "{median:?}");
+    assert!(
+        median
+            < span
+                .at_most(Duration::from_secs(1))
+                .min(Duration::from_secs(3)),
+        "{median:?}"
+    );
 }
