@@ -59,8 +59,8 @@ async fn every_order_becomes_an_event_and_its_changes_follow_in_order() {
     const CONNECTIONS: u32 = 50;
     let orders = asked("PENSTOCK_TEST_ORDERS", 1_000);
     let mut world = World::with_orders("").await;
-    // As by default: the service stamps its writes, and one that takes longer than this to arrive is late, out of order.
-    world.set("source.safety_interval", "1s");
+    // The service stamps its writes, and one that takes longer than this to arrive is late, out of order.
+    world.set("source.safety_interval", "3s");
     let running = world.start(1);
     let url = format!("http://{}/orders", running.orders());
     running.await_line("all supervised stages started", LONG);
@@ -278,7 +278,7 @@ async fn requests_are_answered_as_the_standards_say() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_fails_opens_the_breaker_and_nothing_else() {
     let world = World::with_orders(
-        "request_timeout = \"1s\"\n[orders.breaker]\nopen_for = \"600s\"\n[orders.retry]\nmax_attempts = 1\n",
+        "request_timeout = \"10s\"\n[orders.breaker]\nopen_for = \"600s\"\n[orders.retry]\nmax_attempts = 1\n",
     )
     .await;
     let running = world.start(1);
@@ -322,7 +322,8 @@ async fn a_database_that_fails_opens_the_breaker_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stage_that_crashes_restarts_alone_and_given_up_on_takes_no_orders() {
     let world = World::with_orders(
-        "[health]\ncheck_interval = \"100ms\"\nstalled_after = \"700ms\"\n\
+        // A busy machine takes a second for a moment's work, and that is no hang.
+        "[health]\ncheck_interval = \"100ms\"\nstalled_after = \"4s\"\n\
          [policies.supervision]\nbackoff = \"20ms\"\nmax_restarts = 3\n",
     )
     .await;
@@ -332,10 +333,7 @@ async fn a_stage_that_crashes_restarts_alone_and_given_up_on_takes_no_orders() {
     let url = format!("http://{}/orders", running.orders());
     let kept = connection();
     let attempt = async |client: &Client| {
-        let request = client
-            .post(&url)
-            .json(&order(1))
-            .timeout(Duration::from_secs(5));
+        let request = client.post(&url).json(&order(1)).timeout(LONG / 2);
         request
             .send()
             .await
@@ -378,7 +376,7 @@ async fn a_stage_that_crashes_restarts_alone_and_given_up_on_takes_no_orders() {
 /// Row 6: a write that timed out and was applied is not written again under another event id, by whoever tries again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_timed_out_and_was_applied_is_one_event() {
-    let world = World::with_orders("request_timeout = \"1s\"\n").await;
+    let world = World::with_orders("request_timeout = \"4s\"\n").await;
     let running = world.start(1);
     let url = format!("http://{}/orders", running.orders());
     let client = connection();
@@ -527,10 +525,14 @@ async fn an_open_breaker_closes_without_traffic() {
     running
         .await_metrics("closed by probes of its own", LONG, |m| state(m) == 0.0)
         .await;
-    running.await_line(
-        "health changed component=\"orders\" from=degraded(breaker half-open) to=healthy",
-        LONG,
-    );
+    // A busy machine may not have looked while it was half-open.
+    let said = "health changed component=\"orders\" from=degraded(breaker ";
+    running.await_line(said, LONG);
+    running
+        .await_metrics("health says so", LONG, |m| {
+            m.sum("penstock_health", &["component=\"orders\""]) == 0.0
+        })
+        .await;
     let made = send(&client, Method::POST, &url, Some(&order(1))).await;
     assert_eq!(made.status(), 201);
     world.await_records(1, LONG, &running);
