@@ -1,11 +1,11 @@
 //! The workbench from outside: in an empty folder, with nothing but the program, as docs/plugins.md has it.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use testkit::machine::free_port;
 use testkit::plugins;
 
 /// A command of the docs, and what they show of its output.
@@ -61,10 +61,7 @@ fn penstock_folder() -> PathBuf {
 /// One that nobody else on this machine listens on.
 fn admin_port() -> u16 {
     static PORT: OnceLock<u16> = OnceLock::new();
-    *PORT.get_or_init(|| {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.local_addr().expect("its address").port()
-    })
+    *PORT.get_or_init(free_port)
 }
 
 /// `sh` as a newcomer has it, with the program on the path and nothing to be fetched.

@@ -73,7 +73,7 @@ fn inside(world: &World) -> String {
     let mut table: toml::Table = toml::from_str(&text).expect("TOML");
     let plugin = value(r#""/etc/penstock/plugins/outbox_router.wasm""#);
     set(&mut table, "transform.outbox-router.plugin", plugin);
-    let listen = format!("\"127.0.0.1:{}\"", super::keys::free());
+    let listen = format!("\"127.0.0.1:{}\"", testkit::machine::free_port());
     set(&mut table, "admin.listen", value(&listen));
     table.to_string()
 }

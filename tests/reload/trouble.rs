@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{LONG, Rig, World, set, value};
 use testkit::broker::Cluster;
+use testkit::machine::free_port;
 
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -22,7 +23,7 @@ impl Edit {
         set(
             &mut base,
             "admin.listen",
-            value(&format!("\"127.0.0.1:{}\"", super::keys::free())),
+            value(&format!("\"127.0.0.1:{}\"", free_port())),
         );
         world.save(&base.to_string());
         let rig = Rig::start(world, PAUSE).await;
@@ -106,7 +107,7 @@ async fn what_cannot_be_put_in_force_changes_nothing() {
     )
     .await;
     // No keyspace for the orders: it listens, and cannot prepare.
-    let free = format!("\"127.0.0.1:{}\"", super::keys::free());
+    let free = format!("\"127.0.0.1:{}\"", free_port());
     edit.fails(
         &[("orders.enabled", "true"), ("orders.listen", &free)],
         "orders",

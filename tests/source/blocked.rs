@@ -38,7 +38,7 @@ macro_rules! goes_on {
     ($reader:expr, $changes:expr) => {
         let mut seen = 0;
         while seen < $changes {
-            let batch = tokio::time::timeout(Duration::from_secs(10), $reader.next()).await;
+            let batch = tokio::time::timeout(Duration::from_secs(20), $reader.next()).await;
             let batch = batch.expect("the other shard goes on").unwrap();
             seen += positions(&[batch]).len();
         }

@@ -12,6 +12,7 @@ use penstock_plugin_encoding::Mark;
 use scylla_double::{Action, Fault};
 
 use crate::{TABLE, exactly, write};
+use testkit::machine::is_alone;
 use testkit::scylla::{Db, Key, Rig, apply, key, now_ms, positions};
 
 /// The positions of the rows that are marked late.
@@ -206,6 +207,10 @@ async fn writes_with_the_time_of_their_clients_are_not_lost() {
 
 #[tokio::test]
 async fn a_step_of_this_machines_clock_loses_nothing_and_is_told() {
+    // All readers of the process see it.
+    if !is_alone("late::a_step_of_this_machines_clock_loses_nothing_and_is_told") {
+        return;
+    }
     let db = Arc::new(Db::start(false).await);
     let Some(node) = db.stand_in() else { return };
     db.run(&format!("CREATE TABLE t {TABLE}")).await;
