@@ -191,8 +191,8 @@ impl Supervisor {
         busy
     }
 
-    /// Stops these children wherever they are and forgets them; a stage of which none is left has no crash and no
-    /// failure to be remembered.
+    /// Stops these children wherever they are and forgets them; a stage of which none is left has no failure to be
+    /// remembered, and no crash but those that count for one that is made again.
     pub async fn remove(&mut self, of: impl Fn(&ChildId) -> bool) {
         let gone: Vec<usize> = self
             .children
@@ -208,7 +208,10 @@ impl Supervisor {
         }
         let children = &self.children;
         let is_served = |stage: &Stage| children.values().any(|c| c.spec.id.stage.serves(stage));
-        self.windows.retain(|stage, _| is_served(stage));
+        let now = Instant::now().into_std();
+        self.windows.retain(|stage, window| {
+            is_served(stage) || (!window.is_failed() && window.recent(now) > 0)
+        });
         self.failed.send_if_modified(|failed| {
             let before = failed.len();
             failed.retain(is_served);

@@ -28,6 +28,33 @@ fn a_reader_that_crashes_is_started_again_and_loses_nothing() {
 }
 
 #[test]
+fn a_rebuild_forgets_no_crash_of_a_moment_ago() {
+    Rig::run(PATIENT, async |rig| {
+        rig.world.write(10);
+        rig.until_seen("before").await;
+        rig.world.source_crashes.store(2, Relaxed);
+        rig.world.write(10);
+        rig.until_seen("after two crashes, of two that it may have")
+            .await;
+        let rebuilt = format!("[source]\ntables = [\"t\", \"u\"]\n{PATIENT}");
+        rig.reload(&rebuilt).await;
+        rig.world.source_crashes.store(1, Relaxed);
+        rig.world.write(10);
+        let handle = rig.handle.clone();
+        let failed = || {
+            let children = handle.children();
+            let mut readers = children.iter().filter(|c| c.stage == "source");
+            readers.all(|c| c.state == Standing::Failed)
+        };
+        rig.until("it is given up on", failed).await;
+        // What is given up on starts anew with a rebuild, as with any change.
+        rig.reload(PATIENT).await;
+        rig.until_seen("after").await;
+        assert_eq!(rig.stop().await, Outcome::Clean);
+    });
+}
+
+#[test]
 fn a_stage_that_was_given_up_on_starts_anew_with_the_next_reload() {
     Rig::run(PATIENT, async |rig| {
         rig.world.source_crashes.store(u32::MAX, Relaxed);
