@@ -43,6 +43,8 @@ pub(super) struct Clock<N> {
     base: Instant,
     /// The last answer.
     heard: Option<Instant>,
+    /// Since when the nodes are asked; `None`: they are not.
+    asking: Option<Instant>,
     /// This machine's clock against its monotonic one, µs, and whether it stepped since the last answer.
     local: Option<(i64, bool)>,
 }
@@ -64,8 +66,14 @@ impl<N: Eq + Hash> Clock<N> {
             nodes: HashMap::new(),
             base: now,
             heard: None,
+            asking: None,
             local: None,
         }
+    }
+
+    /// The nodes are asked from here on; `None`: they are not any more. Nobody wonders why they say nothing then.
+    pub(super) fn asks(&mut self, since: Option<Instant>) {
+        self.asking = since;
     }
 
     fn ticks(&self, at: Instant) -> i64 {
@@ -168,7 +176,7 @@ impl<N: Eq + Hash> Clock<N> {
             let reason = "this machine's clock stepped, and the database has not been heard since";
             return Some(Doubt::Stepped(reason.into()));
         }
-        let unheard = now.saturating_duration_since(heard);
+        let unheard = now.saturating_duration_since(self.asking?.max(heard));
         (unheard > UNHEARD).then(|| {
             Doubt::Unheard(format!(
                 "the database has not said for {} s what time it is",
@@ -203,7 +211,8 @@ mod tests {
     impl Rig {
         fn new() -> Self {
             let start = Instant::now();
-            let clock = Clock::new(start);
+            let mut clock = Clock::new(start);
+            clock.asks(Some(start));
             Self { clock, start }
         }
 
@@ -229,6 +238,18 @@ mod tests {
         fn now_ms(&self, ms: i64) -> i64 {
             self.clock.now_us(self.at(ms)).unwrap().div_euclid(1000)
         }
+    }
+
+    #[test]
+    fn who_is_not_asked_need_not_answer() {
+        let mut rig = Rig::new();
+        rig.ask(1, 0, 0, 0, 0);
+        assert!(rig.doubt(6_000).contains("6 s"));
+        rig.clock.asks(None);
+        assert_eq!(rig.doubt(60_000), "");
+        rig.clock.asks(Some(rig.at(60_000)));
+        assert_eq!(rig.doubt(64_000), "");
+        assert!(rig.doubt(66_000).contains("6 s"));
     }
 
     #[test]

@@ -132,6 +132,15 @@ async fn until(number: &mut watch::Receiver<u64>, least: u64) -> u64 {
     }
 }
 
+/// There for as long as the nodes are asked what time it is.
+struct Asking<'a>(&'a ScyllaSource);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.clock.lock().asks(None);
+    }
+}
+
 impl ScyllaSource {
     /// Asks, again and again, what the shards have to know. Ends only with what is no use trying again.
     pub(super) async fn keep_surveying(&self) -> Result<Infallible, SourceError> {
@@ -150,6 +159,8 @@ impl ScyllaSource {
     /// Asks what time it is, now and then and whenever this machine's clock steps. Not by the stage's policies:
     /// that this is answered says nothing of the log. While it is not, there is doubt, which health tells.
     async fn follow_clock(&self) -> Result<Infallible, SourceError> {
+        self.clock.lock().asks(Some(Instant::now()));
+        let _asking = Asking(self);
         loop {
             let mut waited = Duration::ZERO;
             while waited < clock::ASK {
