@@ -5,6 +5,8 @@
 mod container;
 #[path = "reload/keys.rs"]
 mod keys;
+#[path = "reload/outage.rs"]
+mod outage;
 #[path = "reload/speed.rs"]
 mod speed;
 #[path = "reload/trouble.rs"]

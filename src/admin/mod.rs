@@ -33,7 +33,7 @@ use crate::coordinator::pipeline::Pipeline;
 use crate::coordinator::serve::{Serving, serve};
 use crate::coordinator::supervisor::{ChildScope, ChildSpec};
 use crate::dead_letter::{DeadLetter, Filter, Foreign};
-use crate::policy::health::Level;
+use crate::policy::health::{Level, Status};
 use crate::transform::TapFilter;
 
 use self::page::session::{self, Sessions};
@@ -476,7 +476,13 @@ async fn with_letters<T: serde::Serialize>(
     };
     match act(&pipeline, filter).await {
         Ok(done) => Json(done).into_response(),
-        Err(error) => problem(StatusCode::BAD_GATEWAY, format!("{error:#}")),
+        Err(error) => {
+            // What the sink waits for is why, where it waits.
+            let why = pipeline.sink.complaint();
+            let why = why.as_ref().and_then(Status::reason);
+            let why = why.map_or_else(String::new, |why| format!("; {why}"));
+            problem(StatusCode::BAD_GATEWAY, format!("{error:#}{why}"))
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod raw;
 mod reading;
 pub mod reference;
 pub mod reload;
+mod retune;
 mod rules;
 pub mod schema;
 mod secrets;

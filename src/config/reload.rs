@@ -2,15 +2,19 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::{Effective, Loaded, ReloadClass};
 
 /// Revisions that are remembered.
 const HISTORY: usize = 100;
+
+/// Of a step that is over sooner nobody speaks.
+const LONG_STEP: Duration = Duration::from_millis(800);
 
 /// A key whose value differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -79,6 +83,8 @@ pub enum Verdict {
     Rejected,
     /// Valid, but it could not be put in force; what ran goes on.
     Failed,
+    /// Another one took its place before it was in force.
+    Superseded,
 }
 
 impl Verdict {
@@ -89,6 +95,7 @@ impl Verdict {
             Self::Unchanged => "unchanged",
             Self::Rejected => "rejected",
             Self::Failed => "failed",
+            Self::Superseded => "superseded",
         }
     }
 }
@@ -198,6 +205,30 @@ impl ReloadHistory {
         }
     }
 
+    /// The change that is under way is in force by now, or will not be.
+    pub fn end(&self) {
+        self.0.lock().under_way = None;
+    }
+
+    /// … is this one by now: what is retuned meanwhile is in force already.
+    pub fn now_takes(&self, changed: &[Changed]) {
+        if let Some(work) = &mut self.0.lock().under_way {
+            work.changed = changed.to_vec();
+        }
+    }
+
+    /// What the change that is under way waits for, if it has for long enough to speak of.
+    pub fn waits(&self) -> Option<String> {
+        let inner = self.0.lock();
+        let work = inner.under_way.as_ref()?;
+        let (step, since) = work.step;
+        let whom = match &work.waits_for[..] {
+            [] => String::new(),
+            whom => format!(", waiting for {}", whom.join(", ")),
+        };
+        (since.elapsed() >= LONG_STEP).then(|| format!("a change is under way: {step}{whom}"))
+    }
+
     /// The change that is under way, if one is.
     pub fn under_way(&self) -> Option<UnderWay> {
         let inner = self.0.lock();
@@ -231,6 +262,7 @@ impl ReloadHistory {
             Verdict::Unchanged,
             Verdict::Rejected,
             Verdict::Failed,
+            Verdict::Superseded,
         ];
         all.into_iter()
             .map(|v| (v.name(), inner.counts.get(&v).copied().unwrap_or_default()))
@@ -240,6 +272,11 @@ impl ReloadHistory {
     /// Why the newest configuration is not in force; `None` if it is.
     pub fn complaint(&self) -> Option<String> {
         self.0.lock().complaint.clone()
+    }
+
+    /// The newest configuration is not in force, for this reason; `None`: it is, or will be.
+    pub fn complain(&self, why: Option<String>) {
+        self.0.lock().complaint = why;
     }
 
     /// The values in force, with where each came from.
@@ -264,7 +301,6 @@ impl ReloadHistory {
     /// Notes what became of a difference. `now_in_force`: what was loaded, if it was applied.
     pub fn note(&self, revision: Revision, now_in_force: Option<&Loaded>) {
         let mut inner = self.0.lock();
-        inner.under_way = None;
         *inner.counts.entry(revision.outcome).or_default() += 1;
         inner.complaint = revision.error.clone();
         if let Some(loaded) = now_in_force {

@@ -49,6 +49,8 @@ pub(super) trait Section: Sized {
     fn keys(at: &str, into: &mut Vec<Key>);
     /// The table at this path.
     fn read(from: &dyn Values, at: &str) -> Self;
+    /// Takes the values of those keys from another one that `takes` names, by their paths.
+    fn retune(&mut self, at: &str, new: &Self, takes: &dyn Fn(&str) -> bool);
 }
 
 /// A type that a key's value is read as.
@@ -97,6 +99,12 @@ macro_rules! section {
                     ),)+
                 }
             }
+
+            fn retune(&mut self, at: &str, new: &Self, takes: &dyn Fn(&str) -> bool) {
+                $($crate::config::section::section!(
+                    @retune self, at, new, takes, $field, ($field $($key)?), $spec
+                );)+
+            }
         }
     };
     (@name $field:ident) => { stringify!($field) };
@@ -120,6 +128,22 @@ macro_rules! section {
             doc: $doc.trim_ascii_start(),
             example: $example,
         })
+    };
+    (@retune $self:ident, $at:ident, $new:ident, $takes:ident, $field:ident, $name:tt, flat) => {
+        $crate::config::section::Section::retune(&mut $self.$field, $at, &$new.$field, $takes)
+    };
+    (@retune $self:ident, $at:ident, $new:ident, $takes:ident, $field:ident, ($($name:tt)+), table) => {
+        $crate::config::section::Section::retune(
+            &mut $self.$field,
+            &format!("{}.{}", $at, $crate::config::section::section!(@name $($name)+)),
+            &$new.$field,
+            $takes,
+        )
+    };
+    (@retune $self:ident, $at:ident, $new:ident, $takes:ident, $field:ident, ($($name:tt)+), $spec:tt) => {
+        if $takes(&format!("{}.{}", $at, $crate::config::section::section!(@name $($name)+))) {
+            $self.$field.clone_from(&$new.$field);
+        }
     };
     (@read $from:ident, $at:ident, $name:tt, $type:ty, flat) => {
         <$type as $crate::config::section::Section>::read($from, $at)

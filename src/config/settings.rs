@@ -112,6 +112,31 @@ impl Settings {
         settings
     }
 
+    /// Takes the values of those keys from another one that `takes` names, by their paths; of the transforms, of those that
+    /// both have.
+    pub(super) fn retune(&mut self, new: &Self, takes: &dyn Fn(&str) -> bool) {
+        self.pipeline.retune("pipeline", &new.pipeline, takes);
+        self.source.retune("source", &new.source, takes);
+        for transform in &mut self.transforms {
+            let newer = new.transforms.iter().find(|t| t.name == transform.name);
+            if let Some(newer) = newer {
+                let at = format!("transform.{}", transform.name);
+                transform.retune(&at, newer, takes);
+            }
+        }
+        self.sink.retune("sink", &new.sink, takes);
+        self.dead_letter
+            .retune("dead_letter", &new.dead_letter, takes);
+        self.orders.retune("orders", &new.orders, takes);
+        self.admin.retune("admin", &new.admin, takes);
+        self.health.retune("health", &new.health, takes);
+        self.shutdown.retune("shutdown", &new.shutdown, takes);
+        self.log.retune("log", &new.log, takes);
+        self.tracing.retune("tracing", &new.tracing, takes);
+        self.reload.retune("reload", &new.reload, takes);
+        self.embedded.retune("embedded", &new.embedded, takes);
+    }
+
     /// The policies of a stage by its name: `source`, `transform.<name>`, `sink`, `dead_letter`, `orders`.
     pub fn policies(&self, stage: &str) -> Option<&Policies> {
         match stage {

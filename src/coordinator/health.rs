@@ -201,11 +201,23 @@ fn said(shared: &Shared) -> Said {
         (policies.stage().into(), breaker, complaint)
     };
     let mut said: Said = shared.policies().all().into_iter().map(of).collect();
+    let of_config = config_complaint(shared).map(|c| c.level());
+    said.push(("config".into(), breaker::State::Closed, of_config));
     if let Some(share) = shared.membership().map(|m| m.share()) {
         let complaint = share.complaint().map(|c| c.level());
         said.push(("membership".into(), breaker::State::Closed, complaint));
     }
     said
+}
+
+/// What is wrong with the newest configuration, and what a change of it that is under way waits for.
+fn config_complaint(shared: &Shared) -> Option<Status> {
+    let reloads = shared.reloads();
+    let said: Vec<String> = [reloads.complaint(), reloads.waits()]
+        .into_iter()
+        .flatten()
+        .collect();
+    (!said.is_empty()).then(|| Status::Degraded(said.join("; ").into()))
 }
 
 fn complaint(stage: &Stage, policies: &StagePolicies, shared: &Shared) -> Option<Status> {
@@ -283,15 +295,11 @@ fn observe(
         };
         all.push(("membership".into(), observation));
     }
-    let complaint = shared
-        .reloads()
-        .complaint()
-        .map(|error| Status::Degraded(error.into()));
     all.push((
         "config".into(),
         Observation {
             answered: true,
-            complaint,
+            complaint: config_complaint(shared),
             ..Observation::default()
         },
     ));

@@ -9,7 +9,8 @@
 //! - [`sharing`]: which shards are ours, where several instances share them; [`membership`]: what there is to see of it.
 //! - [`parts`]: where what it is built of comes from.
 //! - [`pipeline`]: builds from settings what the shards have in common, and holds those that are open here.
-//! - [`reload`]: what a change of the configuration does to what runs.
+//! - [`reload`]: what a change of the configuration does to what runs; `rebuild`: how a pipeline takes the place of another;
+//!   `meanwhile`: what goes on while that waits, other changes too.
 //! - [`listen`]: how a service takes an address over from the one that it replaces.
 //! - [`health`]: what is observed of every component; [`report`]: what that comes to.
 //! - [`dead_letters`]: the child that keeps what is poison.
@@ -29,10 +30,12 @@ pub mod health;
 pub mod lane;
 pub mod ledger;
 pub mod listen;
+mod meanwhile;
 pub mod membership;
 pub mod parts;
 pub mod pipeline;
 pub mod plugins;
+mod rebuild;
 pub mod reload;
 pub mod replay;
 pub mod report;
@@ -50,7 +53,6 @@ pub mod watchdog;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::runtime::{Handle as Runtime, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
@@ -61,6 +63,7 @@ use self::handle::{Command, Handle, Phase, Shared};
 use self::health::HealthWatch;
 use self::lane::{FailedStage, FailedStages};
 use self::listen::Listening;
+use self::meanwhile::UnderWay;
 use self::parts::{Drivers, Parts};
 use self::pipeline::{Feeds, Pipeline, PolicyRegistry};
 use self::plugins::Plugins;
@@ -72,6 +75,7 @@ use self::supervisor::{ChildSpec, Event, Standing, Supervisor};
 use self::watchdog::Watchdog;
 use crate::config::reload::Revision;
 use crate::config::{LiveSettings, Settings};
+use crate::orders;
 use crate::policy::restart::OnFailed;
 
 /// How a run ended.
@@ -105,6 +109,10 @@ pub struct Coordinator {
     commands: mpsc::Receiver<Command>,
     /// Who asked for a reload, and whether SIGHUP did, while the coordinator was busy with another one.
     asked: (Vec<oneshot::Sender<Option<Revision>>>, bool),
+    /// … and who waits for what becomes of the one that is under way.
+    askers: Vec<oneshot::Sender<Option<Revision>>>,
+    /// The change that is being taken to what runs, if one is.
+    under_way: Option<UnderWay>,
     failed: (FailedStages, mpsc::Receiver<FailedStage>),
     /// The lanes that wait for a stage that was given up on; each once, since it waits.
     waiting: Vec<oneshot::Sender<()>>,
@@ -115,6 +123,8 @@ pub struct Coordinator {
     watchdog: Watchdog,
     /// Sockets of the services, to be taken over by those that replace them.
     listeners: Listeners,
+    /// What the order service has done, whichever it was.
+    orders_counted: Arc<orders::Counters>,
     started: Instant,
     /// A stage failed whose policy is to stop the process.
     failed_for_good: bool,
@@ -201,10 +211,13 @@ impl Coordinator {
             shared,
             commands,
             asked: (Vec::new(), false),
+            askers: Vec::new(),
+            under_way: None,
             failed: mpsc::channel(COMMANDS),
             waiting: Vec::new(),
             revived: HashMap::new(),
             listeners: Listeners::default(),
+            orders_counted: Arc::default(),
             started,
             failed_for_good: false,
             fenced: false,
@@ -330,11 +343,8 @@ impl Coordinator {
         let (waiting, hangup) = std::mem::take(&mut self.asked);
         if hangup || !waiting.is_empty() {
             let why = if hangup { "SIGHUP" } else { "asked for" };
-            let revision = self.reload(why, signals).await?;
-            for done in waiting {
-                // Whoever asked may have gone away meanwhile; it is in the history all the same.
-                drop(done.send(revision.clone()));
-            }
+            self.askers.extend(waiting);
+            self.reload(why, signals).await?;
             return Ok(());
         }
         if self.attend(signals, true).await? {
@@ -375,24 +385,6 @@ impl Coordinator {
             }
         }
         Ok(false)
-    }
-
-    /// Waits for `work` while everything else goes on: children are restarted, health is looked at, and a stop is
-    /// obeyed at once. Who asks for a reload meanwhile waits for the end of this one.
-    async fn meanwhile<T>(
-        &mut self,
-        signals: &mut Signals,
-        work: impl Future<Output = T>,
-    ) -> Result<T, Stopping> {
-        let mut work = std::pin::pin!(work);
-        loop {
-            tokio::select! {
-                done = &mut work => return Ok(done),
-                attended = self.attend(signals, false) => attended?,
-            };
-            self.see_to_shards(signals).await?;
-            self.publish();
-        }
     }
 
     /// Logs an event of a child; says whether everything is to stop for it.
@@ -550,37 +542,6 @@ impl Coordinator {
             waiting == 0
         };
         self.until(drained, deadline, signals).await
-    }
-
-    /// Waits until this is so, looking again after whatever happens.
-    async fn until(
-        &mut self,
-        drained: impl Fn(&Supervisor) -> bool,
-        deadline: Instant,
-        signals: &mut Signals,
-    ) -> Drained {
-        loop {
-            if self.shared.phase() != Phase::Running {
-                self.let_taken_go().await;
-            }
-            if drained(&self.supervisor) {
-                return Drained::All;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left == Duration::ZERO {
-                return Drained::Late;
-            }
-            tokio::select! {
-                attended = self.attend(signals, false) => match attended {
-                    Err(Stopping::Asked) => return Drained::Stopped,
-                    // A stage that is given up holds nothing any more: the rest is drained all the same.
-                    Err(Stopping::Failed) => self.failed_for_good = true,
-                    Err(Stopping::Fenced) => self.fenced = true,
-                    Ok(_) => {}
-                },
-                () = tokio::time::sleep(left) => {}
-            }
-        }
     }
 }
 

@@ -7,29 +7,26 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::child::{ChildId, Stage};
-use super::handle::Phase;
-use super::pipeline::{Keeps, Pipeline, Replaces};
-use super::plugins::Plugins;
+use super::child::Stage;
+use super::meanwhile::UnderWay;
+use super::pipeline::Keeps;
 use super::shutdown::Signals;
-use super::{Coordinator, Drained, Stopping, blocking, names};
-use crate::checkpoint::Checkpoints;
+use super::{Coordinator, Stopping, blocking};
 use crate::config::reload::{Changed, ReloadHistory, Revision, Verdict, diff, revision};
-use crate::config::settings::{NewCluster, Nodes};
+use crate::config::settings::Nodes;
 use crate::config::watch::Watch;
 use crate::config::{
     Checks, Inputs, Invalid, LiveSettings, Loaded, ReloadClass, Settings, Sources,
 };
 use crate::embedded::StandIns;
 use crate::orders::Service;
-use crate::sink::redpanda::membership::Member;
 use crate::transform::PluginError;
 
 /// The configuration in force, where it came from, and what became of changes of it.
 pub struct Reloads {
     inputs: Inputs,
-    loaded: Loaded,
-    history: ReloadHistory,
+    pub(super) loaded: Loaded,
+    pub(super) history: ReloadHistory,
     stand_ins: Rc<StandIns>,
     pub(super) sender: watch::Sender<Arc<Settings>>,
     watch: Option<Watch>,
@@ -102,7 +99,7 @@ impl Reloads {
         Ok(self.stand_ins.clone())
     }
 
-    fn resolve(&self, settings: &Settings) -> Arc<Settings> {
+    pub(super) fn resolve(&self, settings: &Settings) -> Arc<Settings> {
         Arc::new(self.stand_ins.resolve(settings))
     }
 
@@ -148,51 +145,76 @@ impl Coordinator {
         why: &str,
         signals: &mut Signals,
     ) -> Result<Option<Revision>, Stopping> {
-        let began = Instant::now();
-        let loaded = match crate::config::load(&self.reloads.inputs, checks()) {
-            Ok(loaded) => loaded,
-            Err(invalid) => {
-                let error = invalid.to_string();
-                tracing::error!(
-                    why,
-                    error,
-                    problems = invalid.problems.len(),
-                    "configuration rejected, the last good one goes on"
-                );
-                let revision = revision(
-                    Verdict::Rejected,
-                    None,
-                    Vec::new(),
-                    Some(error),
-                    began.elapsed(),
-                );
-                self.reloads.history.note(revision, None);
-                self.reloads.watch_these(&invalid.sources);
-                self.check_health();
-                return Ok(self.reloads.history.last());
-            }
+        let mut began = Instant::now();
+        let mut next = self.load(why, began);
+        let mut revision = match next {
+            Some(_) => None,
+            None => self.reloads.history.last(),
         };
-        self.reloads.watch_these(&loaded.sources);
+        while let Some(loaded) = next {
+            (revision, next) = self.take(loaded, (why, began), signals).await?;
+            began = Instant::now();
+        }
+        for done in self.askers.drain(..) {
+            // Whoever asked may have gone away meanwhile; it is in the history all the same.
+            drop(done.send(revision.clone()));
+        }
+        Ok(revision)
+    }
+
+    /// Loads what the sources say now. `None`: it is not valid, which is noted.
+    pub(super) fn load(&mut self, why: &str, began: Instant) -> Option<Loaded> {
+        let invalid = match crate::config::load(&self.reloads.inputs, checks()) {
+            Ok(loaded) => {
+                self.reloads.watch_these(&loaded.sources);
+                return Some(loaded);
+            }
+            Err(invalid) => invalid,
+        };
+        let error = invalid.to_string();
+        tracing::error!(
+            why,
+            error,
+            problems = invalid.problems.len(),
+            "configuration rejected, the last good one goes on"
+        );
+        let took = began.elapsed();
+        let revision = revision(Verdict::Rejected, None, Vec::new(), Some(error), took);
+        self.reloads.history.note(revision, None);
+        self.reloads.watch_these(&invalid.sources);
+        self.check_health();
+        None
+    }
+
+    /// Takes what was loaded to what runs; says what became of it, and what is to take its place, if something is.
+    async fn take(
+        &mut self,
+        loaded: Loaded,
+        (why, began): (&str, Instant),
+        signals: &mut Signals,
+    ) -> Result<(Option<Revision>, Option<Loaded>), Stopping> {
         let changed = diff(&self.reloads.loaded.effective, &loaded.effective);
         if changed.is_empty() {
             self.reloads.history.unchanged(&loaded);
             self.reloads.loaded = loaded;
             self.look_at_topics_again();
             self.check_health();
-            return Ok(None);
+            return Ok((None, None));
         }
         self.reloads.history.begin(&changed);
+        self.under_way = Some(UnderWay::new(loaded.clone()));
         let applied = self.apply(&loaded, &changed, signals).await;
+        self.reloads.history.end();
+        let (loaded, next, complaint) = match self.under_way.take() {
+            Some(work) => work.done(),
+            None => (loaded, None, None),
+        };
+        // Some of it may be in force by now.
+        let changed = diff(&self.reloads.loaded.effective, &loaded.effective);
         let took = began.elapsed();
         let revision = match applied {
             Ok(()) => {
-                for c in &changed {
-                    let (old, new) = (
-                        c.old.as_deref().unwrap_or("-"),
-                        c.new.as_deref().unwrap_or("-"),
-                    );
-                    tracing::info!(key = c.key, old, new, class = %c.class, "setting changed");
-                }
+                tell(&changed);
                 self.revive();
                 self.look_at_topics_again();
                 tracing::info!(
@@ -210,6 +232,16 @@ impl Coordinator {
             Err(Unapplied::Stopping(stopping)) => {
                 tracing::warn!(why, ?took, "stopping, so the configuration is not applied");
                 return Err(stopping);
+            }
+            Err(Unapplied::GivenUp) => {
+                tracing::info!(
+                    why,
+                    ?took,
+                    "configuration not applied: another one takes its place"
+                );
+                let revision = revision(Verdict::Superseded, Some(&loaded), changed, None, took);
+                self.reloads.history.note(revision.clone(), None);
+                revision
             }
             Err(Unapplied::Failed(error)) => {
                 let error = format!("{error:#}");
@@ -232,8 +264,12 @@ impl Coordinator {
                 self.not_in_force(Verdict::Rejected, &loaded, changed, error, took)
             }
         };
+        if complaint.is_some() {
+            // The newest is a bad one still.
+            self.reloads.history.complain(complaint);
+        }
         self.check_health();
-        Ok(Some(revision))
+        Ok((Some(revision), next))
     }
 
     fn not_in_force(
@@ -256,12 +292,8 @@ impl Coordinator {
         changed: &[Changed],
         signals: &mut Signals,
     ) -> Result<(), Unapplied> {
-        if let Some(refused) = changed.iter().find(|c| c.class == ReloadClass::Refused) {
-            let error = anyhow::anyhow!(
-                "{} cannot change while running: restart to change it",
-                refused.key
-            );
-            return Err(error.into());
+        if let Some(why) = refusal(changed) {
+            return Err(why.into());
         }
         let old = self.live.borrow().clone();
         let new = self.reloads.resolve(&loaded.settings);
@@ -289,18 +321,22 @@ impl Coordinator {
             let (replaces, live) = (self.listeners.orders.clone(), self.live.clone());
             let policies = self.policies.stage(&Stage::Orders);
             let spans = self.shared.spans().clone();
+            let counted = self.orders_counted.clone();
             let service = async {
-                let service = Service::start(&new, live, policies, spans, replaces.as_ref()).await;
+                let more = (spans, counted);
+                let service = Service::start(&new, live, policies, more, replaces.as_ref()).await;
                 service.map_err(anyhow::Error::from)
             };
             Some(match new.orders.enabled {
-                true => Some(self.meanwhile(signals, service).await??),
+                true => Some(self.unless_given_up(signals, service).await??),
                 false => None,
             })
         } else {
             None
         };
 
+        // What was retuned while it waited is in force already.
+        let new = self.to_be_in_force();
         if self.put_off.is_some() {
             self.take_up(&new)?;
             if let Some(admin) = admin {
@@ -342,219 +378,6 @@ impl Coordinator {
         pipeline.transforms.commit(swap, &handovers);
         Ok(())
     }
-
-    /// Connects a new pipeline beside the one that runs, but for what of that one it keeps, drains that one to its
-    /// checkpoints and has the new one go on from there. Until then nothing is in force, so whatever fails, the old one
-    /// goes on: it is still there, knows how far it is, and needs nobody's answer to be started again.
-    async fn rebuild(
-        &mut self,
-        (old, new): (&Arc<Settings>, &Arc<Settings>),
-        keeps: Keeps,
-        signals: &mut Signals,
-    ) -> Result<(), Unapplied> {
-        let settings = watch::Sender::new(new.clone());
-        let plugins = match self.plugins.suffices(new) {
-            true => self.plugins.clone(),
-            false => self.parts.plugins(new)?,
-        };
-        self.reloads.history.step("connecting to both sides");
-        // One that shares them may be asked for some meanwhile: they are not to be taken from whoever has them then.
-        let own = match self.is_shared() {
-            true => Vec::new(),
-            false => (0..new.pipeline.shards.get()).collect(),
-        };
-        let connected = Pipeline::connect(
-            settings.subscribe(),
-            self.policies.clone(),
-            (self.parts.clone(), plugins.clone()),
-            self.shared.spans().clone(),
-            own,
-            self.shared
-                .pipeline()
-                .map(|pipeline| Replaces { pipeline, keeps }),
-        );
-        let (shared, admin) = (self.is_shared(), self.admin_address());
-        let made = async {
-            let connected = connected.await?;
-            connected.sink.listens_at(admin);
-            let member = match shared {
-                true => Some(connected.sink.member().await?),
-                false => None,
-            };
-            anyhow::Ok((connected, member))
-        };
-        let (connected, member) = self.meanwhile(signals, made).await??;
-        let connected = Arc::new(connected);
-        let made = Made {
-            connected: connected.clone(),
-            keeps,
-            member,
-            settings,
-            plugins,
-        };
-        let replaced = self.replace((old, new), made, signals).await;
-        if replaced.is_err() {
-            self.let_go(connected);
-        }
-        replaced
-    }
-
-    /// Has a pipeline that is connected take the place of the one that runs.
-    async fn replace(
-        &mut self,
-        (old, new): (&Arc<Settings>, &Arc<Settings>),
-        made: Made,
-        signals: &mut Signals,
-    ) -> Result<(), Unapplied> {
-        let Made {
-            connected,
-            keeps,
-            member,
-            settings,
-            plugins,
-        } = made;
-        let committed = |pipeline: Option<Arc<Pipeline>>| -> Checkpoints {
-            let lanes = pipeline.iter().flat_map(|p| p.lanes());
-            lanes.flat_map(|lane| lane.committed()).collect()
-        };
-        let mut carries = false;
-        if old.sink.brokers != new.sink.brokers {
-            let known = committed(self.shared.pipeline());
-            let lacks = connected.sink.lacks(&known);
-            if self
-                .meanwhile(signals, lacks)
-                .await?
-                .map_err(anyhow::Error::from)?
-            {
-                match new.sink.new_cluster {
-                    NewCluster::Carry => carries = true,
-                    NewCluster::StartOver => tracing::warn!(
-                        "the new brokers have no checkpoints of this pipeline: it starts over there"
-                    ),
-                    NewCluster::Refuse => {
-                        let error = anyhow::anyhow!(
-                            "sink.brokers: these brokers have no checkpoints of this pipeline, so it would start over \
-                             there by source.start_from. Set sink.new_cluster = \"carry\" to take its checkpoints \
-                             along, or \"start-over\" if that is meant"
-                        );
-                        return Err(error.into());
-                    }
-                }
-            }
-        }
-        self.shared.set_phase(Phase::Rebuilding);
-        self.forget_openings();
-        self.reloads.history.step("draining what runs");
-        let deadline = Instant::now() + old.shutdown.timeout;
-        let replaces = self.shared.pipeline();
-        let shards = replaces.as_ref().map(|p| p.shards()).unwrap_or_default();
-        // They go on in the new pipeline, or in the old one if that is gone back to; or they end once another one runs.
-        if let Some(replaced) = &replaces {
-            replaced.keep_producers(true);
-        }
-        match self.drain_shards(&shards, deadline, signals).await {
-            Drained::All => {}
-            // What is in flight is read again from the checkpoint: late, and at worst repeated, but not lost.
-            Drained::Late => {
-                let of_shards = |id: &ChildId| shards.iter().any(|s| s.owns(id));
-                let unfinished = names(self.supervisor.unfinished(of_shards));
-                tracing::warn!(
-                    unfinished,
-                    "not drained in time for the rebuild, going back to the checkpoint"
-                );
-            }
-            // The drain of the whole process goes on from here.
-            Drained::Stopped => {
-                if let Some(replaced) = &replaces {
-                    replaced.keep_producers(false);
-                    self.let_go(replaced.kept());
-                }
-                return Err(Stopping::Asked.into());
-            }
-        }
-        if self.failed_for_good {
-            return Err(Stopping::Failed.into());
-        }
-        if self.fenced {
-            return Err(Stopping::Fenced.into());
-        }
-        self.supervisor.remove(|id| id.stage.is_of_pipeline()).await;
-        // There is room for the new ones' instead.
-        for lane in replaces.iter().flat_map(|p| p.lanes()) {
-            lane.handover.clear();
-        }
-        self.health.rebuilt();
-        self.reloads.history.step("reading the checkpoints");
-        // One that has to join anew is given its shards anew.
-        let joins = member.filter(|member| self.joins_anew(member));
-        let own = match joins {
-            Some(_) => Vec::new(),
-            None => self.own_shards(&connected),
-        };
-        let carried = carries.then(|| committed(replaces.clone()));
-        let opened = async {
-            if let Some(checkpoints) = &carried {
-                connected.sink.clone().carry(checkpoints).await?;
-            }
-            connected.open(own, replaces.as_deref()).await
-        };
-        match self.meanwhile(signals, opened).await? {
-            Ok(()) => {
-                self.release_others(&connected);
-                if let Some(replaced) = &replaces {
-                    connected.count_on_from(replaced);
-                }
-                self.feeds.add(settings);
-                self.feeds.send(new);
-                self.plugins = plugins;
-                self.reloads.sender.send_replace(new.clone());
-                self.run_pipeline(connected.clone());
-                self.shared.set_phase(Phase::Running);
-                if let Some(replaced) = replaces {
-                    let open = connected.shards();
-                    let goes_on =
-                        |number| keeps.source && open.iter().any(|shard| shard.number == number);
-                    for shard in shards.iter().filter(|s| !goes_on(s.number)) {
-                        replaced.release(shard.number);
-                    }
-                    self.let_go((replaced.kept(), replaced));
-                }
-                match joins {
-                    Some(member) => self.join(member),
-                    None => self.open_missing(Duration::ZERO),
-                }
-                Ok(())
-            }
-            Err(error) => {
-                tracing::error!(error = %error, "rebuild failed, going back to what ran");
-                self.reloads.history.step("going back to what ran");
-                if let Some(pipeline) = replaces {
-                    pipeline.keep_producers(false);
-                    if !keeps.sink {
-                        // The new ones may have fenced them.
-                        self.let_go(pipeline.kept());
-                    }
-                    self.release_others(&pipeline);
-                    self.run_pipeline(pipeline);
-                }
-                self.shared.set_phase(Phase::Running);
-                self.open_missing(Duration::ZERO);
-                Err(anyhow::Error::from(error).into())
-            }
-        }
-    }
-}
-
-/// What a rebuild makes aside of what runs.
-struct Made {
-    connected: Arc<Pipeline>,
-    /// What it has of the one that runs.
-    keeps: Keeps,
-    /// Its part in the group, where instances share the shards.
-    member: Option<Member>,
-    /// What its parts read their settings from.
-    settings: watch::Sender<Arc<Settings>>,
-    plugins: Arc<dyn Plugins>,
 }
 
 /// Whether the order service has to be made anew: it connects by itself to where the source reads.
@@ -572,10 +395,32 @@ fn orders_differ(old: &Settings, new: &Settings) -> bool {
     service(old) != service(new) || (new.orders.enabled && database(old) != database(new))
 }
 
+/// Why a change can only be had by another start, if it can.
+pub(super) fn refusal(changed: &[Changed]) -> Option<anyhow::Error> {
+    let refused = changed.iter().find(|c| c.class == ReloadClass::Refused)?;
+    Some(anyhow::anyhow!(
+        "{} cannot change while running: restart to change it",
+        refused.key
+    ))
+}
+
+/// Says in the log what changed.
+pub(super) fn tell(changed: &[Changed]) {
+    for c in changed {
+        let (old, new) = (
+            c.old.as_deref().unwrap_or("-"),
+            c.new.as_deref().unwrap_or("-"),
+        );
+        tracing::info!(key = c.key, old, new, class = %c.class, "setting changed");
+    }
+}
+
 /// Why a configuration is not in force.
-enum Unapplied {
+pub(super) enum Unapplied {
     /// Everything stops; it does not matter any more.
     Stopping(Stopping),
+    /// Another one takes its place.
+    GivenUp,
     /// What it says is at fault: a plugin cannot be used, or not with these settings, as `validate` says too.
     Rejected(PluginError),
     /// It cannot be.

@@ -43,7 +43,10 @@ impl Coordinator {
     pub(super) fn beginning(&self) -> impl Future<Output = anyhow::Result<Begun>> + use<> {
         let settings = self.live.borrow().clone();
         let (live, policies, shared) = (self.live.clone(), self.policies.clone(), self.is_shared());
-        let (admin, spans) = (self.admin_address(), self.shared.spans().clone());
+        let (admin, more) = (
+            self.admin_address(),
+            (self.shared.spans().clone(), self.orders_counted.clone()),
+        );
         // Which shards are those of one that shares them, the group has yet to say.
         let own = match shared {
             true => Vec::new(),
@@ -68,7 +71,7 @@ impl Coordinator {
             let orders = match settings.orders.enabled {
                 true => {
                     let policies = policies.stage(&Stage::Orders);
-                    Some(Service::start(&settings, live, policies, spans, None).await?)
+                    Some(Service::start(&settings, live, policies, more, None).await?)
                 }
                 false => None,
             };
@@ -151,8 +154,10 @@ impl Coordinator {
             }
             let beginning = self.beginning();
             match self.meanwhile(signals, beginning).await? {
-                Ok(begun) => self.begin(begun),
-                Err(error) => {
+                // No change of the configuration is under way.
+                None => {}
+                Some(Ok(begun)) => self.begin(begun),
+                Some(Err(error)) => {
                     if let Err(error) = self.put_off(error) {
                         // It could be loaded, so it is what was changed meanwhile; the next change may mend it.
                         let reason = format!("{error:#}");

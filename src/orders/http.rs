@@ -61,14 +61,14 @@ impl State {
         store: Store,
         live: LiveSettings,
         policies: StagePolicies,
-        spans: Arc<Spans>,
+        (spans, counters): (Arc<Spans>, Arc<Counters>),
     ) -> Self {
         let stripes = (0..STRIPES).map(|_| Mutex::new(())).collect();
         Self(Arc::new(Inner {
             store,
             live,
             policies,
-            counters: Arc::default(),
+            counters,
             spans,
             stripes,
         }))

@@ -24,7 +24,7 @@ use crate::coordinator::supervisor::{ChildScope, ChildSpec};
 use crate::policy::stage::StagePolicies;
 use crate::spans::Spans;
 
-/// What the service has done since it started.
+/// What the service has done since the process started, whichever of those that followed each other.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Orders created.
@@ -72,7 +72,7 @@ pub enum StartError {
 
 impl Service {
     /// Listens, connects to ScyllaDB and prepares the statements, as `settings` say; what it looks up later it
-    /// takes from `live`. It listens also beside the listener of the service that it replaces.
+    /// takes from `live`. It goes on counting what it does where `counters` are, and listens also beside the listener of the service that it replaces.
     ///
     /// # Errors
     /// When somebody else listens there, or ScyllaDB or its schema is not as it should be.
@@ -80,7 +80,7 @@ impl Service {
         settings: &Settings,
         live: LiveSettings,
         policies: StagePolicies,
-        spans: Arc<Spans>,
+        (spans, counters): (Arc<Spans>, Arc<Counters>),
         replaces: Option<&Arc<Listening>>,
     ) -> Result<Self, StartError> {
         let wanted = settings.orders.listen;
@@ -94,7 +94,7 @@ impl Service {
         let store = waits.during("connect to ScyllaDB", Store::connect(settings));
         let store = store.await?;
         Ok(Self {
-            state: http::State::new(store, live, policies, spans),
+            state: http::State::new(store, live, policies, (spans, counters)),
             bound,
         })
     }

@@ -115,4 +115,39 @@ impl Section for Policies {
             .unwrap_or_default(),
         }
     }
+
+    /// Where two that are right are wrong together, the newer counts.
+    fn retune(&mut self, at: &str, new: &Self, takes: &dyn Fn(&str) -> bool) {
+        let taken = |key: &str| takes(&format!("{at}.{key}"));
+        let (old, newer) = (self.breaker, new.breaker);
+        let of = |key: &str| if taken(key) { newer } else { old };
+        self.breaker = breaker::Settings::new(
+            of("breaker.failure_threshold").failure_threshold(),
+            of("breaker.open_for").open_for(),
+            of("breaker.success_threshold").success_threshold(),
+        )
+        .unwrap_or(newer);
+        let (old, newer) = (self.retry, new.retry);
+        let of = |key: &str| if taken(key) { newer } else { old };
+        self.retry = backoff::Settings::new(
+            of("retry.initial").initial(),
+            of("retry.max").max(),
+            of("retry.multiplier").multiplier(),
+            of("retry.max_attempts").max_attempts(),
+        )
+        .unwrap_or(newer);
+        if taken("rate_limit") {
+            self.rate_limit = new.rate_limit;
+        }
+        let (old, newer) = (self.supervision, new.supervision);
+        let of = |key: &str| if taken(key) { newer } else { old };
+        self.supervision = restart::Settings::new(
+            of("supervision.strategy").strategy(),
+            of("supervision.max_restarts").max_restarts(),
+            of("supervision.within").within(),
+            of("supervision.backoff").backoff(),
+            of("supervision.on_failed").on_failed(),
+        )
+        .unwrap_or(newer);
+    }
 }

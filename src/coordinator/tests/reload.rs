@@ -1,6 +1,9 @@
 //! What a changed file does to what runs.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::super::Outcome;
 use super::super::handle::Phase;
@@ -290,5 +293,172 @@ fn a_transform_that_comes_leaves_both_sides_alone() {
         assert_eq!(rig.cluster().newest_topic().as_deref(), Some("one"));
         assert_eq!(rig.world.connected(), (1, 1));
         assert_eq!(rig.cluster().taken(), taken);
+    });
+}
+
+const TABLES: &str = "[source]\ntables = [\"t\", \"u\"]\n";
+
+fn threshold(rig: &Rig) -> u32 {
+    let now = rig.handle.settings().borrow().clone();
+    let breaker = now.policies("sink").expect("a stage").breaker;
+    breaker.failure_threshold().into()
+}
+
+/// What health says of the configuration.
+fn said(rig: &Rig) -> Option<Arc<str>> {
+    let report = rig.handle.health().borrow().clone();
+    let entry = report.components.into_iter().find(|c| &*c.name == "config");
+    entry.and_then(|entry| entry.reason)
+}
+
+/// Something is in flight that nobody acknowledges, and a rebuild is drained for.
+async fn rebuild_that_waits(rig: &mut Rig) -> tokio::task::JoinHandle<Option<Verdict>> {
+    rig.world.write(10);
+    rig.until_seen("before").await;
+    rig.world.outage();
+    rig.world.write(10);
+    rig.in_flight().await;
+    rig.edit(TABLES);
+    let handle = rig.handle.clone();
+    let rebuilding = tokio::task::spawn_local(async move {
+        let revision = handle.reload().await.expect("it runs");
+        revision.map(|r| r.outcome)
+    });
+    let handle = rig.handle.clone();
+    rig.until("the drain", || handle.phase() == Phase::Rebuilding)
+        .await;
+    rebuilding
+}
+
+#[test]
+fn what_is_retuned_while_a_rebuild_waits_is_in_force_at_once_and_after_it() {
+    Rig::run("", async |rig| {
+        let rebuilding = rebuild_that_waits(rig).await;
+        let began = Instant::now();
+        let nine = format!("{TABLES}[sink.breaker]\nfailure_threshold = 9\n");
+        let retuned = rig.reload(&nine).await;
+        assert_eq!(retuned.outcome, Verdict::Applied, "{retuned:?}");
+        let keys: Vec<&str> = retuned.changed.iter().map(|c| c.key.as_str()).collect();
+        assert_eq!(keys, ["sink.breaker.failure_threshold"]);
+        assert!(began.elapsed() < Duration::from_secs(1));
+        assert_eq!(threshold(rig), 9);
+
+        let bad = rig
+            .reload(&format!("{TABLES}[sink.breaker]\nfailure_threshold = 0\n"))
+            .await;
+        assert_eq!(bad.outcome, Verdict::Rejected, "{bad:?}");
+        assert!(began.elapsed() < Duration::from_secs(1));
+        assert!(said(rig).is_some_and(|why| why.contains("failure_threshold")));
+        assert_eq!(rig.handle.phase(), Phase::Rebuilding);
+        assert!(!rebuilding.is_finished());
+
+        rig.world.outage_ends();
+        assert_eq!(rebuilding.await.expect("no panic"), Some(Verdict::Applied));
+        assert_eq!(threshold(rig), 9, "in the new one too");
+        assert_eq!(rig.world.connected(), (2, 1));
+        let why = said(rig).expect("what was saved last is bad still");
+        assert!(why.contains("failure_threshold"), "{why}");
+        rig.edit(&nine);
+        assert!(rig.handle.reload().await.expect("it runs").is_none());
+        assert_eq!(said(rig), None);
+        rig.until_seen("after").await;
+        assert_eq!(rig.stop().await, Outcome::Clean);
+    });
+}
+
+#[test]
+fn a_rebuild_that_waits_is_given_up_for_another_or_taken_back() {
+    Rig::run("", async |rig| {
+        let runs = rig.handle.pipeline().expect("it runs");
+        let rebuilding = rebuild_that_waits(rig).await;
+        rig.edit("");
+        let handle = rig.handle.clone();
+        let taken_back = tokio::task::spawn_local(async move { handle.reload().await });
+        rig.until("health names it", || said(rig).is_some()).await;
+        let why = said(rig).expect("named");
+        assert!(
+            why.contains("draining what runs, waiting for sink/"),
+            "{why}"
+        );
+        rig.world.outage_ends();
+        assert!(
+            taken_back
+                .await
+                .expect("no panic")
+                .expect("it runs")
+                .is_none()
+        );
+        assert_eq!(rebuilding.await.expect("no panic"), None);
+        let now = rig.handle.pipeline().expect("it runs");
+        assert!(Arc::ptr_eq(&runs, &now), "what ran goes on");
+        assert_eq!((rig.handle.phase(), said(rig)), (Phase::Running, None));
+        rig.until_seen("what ran goes on").await;
+
+        let rebuilding = rebuild_that_waits(rig).await;
+        rig.edit("[source]\ntables = [\"t\", \"v\"]\n[sink.breaker]\nfailure_threshold = 9\n");
+        let handle = rig.handle.clone();
+        let another = tokio::task::spawn_local(async move { handle.reload().await });
+        rig.world.outage_ends();
+        let another = another.await.expect("no panic").expect("it runs");
+        assert_eq!(another.map(|r| r.outcome), Some(Verdict::Applied));
+        assert_eq!(rebuilding.await.expect("no panic"), Some(Verdict::Applied));
+        let tables = rig.handle.settings().borrow().source.tables.clone();
+        assert_eq!(tables, ["t", "v"]);
+        assert_eq!(threshold(rig), 9);
+        let outcomes: Vec<Verdict> = rig
+            .handle
+            .reloads()
+            .list()
+            .iter()
+            .map(|r| r.outcome)
+            .collect();
+        use Verdict::{Applied, Superseded};
+        assert_eq!(outcomes, [Superseded, Superseded, Applied]);
+        rig.until_seen("after").await;
+        assert_eq!(rig.stop().await, Outcome::Clean);
+    });
+}
+
+#[test]
+fn while_the_breaker_is_open_nothing_is_drained_and_a_rebuild_is_taken_back_at_once() {
+    Rig::run("", async |rig| {
+        rig.world.write(10);
+        rig.until_seen("before").await;
+        rig.world.outage();
+        rig.world.write(10);
+        rig.in_flight().await;
+        let sink = rig.handle.stage("sink").expect("a stage");
+        (0..5).for_each(|_| sink.record_failure("made up"));
+        rig.edit(TABLES);
+        let handle = rig.handle.clone();
+        let rebuilding = tokio::task::spawn_local(async move { handle.reload().await });
+        rig.until("health names it", || said(rig).is_some()).await;
+        let why = said(rig).expect("named");
+        assert!(why.contains("waiting until the brokers take"), "{why}");
+        // However long it takes: far more than a drain may.
+        tokio::time::sleep(LONG).await;
+        assert_eq!(rig.handle.phase(), Phase::Running);
+        let began = Instant::now();
+        rig.edit("");
+        assert!(rig.handle.reload().await.expect("it runs").is_none());
+        assert!(began.elapsed() < Duration::from_secs(1));
+        assert_eq!(said(rig), None);
+        assert!(
+            rebuilding
+                .await
+                .expect("no panic")
+                .expect("it runs")
+                .is_none()
+        );
+
+        rig.edit(TABLES);
+        let handle = rig.handle.clone();
+        let rebuilding = tokio::task::spawn_local(async move { handle.reload().await });
+        rig.until("health names it", || said(rig).is_some()).await;
+        rig.world.outage_ends();
+        let rebuilt = rebuilding.await.expect("no panic").expect("it runs");
+        assert_eq!(rebuilt.map(|r| r.outcome), Some(Verdict::Applied));
+        rig.until_seen("after").await;
+        assert_eq!(rig.stop().await, Outcome::Clean);
     });
 }

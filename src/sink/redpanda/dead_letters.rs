@@ -25,6 +25,8 @@ pub(super) const LARGEST: usize = 32 << 20;
 
 /// How long a half-open breaker waits for a letter before it is closed without one.
 const QUIET: Duration = Duration::from_secs(1);
+/// Whoever asks for letters is told so when nothing comes for so long.
+const ANSWERED: Duration = Duration::from_secs(3);
 /// Records that are no letters, of which more than these are not told.
 const MOST_FOREIGN: usize = 100;
 /// librdkafka's `message.max.bytes` where nobody sets it.
@@ -285,7 +287,7 @@ impl DeadLetters {
             // By position: the last record of a key is the letter, or the tombstone that took it away.
             let mut letters: BTreeMap<Vec<u8>, DeadLetter> = BTreeMap::new();
             let mut foreign: BTreeMap<Vec<u8>, Foreign> = BTreeMap::new();
-            reader.read(&topic, |m| {
+            reader.read_from(None, &topic, ANSWERED, &BTreeMap::new(), |m| {
                 let key = m.key().unwrap_or_default().to_vec();
                 if m.payload().is_none() {
                     letters.remove(&key);
