@@ -125,6 +125,11 @@ impl Troubles {
         }
     }
 
+    /// Whether there is any: a load.
+    pub fn are_any(&self) -> bool {
+        self.0.any.load(Relaxed)
+    }
+
     /// A record of this topic was acknowledged. Costs a load where there is no trouble.
     pub fn accepted(&self, topic: &str) {
         if self.0.any.load(Relaxed) {

@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use rdkafka::config::ClientConfig;
-use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 use super::RedpandaSink;
+use super::header_list::HeaderList;
 use super::producer::{Outgoing, Producer, Traffic};
 use crate::change::Position;
 use crate::config::settings;
@@ -413,7 +414,7 @@ impl RedpandaSink {
     }
 }
 
-pub(super) fn headers_of(letter: &DeadLetter) -> OwnedHeaders {
+pub(super) fn headers_of(letter: &DeadLetter) -> HeaderList {
     let attempts = letter.attempts.to_string();
     let time = |t: SystemTime| humantime::format_rfc3339_micros(t).to_string();
     let (position, first, last) = (
@@ -435,15 +436,7 @@ pub(super) fn headers_of(letter: &DeadLetter) -> OwnedHeaders {
         (names::LAST_AT, last.as_bytes()),
         (names::PIPELINE, letter.pipeline.as_bytes()),
     ];
-    all.into_iter().fold(
-        OwnedHeaders::new_with_capacity(all.len()),
-        |out, (key, value)| {
-            out.insert(Header {
-                key,
-                value: Some(value),
-            })
-        },
-    )
+    HeaderList::of(&all.map(|(name, value)| (name, Some(value))))
 }
 
 fn read(message: &BorrowedMessage<'_>) -> Result<DeadLetter, String> {

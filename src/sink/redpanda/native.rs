@@ -70,6 +70,15 @@ pub(super) fn set_token<C: ClientContext>(
     }
 }
 
+/// There is no token, and why: the client goes on asking for one.
+pub(super) fn refuse_token<C: ClientContext>(client: &Client<C>, why: &str) {
+    let why = CString::new(why.replace('\0', " ")).unwrap_or_default();
+    // SAFETY: the client and the text outlive the call.
+    unsafe {
+        bindings::rd_kafka_oauthbearer_set_token_failure(client.native_ptr(), why.as_ptr());
+    }
+}
+
 /// Has a producer send at once what it holds back for `linger.ms`, and what it is handed meanwhile; blocks until all is
 /// reported on, or for this long. The bindings' own does so for no time at all, which its threads may miss.
 pub(super) fn hasten<C: ClientContext>(client: &Client<C>, within: Duration) {

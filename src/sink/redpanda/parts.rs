@@ -1,15 +1,20 @@
 //! What a record has beside its key and its value.
 
-use penstock_plugin_encoding::Mark;
-use rdkafka::message::{Header, Headers, OwnedHeaders};
+use std::sync::Arc;
 
+use penstock_plugin_encoding::Mark;
+
+use super::header_list::{HeaderList, Kept, Pair, Spares};
 use crate::change::RecordBatch;
 use crate::config::settings::{RecordHeaders, RecordTime, Sink};
 use crate::sink::headers;
 use crate::spans::Context;
 
-/// Makes the headers and timestamps of a batch's records. What they share is made once, so that a record's
-/// headers cost no allocation of ours.
+/// Headers of a record that are held without an allocation.
+const FEW: usize = 8;
+
+/// Makes the headers and timestamps of a batch's records. What they share is made once, and lists of headers are used
+/// again, so that a record's headers cost no allocation.
 pub(super) struct Parts {
     chosen: RecordHeaders,
     time: RecordTime,
@@ -17,10 +22,51 @@ pub(super) struct Parts {
     tables: Vec<(u32, String)>,
     /// The change of the last record, and what of its headers is chosen.
     change: Option<(u32, Option<headers::PositionText>, Option<[u8; 55]>)>,
+    /// Where lists come from, and go to.
+    spares: Arc<Spares>,
+    kept: Kept,
+}
+
+/// The headers of one record, before they are librdkafka's.
+struct Pairs<'a> {
+    few: [Pair<'a>; FEW],
+    len: usize,
+    /// All of them, if they are not few.
+    many: Vec<Pair<'a>>,
+}
+
+impl<'a> Pairs<'a> {
+    fn new() -> Self {
+        Self {
+            few: [("", None); FEW],
+            len: 0,
+            many: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, name: &'a str, value: Option<&'a [u8]>) {
+        match self.few.get_mut(self.len) {
+            Some(place) => *place = (name, value),
+            None => {
+                if self.many.is_empty() {
+                    self.many.extend_from_slice(&self.few);
+                }
+                self.many.push((name, value));
+            }
+        }
+        self.len += 1;
+    }
+
+    fn all(&self) -> &[Pair<'a>] {
+        match self.few.get(..self.len) {
+            Some(few) => few,
+            None => &self.many,
+        }
+    }
 }
 
 impl Parts {
-    pub(super) fn new(batch: &RecordBatch, sink: &Sink) -> Self {
+    pub(super) fn new(batch: &RecordBatch, sink: &Sink, spares: &Arc<Spares>) -> Self {
         let tables = match sink.headers.table {
             true => &batch.source.tables[..],
             false => &[],
@@ -33,6 +79,8 @@ impl Parts {
                 .map(|t| (t.id, format!("{}.{}", t.keyspace, t.name)))
                 .collect(),
             change: None,
+            kept: spares.take(),
+            spares: Arc::clone(spares),
         }
     }
 
@@ -44,17 +92,17 @@ impl Parts {
         (self.time == RecordTime::Change && time > 0).then_some(time)
     }
 
-    pub(super) fn headers(&mut self, batch: &RecordBatch, index: usize) -> OwnedHeaders {
+    pub(super) fn headers(&mut self, batch: &RecordBatch, index: usize) -> HeaderList {
         let record = &batch.records[index];
         let custom = batch
             .headers
             .get(record.headers.start as usize..record.headers.end as usize)
             .unwrap_or_default();
-        let mut out = OwnedHeaders::new_with_capacity(4 + custom.len());
+        let mut out = Pairs::new();
         let source = record.source as usize;
         let Some(position) = batch.source.positions.get(source) else {
             debug_assert!(false, "a record without a change");
-            return out;
+            return HeaderList::of(&[]);
         };
         let (_, text, trace) = match self.change {
             Some(change) if change.0 == record.source => change,
@@ -64,24 +112,24 @@ impl Parts {
                 (self.chosen.traceparent).then(|| headers::traceparent(position, !batch.traces.on)),
             )),
         };
-        if let Some(text) = text {
-            out = insert(out, headers::POSITION, Some(text.as_bytes()));
+        if let Some(text) = &text {
+            out.push(headers::POSITION, Some(text.as_bytes()));
         }
         if let Some(row) = batch.source.rows.get(source) {
             let table = row.table();
             if let Some((_, name)) = self.tables.iter().find(|(id, _)| *id == table) {
-                out = insert(out, headers::TABLE, Some(name.as_bytes()));
+                out.push(headers::TABLE, Some(name.as_bytes()));
             }
             if self.chosen.operation {
                 let operation = row.operation().name();
-                out = insert(out, headers::OPERATION, Some(operation.as_bytes()));
+                out.push(headers::OPERATION, Some(operation.as_bytes()));
             }
             // What a reader has to know of this very record is no choice.
             if row.is_marked(Mark::Late) {
-                out = insert(out, headers::LATE, Some(b"true"));
+                out.push(headers::LATE, Some(b"true"));
             }
             if let Some(missing) = headers::missing(&row) {
-                out = insert(out, headers::MISSING, Some(missing.as_bytes()));
+                out.push(headers::MISSING, Some(missing.as_bytes()));
             }
         }
         // Whoever reads the record goes on from its way to the brokers.
@@ -107,17 +155,20 @@ impl Parts {
                     continue;
                 }
             }
-            out = insert(out, name, batch.bytes(*value));
+            out.push(name, batch.bytes(*value));
         }
-        match own.or(trace.filter(|_| !traced)) {
-            Some(trace) => insert(out, headers::TRACEPARENT, Some(&trace)),
-            None => out,
+        let trace = own.or(trace.filter(|_| !traced));
+        if let Some(trace) = &trace {
+            out.push(headers::TRACEPARENT, Some(trace));
         }
+        self.spares.list(&mut self.kept, out.all())
     }
 }
 
-fn insert(headers: OwnedHeaders, key: &str, value: Option<&[u8]>) -> OwnedHeaders {
-    headers.insert(Header { key, value })
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.spares.put(std::mem::take(&mut self.kept));
+    }
 }
 
 /// Bytes of a batch before its first record: Kafka's format 2
@@ -125,18 +176,18 @@ fn insert(headers: OwnedHeaders, key: &str, value: Option<&[u8]>) -> OwnedHeader
 const BATCH_HEAD: usize = 61;
 
 /// Bytes of a record as a batch of its own, uncompressed: what a topic's `max.message.bytes` is held against.
-pub(super) fn size(key: Option<&[u8]>, value: Option<&[u8]>, headers: &OwnedHeaders) -> usize {
+pub(super) fn size(key: Option<&[u8]>, value: Option<&[u8]>, headers: &HeaderList) -> usize {
     let part = |bytes: Option<&[u8]>| match bytes {
         Some(bytes) => varint(bytes.len() as i64) + bytes.len(),
         None => varint(-1),
     };
-    let all = headers.as_borrowed();
-    let headers: usize = all
-        .iter()
-        .map(|h| part(Some(h.key.as_bytes())) + part(h.value))
+    let count = headers.iter().count();
+    let headers = headers.iter();
+    let headers: usize = headers
+        .map(|(name, value)| part(Some(name)) + part(value))
         .sum();
     // Attributes, and the differences to the batch's time and offset, which are none.
-    let body = 3 + part(key) + part(value) + varint(all.count() as i64) + headers;
+    let body = 3 + part(key) + part(value) + varint(count as i64) + headers;
     BATCH_HEAD + varint(body as i64) + body
 }
 
@@ -153,12 +204,12 @@ mod tests {
     #[test]
     fn the_size_is_what_kafka_counts() {
         // As `DefaultRecordBatch.sizeInBytes` has it for one record.
-        let none = OwnedHeaders::new();
+        let none = HeaderList::of(&[]);
         assert_eq!(size(Some(b"k"), Some(b"v"), &none), 61 + 1 + 3 + 2 + 2 + 1);
         assert_eq!(size(None, None, &none), 61 + 1 + 3 + 1 + 1 + 1);
         let long = [0; 1000];
         assert_eq!(size(None, Some(&long), &none), 61 + 2 + 3 + 1 + 1002 + 1);
-        let one = insert(OwnedHeaders::new(), "h", Some(b"vv"));
+        let one = HeaderList::of(&[("h", Some(b"vv"))]);
         assert_eq!(size(None, None, &one), 61 + 1 + 3 + 1 + 1 + 1 + 2 + 3);
     }
 }

@@ -1,4 +1,4 @@
-//! A producer whose reports are fetched by a thread that sleeps until there are some.
+//! A producer and the thread that fetches what it has to tell, which sleeps until there is something.
 //!
 //! The bindings' own (`ThreadedProducer`, 0.39) waits in whole milliseconds for what is left of 100, and asks without a pause
 //! for the rest of the last: a hundredth of a processor for each producer, idle or not.
@@ -9,27 +9,26 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
-
 use super::native::Events;
+use super::raw::{Answered, Raw};
 use crate::sink::SinkError;
 
 /// The thread looks this often although it was not woken.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// A producer and its thread, which ends with the last of these.
-pub(super) struct Polled<C: ProducerContext + 'static>(Arc<Running<C>>);
+pub(super) struct Polled<C: Answered>(Arc<Running<C>>);
 
-struct Running<C: ProducerContext + 'static> {
-    producer: Arc<BaseProducer<C>>,
+struct Running<C: Answered> {
+    producer: Arc<Raw<C>>,
     /// Wake the thread. Gone before it is.
     events: Option<Events>,
     is_over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl<C: ProducerContext + 'static> Polled<C> {
-    pub(super) fn new(producer: BaseProducer<C>) -> Result<Self, SinkError> {
+impl<C: Answered> Polled<C> {
+    pub(super) fn new(producer: Raw<C>) -> Result<Self, SinkError> {
         let producer = Arc::new(producer);
         let is_over = Arc::<AtomicBool>::default();
         let thread = thread::Builder::new()
@@ -39,8 +38,7 @@ impl<C: ProducerContext + 'static> Polled<C> {
                 move || {
                     let events = Events::of(producer.client());
                     while !is_over.load(Relaxed) {
-                        // One event, in which there are many reports.
-                        producer.poll(Duration::ZERO);
+                        producer.poll();
                         if events.is_empty() {
                             thread::park_timeout(LOOK);
                         }
@@ -59,21 +57,21 @@ impl<C: ProducerContext + 'static> Polled<C> {
     }
 }
 
-impl<C: ProducerContext + 'static> Clone for Polled<C> {
+impl<C: Answered> Clone for Polled<C> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<C: ProducerContext + 'static> Deref for Polled<C> {
-    type Target = BaseProducer<C>;
+impl<C: Answered> Deref for Polled<C> {
+    type Target = Raw<C>;
 
     fn deref(&self) -> &Self::Target {
         &self.0.producer
     }
 }
 
-impl<C: ProducerContext + 'static> Drop for Running<C> {
+impl<C: Answered> Drop for Running<C> {
     fn drop(&mut self) {
         self.is_over.store(true, Relaxed);
         self.events = None;

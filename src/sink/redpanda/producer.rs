@@ -9,14 +9,14 @@ use parking_lot::Mutex;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
 use tokio::sync::{Notify, watch};
 
 use super::RedpandaSink;
 use super::classify::{self, Refusal};
 use super::client::{self, Quiet};
+use super::header_list::{HeaderList, Spares};
 use super::polling::Polled;
+use super::raw::{Answered, Delivered, Message, Raw};
 use super::security::InForce;
 use crate::sink::SinkError;
 use crate::sink::flight::{Counters, Report, Snapshot, Submission, Tag, Window};
@@ -47,14 +47,12 @@ impl Ends {
         self.remade.send_modify(|n| *n += 1);
     }
 
-    fn acknowledged(&self, topic: &str, partition: i32, offset: i64) {
-        if topic != self.topic {
-            return;
-        }
+    /// A record of the topic.
+    fn acknowledged(&self, partition: i32, offset: i64) {
         let before = self.last.lock().insert(partition, offset);
         if before.is_some_and(|before| offset <= before) {
             tracing::warn!(
-                topic,
+                topic = self.topic,
                 partition,
                 "the topic was made again by somebody else"
             );
@@ -64,9 +62,10 @@ impl Ends {
     }
 }
 
-/// Delivery reports come in here, on the producer's thread for them.
+/// What became of records comes in here: acknowledgements on the threads of the brokers, the rest on the producer's own.
 pub(super) struct Reports {
     window: Arc<Window>,
+    spares: Arc<Spares>,
     quiet: Quiet,
     troubles: Troubles,
     ends: Arc<Ends>,
@@ -98,53 +97,57 @@ impl ClientContext for Reports {
     }
 }
 
-impl ProducerContext for Reports {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
-        let report = match result {
-            Ok(message) if message.offset() >= 0 => {
-                let topic = message.topic();
-                self.troubles.accepted(topic);
-                self.ends
-                    .acknowledged(topic, message.partition(), message.offset());
-                Report::Acked
+impl Answered for Reports {
+    fn delivered(&self, message: &mut Delivered<'_>) {
+        let report = if message.offset() >= 0 {
+            if self.troubles.are_any() {
+                self.troubles.accepted(&message.topic());
             }
+            if message.is_for(&self.ends.topic) {
+                self.ends
+                    .acknowledged(message.partition(), message.offset());
+            }
+            Report::Acked
+        } else {
             // Only taken for delivered because something later of the same producer was. But a broker takes any
             // first sequence of a producer, so what was refused before it may be nowhere (KAFKA-15591): a place in
             // the partition is the proof. Where it was delivered after all, it is repeated.
-            Ok(message) => Report::Failed(SinkError::Delivery {
-                topic: message.topic().to_owned(),
+            Report::Failed(SinkError::Delivery {
+                topic: message.topic().into_owned(),
                 reason: "what was sent after it was acknowledged, it was not".into(),
                 class: crate::policy::Class::Retryable,
-            }),
-            Err((error, message)) if classify::refused(error) => {
-                Report::Failed(SinkError::Refused {
-                    topic: message.topic().to_owned(),
-                    reason: error.to_string(),
-                })
-            }
-            Err((error, message)) if classify::is_purged(error) => {
-                Report::Failed(SinkError::Purged {
-                    topic: message.topic().to_owned(),
-                })
-            }
-            Err((error, message)) => match classify::delivery(error) {
+            })
+        };
+        self.spares.give(|| message.take_headers());
+        self.window.report(Tag::from_usize(message.tag()), report);
+    }
+
+    fn failed(&self, error: &KafkaError, topic: &str, tag: usize) {
+        let topic = topic.to_owned();
+        let report = if classify::refused(error) {
+            Report::Failed(SinkError::Refused {
+                topic,
+                reason: error.to_string(),
+            })
+        } else if classify::is_purged(error) {
+            Report::Failed(SinkError::Purged { topic })
+        } else {
+            match classify::delivery(error) {
                 Refusal::Content => Report::Suspect {
                     reason: error.to_string(),
                     too_large: classify::is_size(error),
                 },
                 Refusal::Other(class) => Report::Failed(SinkError::Delivery {
-                    topic: message.topic().to_owned(),
+                    topic,
                     reason: match self.quiet.last_error() {
                         Some(last) => format!("{error} ({last})"),
                         None => error.to_string(),
                     },
                     class,
                 }),
-            },
+            }
         };
-        self.window.report(Tag::from_usize(opaque), report);
+        self.window.report(Tag::from_usize(tag), report);
     }
 }
 
@@ -202,7 +205,7 @@ pub(super) struct Outgoing<'a> {
     pub(super) partition: Option<i32>,
     pub(super) key: Option<&'a [u8]>,
     pub(super) value: Option<&'a [u8]>,
-    pub(super) headers: Option<OwnedHeaders>,
+    pub(super) headers: Option<HeaderList>,
     /// Milliseconds since the Unix epoch; `None`: now.
     pub(super) timestamp: Option<i64>,
 }
@@ -211,7 +214,7 @@ pub(super) struct Outgoing<'a> {
 pub(super) enum Handed {
     Taken,
     /// The queue is full; the headers come back.
-    Full(Option<OwnedHeaders>),
+    Full(Option<HeaderList>),
     /// A report about it was made: it is poison, or it broke the window.
     Reported,
 }
@@ -222,6 +225,8 @@ pub(super) struct Producer {
     version: u64,
     traffic: Arc<Traffic>,
     window: Arc<Window>,
+    /// Headers of what was acknowledged, to be used again.
+    spares: Arc<Spares>,
     /// Always there but while it is being replaced.
     client: Option<Polled<Reports>>,
     /// It has been answered by a broker that the cluster named.
@@ -234,12 +239,14 @@ impl Producer {
         traffic: Arc<Traffic>,
     ) -> Result<Self, SinkError> {
         let window = traffic.renew();
-        let client = Some(create(&config, version, &window, &traffic)?);
+        let spares = Arc::<Spares>::default();
+        let client = Some(create(&config, version, (&window, &spares), &traffic)?);
         Ok(Self {
             config,
             version,
             traffic,
             window,
+            spares,
             client,
             is_connected: Arc::default(),
         })
@@ -258,6 +265,10 @@ impl Producer {
         &self.traffic
     }
 
+    pub(super) fn spares(&self) -> &Arc<Spares> {
+        &self.spares
+    }
+
     pub(super) fn client(&self) -> Result<&Polled<Reports>, SinkError> {
         self.client.as_ref().ok_or(SinkError::Reset)
     }
@@ -265,20 +276,19 @@ impl Producer {
     /// Hands one record over; [`Submission::expect`] was called for it.
     pub(super) fn hand(&self, tag: Tag, out: Outgoing<'_>) -> Result<Handed, SinkError> {
         let topic = out.topic;
-        let record = BaseRecord::<[u8], [u8], usize> {
+        let message = Message {
             topic,
             partition: out.partition,
-            payload: out.value,
             key: out.key,
+            value: out.value,
             timestamp: out.timestamp,
-            headers: out.headers,
-            delivery_opaque: tag.to_usize(),
+            tag: tag.to_usize(),
         };
-        let Err((error, record)) = self.client()?.send(record) else {
+        let Err((error, headers)) = self.client()?.send(&message, out.headers) else {
             return Ok(Handed::Taken);
         };
         if let KafkaError::MessageProduction(Code::QueueFull) = error {
-            return Ok(Handed::Full(record.headers));
+            return Ok(Handed::Full(headers));
         }
         // librdkafka looked at this record alone, so what it refuses for its content is refused for good.
         let report = match classify::delivery(&error) {
@@ -358,7 +368,8 @@ impl Producer {
     pub(super) async fn replace_producer(&mut self) -> Result<(), SinkError> {
         self.close().await;
         self.traffic.counters().reset();
-        let made = create(&self.config, self.version, &self.window, &self.traffic)?;
+        let own = (&self.window, &self.spares);
+        let made = create(&self.config, self.version, own, &self.traffic)?;
         self.client = Some(made);
         self.is_connected = Arc::default();
         Ok(())
@@ -398,7 +409,7 @@ impl Producer {
     pub(super) async fn close(&mut self) {
         if let Some(producer) = self.client.take() {
             super::blocking(move || {
-                producer.purge(PurgeConfig::default().queue().inflight());
+                producer.purge();
                 drop(producer);
             })
             .await;
@@ -415,20 +426,18 @@ impl Drop for Producer {
 fn create(
     config: &ClientConfig,
     version: u64,
-    window: &Arc<Window>,
+    (window, spares): (&Arc<Window>, &Arc<Spares>),
     traffic: &Traffic,
 ) -> Result<Polled<Reports>, SinkError> {
     let reports = Reports {
         troubles: traffic.troubles.clone(),
         ends: Arc::clone(&traffic.ends),
         window: Arc::clone(window),
+        spares: Arc::clone(spares),
         quiet: Quiet::hinting(&traffic.security, Arc::clone(&traffic.hint)),
         security: (traffic.security.clone(), version),
     };
-    let producer: BaseProducer<Reports> = config
-        .create_with_context(reports)
-        .map_err(client::creation)?;
-    Polled::new(producer)
+    Polled::new(Raw::new(config, reports).map_err(client::creation)?)
 }
 
 #[cfg(test)]
@@ -440,17 +449,16 @@ mod tests {
         let remade = watch::Sender::new(0);
         let ends = Ends::new("c".into(), remade.clone());
         for offset in [0, 1, 7] {
-            ends.acknowledged("c", 0, offset);
-            ends.acknowledged("c", 1, offset);
+            ends.acknowledged(0, offset);
+            ends.acknowledged(1, offset);
         }
-        ends.acknowledged("other", 0, 3);
         assert_eq!(*remade.borrow(), 0);
-        ends.acknowledged("c", 1, 0);
-        ends.acknowledged("c", 0, 0);
-        ends.acknowledged("c", 0, 1);
+        ends.acknowledged(1, 0);
+        ends.acknowledged(0, 0);
+        ends.acknowledged(0, 1);
         assert_eq!(*remade.borrow(), 1, "it is said once");
         ends.made_again();
-        ends.acknowledged("c", 0, 0);
+        ends.acknowledged(0, 0);
         assert_eq!(*remade.borrow(), 2, "whoever makes it again knows");
     }
 }

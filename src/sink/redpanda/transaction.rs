@@ -12,19 +12,13 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::producer::Producer as _;
-use rdkafka::util::Timeout;
 
 use super::polling::Polled;
 use super::producer::{Producer, Reports};
+use super::raw::Objection;
 use super::{classify, native};
 use crate::policy::Class;
 use crate::sink::SinkError;
-
-/// A delivery report has reached us a moment before librdkafka takes its message for done, and a commit that finds one
-/// under way waits for 100 ms (rdkafka polls in such steps).
-const SETTLING: Duration = Duration::from_micros(50);
-const SETTLED_WITHIN: u32 = 200;
 
 /// librdkafka's threads have seen by then that there is haste. Not for longer: while a request of a partition is under way,
 /// they look without a pause for what is to be sent in haste.
@@ -53,9 +47,12 @@ fn connect(
     Ok(())
 }
 
-fn failed(shard: u32, what: &'static str, error: &KafkaError) -> SinkError {
-    let reason = error.to_string();
-    if classify::refused(error) {
+fn failed(shard: u32, what: &'static str, objection: Objection) -> SinkError {
+    let Objection {
+        error,
+        text: reason,
+    } = objection;
+    if classify::refused(&error) {
         return SinkError::Forbidden {
             shard,
             what,
@@ -67,7 +64,7 @@ fn failed(shard: u32, what: &'static str, error: &KafkaError) -> SinkError {
         what,
         reason,
         // A state that does not fit is this producer's, which is given up anyway.
-        class: match classify::class(error) {
+        class: match classify::class(&error) {
             Class::Poison => Class::Retryable,
             class => class,
         },
@@ -129,40 +126,30 @@ impl Producer {
     pub(super) fn begin(&self, shard: u32) -> Result<(), SinkError> {
         self.client()?
             .begin_transaction()
-            .map_err(|e| failed(shard, "begun", &e))
+            .map_err(|objection| failed(shard, "begun", objection))
     }
 
     /// Why the transaction that is begun can only be aborted; asks nobody. To begin another is refused with that.
     pub(super) fn broken_by(&self) -> Option<KafkaError> {
-        match self.client().ok()?.begin_transaction().err()? {
-            // Its words have a time in them, and are others each time.
-            KafkaError::Transaction(error) => Some(KafkaError::MessageProduction(error.code())),
+        // Its words have a time in them, and are others each time.
+        match self.client().ok()?.begin_transaction().err()?.error {
+            KafkaError::Global(code) => Some(KafkaError::MessageProduction(code)),
             error => Some(error),
         }
     }
 
     /// Commits what was sent and reported on since [`Self::begin`].
     pub(super) async fn commit(&self, shard: u32) -> Result<(), SinkError> {
-        self.call(shard, "committed", |producer| {
-            for _ in 0..SETTLED_WITHIN {
-                if producer.in_flight_count() == 0 {
-                    break;
-                }
-                std::thread::sleep(SETTLING);
-            }
-            producer.commit_transaction(Timeout::Never)
-        })
-        .await
-        .inspect(|()| self.traffic().counters().committed())
+        self.call(shard, "committed", |producer| producer.commit_transaction())
+            .await
+            .inspect(|()| self.traffic().counters().committed())
     }
 
     /// Aborts what was sent since [`Self::begin`], and takes back what is still queued.
     pub(super) async fn abort(&self, shard: u32) -> Result<(), SinkError> {
-        self.call(shard, "aborted", |producer| {
-            producer.abort_transaction(Timeout::Never)
-        })
-        .await
-        .inspect(|()| self.traffic().counters().aborted())
+        self.call(shard, "aborted", |producer| producer.abort_transaction())
+            .await
+            .inspect(|()| self.traffic().counters().aborted())
     }
 
     /// Whether another producer has taken the transactional id, or the broker has ended the transaction itself.
@@ -180,11 +167,11 @@ impl Producer {
         &self,
         shard: u32,
         what: &'static str,
-        call: impl FnOnce(&Polled<Reports>) -> Result<(), KafkaError> + Send + 'static,
+        call: impl FnOnce(&Polled<Reports>) -> Result<(), Objection> + Send + 'static,
     ) -> Result<(), SinkError> {
         let producer = self.client()?.clone();
         match super::blocking(move || call(&producer)).await {
-            Some(done) => done.map_err(|e| failed(shard, what, &e)),
+            Some(done) => done.map_err(|objection| failed(shard, what, objection)),
             None => Err(SinkError::Reset),
         }
     }

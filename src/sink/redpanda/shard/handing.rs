@@ -70,7 +70,8 @@ impl ShardSink {
         verdict: &Verdict,
     ) -> Result<(), SinkError> {
         let window = Arc::clone(self.producer.window());
-        let mut parts = Parts::new(batch, &self.sink.live.borrow().sink);
+        let spares = Arc::clone(self.producer.spares());
+        let mut parts = Parts::new(batch, &self.sink.live.borrow().sink, &spares);
         let total = batch.records.len();
         let (mut index, mut bytes, mut empty) = (0, 0, 0);
         // What is under way may be taken only by itself.
