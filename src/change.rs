@@ -58,10 +58,18 @@ impl Position {
 }
 
 /// The time of a version 1 UUID in microseconds since the Unix epoch.
+#[inline]
 pub fn timeuuid_us(id: &Uuid) -> i64 {
-    let (ticks, _) = id
-        .get_timestamp()
-        .map_or((UUID_EPOCH_TICKS, 0), |t| t.to_gregorian());
+    let ticks = match id.get_version_num() {
+        // What it says of others goes by way of seconds, which takes several times as long.
+        1 => {
+            let (low, mid, high, _) = id.as_fields();
+            u64::from(high & 0x0fff) << 48 | u64::from(mid) << 32 | u64::from(low)
+        }
+        _ => id
+            .get_timestamp()
+            .map_or(UUID_EPOCH_TICKS, |t| t.to_gregorian().0),
+    };
     (ticks as i64 - UUID_EPOCH_TICKS as i64) / 10
 }
 
@@ -467,6 +475,24 @@ impl RecordBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_of_an_id_is_the_one_that_its_clock_said() {
+        for ticks in [
+            0,
+            1,
+            UUID_EPOCH_TICKS - 1,
+            UUID_EPOCH_TICKS,
+            0x01f1_2345_6789_abcd,
+            0x0fff_ffff_ffff_ffff,
+        ] {
+            let time = uuid::Timestamp::from_gregorian_time(ticks, 7);
+            let id = Uuid::new_v1(time, &[1; 6]);
+            let us = (ticks as i64 - UUID_EPOCH_TICKS as i64) / 10;
+            assert_eq!(timeuuid_us(&id), us, "{ticks:x}");
+        }
+        assert_eq!(timeuuid_us(&Uuid::nil()), 0);
+    }
 
     #[test]
     fn a_position_survives_its_text_form() {

@@ -63,12 +63,11 @@ impl ScyllaSource {
         }
         let (mut cells, mut rows) = (Vec::new(), Vec::new());
         for page in &pages {
-            for row in page.rows_from(0)? {
+            let mut read = page.rows_from(0)?;
+            loop {
                 let start = cells.len();
-                for cell in row? {
-                    let cell = cell
-                        .map_err(|e| SourceError::answer("cannot decode a page of the log", e))?;
-                    cells.push(cell.slice.map(|s| s.as_slice()));
+                if !read.next(&mut cells)? {
+                    break;
                 }
                 match decode::head(&page.version, &cells[start..]) {
                     Ok(head) if head.position.time == position.time => rows.push(LogRow {

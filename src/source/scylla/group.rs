@@ -402,12 +402,11 @@ impl Group {
         let known = self.known();
         for (p, (page, skip)) in pages.iter().enumerate() {
             let version = &*page.version;
-            for (nth, columns) in page.rows_from(*skip)?.enumerate() {
+            let mut rows = page.rows_from(*skip)?;
+            for nth in 0.. {
                 let start = write.cells.len();
-                for column in columns? {
-                    let column = column
-                        .map_err(|e| SourceError::answer("cannot decode a row of the log", e))?;
-                    write.cells.push(column.slice.map(|s| s.as_slice()));
+                if !rows.next(&mut write.cells)? {
+                    break;
                 }
                 let head = match decode::head(version, &write.cells[start..]) {
                     Ok(head) => head,

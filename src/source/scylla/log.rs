@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use scylla::client::session::Session;
 use scylla::cluster::ClusterState;
-use scylla::deserialize::row::ColumnIterator;
 use scylla::errors::ExecutionError;
 use scylla::frame::response::result::{ColumnType, NativeType};
 use scylla::response::query_result::QueryRowsResult;
@@ -21,6 +20,7 @@ use super::error::SourceError;
 use super::gaps::Gaps;
 use super::pace::Span;
 use super::past::LOOK;
+use super::rows::Rows;
 use super::schema::{self, Version};
 use crate::change::StreamId;
 use crate::config::settings;
@@ -399,20 +399,9 @@ impl LogTable {
 }
 
 impl Page {
-    /// Its rows from this index on, each as an iterator over raw cells.
-    pub(super) fn rows_from(
-        &self,
-        skip: usize,
-    ) -> Result<impl Iterator<Item = Result<ColumnIterator<'_, '_>, SourceError>>, SourceError>
-    {
-        const WHAT: &str = "cannot decode a page of the log";
-        let rows = self
-            .rows
-            .rows::<ColumnIterator<'_, '_>>()
-            .map_err(|e| SourceError::answer(WHAT, e))?;
-        Ok(rows
-            .skip(skip)
-            .map(|r| r.map_err(|e| SourceError::answer(WHAT, e))))
+    /// Its rows from this index on.
+    pub(super) fn rows_from(&self, skip: usize) -> Result<Rows<'_>, SourceError> {
+        Rows::of(&self.rows)?.skip(skip)
     }
 }
 

@@ -35,6 +35,7 @@ mod questions;
 mod reader;
 mod requests;
 mod room;
+mod rows;
 mod schedule;
 mod schema;
 pub(crate) mod secure;

@@ -32,6 +32,8 @@ pub(super) struct Segment {
     undecodable: Vec<Undecodable>,
     progress: Vec<Progress>,
     by_group: HashMap<GroupKey, usize>,
+    /// Whose progress was looked for last: that of one write after the other.
+    last: Option<(GroupKey, usize)>,
 }
 
 impl Segment {
@@ -166,10 +168,17 @@ impl Segment {
     }
 
     fn progress_of(&mut self, group: &GroupKey) -> &mut Progress {
-        let at = *self.by_group.entry(group.clone()).or_insert_with(|| {
-            self.progress.push(Progress::new(group.clone()));
-            self.progress.len() - 1
-        });
+        let at = match &self.last {
+            Some((last, at)) if Arc::ptr_eq(&last.0, &group.0) => *at,
+            _ => {
+                let at = *self.by_group.entry(group.clone()).or_insert_with(|| {
+                    self.progress.push(Progress::new(group.clone()));
+                    self.progress.len() - 1
+                });
+                self.last = Some((group.clone(), at));
+                at
+            }
+        };
         &mut self.progress[at]
     }
 }

@@ -37,13 +37,8 @@ pub(super) struct Write<'p> {
 pub(super) fn goes_on(page: &Page, write: WriteId) -> Result<Option<usize>, SourceError> {
     let mut bytes = 0;
     let mut cells = Vec::new();
-    for columns in page.rows_from(0)? {
-        cells.clear();
-        for column in columns? {
-            let column =
-                column.map_err(|e| SourceError::answer("cannot decode a row of the log", e))?;
-            cells.push(column.slice.map(|s| s.as_slice()));
-        }
+    let mut rows = page.rows_from(0)?;
+    while rows.next(&mut cells)? {
         match decode::head(&page.version, &cells) {
             Ok(head)
                 if (head.position.stream, head.position.time) == write && !head.end_of_batch =>
@@ -52,6 +47,7 @@ pub(super) fn goes_on(page: &Page, write: WriteId) -> Result<Option<usize>, Sour
             }
             _ => return Ok(None),
         }
+        cells.clear();
     }
     Ok(Some(bytes))
 }
