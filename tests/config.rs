@@ -43,7 +43,10 @@ fn load(path: &Path) -> Result<Loaded, Invalid> {
         [first, ..] => Err(first.to_owned()),
     };
     let checks = Checks {
-        plugin: &|_, _| says("plugin-error").map_err(PluginFault::Rejected),
+        plugin: &|_, _| {
+            says("plugin-error").map_err(PluginFault::Rejected)?;
+            says("plugin-refuses").map_err(PluginFault::Refused)
+        },
         properties: &|_| says("properties-error"),
         reserved: &penstock::sink::redpanda::reserved_property,
         embedded: directives(&text, "without").is_empty(),

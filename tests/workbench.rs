@@ -598,11 +598,49 @@ fn cases_and_tests_of_a_chain_say_what_they_see() {
         text.contains("no test has \"nowhere\" in its name; there are: "),
         "{text}"
     );
+    std::fs::write(at("none.toml"), "").expect("a file");
+    std::fs::copy(at("pipeline.toml"), at("untested.toml")).expect("a file");
+    let (code, text) =
+        said("sed -i '/^\\[\\[tests/,$d' untested.toml; penstock test -c untested.toml");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("there are no [[tests]] in untested.toml; one has"),
+        "{text}"
+    );
+    let (code, text) = said("penstock test -c pipeline.toml refused");
+    assert_eq!(
+        (code, text.contains("1 passed, 1 left out")),
+        (Some(0), true),
+        "{text}"
+    );
+    let (code, text) = said("penstock plugin test filter.wasm condition");
+    assert_eq!(
+        (code, text.contains("1 passed, 2 left out")),
+        (Some(0), true),
+        "{text}"
+    );
+    let (code, text) = said("penstock plugin test filter.wasm nowhere");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("no case has \"nowhere\" in its name; there are: a transform's"),
+        "{text}"
+    );
+    let table = "[tables]\n\"shop.orders\" = \"id int primary\"\n[[case]]\nname = \"a\"\nsettings = { keep = \"true\" }\n";
     for (cases, says) in [
-        ("", "empty.toml: it holds no case"),
+        ("", "empty.toml: it holds no case; one begins with [[case]]"),
         (
             "[[case]]\nname = \"a\"\n[[case]]\nname = \"a\"\n",
-            "two cases are called \"a\"",
+            "two cases are called \"a\": lines 2 and 4",
+        ),
+        (
+            &format!("{table}changes = [{{ columns = {{ id = 1 }}, late = \"yes\" }}]\n"),
+            "empty.toml: case \"a\": change 1: `late` is \"yes\": expected true or false",
+        ),
+        (
+            &format!(
+                "{table}changes = [{{ columns = {{ id = 1 }} }}, {{ operation = \"row-delete\" }}]\n"
+            ),
+            "empty.toml: case \"a\": change 2: column `id` has no value: every change has its partition key",
         ),
     ] {
         std::fs::write(at("empty.toml"), cases).expect("a file");
@@ -646,6 +684,110 @@ fn cases_and_tests_of_a_chain_say_what_they_see() {
         let text = test(&rest);
         assert!(text.contains(says), "not said: {says}\n{text}");
     }
+}
+
+/// The stock plugins are in the program: with nothing else each loads, is described, tested, measured and runs.
+#[test]
+fn stock_plugins_need_no_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let said = |command: &str| {
+        let output = sh(folder.path(), command);
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    };
+    let (code, text) = said("penstock plugin stock");
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        !text.contains("cargo xtask plugins"),
+        "before this program was built they were not: {text}"
+    );
+    for name in plugins::STOCK {
+        assert!(text.contains(&format!("stock:{name} ")), "{text}");
+        let (code, text) = said(&format!("penstock plugin inspect stock:{name}"));
+        assert_eq!(
+            (code, text.contains("settings ")),
+            (Some(0), true),
+            "{name}: {text}"
+        );
+    }
+    let (code, text) = said(
+        "penstock plugin stock --out files && ls files | wc -l && penstock plugin inspect files/filter.wasm",
+    );
+    assert_eq!((code, text.contains("\n8\n")), (Some(0), true), "{text}");
+
+    let file =
+        |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("a file");
+    file(
+        "cases.toml",
+        "[tables]\n\"shop.orders\" = \"id int primary\"\n[[case]]\nname = \"a\"\nsettings = { keep = \"columns.id > 1\" }\n\
+         changes = [{ columns = { id = 1 } }, { columns = { id = 2 } }]\nexpect = [{ dropped = 1 }, { forwarded = 2 }]\n",
+    );
+    for (command, says) in [
+        (
+            "penstock plugin test stock:filter --cases cases.toml",
+            "1 passed",
+        ),
+        (
+            "penstock plugin run cases.toml stock:filter --setting keep=columns.id>1",
+            "{\"forwarded\":2}",
+        ),
+        (
+            "penstock plugin bench stock:filter --changes cases.toml --setting keep=true --for 10ms",
+            "of memory at most",
+        ),
+    ] {
+        let (code, text) = said(&command.replace("keep=columns.id>1", "'keep=columns.id>1'"));
+        assert_eq!(
+            (code, text.contains(says)),
+            (Some(0), true),
+            "{command}: {text}"
+        );
+    }
+    let (code, text) = said("penstock plugin inspect filter");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("did you mean `stock:filter`, which needs no file?"),
+        "{text}"
+    );
+
+    let pipeline = |settings: &str| {
+        let chain = include_str!("workbench/chain.toml");
+        let (head, _) = chain.split_once("[[transform]]").expect("transforms");
+        file(
+            "pipeline.toml",
+            &format!(
+                "{head}[[transform]]\nname = \"paid\"\nplugin = \"stock:filter\"\nsettings = {settings}\n"
+            ),
+        );
+        said("penstock validate")
+    };
+    let (code, text) = pipeline("{ keep = \"op == 'insert'\" }");
+    assert_eq!(code, Some(0), "{text}");
+    let (_, text) = said("penstock schema --plugins");
+    assert!(text.contains("\"on_failure\""), "{text}");
+    // What the plugin refuses is shown where it is set.
+    let (code, text) = pipeline("{ on_failure = \"drop\", keep = \"nothing == 1\" }");
+    assert_eq!(code, Some(64), "{text}");
+    for line in [
+        "error[settings-refused]: `transform.paid.settings.keep`: plugin stock:filter refuses it: setting `keep`",
+        "settings = { on_failure = \"drop\", keep = \"nothing == 1\" }",
+        "                                      ^^^^^^^^^^^^^^",
+        "`penstock plugin inspect stock:filter` prints what it takes",
+    ] {
+        assert!(text.contains(line), "not said: {line}\n{text}");
+    }
+
+    // And the pipeline that `penstock init` has in comments.
+    let (code, text) = said(
+        "rm pipeline.toml; penstock init && sed -i '/^# \\[\\[transform/,/^$/s/^# //' pipeline.toml && \
+         penstock demo --for 3s && penstock config | grep stock:",
+    );
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("first record "), "{text}");
+    assert!(text.contains("\nevents.order"), "{text}");
 }
 
 #[test]

@@ -10,14 +10,15 @@ out=$1
 profile=${2:-release}
 cd "$(dirname "$0")/../.."
 target=${CARGO_TARGET_DIR:-target}
+# First: the program takes the stock plugins in (build.rs).
+if [ -z "${PENSTOCK_PLUGIN:-}" ]; then
+    cargo xtask plugins
+    PENSTOCK_PLUGIN=plugins/outbox_router.wasm
+fi
 if [ -z "${PENSTOCK_BINARY:-}" ]; then
     cargo build --profile "$profile" --no-default-features --package penstock --bin penstock
     case $profile in dev) built=debug ;; *) built=$profile ;; esac
     PENSTOCK_BINARY=$target/$built/penstock
-fi
-if [ -z "${PENSTOCK_PLUGIN:-}" ]; then
-    cargo xtask plugins
-    PENSTOCK_PLUGIN=plugins/outbox_router.wasm
 fi
 if [ -z "${PENSTOCK_SBOM:-}" ]; then
     PENSTOCK_SBOM=$target/sbom.cdx.json

@@ -10,6 +10,8 @@ use super::output::Output;
 
 /// The shipped configuration.
 const SHIPPED: &str = include_str!("../../pipeline.toml");
+/// The transform's plugin where there is no repository.
+const PLUGIN: &str = "plugin = \"stock:outbox-router\"          # it is in the program; or a .wasm, relative to this file";
 
 /// `penstock init`
 #[derive(Debug, Args)]
@@ -60,8 +62,8 @@ pub fn run(args: InitArgs) -> u8 {
     }
 }
 
-/// The shipped file without what it finds only in its repository: the schema and the plugin, which stays as
-/// a comment.
+/// The shipped file without what it finds only in its repository, the schema and the plugin's file; the transform, with the
+/// plugin that is in the program, stays as a comment.
 pub fn template() -> String {
     let mut out = String::new();
     let mut in_transform = false;
@@ -70,7 +72,10 @@ pub fn template() -> String {
         if in_transform {
             out.push_str("# ");
         }
-        out.push_str(line);
+        out.push_str(match line.starts_with("plugin = ") {
+            true => PLUGIN,
+            false => line,
+        });
         out.push('\n');
     }
     out
@@ -98,6 +103,15 @@ mod tests {
             .unwrap_or_else(|e| panic!("{}", e.render(false)));
         assert!(loaded.settings.transforms.is_empty());
         assert!(text.contains("# [[transform]]"));
+        // What is a comment is good, too.
+        let (before, rest) = text.split_once("# [[transform]]").unwrap();
+        let (transform, after) = rest.split_once("\n\n").unwrap();
+        let transform = transform.replace("\n# ", "\n");
+        let text = format!("{before}[[transform]]{transform}\n\n{after}");
+        let loaded = parse(&path, &text, Checks::default())
+            .unwrap_or_else(|e| panic!("{}", e.render(false)));
+        assert_eq!(loaded.settings.transforms.len(), 1);
+        let text = std::fs::read_to_string(&path).unwrap();
 
         std::fs::write(&path, "mine").unwrap();
         assert_eq!(run(args(false)), exit::FAILURE);

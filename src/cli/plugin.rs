@@ -1,6 +1,7 @@
 //! `penstock plugin …`: the workbench of whoever writes transforms.
 
 mod inspect;
+mod stock;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::exit;
 use super::output::{Always, Output};
 use crate::change::Batch;
+use crate::config;
 use crate::transform::{Code, Engine, Plugin};
 use crate::workbench::build::Form;
 use crate::workbench::changes::{self, Tables, read_lines};
@@ -31,6 +33,8 @@ pub enum PluginCommand {
     Test(TestArgs),
     /// Print what a plugin imports, exports, takes for settings and wants of a table
     Inspect(InspectArgs),
+    /// List the plugins that Penstock comes with: `stock:<name>` stands wherever a plugin's file does
+    Stock(StockArgs),
     /// Run changes from a file through a plugin and print what became of each
     Run(RunArgs),
     /// Measure what a change costs
@@ -81,7 +85,7 @@ pub struct BuildArgs {
 /// What most commands are about.
 #[derive(Debug, Args)]
 pub struct Subject {
-    /// A project's folder, which is built first, or a .wasm
+    /// A project's folder, which is built first, a .wasm, or `stock:<name>`
     #[arg(default_value = ".")]
     pub plugin: PathBuf,
     /// Fetch nothing when building
@@ -94,6 +98,8 @@ pub struct Subject {
 pub struct TestArgs {
     #[command(flatten)]
     subject: Subject,
+    /// Only cases whose name has this in it
+    pub filter: Option<String>,
     /// A file of cases or a folder of them; may be repeated [default: cases, beside the plugin]
     #[arg(long, value_name = "PATH")]
     pub cases: Vec<PathBuf>,
@@ -116,6 +122,17 @@ pub struct InspectArgs {
     /// A setting; without any, those that must be set may be missing
     #[arg(long = "setting", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,
+    /// How it is printed.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `penstock plugin stock`
+#[derive(Debug, Args)]
+pub struct StockArgs {
+    /// Also write their files into this folder, to be kept while the program is renewed
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,
@@ -165,6 +182,7 @@ pub fn run(command: PluginCommand) -> u8 {
         PluginCommand::Build(args) => build(&args),
         PluginCommand::Test(args) => test(&args),
         PluginCommand::Inspect(args) => inspect::inspect(&args),
+        PluginCommand::Stock(args) => stock::stock(&args),
         PluginCommand::Run(args) => run_changes(&args),
         PluginCommand::Bench(args) => bench(&args),
     };
@@ -209,9 +227,9 @@ fn new(args: &NewArgs) -> Done {
         .map(|n| n.to_string_lossy().into_owned())
         .unwrap_or_default();
     project::check_name(&last, args.lang)?;
-    if project::is_stock(&last) {
+    if config::stock::is_one(&last) {
         complain!(
-            "note: Penstock comes with a plugin `{last}` of its own; under another name yours is not taken for it"
+            "note: Penstock comes with a plugin `{last}` of its own, `stock:{last}`; under another name yours is not taken for it"
         );
     }
     let created = project::create(folder, &last, args.lang).map_err(said)?;
@@ -351,8 +369,11 @@ fn test(args: &TestArgs) -> Done {
         let (mut good, mut bad) = (0, 0);
         let json = args.output.is_json();
         let mut told = Vec::new();
+        let mut others = Vec::new();
         for file in &files {
-            for verdict in cases::run(plugin, file, args.bless)? {
+            let ran = cases::run(plugin, file, args.filter.as_deref(), args.bless)?;
+            others.extend(ran.left_out);
+            for verdict in ran.verdicts {
                 if json {
                     told.push(
                         json!({ "name": verdict.name, "file": file, "wrong": verdict.wrong }),
@@ -376,6 +397,15 @@ fn test(args: &TestArgs) -> Done {
                 }
             }
         }
+        if good + bad == 0
+            && let Some(part) = &args.filter
+        {
+            // What runs nothing has shown nothing: a name that is misspelt is no case that passes.
+            return Err(format!(
+                "no case has {part:?} in its name; there are: {}",
+                others.join(", ")
+            ));
+        }
         if json {
             say!("{:#}", Value::Array(told));
             return Ok(if bad == 0 || args.bless {
@@ -384,14 +414,23 @@ fn test(args: &TestArgs) -> Done {
                 exit::FAILURE
             });
         }
+        let left_out = left_out(others.len());
         if bad == 0 {
-            say!("{good} passed");
+            say!("{good} passed{left_out}");
             Ok(exit::OK)
         } else {
-            say!("{bad} failed, {good} passed (- expected, + seen; --bless takes what was seen)");
+            say!("{bad} failed, {good} passed{left_out} (- expected, + seen; --bless takes what was seen)");
             Ok(exit::FAILURE)
         }
     })
+}
+
+/// How many were not asked for, to stand behind how many were run.
+pub(super) fn left_out(others: usize) -> String {
+    match others {
+        0 => String::new(),
+        others => format!(", {others} left out"),
+    }
 }
 
 /// Tables and changes of a file; of standard input for "-".
@@ -424,6 +463,13 @@ fn run_changes(args: &RunArgs) -> Done {
 fn bench(args: &BenchArgs) -> Done {
     args.subject.open(|plugin, beside| {
         let file = args.changes.clone().unwrap_or_else(|| beside.join("changes.jsonl"));
+        if args.changes.is_none() && !file.exists() {
+            return Err(format!(
+                "there are no changes to measure with: {} is not there; --changes names a file of them, one a line, which \
+                 `penstock record` writes",
+                file.display()
+            ));
+        }
         let (tables, given) = cases::material(&file)?;
         if given.is_empty() {
             return Err(format!("{} holds no changes", file.display()));
@@ -434,7 +480,7 @@ fn bench(args: &BenchArgs) -> Done {
         let start = start.elapsed();
         let first = chain.memory();
         let mut most = first;
-        let bytes = std::fs::metadata(plugin.path()).map_err(said)?.len();
+        let bytes = plugin.size();
         let json = args.output.is_json();
         let mut told = Vec::new();
         if !json {

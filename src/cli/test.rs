@@ -41,12 +41,27 @@ fn tests(
     let (mut good, mut bad) = (0, 0);
     let json = args.output.is_json();
     let mut told = Vec::new();
+    if all.is_empty() {
+        // What runs nothing has shown nothing.
+        let files: Vec<_> = config
+            .config
+            .iter()
+            .map(|f| f.display().to_string())
+            .collect();
+        return Err(format!(
+            "there are no [[tests]] in {}; one has a name, `tables`, `changes` and what is expected of which transform \
+             (docs/plugins.md, \"A whole chain\"), and may stand in a file of its own: -c pipeline.toml -c tests.toml",
+            files.join(", ")
+        ));
+    }
+    let mut left_out = 0;
     for test in &all {
         if args
             .filter
             .as_ref()
             .is_some_and(|part| !test.name().contains(part.as_str()))
         {
+            left_out += 1;
             continue;
         }
         let verdict = engine.with_clock(|| chain::run(&engine, settings, test))?;
@@ -79,13 +94,12 @@ fn tests(
         say!("{:#}", serde_json::Value::Array(told));
         return Ok(if bad == 0 { exit::OK } else { exit::FAILURE });
     }
-    if all.is_empty() {
-        say!("there are no [[tests]]");
-    } else if bad == 0 {
-        say!("{good} passed");
+    let left_out = super::plugin::left_out(left_out);
+    if bad == 0 {
+        say!("{good} passed{left_out}");
+        Ok(exit::OK)
     } else {
-        say!("{bad} failed, {good} passed (- expected, + seen)");
-        return Ok(exit::FAILURE);
+        say!("{bad} failed, {good} passed{left_out} (- expected, + seen)");
+        Ok(exit::FAILURE)
     }
-    Ok(exit::OK)
 }

@@ -123,8 +123,11 @@ pub fn check_plugin(
             return Err(PluginFault::Settings(faults));
         }
     }
-    Prepared::new(transform, plugin, &[]).map_err(rejected)?;
-    Ok(())
+    match Prepared::new(transform, plugin, &[]) {
+        Ok(_) => Ok(()),
+        Err(PluginError::Configure { message, .. }) => Err(PluginFault::Refused(message)),
+        Err(error) => Err(rejected(error)),
+    }
 }
 
 /// Says that the configuration is good, once all is checked.

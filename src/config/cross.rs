@@ -2,17 +2,15 @@
 
 use std::time::Duration;
 
-use figment::value::Value;
 use penstock_conditions::Condition;
 
 use super::error::{Place, Reason};
 use super::key::Leaf;
 use super::reading::{Reading, stage_of};
 use super::section::Values;
-use super::seen::{self, Seen};
 use super::settings::*;
-use super::validate::{Checks, PluginFault, SettingFault, SettingTrouble};
-use super::walk::{found, nearest};
+use super::validate::Checks;
+use super::walk::nearest;
 use super::{key, keys, raw, rules};
 use crate::tls::Part;
 use crate::topic;
@@ -461,91 +459,5 @@ impl Reading<'_> {
                 self.problem(Reason::Malformed { key, found }, place, [error.what]);
             }
         }
-    }
-
-    fn plugins(&mut self, settings: &Settings, checks: Checks<'_>) {
-        for transform in &settings.transforms {
-            let stage = stage_of(&transform.name);
-            let key = format!("{stage}.plugin");
-            if !self.leaves.contains_key(&key) {
-                continue;
-            }
-            let path = transform.plugin.display().to_string();
-            let hash = seen::hash_file(&transform.plugin, seen::LARGEST_PLUGIN);
-            let seen = Seen::plugin(hash.as_ref().ok().copied());
-            self.sources.insert(transform.plugin.clone(), seen);
-            match hash {
-                Err(error) => {
-                    let absent = error.kind() == std::io::ErrorKind::NotFound;
-                    let reason = Reason::PluginFile {
-                        key: key.clone(),
-                        path,
-                        error: error.to_string(),
-                    };
-                    let help = "a relative path starts at the folder of the file that it stands in";
-                    let stock = absent.then_some(super::error::STOCK_FILES);
-                    let helps = [Some(help), stock].into_iter().flatten();
-                    self.problem(reason, self.place(&key), helps.map(str::to_owned));
-                }
-                Ok(hash) => {
-                    self.contents.insert(key.clone(), hash);
-                    let sound = !self.failed.iter().any(|f| f.starts_with(&stage));
-                    if !sound {
-                        continue;
-                    }
-                    match (checks.plugin)(&transform.plugin, transform) {
-                        Ok(()) => {}
-                        Err(PluginFault::Rejected(error)) => {
-                            let reason = Reason::PluginRejected {
-                                key: key.clone(),
-                                path,
-                                error,
-                            };
-                            let help = "expected a WebAssembly component, or a core module with the WIT embedded, that takes these settings".to_owned();
-                            self.problem(reason, self.place(&key), [help]);
-                        }
-                        Err(PluginFault::Settings(faults)) => {
-                            for fault in faults {
-                                self.plugin_setting(transform, fault);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// A setting that is not as its plugin describes it.
-    fn plugin_setting(&mut self, transform: &Transform, fault: SettingFault) {
-        let path = ["transform", &transform.name, "settings", &fault.name];
-        let path: Vec<String> = path.map(str::to_owned).to_vec();
-        let key = raw::show_path(&path);
-        let value = path.iter().try_fold(None, |at: Option<&Value>, step| {
-            let dict = at.map_or(Some(&self.raw.root), Value::as_dict)?;
-            dict.get(step).map(Some)
-        });
-        let value = value.flatten();
-        let found = match value {
-            Some(value) => found(&path, value),
-            None => transform
-                .settings
-                .get(&fault.name)
-                .map_or_else(String::new, |text| format!("{text:?}")),
-        };
-        let place = match (value, fault.what) {
-            (None, _) => match self.place(&format!("{}.settings", stage_of(&transform.name))) {
-                Place::Nowhere => self.place(&format!("{}.plugin", stage_of(&transform.name))),
-                place => place,
-            },
-            (Some(value), SettingTrouble::Unknown) => self.raw.key_place(value, &path),
-            (Some(value), _) => self.raw.place(value, &path),
-        };
-        let reason = match fault.what {
-            SettingTrouble::Unknown => Reason::UnknownKey { key },
-            SettingTrouble::Missing => Reason::Missing { key },
-            SettingTrouble::Malformed => Reason::Malformed { key, found },
-            SettingTrouble::Choice => Reason::UnknownChoice { key, found },
-        };
-        self.problem(reason, place, [fault.help]);
     }
 }

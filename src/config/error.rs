@@ -193,6 +193,16 @@ pub enum Reason {
         /// What the engine said.
         error: String,
     },
+    /// Settings that their plugin refuses.
+    #[error("`{key}`: plugin {plugin} refuses it: {error}")]
+    SettingsRefused {
+        /// The path of the setting, or of all of them.
+        key: String,
+        /// The plugin's file.
+        plugin: String,
+        /// What the plugin says.
+        error: String,
+    },
     /// Dead letters would mix with what they are about.
     #[error("dead letters would go to `{topic}`, which is also {what}")]
     DeadLetterTopic {
@@ -300,6 +310,7 @@ impl Reason {
             Self::Half { .. } => "half",
             Self::PluginFile { .. } => "plugin-file",
             Self::PluginRejected { .. } => "plugin-rejected",
+            Self::SettingsRefused { .. } => "settings-refused",
             Self::DeadLetterTopic { .. } => "dead-letter-topic",
             Self::CompactedPartitions => "compacted-partitions",
             Self::IllegalTopic { .. } => "illegal-topic",
@@ -314,7 +325,7 @@ impl Reason {
     }
 
     /// Every [`code`](Self::code); a test holds it against the enum and the fixtures.
-    pub const CODES: [&'static str; 34] = [
+    pub const CODES: [&'static str; 35] = [
         "unreadable",
         "empty-folder",
         "too-large",
@@ -339,6 +350,7 @@ impl Reason {
         "half",
         "plugin-file",
         "plugin-rejected",
+        "settings-refused",
         "dead-letter-topic",
         "compacted-partitions",
         "illegal-topic",
@@ -351,10 +363,6 @@ impl Reason {
         "unknown-stage",
     ];
 }
-
-/// Where the files of the plugins that belong to Penstock are.
-pub(super) const STOCK_FILES: &str = "the stock plugins' files are built by `cargo xtask plugins` into plugins/ of Penstock's repository; its \
-                                      image has /etc/penstock/plugins/outbox_router.wasm";
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq)]

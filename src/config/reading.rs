@@ -9,6 +9,7 @@ use super::keys;
 use super::raw::{self, Raw};
 use super::section::{FromKey, Values};
 use super::seen::Sources;
+use super::stock;
 use super::value::{Contents, Secret};
 
 /// A decoded value and where it stands.
@@ -121,6 +122,9 @@ impl Values for Reading<'_> {
         let Some(Leaf::Text(text)) = self.leaf(key) else {
             return None;
         };
+        if stock::name(Path::new(&text)).is_some() {
+            return Some(PathBuf::from(text));
+        }
         Some(match self.place(key) {
             Place::File(file, _) => file.path.parent().unwrap_or(Path::new("")).join(text),
             _ => PathBuf::from(text),

@@ -20,8 +20,10 @@ pub type CheckPlugin<'a> = &'a (dyn Fn(&Path, &Transform) -> Result<(), PluginFa
 /// Why a plugin cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PluginFault {
-    /// It does not load, or refuses its settings in words of its own.
+    /// It does not load.
     Rejected(String),
+    /// It refuses its settings, in words of its own.
+    Refused(String),
     /// Its settings are not as it describes them.
     Settings(Vec<SettingFault>),
 }

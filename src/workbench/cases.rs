@@ -2,7 +2,7 @@
 //!
 //! JSON is compared as JSON, an error by the words that are expected within it, everything else byte for byte.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -42,6 +42,15 @@ struct Case {
     when: Option<String>,
     /// The settings are refused with these words.
     refused: Option<String>,
+}
+
+/// What came of the cases of a file.
+#[derive(Debug)]
+pub struct Ran {
+    /// Of those that were run, in order.
+    pub verdicts: Vec<Verdict>,
+    /// The names of those that were not asked for.
+    pub left_out: Vec<String>,
 }
 
 /// What came of one case.
@@ -118,28 +127,32 @@ pub fn material(path: &Path) -> Result<(Tables, Vec<Value>), String> {
     Ok((tables, changes))
 }
 
-/// Runs the cases of a file; with `bless` what came of them is written into the file as what is expected.
+/// Runs the cases of a file, or those with `filter` in their names; with `bless` what came of them is written into the file as
+/// what is expected.
 ///
 /// # Errors
 /// The file is not well-formed, or cannot be written.
-pub fn run(plugin: &Arc<Plugin>, path: &Path, bless: bool) -> Result<Vec<Verdict>, String> {
+pub fn run(
+    plugin: &Arc<Plugin>,
+    path: &Path,
+    filter: Option<&str>,
+    bless: bool,
+) -> Result<Ran, String> {
     let (text, file) = parse(path)?;
     let here = |e: String| format!("{}: {e}", path.display());
     let mut tables = Tables::default();
     for (name, columns) in &file.tables {
         tables.add(name, columns).map_err(here)?;
     }
-    if file.case.is_empty() {
-        // One that was emptied by mistake is not to pass.
-        return Err(here("it holds no case".to_owned()));
-    }
-    let mut names = BTreeSet::new();
-    if let Some(twice) = file.case.iter().find(|case| !names.insert(&case.name)) {
-        return Err(here(format!("two cases are called {:?}", twice.name)));
-    }
+    distinct(&text, &file.case).map_err(here)?;
     let mut verdicts = Vec::new();
+    let mut left_out = Vec::new();
     let mut blessed = Vec::new();
-    for case in &file.case {
+    for (at, case) in file.case.iter().enumerate() {
+        if filter.is_some_and(|part| !case.name.contains(part)) {
+            left_out.push(case.name.clone());
+            continue;
+        }
         let within = |e: String| here(format!("case {:?}: {e}", case.name));
         let (mut tables, mut changes) = (tables.clone(), case.changes.clone());
         if let Some(from) = &case.changes_from {
@@ -164,7 +177,7 @@ pub fn run(plugin: &Arc<Plugin>, path: &Path, bless: bool) -> Result<Vec<Verdict
         };
         let wrong = differs(case, &got);
         if bless && wrong.is_some() {
-            blessed.push((verdicts.len(), got));
+            blessed.push((at, got));
         }
         verdicts.push(Verdict {
             name: case.name.clone(),
@@ -178,7 +191,42 @@ pub fn run(plugin: &Arc<Plugin>, path: &Path, bless: bool) -> Result<Vec<Verdict
         };
         std::fs::write(path, text.map_err(here)?).map_err(|e| here(e.to_string()))?;
     }
-    Ok(verdicts)
+    Ok(Ran { verdicts, left_out })
+}
+
+/// Refuses a file without a case, which would pass whatever happens, and two cases of one name.
+fn distinct(text: &str, cases: &[Case]) -> Result<(), String> {
+    if cases.is_empty() {
+        return Err("it holds no case; one begins with [[case]]".to_owned());
+    }
+    for (at, case) in cases.iter().enumerate() {
+        let Some(first) = cases[..at].iter().position(|c| c.name == case.name) else {
+            continue;
+        };
+        let lines: Vec<usize> = lines_named(text, &case.name);
+        let place = match lines[..] {
+            [first, second, ..] => format!("lines {first} and {second}"),
+            _ => format!("numbers {} and {}", first + 1, at + 1),
+        };
+        return Err(format!("two cases are called {:?}: {place}", case.name));
+    }
+    Ok(())
+}
+
+/// The lines, from 1, that say `name = "…"`, or `"name": "…"`, of this name.
+fn lines_named(text: &str, name: &str) -> Vec<usize> {
+    let quoted = Value::from(name).to_string();
+    let literal = format!("'{name}'");
+    let says_so = |line: &str| {
+        let line = line.trim_start_matches([' ', '\t', '{', '"']);
+        let rest = line.strip_prefix("name")?.trim_start_matches(['"', ' ']);
+        let rest = rest.strip_prefix(['=', ':'])?.trim_start();
+        (rest.starts_with(&quoted) || rest.starts_with(&literal)).then_some(())
+    };
+    let lines = text.lines().zip(1..);
+    lines
+        .filter_map(|(line, number)| says_so(line).map(|()| number))
+        .collect()
 }
 
 type Got = Result<Vec<Value>, String>;
@@ -470,6 +518,26 @@ mod tests {
         let got = Ok(vec![json!({ "change": 1, "error": "column `x` is null" })]);
         assert_eq!(differs(&case(json!([{ "error": "is null" }])), &got), None);
         assert!(differs(&case(json!([{ "error": "is set" }])), &got).is_some());
+    }
+
+    #[test]
+    fn cases_are_there_and_have_names_of_their_own() {
+        let distinct = |text: &str| {
+            let file: File = match text.starts_with('{') {
+                true => serde_json::from_str(text).unwrap(),
+                false => toml::from_str(text).unwrap(),
+            };
+            super::distinct(text, &file.case)
+        };
+        assert!(distinct("").unwrap_err().contains("it holds no case"));
+        let text = "[[case]]\nname = \"a\"\n[[case]]\nname = \"b\"\n";
+        assert_eq!(distinct(text), Ok(()));
+        let text = format!("{text}\n[[case]]\nname = 'a'\n");
+        let said = |place: &str| Err(format!("two cases are called \"a\": {place}"));
+        assert_eq!(distinct(&text), said("lines 2 and 7"));
+        let text = "{\"case\": [\n{\"name\": \"a\"},\n{ \"name\": \"a\" }]}";
+        assert_eq!(distinct(text), said("lines 2 and 3"));
+        assert_eq!(distinct(&text.replace('\n', "")), said("numbers 1 and 2"));
     }
 
     #[test]

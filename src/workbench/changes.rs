@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use penstock_plugin_encoding::{
-    ColumnTag, CqlType, Mark, Operation, RowMeta, RowsBuilder, record_table, shape,
+    ColumnKind, ColumnTag, CqlType, Mark, Operation, RowMeta, RowsBuilder, record_table, shape,
 };
 use serde_json::{Map, Value};
 use uuid::{NoContext, Timestamp, Uuid};
@@ -185,6 +185,14 @@ impl Builder<'_> {
         for name in nulls(change)? {
             cells[column(&table, name)?] = (ColumnTag::Null, Vec::new());
         }
+        let part = |c: &Column| c.kind == ColumnKind::PartitionKey;
+        let mut parts = table.columns.iter().zip(&cells).filter(|(c, _)| part(c));
+        if let Some((key, _)) = parts.find(|(_, (tag, _))| *tag != ColumnTag::Value) {
+            return Err(format!(
+                "column `{}` has no value: every change has its partition key, e.g. columns = {{ {} = … }}",
+                key.name, key.name
+            ));
+        }
         let row = self.row(meta(operation), number, &cells);
         let end = match (change.get("postimage"), change.get("range_end")) {
             (Some(_), Some(_)) => {
@@ -213,8 +221,10 @@ impl Builder<'_> {
         if let Some(end) = end {
             self.rows.link_end(row, end);
         }
-        if change.get("late") == Some(&Value::Bool(true)) {
-            self.rows.mark(row, Mark::Late);
+        match change.get("late") {
+            None | Some(Value::Bool(false)) => {}
+            Some(Value::Bool(true)) => self.rows.mark(row, Mark::Late),
+            Some(late) => return Err(format!("`late` is {late}: expected true or false")),
         }
         if let Some(missing) = text(change, "missing")? {
             let mark = if missing.starts_with("preimage") {

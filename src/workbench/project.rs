@@ -116,23 +116,6 @@ const RESERVED: &str = "abstract alloc as async await become box break cmd const
     false final fn for gen go if impl in let loop macro match mod move mut override penstock-plugin priv proc-macro pub ref \
     return self static std struct super test trait true try type typeof unsafe unsized use vendor virtual where while yield";
 
-/// The plugins that Penstock comes with: projects may be called so, and are then taken for those.
-const STOCK: [&str; 8] = [
-    "cloudevents",
-    "debezium-envelope",
-    "dedupe",
-    "filter",
-    "outbox-router",
-    "project",
-    "redact",
-    "route",
-];
-
-/// Whether a stock plugin is called so.
-pub fn is_stock(name: &str) -> bool {
-    STOCK.contains(&name)
-}
-
 /// Why a project may not be called so, and what would do.
 ///
 /// # Errors
@@ -383,18 +366,6 @@ mod tests {
                 );
             }
         }
-    }
-
-    #[test]
-    fn the_stock_plugins_are_those_that_have_a_page() {
-        let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/plugins");
-        let mut named: Vec<_> = fs::read_dir(pages)
-            .unwrap()
-            .map(|page| page.unwrap().path().file_stem().unwrap().to_owned())
-            .filter(|name| name != "languages")
-            .collect();
-        named.sort();
-        assert_eq!(named, STOCK);
     }
 
     #[test]

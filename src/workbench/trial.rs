@@ -69,7 +69,10 @@ pub fn transform(
     own: &Map<String, Value>,
     scope: Scope<'_>,
 ) -> Result<(Transform, Arc<Settings>), TrialError> {
-    let path = std::path::absolute(plugin).unwrap_or_else(|_| plugin.to_owned());
+    let path = match config::stock::name(plugin) {
+        Some(_) => plugin.to_owned(),
+        None => std::path::absolute(plugin).unwrap_or_else(|_| plugin.to_owned()),
+    };
     let mut file = json!({
         "pipeline": { "name": "trial" },
         "source": { "type": "scylla-cdc", "nodes": ["127.0.0.1:9042"], "keyspace": "ks", "tables": ["t"] },

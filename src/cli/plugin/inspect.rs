@@ -31,7 +31,7 @@ pub(super) fn inspect(args: &InspectArgs) -> Done {
         let about = plugin.describe(transform.limits).map_err(said)?;
         let schemas = tables.all();
         let asked = plugin.ask(&transform.settings, schemas, transform.limits);
-        let size = std::fs::metadata(plugin.path()).map_err(said)?.len();
+        let size = plugin.size();
         let wanted = |wanted: &Wanted| match wanted {
             Wanted::Nothing => "nothing: its changes pass by".to_owned(),
             Wanted::Everything => "every column".to_owned(),

@@ -31,7 +31,7 @@ section! {
     pub struct Transform {
         /// Unique; names the stage transform.<name>
         name: String = { Kind::Text(rules::transform_name), Required, Rebuild, r#""outbox-router""# },
-        /// The WASM plugin; rebuilt in place it is swapped too
+        /// The WASM plugin: a file, which is swapped too when it is rebuilt in place, or `stock:<name>` for one that Penstock comes with
         plugin: PathBuf = { Kind::Path, Required, Swap, r#""plugins/outbox_router.wasm""# },
         /// The tables whose changes, and what was made of them, it is handed; the others pass it by. All, if it is not set
         tables: Option<Vec<String>> = { Kind::List(rules::cql_name), Absent, Live, r#"["outbox_messages"]"# },

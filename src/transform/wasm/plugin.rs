@@ -1,5 +1,6 @@
 //! A compiled plugin file, shared by all shards.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use super::engine::Engine;
 use super::instance::{HostState, Instance, arm, fault, shortened};
 use super::loading::LoadsSource;
 use super::{contract, source};
-use crate::config::LARGEST_PLUGIN;
 use crate::config::settings::Limits;
+use crate::config::{LARGEST_PLUGIN, stock};
 use crate::transform::guest::{Code, Fault, Guest};
 use crate::transform::voice::Voice;
 
@@ -78,12 +79,30 @@ pub enum PluginError {
     },
 }
 
+/// What is in a plugin's file, or in the stock plugin that stands in its place.
+fn content(path: &Path) -> Result<Cow<'static, [u8]>, String> {
+    if let Some(name) = stock::name(path) {
+        let bytes =
+            stock::bytes(name).map_err(|absent| format!("{}; {}", absent.why, absent.help))?;
+        return Ok(Cow::Borrowed(bytes));
+    }
+    let said = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => format!("{e}; {}", stock::meant(path)),
+        _ => e.to_string(),
+    };
+    if std::fs::metadata(path).map_err(said)?.len() > LARGEST_PLUGIN {
+        return Err(format!("it is larger than {LARGEST_PLUGIN} bytes"));
+    }
+    Ok(Cow::Owned(std::fs::read(path).map_err(said)?))
+}
+
 /// A compiled plugin.
 pub struct Plugin {
     pub(super) engine: Engine,
     pub(super) pre: contract::PluginPre<HostState>,
     path: PathBuf,
     digest: [u8; 32],
+    size: usize,
     /// What each instance is handed before anything else.
     source: Option<Arc<str>>,
 }
@@ -115,13 +134,7 @@ impl Plugin {
             path: path.clone(),
             reason,
         };
-        let metadata = std::fs::metadata(&path).map_err(|e| read_error(e.to_string()))?;
-        if metadata.len() > LARGEST_PLUGIN {
-            return Err(read_error(format!(
-                "it is larger than {LARGEST_PLUGIN} bytes"
-            )));
-        }
-        let bytes = std::fs::read(&path).map_err(|e| read_error(e.to_string()))?;
+        let bytes = content(&path).map_err(read_error)?;
         let digest = <[u8; 32]>::from(Sha256::digest(&bytes));
         let same = |p: &&Arc<Self>| {
             p.digest == digest
@@ -159,6 +172,7 @@ impl Plugin {
             path: path.clone(),
             reason,
         };
+        let size = bytes.len();
         let (bytes, source) = source::split(bytes);
         // Another source is no other code.
         let code = match source {
@@ -209,6 +223,7 @@ impl Plugin {
             engine: engine.clone(),
             pre,
             digest,
+            size,
             path,
             source: source.map(Arc::from),
         }))
@@ -236,6 +251,11 @@ impl Plugin {
                 .map_err(|message| Fault::Error(shortened(message)))?;
         }
         Ok(instance)
+    }
+
+    /// How many bytes its file has.
+    pub fn size(&self) -> u64 {
+        self.size as u64
     }
 
     /// Whether it is its language's engine with a source in its file: the form for development.
