@@ -71,6 +71,12 @@ impl Operator {
         }
         let made = self.0.create_topics([&new], &Self::options()).await;
         made.expect("an answer")[0].as_ref().expect("created");
+        // A real broker learns a moment later of what its controller has made.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.partitions(topic) == 0 {
+            assert!(Instant::now() < deadline, "{topic} was made and is nowhere");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub async fn delete(&self, topic: &str) {
