@@ -5,6 +5,9 @@
 //! `read_committed` reader; how long after its write a change is visible at a steady load; and in a quiet pipeline.
 #![allow(missing_docs)]
 
+#[path = "support/machine.rs"]
+mod machine;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -107,11 +110,6 @@ fn percentile(sorted: &[Duration], p: usize) -> f64 {
     sorted.get(at).map_or(f64::NAN, |d| d.as_secs_f64() * 1e3)
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// Writes single changes at a pace, and sees when each is visible.
 async fn latencies(
     world: &World,
@@ -157,7 +155,8 @@ async fn main() {
         .skip(1)
         .filter_map(|a| a.parse::<u32>().ok());
     let changes = args.next().unwrap_or(200_000) / KEYS as u32 * KEYS as u32;
-    let rounds = args.next().unwrap_or(3);
+    let rounds = args.next().unwrap_or(3).max(1);
+    machine::print();
     if std::env::var_os("PENSTOCK_TEST_BROKERS").is_none() {
         println!(
             "on the embedded broker, which is no judge of this: PENSTOCK_TEST_BROKERS names a real one"
@@ -215,15 +214,15 @@ async fn main() {
             running.stop_cleanly();
         }
     }
-    let base = median(&mut found[0].per_second);
+    let (base, ..) = machine::spread(found[0].per_second.clone());
     println!(
         "| delivery | commit_interval | records/s | of at-least-once | p50 ms | p99 ms at {STEADY}/s | quiet p50 ms | quiet p99 ms |\n\
          |---|---|---|---|---|---|---|---|"
     );
-    for (way, found) in WAYS.iter().zip(&mut found) {
-        let rate = median(&mut found.per_second);
+    for (way, found) in WAYS.iter().zip(&found) {
+        let (rate, least, most) = machine::spread(found.per_second.clone());
         println!(
-            "| {} | {} | {rate:.0} | {:.2} | {:.1} | {:.1} | {:.1} | {:.1} |",
+            "| {} | {} | {rate:.0} ({least:.0} to {most:.0}) | {:.2} | {:.1} | {:.1} | {:.1} | {:.1} |",
             way.delivery,
             way.commit_ms
                 .map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),

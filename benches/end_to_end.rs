@@ -12,7 +12,8 @@
 //! - *penstock*: the real program with `outbox_router.wasm`, checkpoints and policies at their defaults, delivering at
 //!   least once, and (*penstock-once*) exactly once, which is the default;
 //! - *connect*, in `peers` alone: Kafka Connect, of its Maven artifacts, with ScyllaDB's connector, which has to lie in
-//!   the folder that is given (a jar with what it depends on); without a folder it is left out.
+//!   the folder that is given (a jar with what it depends on); without a folder it is left out. `peers` goes on with
+//!   few rows, and how soon each of them is there.
 //!
 //! The broker is librdkafka's mock, or with `--kafka` a real Apache Kafka (Java and Maven are needed).
 //! A run's time is from the start of the process to the last record in the topic, as the broker counts them; of a
@@ -28,6 +29,8 @@ mod contestants;
 mod machine;
 #[path = "support/rig.rs"]
 mod rig;
+#[path = "support/trickle.rs"]
+mod trickle;
 
 use std::path::Path;
 use std::process::Stdio;
@@ -90,6 +93,7 @@ fn main() -> Result<()> {
                 contestants,
                 plugins: folder.unwrap_or_default(),
                 rows,
+                trickle: peers,
                 kafka: peers || folder.is_some() || role.contains(&"--kafka"),
             };
             compare(&rules, rounds)
@@ -102,6 +106,8 @@ struct Rules<'a> {
     /// The folder with ScyllaDB's connector.
     plugins: &'a str,
     rows: u64,
+    /// Few rows, too.
+    trickle: bool,
     kafka: bool,
 }
 
@@ -120,6 +126,13 @@ impl Run {
     }
 }
 
+fn topic(name: &str, prefix: &str) -> String {
+    match name {
+        "connect" => connect::topic(prefix),
+        _ => format!("{prefix}.order"),
+    }
+}
+
 /// Runs a contestant until `rows` records are in its topic, or its bound is reached.
 fn run(
     name: &str,
@@ -131,15 +144,12 @@ fn run(
 ) -> Result<Run> {
     let rows = rules.rows;
     let prefix = format!("bench{round}-{name}");
-    let topic = match name {
-        "connect" => connect::topic(&prefix),
-        _ => format!("{prefix}.order"),
-    };
+    let topic = topic(name, &prefix);
     let brokers = &broker.address;
     let mut command = match name {
         "penstock" => penstock(dir, &pipeline(node, brokers, &prefix, "at-least-once", ""))?,
         "penstock-once" => penstock(dir, &pipeline(node, brokers, &prefix, "exactly-once", ""))?,
-        "connect" => connect::command(dir, rules.plugins, node, brokers, &prefix)?,
+        "connect" => connect::command(dir, rules.plugins, node, brokers, &prefix, connect::WIDE)?,
         _ => own(&[name, node, brokers, &topic])?,
     };
     let consumer: BaseConsumer = ClientConfig::new()
@@ -245,6 +255,45 @@ fn compare(rules: &Rules<'_>, rounds: usize) -> Result<()> {
             against(of("bare-headers")),
             against(of("penstock")),
             rate / seed,
+        );
+    }
+    if rules.trickle {
+        trickle(rules, &broker, dir.path())?;
+    }
+    Ok(())
+}
+
+/// How soon a row is there when few are written. Those that read a log once have no part in it.
+fn trickle(rules: &Rules<'_>, broker: &Broker, dir: &Path) -> Result<()> {
+    println!(
+        "\n{} rows/s, from a write until a reader of committed records has it\n",
+        trickle::RATE
+    );
+    println!("| | rows | p50 ms | p99 ms | most ms | lost |");
+    println!("|---|---|---|---|---|---|");
+    let cases = [
+        ("penstock", "penstock, at least once", ""),
+        ("penstock-once", "penstock, exactly once", ""),
+        ("connect", "connect, narrow windows", connect::NARROW),
+        ("connect", "connect, its own defaults", ""),
+    ];
+    let brokers = &broker.address;
+    let took_part = |(name, ..): &(&str, &str, &str)| rules.contestants.contains(name);
+    for (nth, (name, shown, properties)) in cases.into_iter().filter(took_part).enumerate() {
+        let prefix = format!("trickle{nth}");
+        let topic = topic(name, &prefix);
+        let took = trickle::run(broker, &topic, dir, |node| match name {
+            "connect" => connect::command(dir, rules.plugins, node, brokers, &prefix, properties),
+            "penstock" => penstock(dir, &pipeline(node, brokers, &prefix, "at-least-once", "")),
+            _ => penstock(dir, &pipeline(node, brokers, &prefix, "exactly-once", "")),
+        })?;
+        println!(
+            "| {shown} | {} | {:.0} | {:.0} | {:.0} | {} |",
+            took.ms.len(),
+            took.part(0.5),
+            took.part(0.99),
+            took.part(1.0),
+            took.lost,
         );
     }
     Ok(())

@@ -5,6 +5,10 @@
 //! without a budget.
 #![allow(missing_docs)]
 
+#[allow(dead_code)]
+#[path = "support/machine.rs"]
+mod machine;
+
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -113,6 +117,7 @@ async fn measure(groups: u32, idle_reads: u32) {
 }
 
 fn main() {
+    machine::print();
     let given = std::env::args().skip(1).find_map(|a| a.parse().ok());
     let idle_reads = given.unwrap_or(250);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");

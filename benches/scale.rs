@@ -1,8 +1,9 @@
 //! What a change costs as everything around it grows: processor time and memory by streams, tables, shards, the size of
 //! rows, and rows of one write.
 //!
-//! `cargo xtask bench scale [name of a row …]`. Each line is a stand-in of its own, filled before, and the real program
-//! with the router, delivering at least once to librdkafka's mock, which start with it. One thing at a time differs from
+//! `cargo xtask bench scale [rounds] [name of a row …]`. Each line has the medians of so many rounds (3), and of the CPU the
+//! least and the most. A round is a stand-in of its own, filled before, and the real program with the router, delivering at
+//! least once to librdkafka's mock, which start with it. One thing at a time differs from
 //! the first line. CPU is the program's own, user and system, of the later two thirds of the records, when all shards are
 //! open and all groups are read; what its start and the first third took stands beside it. Lines of many streams or shards
 //! have more rows, so that each of those has a hundred at least: a read of ten rows costs what one of a thousand does.
@@ -27,6 +28,7 @@ use rig::{
     stand_in, stay, used,
 };
 
+const ROUNDS: usize = 3;
 /// No line is waited for longer.
 const BOUND: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(10);
@@ -118,12 +120,14 @@ fn main() -> Result<()> {
         _ => {
             // `cargo test` runs benches too, with this argument, to see that they work.
             let short = role.contains(&"--test");
+            let rounds = role.iter().find_map(|a| a.parse().ok());
             let asked: Vec<&str> = role
                 .iter()
                 .copied()
-                .filter(|a| !a.starts_with('-'))
+                .filter(|a| !a.starts_with('-') && a.parse::<usize>().is_err())
                 .collect();
-            table(short, &asked)
+            let rounds = rounds.unwrap_or(ROUNDS).max(1);
+            table(short, if short { 1 } else { rounds }, &asked)
         }
     }
 }
@@ -253,11 +257,11 @@ fn run(case: Case, dir: &Path) -> Result<Cost> {
     }
 }
 
-fn table(short: bool, asked: &[&str]) -> Result<()> {
+fn table(short: bool, rounds: usize, asked: &[&str]) -> Result<()> {
     machine::print();
     let dir = tempfile::tempdir()?;
     println!(
-        "first: {} rows of {} B, {} stream groups, {} table, {} shards, a row a write\n",
+        "first: {} rows of {} B, {} stream groups, {} table, {} shards, a row a write; {rounds} rounds\n",
         FIRST.rows, FIRST.payload, FIRST.vnodes, FIRST.tables, FIRST.shards
     );
     println!("| | rows | CPU µs a change | of the first | CPU s before | changes/s | peak MB |");
@@ -268,22 +272,24 @@ fn table(short: bool, asked: &[&str]) -> Result<()> {
             continue;
         }
         let rows = if short { case.rows.min(200) } else { case.rows };
-        let cost = match run(Case { rows, ..case }, dir.path()).with_context(|| name.clone()) {
-            Ok(cost) => cost,
+        let round = |_| run(Case { rows, ..case }, dir.path()).with_context(|| name.clone());
+        let costs = match (0..rounds).map(round).collect::<Result<Vec<Cost>>>() {
+            Ok(costs) => costs,
             Err(error) if !short => {
                 println!("| {name} | {rows} | {error:#} | | | | |");
                 continue;
             }
             Err(error) => return Err(error),
         };
-        let base = *first.get_or_insert(cost.cpu_us);
+        let of = |part: fn(&Cost) -> f64| machine::spread(costs.iter().map(part).collect());
+        let (cpu_us, least, most) = of(|c| c.cpu_us);
+        let base = *first.get_or_insert(cpu_us);
         println!(
-            "| {name} | {rows} | {:.2} | {:.2} | {:.2} | {:.0} | {:.0} |",
-            cost.cpu_us,
-            cost.cpu_us / base,
-            cost.before,
-            cost.rate,
-            cost.peak as f64 / 1e6,
+            "| {name} | {rows} | {cpu_us:.2} ({least:.2} to {most:.2}) | {:.2} | {:.2} | {:.0} | {:.0} |",
+            cpu_us / base,
+            of(|c| c.before).0,
+            of(|c| c.rate).0,
+            of(|c| c.peak as f64 / 1e6).0,
         );
         if short {
             break;

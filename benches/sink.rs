@@ -4,6 +4,9 @@
 //! rates are of client and broker together; what counts is the ratio.
 #![allow(missing_docs)]
 
+#[path = "support/machine.rs"]
+mod machine;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -127,7 +130,8 @@ fn main() {
     let rounds = wanted.div_ceil(64 * BATCH);
     let records = u64::from(rounds * 64 * BATCH);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let mut best = [Duration::MAX; 3];
+    machine::print();
+    let mut rates: [Vec<f64>; 3] = Default::default();
     // In turns, so that a disturbance hits all alike.
     for _ in 0..ROUNDS {
         let took = [
@@ -135,24 +139,23 @@ fn main() {
             bare(&brokers, topic, &batches, rounds, true),
             runtime.block_on(sink(&brokers, &batches, rounds)),
         ];
-        for (best, took) in best.iter_mut().zip(took) {
-            *best = took.min(*best);
+        for (rates, took) in rates.iter_mut().zip(took) {
+            rates.push(records as f64 / took.as_secs_f64());
         }
     }
-    println!("{records} records of {VALUE} B, best of {ROUNDS}");
-    println!("| | seconds | records/s | of the bare loop with headers |");
-    println!("|---|---|---|---|");
+    println!("{records} records of {VALUE} B, medians of {ROUNDS} rounds (least to most)\n");
+    println!("| | records/s | of the bare loop with headers |");
+    println!("|---|---|---|");
     let names = [
         "bare loop, no headers",
         "bare loop, headers as long",
         "sink",
     ];
-    for (name, took) in names.iter().zip(best) {
-        println!(
-            "| {name} | {:.2} | {:.0} | {:.2} |",
-            took.as_secs_f64(),
-            records as f64 / took.as_secs_f64(),
-            best[1].as_secs_f64() / took.as_secs_f64()
-        );
+    for (name, own) in names.iter().zip(&rates) {
+        // Round by round, so that what the machine did meanwhile cancels out.
+        let ratios = own.iter().zip(&rates[1]).map(|(own, bare)| own / bare);
+        let (ratio, ..) = machine::spread(ratios.collect());
+        let (rate, least, most) = machine::spread(own.clone());
+        println!("| {name} | {rate:.0} ({least:.0} to {most:.0}) | {ratio:.2} |");
     }
 }

@@ -11,14 +11,24 @@ pub fn topic(prefix: &str) -> String {
     format!("{prefix}.ks.outbox")
 }
 
-/// One worker with one task, whose windows and batches are wide, so that it catches up as fast as it can; the connector
-/// lies in the folder `plugins`.
+/// Properties of the connector for a backlog: windows that hold much, and batches of the largest size that helped.
+pub const WIDE: &str = "scylla.query.time.window.size=10000\n\
+     scylla.confidence.window.size=1000\n\
+     max.batch.size=20000\n\
+     max.queue.size=80000\n";
+/// For few rows: windows as narrow as Penstock's poll, closed as late as its `safety_interval` has it.
+pub const NARROW: &str = "scylla.query.time.window.size=100\n\
+     scylla.confidence.window.size=1000\n\
+     poll.interval.ms=100\n";
+
+/// One worker with one task and these properties; the connector lies in the folder `plugins`.
 pub fn command(
     dir: &Path,
     plugins: &str,
     node: &str,
     brokers: &str,
     prefix: &str,
+    properties: &str,
 ) -> Result<Command> {
     let state = testkit::root().join("target/kafka");
     std::fs::create_dir_all(&state)?;
@@ -47,10 +57,7 @@ pub fn command(
          scylla.name={prefix}\n\
          scylla.cluster.ip.addresses={node}\n\
          scylla.table.names=ks.outbox\n\
-         scylla.query.time.window.size=3600000\n\
-         scylla.confidence.window.size=1000\n\
-         max.batch.size=20000\n\
-         max.queue.size=80000\n"
+         {properties}"
     );
     let (worker_file, connector_file) = (
         dir.join("worker.properties"),

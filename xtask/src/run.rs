@@ -89,6 +89,7 @@ pub(crate) fn bench(rest: &[String]) -> Result<()> {
             bench.args(["--bench", name, "--"]).args(more);
             return kafka::with_broker(|broker| check(bench.envs(broker.iter().cloned())));
         }
+        Some((name, _)) if name == "extism" => return extism(),
         Some((name, more)) if name == "peers" => bench
             .args(["--bench", "end_to_end", "--", "--peers"])
             .args(more),
@@ -96,4 +97,30 @@ pub(crate) fn bench(rest: &[String]) -> Result<()> {
         None => bench.arg("--benches"),
     };
     check(&mut bench)
+}
+
+/// Our plugin host, then Extism's call of the same router. What it is built of is a workspace of its own.
+fn extism() -> Result<()> {
+    const WASM: &str = "wasm32-unknown-unknown";
+    check(cargo().args(["bench", "--bench", "plugin"]))?;
+    let target = target_dir()?.join("extism");
+    let own = |args: &[&str]| {
+        let mut own = cargo();
+        own.current_dir(root().join("benches/extism")).args(args);
+        own.arg("--target-dir").arg(&target);
+        own
+    };
+    let guest = [
+        "build",
+        "--profile",
+        "plugin",
+        "--target",
+        WASM,
+        "-p",
+        "extism-guest",
+    ];
+    check(&mut own(&guest))?;
+    let guest = target.join(WASM).join("plugin/extism_guest.wasm");
+    let mut host = own(&["run", "--release", "-p", "extism-host"]);
+    check(host.arg("--").arg(guest))
 }

@@ -17,7 +17,7 @@ use settings::{Additional, Columns, Null, Options, Place, Updates};
 /// Kafka's limit on the length of a topic's name.
 const MAX_TOPIC: usize = 249;
 
-struct OutboxRouter {
+pub(crate) struct OutboxRouter {
     options: Options,
     /// The columns of each table version, looked up.
     routes: Vec<Route>,

@@ -182,6 +182,76 @@ mod tests {
         }
     }
 
+    /// Every number of groups to 300, every number of shards to 64, and every number of instances to 4, which are assigned
+    /// runs of shards whose lengths differ by one at most, as the consumer group does it. With `--nocapture` a table.
+    #[test]
+    fn the_spread_is_even_for_every_number_of_groups_shards_and_instances() {
+        const GROUPS: usize = 300;
+        println!(
+            "| shards | groups | of the fullest shard, ceil(groups / shards) | of the emptiest | instances: 1, 2, 3, 4 |"
+        );
+        println!("|---|---|---|---|---|");
+        // Tables begin at different shards, and so do generations of different streams: none of it matters.
+        for (table, generation, of_group) in [("ks.t", 10, 2), ("ks.outbox", 1_700_000, 1)] {
+            let streams: Vec<Arc<[StreamId]>> = (0..GROUPS as u64)
+                .map(|n| {
+                    let of = (0..of_group).map(|s| {
+                        let mut id = [s; 16];
+                        id[..8]
+                            .copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+                        StreamId(id)
+                    });
+                    of.collect()
+                })
+                .collect();
+            // The keys of fewer groups are the first of these: a number is counted up for each.
+            let keys: Vec<GroupKey> = group_keys(table, generation, &streams, Placing::Number)
+                .map(|(key, _)| key)
+                .collect();
+            let fewer = group_keys(table, generation, &streams[..7], Placing::Number);
+            assert!(fewer.map(|(key, _)| key).eq(keys[..7].iter().cloned()));
+            for shards in 1..=64_usize {
+                let mut of_shard = vec![0; shards];
+                for (key, groups) in keys.iter().zip(1..) {
+                    of_shard[key.shard(shards as u32) as usize] += 1;
+                    let (most, least) = (of_shard.iter().max(), of_shard.iter().min());
+                    let (most, least) = (*most.expect("a shard"), *least.expect("a shard"));
+                    assert!(
+                        most == groups_of(groups, shards),
+                        "{groups} on {shards}: {of_shard:?}"
+                    );
+                    assert_eq!(least, groups / shards, "{groups} on {shards}: {of_shard:?}");
+                    let mut fullest = Vec::new();
+                    for instances in 1..=shards.min(4) {
+                        let instance =
+                            |n: usize| n * shards / instances..(n + 1) * shards / instances;
+                        let of =
+                            (0..instances).map(|n| of_shard[instance(n)].iter().sum::<usize>());
+                        let of = of.max().expect("an instance");
+                        let bound = shards.div_ceil(instances) * most;
+                        assert!(
+                            of <= bound,
+                            "{groups} on {shards}, {instances} instances: {of}"
+                        );
+                        fullest.push(of.to_string());
+                    }
+                    let shown =
+                        [4, 10, 37, 256, 300].contains(&groups) && [1, 4, 16, 64].contains(&shards);
+                    if shown && table == "ks.t" {
+                        println!(
+                            "| {shards} | {groups} | {most} | {least} | {} |",
+                            fullest.join(", ")
+                        );
+                    }
+                }
+            }
+        }
+
+        fn groups_of(groups: usize, shards: usize) -> usize {
+            groups.div_ceil(shards)
+        }
+    }
+
     const TABLE: &str = "ks.t";
 
     fn checkpoints(of: &[(Generation, u8, i64)]) -> Checkpoints {
