@@ -13,8 +13,8 @@ use super::{Effective, Loaded, ReloadClass};
 /// Revisions that are remembered.
 const HISTORY: usize = 100;
 
-/// Of a step that is over sooner nobody speaks.
-const LONG_STEP: Duration = Duration::from_millis(800);
+/// Of a step that is over sooner nobody speaks: most are made beside what runs, and hold nothing up.
+const LONG_STEP: Duration = Duration::from_secs(2);
 
 /// A key whose value differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
