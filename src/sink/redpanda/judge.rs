@@ -84,7 +84,7 @@ impl Judge {
         }
         let topic_of = |index: u32| batch.records[index as usize].topic;
         let topics: HashSet<u32> = suspects.iter().map(|&index| topic_of(index)).collect();
-        let mut parts = Parts::new(batch, settings, self.producer.spares());
+        let mut parts = Parts::new(batch, settings);
         let mut size = |index: u32| {
             let record = &batch.records[index as usize];
             let headers = parts.headers(batch, index as usize);
@@ -184,7 +184,7 @@ impl Judge {
         records: &[(u32, usize)],
         settings: &Sink,
     ) -> Result<Vec<(u32, String)>, SinkError> {
-        let mut parts = Parts::new(batch, settings, self.producer.spares());
+        let mut parts = Parts::new(batch, settings);
         let (submission, ticket) = self.producer.window().open(Some(Arc::clone(batch)), None)?;
         for &(index, _) in records {
             let record = &batch.records[index as usize];

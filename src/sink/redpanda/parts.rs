@@ -1,10 +1,8 @@
 //! What a record has beside its key and its value.
 
-use std::sync::Arc;
-
 use penstock_plugin_encoding::Mark;
 
-use super::header_list::{HeaderList, Kept, Pair, Spares};
+use super::header_list::{HeaderList, Pair};
 use crate::change::RecordBatch;
 use crate::config::settings::{RecordHeaders, RecordTime, Sink};
 use crate::sink::headers;
@@ -13,8 +11,8 @@ use crate::spans::Context;
 /// Headers of a record that are held without an allocation.
 const FEW: usize = 8;
 
-/// Makes the headers and timestamps of a batch's records. What they share is made once, and lists of headers are used
-/// again, so that a record's headers cost no allocation.
+/// Makes the headers and timestamps of a batch's records. What they share is made once, so that a record's
+/// headers cost no allocation of ours.
 pub(super) struct Parts {
     chosen: RecordHeaders,
     time: RecordTime,
@@ -22,9 +20,6 @@ pub(super) struct Parts {
     tables: Vec<(u32, String)>,
     /// The change of the last record, and what of its headers is chosen.
     change: Option<(u32, Option<headers::PositionText>, Option<[u8; 55]>)>,
-    /// Where lists come from, and go to.
-    spares: Arc<Spares>,
-    kept: Kept,
 }
 
 /// The headers of one record, before they are librdkafka's.
@@ -66,7 +61,7 @@ impl<'a> Pairs<'a> {
 }
 
 impl Parts {
-    pub(super) fn new(batch: &RecordBatch, sink: &Sink, spares: &Arc<Spares>) -> Self {
+    pub(super) fn new(batch: &RecordBatch, sink: &Sink) -> Self {
         let tables = match sink.headers.table {
             true => &batch.source.tables[..],
             false => &[],
@@ -79,8 +74,6 @@ impl Parts {
                 .map(|t| (t.id, format!("{}.{}", t.keyspace, t.name)))
                 .collect(),
             change: None,
-            kept: spares.take(),
-            spares: Arc::clone(spares),
         }
     }
 
@@ -161,13 +154,7 @@ impl Parts {
         if let Some(trace) = &trace {
             out.push(headers::TRACEPARENT, Some(trace));
         }
-        self.spares.list(&mut self.kept, out.all())
-    }
-}
-
-impl Drop for Parts {
-    fn drop(&mut self) {
-        self.spares.put(std::mem::take(&mut self.kept));
+        HeaderList::of(out.all())
     }
 }
 

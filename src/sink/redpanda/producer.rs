@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use super::RedpandaSink;
 use super::classify::{self, Refusal};
 use super::client::{self, Quiet};
-use super::header_list::{HeaderList, Spares};
+use super::header_list::HeaderList;
 use super::polling::Polled;
 use super::raw::{Answered, Delivered, Message, Raw};
 use super::security::InForce;
@@ -65,7 +65,6 @@ impl Ends {
 /// What became of records comes in here: acknowledgements on the threads of the brokers, the rest on the producer's own.
 pub(super) struct Reports {
     window: Arc<Window>,
-    spares: Arc<Spares>,
     quiet: Quiet,
     troubles: Troubles,
     ends: Arc<Ends>,
@@ -98,7 +97,7 @@ impl ClientContext for Reports {
 }
 
 impl Answered for Reports {
-    fn delivered(&self, message: &mut Delivered<'_>) {
+    fn delivered(&self, message: &Delivered<'_>) {
         let report = if message.offset() >= 0 {
             if self.troubles.are_any() {
                 self.troubles.accepted(&message.topic());
@@ -118,7 +117,6 @@ impl Answered for Reports {
                 class: crate::policy::Class::Retryable,
             })
         };
-        self.spares.give(|| message.take_headers());
         self.window.report(Tag::from_usize(message.tag()), report);
     }
 
@@ -225,8 +223,6 @@ pub(super) struct Producer {
     version: u64,
     traffic: Arc<Traffic>,
     window: Arc<Window>,
-    /// Headers of what was acknowledged, to be used again.
-    spares: Arc<Spares>,
     /// Always there but while it is being replaced.
     client: Option<Polled<Reports>>,
     /// It has been answered by a broker that the cluster named.
@@ -239,14 +235,12 @@ impl Producer {
         traffic: Arc<Traffic>,
     ) -> Result<Self, SinkError> {
         let window = traffic.renew();
-        let spares = Arc::<Spares>::default();
-        let client = Some(create(&config, version, (&window, &spares), &traffic)?);
+        let client = Some(create(&config, version, &window, &traffic)?);
         Ok(Self {
             config,
             version,
             traffic,
             window,
-            spares,
             client,
             is_connected: Arc::default(),
         })
@@ -263,10 +257,6 @@ impl Producer {
 
     pub(super) fn traffic(&self) -> &Arc<Traffic> {
         &self.traffic
-    }
-
-    pub(super) fn spares(&self) -> &Arc<Spares> {
-        &self.spares
     }
 
     pub(super) fn client(&self) -> Result<&Polled<Reports>, SinkError> {
@@ -368,8 +358,7 @@ impl Producer {
     pub(super) async fn replace_producer(&mut self) -> Result<(), SinkError> {
         self.close().await;
         self.traffic.counters().reset();
-        let own = (&self.window, &self.spares);
-        let made = create(&self.config, self.version, own, &self.traffic)?;
+        let made = create(&self.config, self.version, &self.window, &self.traffic)?;
         self.client = Some(made);
         self.is_connected = Arc::default();
         Ok(())
@@ -426,14 +415,13 @@ impl Drop for Producer {
 fn create(
     config: &ClientConfig,
     version: u64,
-    (window, spares): (&Arc<Window>, &Arc<Spares>),
+    window: &Arc<Window>,
     traffic: &Traffic,
 ) -> Result<Polled<Reports>, SinkError> {
     let reports = Reports {
         troubles: traffic.troubles.clone(),
         ends: Arc::clone(&traffic.ends),
         window: Arc::clone(window),
-        spares: Arc::clone(spares),
         quiet: Quiet::hinting(&traffic.security, Arc::clone(&traffic.hint)),
         security: (traffic.security.clone(), version),
     };

@@ -30,14 +30,14 @@ const PURGED_WITHIN: Duration = Duration::from_millis(500);
 pub(super) trait Answered: ClientContext + 'static {
     /// It is delivered, as far as librdkafka knows. On the thread of its broker, which waits meanwhile: may call nothing of
     /// the producer.
-    fn delivered(&self, message: &mut Delivered<'_>);
+    fn delivered(&self, message: &Delivered<'_>);
 
     /// It was given up on.
     fn failed(&self, error: &KafkaError, topic: &str, tag: usize);
 }
 
 /// A message that librdkafka is about to free.
-pub(super) struct Delivered<'a>(&'a mut bindings::rd_kafka_message_t);
+pub(super) struct Delivered<'a>(&'a bindings::rd_kafka_message_t);
 
 impl Delivered<'_> {
     /// As it was handed over with it.
@@ -65,18 +65,6 @@ impl Delivered<'_> {
         let name = unsafe { bindings::rd_kafka_topic_name(self.0.rkt) };
         let is_at = |at: usize, byte: u8| unsafe { name.add(at).read().cast_unsigned() == byte };
         topic.bytes().enumerate().all(|(at, byte)| is_at(at, byte)) && is_at(topic.len(), 0)
-    }
-
-    /// Its headers, which are not freed with it then.
-    pub(super) fn take_headers(&mut self) -> Option<HeaderList> {
-        let mut list = ptr::null_mut();
-        // SAFETY: the message is there; what is detached from it is ours.
-        unsafe {
-            match bindings::rd_kafka_message_detach_headers(self.0, &raw mut list) {
-                Code::RD_KAFKA_RESP_ERR_NO_ERROR => HeaderList::from_raw(list),
-                _ => None,
-            }
-        }
     }
 }
 
@@ -347,9 +335,9 @@ unsafe extern "C" fn acknowledged<C: Answered>(
     // SAFETY: what the client was made with is its context, which outlives it; the message is there, and no other thread's.
     unsafe {
         let context = &*bindings::rd_kafka_opaque(rk).cast::<C>();
-        let message = &mut *message;
+        let message = &*message;
         match message.err {
-            Code::RD_KAFKA_RESP_ERR_NO_ERROR => context.delivered(&mut Delivered(message)),
+            Code::RD_KAFKA_RESP_ERR_NO_ERROR => context.delivered(&Delivered(message)),
             // Of one that failed an event comes, unless its request did not: a broker that takes a request and names records
             // in it that it has not taken says two things.
             _ => {

@@ -70,8 +70,7 @@ impl ShardSink {
         verdict: &Verdict,
     ) -> Result<(), SinkError> {
         let window = Arc::clone(self.producer.window());
-        let spares = Arc::clone(self.producer.spares());
-        let mut parts = Parts::new(batch, &self.sink.live.borrow().sink, &spares);
+        let mut parts = Parts::new(batch, &self.sink.live.borrow().sink);
         let total = batch.records.len();
         let (mut index, mut bytes, mut empty) = (0, 0, 0);
         // What is under way may be taken only by itself.
