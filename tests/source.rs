@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use penstock::change::GroupKey;
 use penstock::checkpoint::Checkpoints;
 use penstock::config::settings::{Nodes, StartFrom};
 use penstock::source::{Source, SourceError};
@@ -409,6 +410,112 @@ async fn a_generation_that_an_earlier_version_began_is_gone_on_with_and_the_next
     apply(&mut checkpoints, &rest);
     assert_eq!(share(&checkpoints, &format!("/{at}/")), [2, 2, 3, 3]);
     assert!(checkpoints.keys().all(|key| key.placed_by_hash().is_none()));
+}
+
+/// What each shard has of each generation, as it was read from a node, and of each instance when two share the shards.
+/// With `--nocapture` a table.
+async fn spread(tablets: bool, groups: u32, shards: u32) {
+    const SHARING: usize = 2;
+    // A table has a power of two of tablets.
+    let groups = match tablets {
+        true => groups.next_power_of_two(),
+        false => groups,
+    };
+    let options = scylla_double::Options {
+        vnodes: groups,
+        initial_tablets: groups,
+        ..scylla_double::Options::default()
+    };
+    let db = Db::with(tablets, options).await;
+    let Some(node) = db.stand_in() else { return };
+    db.run(&format!("CREATE TABLE t {TABLE}")).await;
+    let mut starts = Vec::new();
+    for generation in 0..2 {
+        write(&db, "t", generation * 100..generation * 100 + 22).await;
+        let at = Some(now_ms() + 50);
+        let at = match tablets {
+            true => node.engine().split_tablets(&db.keyspace, "t", at).unwrap(),
+            false => node.engine().new_generation(at),
+        };
+        starts.push(at);
+        while now_ms() <= at {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    write(&db, "t", 200..222).await;
+    let log = db.log("t").await;
+    let rig = Rig::connect(db.settings(&["t"], shards)).await.unwrap();
+    let (mut tasks, mut batches) = rig.follow(0, &Checkpoints::new());
+    let mut seen = Vec::new();
+    // Groups that had changes and those that had none: of the last generation all, so of those before it too.
+    let mut keys = BTreeSet::new();
+    let last = format!("/{}/", starts[1]);
+    let of_last = (groups << if tablets { starts.len() } else { 0 }) as usize;
+    let all = async {
+        while seen.len() < log.len()
+            || keys
+                .iter()
+                .filter(|key: &&GroupKey| key.0.contains(&last))
+                .count()
+                < of_last
+        {
+            let batch = batches.recv().await.expect("a batch");
+            seen.extend(batch.positions.iter().map(key));
+            let read = batch.progress.iter().map(|p| p.group.clone());
+            keys.extend(read.filter(|key| key.leaf_of().is_none() && !key.0.contains("shard-")));
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all)
+        .await
+        .expect("all is read");
+    tasks.shutdown().await;
+    exactly(&seen, &log, "at once");
+    let generation = |key: &GroupKey| {
+        let ms = key.0.split('/').nth(1).and_then(|ms| ms.parse().ok());
+        starts.iter().filter(|start| ms >= Some(**start)).count()
+    };
+    let kind = if tablets { "tablets" } else { "vnodes" };
+    for nth in 0..=starts.len() {
+        let groups = (groups << if tablets { nth } else { 0 }) as usize;
+        let mut of_shard = vec![0; shards as usize];
+        for key in keys.iter().filter(|key| generation(key) == nth) {
+            of_shard[key.shard(shards) as usize] += 1;
+        }
+        assert_eq!(
+            of_shard.iter().sum::<usize>(),
+            groups,
+            "{kind}: {of_shard:?}"
+        );
+        let (most, least) = (
+            of_shard.iter().max().unwrap(),
+            of_shard.iter().min().unwrap(),
+        );
+        let bound = groups.div_ceil(shards as usize);
+        assert!(*most <= bound, "{kind}, {groups} groups: {of_shard:?}");
+        let run = of_shard.len().div_ceil(SHARING);
+        let instances: Vec<usize> = of_shard.chunks(run).map(|of| of.iter().sum()).collect();
+        assert!(
+            instances.iter().all(|of| *of <= run * bound),
+            "{instances:?}"
+        );
+        println!(
+            "| {kind} | {} | {groups} | {shards} | {least} to {most} | {bound} | {instances:?} |",
+            nth + 1
+        );
+    }
+}
+
+#[tokio::test]
+async fn no_shard_has_more_than_its_share_in_any_generation() {
+    println!(
+        "| | generation | groups | shards | of a shard | ceil(groups / shards) | of two instances |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    for tablets in [false, true] {
+        for (groups, shards) in [(4, 4), (10, 3), (10, 4), (37, 16)] {
+            spread(tablets, groups, shards).await;
+        }
+    }
 }
 
 fn without_number(key: &str) -> &str {
