@@ -89,8 +89,11 @@ async fn a_rebuild_that_waits_for_brokers_holds_up_no_other_edit() {
     let told = saved.elapsed();
     assert_eq!(bad["outcome"], "rejected", "{bad}");
     assert!(took < AT_ONCE && told < AT_ONCE, "{took:?}, {told:?}");
-    let why = said(&rig, "config").await;
-    assert!(why.contains("tables") && why.contains(WAITS), "{why}");
+    rig.until("health tells both", async || {
+        let why = said(&rig, "config").await;
+        (why.contains("tables") && why.contains(WAITS)).then_some(())
+    })
+    .await;
     let source = said(&rig, "source").await;
     assert!(!source.contains("what time it is"), "{source}");
 
