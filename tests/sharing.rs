@@ -665,8 +665,16 @@ async fn checkpoints_that_were_deleted_are_written_anew_by_every_instance() {
         .delete(&format!("penstock.{}.checkpoints", world.name))
         .await;
     world.write(&keys, 20, 20).await;
+    let anew = "the checkpoints are written anew";
     for instance in &instances {
-        instance.await_line("the checkpoints are written anew", LONG);
+        instance.await_line(anew, LONG);
+    }
+    // By each shard; but one that is handed on meanwhile is written by another.
+    let patience = Instant::now() + Duration::from_secs(20);
+    while instances.iter().map(|i| i.count(anew)).sum::<usize>() < SHARDS
+        && Instant::now() < patience
+    {
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     world.await_records(24 * 40, LONG, &instances[0]);
     settled(&[&instances[0], &instances[1]]).await;
