@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -23,8 +24,16 @@ use crate::policy::Class;
 use crate::policy::breaker::State;
 
 /// Bounds of how often the generations are looked at; half the safety interval between them. Windows never
-/// pass the last look, so a new generation is never read over.
+/// pass what the last look says, so a new generation is never read over.
 const POLL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// A generation of vnodes is announced this long ahead at the least (ScyllaDB: twice its ring delay, a minute, and 5 s
+/// more; it refuses writes that far ahead, which might belong to one that is not known yet). So windows may pass the last
+/// look by it. One that was not announced in time loses nothing by it: its streams are its own, and are read from where it
+/// begins. A tablet's stream may go on in the next generation, and would be read twice: it waits for the look.
+const AHEAD_US: i64 = 1_000_000;
+/// … which comes as often as the log is read then, but no more often than this.
+const QUICK_LOOK: Duration = Duration::from_millis(5);
 
 /// How soon it is seen that the breaker is open no longer.
 const OPEN_LOOK: Duration = Duration::from_millis(100);
@@ -93,6 +102,10 @@ impl Survey {
     /// What is known of a table now.
     pub(super) fn of(&self, table: usize) -> Option<Arc<Known>> {
         self.known.borrow().get(table).cloned()
+    }
+
+    fn publish(&self, table: usize, known: Known) {
+        self.known.send_modify(|all| all[table] = Arc::new(known));
     }
 
     /// Has the streams of a generation asked for, if they are not known yet.
@@ -190,12 +203,39 @@ impl ScyllaSource {
     async fn follow(&self, index: usize, table: &LogTable) -> Result<Infallible, SourceError> {
         loop {
             self.look(index, table).await?;
-            let pause = self.live.borrow().source.safety_interval / 2;
-            tokio::select! {
-                () = tokio::time::sleep(pause.clamp(POLL.0, POLL.1)) => {}
-                () = self.survey.wanted[index].more.notified() => {}
+            let (pause, poll) = {
+                let source = &self.live.borrow().source;
+                (source.safety_interval / 2, source.poll_interval)
+            };
+            let until = Instant::now() + pause.clamp(POLL.0, POLL.1);
+            loop {
+                let is_quick = pause < POLL.0 && table.tablets.load(Relaxed);
+                let quick = Instant::now() + poll.max(QUICK_LOOK);
+                let next = if is_quick { until.min(quick) } else { until };
+                tokio::select! {
+                    () = tokio::time::sleep_until(next.into()) => {}
+                    () = self.survey.wanted[index].more.notified() => break,
+                }
+                if next == until || !self.look_at_time(index, table).await? {
+                    break;
+                }
             }
         }
+    }
+
+    /// Looks whether the generations are still those that are known; if so, how far windows may go by that.
+    async fn look_at_time(&self, index: usize, table: &LogTable) -> Result<bool, SourceError> {
+        let (as_of_us, generations) = self.ask(|| self.generations(table)).await?;
+        let known = self.survey.of(index);
+        let Some(known) = known.filter(|known| known.generations == generations) else {
+            return Ok(false);
+        };
+        let known = Known {
+            as_of_us,
+            ..(*known).clone()
+        };
+        self.survey.publish(index, known);
+        Ok(true)
     }
 
     async fn look(&self, index: usize, table: &LogTable) -> Result<(), SourceError> {
@@ -243,15 +283,17 @@ impl ScyllaSource {
                 streams.insert(generation, found);
             }
         }
+        let ahead_us = match table.tablets.load(Relaxed) {
+            true => 0,
+            false => AHEAD_US,
+        };
         let known = Known {
             generations,
-            as_of_us,
+            as_of_us: as_of_us.saturating_add(ahead_us),
             has_log: seen.log.is_some(),
             streams,
         };
-        self.survey
-            .known
-            .send_modify(|all| all[index] = Arc::new(known));
+        self.survey.publish(index, known);
         Ok(())
     }
 
