@@ -474,3 +474,46 @@ async fn a_settlement_takes_milliseconds() {
     // A commit that waits for rdkafka's polling takes 100 ms each time, a busy machine now and then.
     assert!(took[4] < Duration::from_millis(90), "{took:?}");
 }
+
+/// What the settlement will say is sent beside the records, if nothing is to join them: then only the commit itself is
+/// waited for. What turns out otherwise is said in the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settlement_that_was_foreseen_sends_nothing_more() {
+    const PRODUCE: u16 = 0;
+    let valve = Valve::start(Flow::Open);
+    let (name, topic) = (unique("foreseen"), unique("foreseen"));
+    let one = Instance::start(&name, &valve.brokers).await;
+    let (mut shard, _) = one.open().await;
+    let acked = |shard: &ShardSink| shard.snapshot().acked;
+    for (from, foreseen, settled) in [(0, 5, 5), (5, 10, 10), (10, 12, 15)] {
+        let before = acked(&shard);
+        let batch = numbered(&topic, from, from + 5, 1);
+        let look = shard.look(batch.clone(), true).await.unwrap();
+        let leave = shard.leave(batch.clone()).await.unwrap();
+        let ticket = shard.hand(batch, look.fits, leave).await.unwrap();
+        shard.foresee(&upto(foreseen));
+        shard.hasten();
+        ticket.await.unwrap();
+        let began = Instant::now();
+        while acked(&shard) < before + 6 {
+            assert!(
+                began.elapsed() < Duration::from_secs(20),
+                "no checkpoint was sent"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let as_foreseen = foreseen == settled;
+        valve.stall(as_foreseen.then_some(PRODUCE));
+        let settlement = upto(settled);
+        let settling = shard.settle(&[], &settlement);
+        let within = Duration::from_secs(20);
+        tokio::time::timeout(within, settling)
+            .await
+            .expect("an answer")
+            .unwrap();
+        valve.stall(None);
+    }
+    let two = Instance::start(&name, &valve.brokers).await;
+    assert_eq!(two.open().await.1, upto(15).progress);
+    assert_eq!(texts(&valve.brokers, &topic).len(), 15);
+}

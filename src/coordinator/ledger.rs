@@ -173,6 +173,28 @@ impl Ledger {
         }
     }
 
+    /// What it is to say once what is in flight is delivered too, oldest first.
+    pub fn settlement_with<'a>(&self, coming: impl Iterator<Item = &'a [Progress]>) -> Settlement {
+        let mut settlement = self.settlement();
+        for p in coming.flatten() {
+            let (progress, forgotten) = (&mut settlement.progress, &mut settlement.forgotten);
+            if p.finished {
+                progress.remove(&p.group);
+                forgotten.insert(p.group.clone());
+                continue;
+            }
+            let known = match forgotten.remove(&p.group) {
+                true => None,
+                false => self.delivered.get(&p.group),
+            };
+            let entry = progress.entry(p.group.clone());
+            entry
+                .or_insert_with(|| known.cloned().unwrap_or_default())
+                .apply(p);
+        }
+        settlement
+    }
+
     /// Whether [`Self::settlement`] says anything.
     pub fn is_settled(&self) -> bool {
         self.dirty.is_empty() && self.forgotten.is_empty()
@@ -427,6 +449,43 @@ mod tests {
             let expected: Vec<i64> = (1..=model.topic).collect();
             prop_assert_eq!(model.visible, expected);
         }
+    }
+
+    #[test]
+    fn what_a_settlement_will_say_is_what_it_says_once_all_is_delivered() {
+        let of = |name: &str, until: Option<i64>| Progress {
+            complete_until_us: until,
+            finished: until.is_none(),
+            ..Progress::new(GroupKey(name.into()))
+        };
+        let first = [of("a", Some(1)), of("b", Some(1)), of("c", Some(1))];
+        let batches = [
+            vec![of("a", Some(2)), of("b", None), of("d", Some(1))],
+            vec![of("a", Some(3)), of("c", None), of("d", None)],
+            vec![of("c", Some(9)), of("a", Some(4))],
+        ];
+        let mut ledger = Ledger::default();
+        for progress in [&first[..]]
+            .into_iter()
+            .chain(batches.iter().map(|b| &b[..]))
+        {
+            assert!(ledger.read(0, progress) && ledger.take(0) && ledger.hand(0, progress));
+            assert!(ledger.submit(0, 1));
+        }
+        ledger.deliver(1, &first);
+        ledger.commit(&ledger.settlement());
+        for left in (0..=batches.len()).rev() {
+            let (delivered, coming) = batches.split_at(batches.len() - left);
+            let foreseen = ledger.settlement_with(coming.iter().map(|b| &b[..]));
+            assert_eq!(foreseen.progress.len(), 2, "{foreseen:?}");
+            assert_eq!(foreseen.forgotten.len(), 2, "{foreseen:?}");
+            if let Some(next) = coming.first() {
+                ledger.deliver(1, next);
+                let then = ledger.settlement_with(coming[1..].iter().map(|b| &b[..]));
+                assert_eq!(foreseen, then, "{} delivered", delivered.len());
+            }
+        }
+        assert_eq!(ledger.settlement_with([].into_iter()), ledger.settlement());
     }
 
     #[test]

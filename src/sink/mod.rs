@@ -312,6 +312,10 @@ pub trait Settle: Send {
     /// that is not acknowledged.
     fn hasten(&mut self) {}
 
+    /// What the next settlement says, if nothing is handed over before it: an atomic sink may write it now, beside what it
+    /// was handed, for nobody sees either before the settlement. Waits for nothing.
+    fn foresee(&mut self, _settlement: &Settlement) {}
+
     /// Makes true, together, that these letters are kept (of an atomic sink; another is handed none), that the groups
     /// are there, and what was handed over before.
     fn settle<'a>(

@@ -133,6 +133,8 @@ pub(super) struct Delivery<'a> {
     recovering: Option<BoxFuture<'static, Recovery>>,
     /// When what is in flight was sent at once last, for nothing is coming that could join it.
     hastened: Option<Instant>,
+    /// The sink was told what the settlement will say.
+    foreseen: bool,
     /// What is in flight tries a topic, and is to be settled before anything else is taken.
     is_trial: bool,
     /// What the producer has, oldest first; bounded by `max_in_flight`.
@@ -170,6 +172,7 @@ impl<'a> Delivery<'a> {
             next: Next::Nothing,
             recovering: None,
             hastened: None,
+            foreseen: false,
             is_trial: false,
             in_flight: VecDeque::new(),
             changes: 0,
@@ -233,6 +236,10 @@ impl<'a> Delivery<'a> {
             let alone = (idle || closing) && !self.in_flight.is_empty();
             if alone && self.hastened.is_none_or(|at| at.elapsed() >= HASTEN_AGAIN) {
                 self.hastened = Some(Instant::now());
+                if sink.is_atomic() && (closing || !self.foreseen) {
+                    self.foreseen = true;
+                    self.foresee(sink);
+                }
                 sink.hasten();
             }
             let hasten_at = self.hastened.filter(|_| alone).map(|at| at + HASTEN_AGAIN);
@@ -308,6 +315,17 @@ impl<'a> Delivery<'a> {
                 }
             }
         }
+    }
+
+    /// Tells the sink what the settlement says if nothing more is handed over before it, which saves it a way to the brokers
+    /// and back. Once a transaction, and once more when it takes nothing more: otherwise it would be told with every batch.
+    fn foresee(&self, sink: &mut dyn Settle) {
+        let coming = self
+            .in_flight
+            .iter()
+            .map(|(batch, _)| &batch.source.progress[..]);
+        let settlement = self.lane.ledger.lock().settlement_with(coming);
+        sink.foresee(&settlement);
     }
 
     /// Takes a batch and asks for leave to hand it over.
@@ -455,6 +473,7 @@ impl<'a> Delivery<'a> {
         }
         self.letters.clear();
         let open = std::mem::take(&mut self.settling);
+        self.foreseen = false;
         self.unsaved = Unsaved::default();
         if let Some(since) = open.since {
             self.lane.fitted(open.changes, since.elapsed(), max);

@@ -7,6 +7,7 @@ mod settling;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 
 use self::round::Round;
 pub(super) use self::settling::CheckpointRecord;
-use self::settling::checkpoint_records;
+use self::settling::{Foreseen, checkpoint_records};
 use super::judge::Judge;
 use super::place::Place;
 use super::producer::{Producer, Traffic};
@@ -61,6 +62,8 @@ pub struct ShardSink {
     round: Round,
     /// … are being sent. Only ever had by whoever has all of this.
     sending: Mutex<Option<BoxFuture<'static, ()>>>,
+    /// What the transaction's end will say, as far as that is known: it is on its way.
+    foreseen: Option<Foreseen>,
     /// It has taken the shard, whose checkpoints were read after that, and has said so; nothing was done with it since.
     is_ready: bool,
     /// Another had the shard before, and that is yet to be told.
@@ -109,6 +112,7 @@ impl ShardSink {
             shard,
             suspects: HashSet::new(),
             judge: None,
+            foreseen: None,
             condemned: HashMap::new(),
             transaction,
             is_ready: false,
@@ -276,6 +280,12 @@ impl Settle for ShardSink {
         self.send_round(true);
     }
 
+    fn foresee(&mut self, settlement: &Settlement) {
+        if let Some(partition) = self.sink.known_partition(self.shard) {
+            self.send_ahead(checkpoint_records(partition, settlement));
+        }
+    }
+
     fn settle<'a>(
         &'a mut self,
         letters: &'a [DeadLetter],
@@ -393,6 +403,11 @@ impl RedpandaSink {
         // More shards than partitions where partitions cannot be added: shards then share them, which `load`
         // copes with because it tells groups apart by their key.
         Ok((shard % partitions) as i32)
+    }
+
+    /// … unless that would have to be asked.
+    fn known_partition(&self, shard: u32) -> Option<i32> {
+        Some(shard.checked_rem(self.partitions.load(Relaxed))? as i32)
     }
 }
 

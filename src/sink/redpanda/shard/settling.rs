@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
+
 use super::super::dead_letters;
 use super::super::producer::Outgoing;
 use super::{ShardSink, Transaction};
@@ -13,14 +15,45 @@ use crate::dead_letter::DeadLetter;
 use crate::policy::Class;
 use crate::progress::Progress;
 use crate::sink::flight::Submission;
-use crate::sink::{Delivered, Settle, SinkError};
+use crate::sink::{Delivered, Settle, SinkError, Ticket};
 
 /// A partition that was added is known to every broker by then.
 const PARTITION_SHOWS: Duration = Duration::from_secs(10);
 /// How often it is looked how far long work is.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// Checkpoints that were sent before their transaction's end, beside its records.
+pub(super) struct Foreseen {
+    records: Vec<CheckpointRecord>,
+    ticket: Ticket,
+}
+
 impl ShardSink {
+    /// Sends checkpoints of the transaction that is begun, if the producer takes them now. Others that follow count for more.
+    pub(super) fn send_ahead(&mut self, records: Vec<CheckpointRecord>) {
+        let is_begun = matches!(self.transaction, Transaction::Begun { .. });
+        if !is_begun || records.is_empty() {
+            return;
+        }
+        let window = Arc::clone(self.producer.window());
+        // What is wrong with it is told when the transaction ends.
+        let Ok((submission, ticket)) = window.open(None, None) else {
+            return;
+        };
+        let sent = self
+            .send_checkpoints(&submission, 0, &records)
+            .now_or_never();
+        match sent {
+            Some(Ok(())) => {
+                submission.seal();
+                self.foreseen = Some(Foreseen { records, ticket });
+            }
+            // The queue is full: what is in it stays, and all is said again in the end.
+            None => submission.seal(),
+            Some(Err(_)) => {}
+        }
+    }
+
     /// Aborts, and says whether the producer is as good as new.
     pub(super) async fn abort(&mut self) -> bool {
         self.producer.window().fail(SinkError::Reset);
@@ -44,6 +77,7 @@ impl ShardSink {
     pub(super) fn begin(&mut self) -> Result<(), SinkError> {
         if let Transaction::None { claimed } = self.transaction {
             self.producer.begin(self.shard)?;
+            self.foreseen = None;
             self.transaction = Transaction::Begun { claimed };
         }
         Ok(())
@@ -69,6 +103,10 @@ impl ShardSink {
             self.sink.find_dead_letter_topic(&topic).await?;
         }
         let room = self.sink.letter_room(&topic, self.sink.largest_message());
+        let foreseen = self.foreseen.take().filter(|f| f.records == records);
+        if foreseen.is_some() {
+            records.clear();
+        }
         if !claimed {
             let partition = self.sink.own_partition(self.shard).await?;
             records.push(self.claim(partition));
@@ -91,9 +129,15 @@ impl ShardSink {
         self.send_checkpoints(&submission, letters.len() as u32, &records)
             .await?;
         submission.seal();
-        // Nothing joins them.
-        let delivered = self.producer.in_haste(ticket).await;
-        self.kept(delivered?)?;
+        let tickets = foreseen.map(|f| f.ticket).into_iter().chain([ticket]);
+        for mut ticket in tickets {
+            let delivered = match (&mut ticket).now_or_never() {
+                Some(delivered) => delivered,
+                // Nothing joins them.
+                None => self.producer.in_haste(ticket).await,
+            };
+            self.kept(delivered?)?;
+        }
         Crash::BeforeCommit.here();
         self.transaction = Transaction::Committing;
         let mut committing = std::pin::pin!(self.producer.commit(self.shard));
