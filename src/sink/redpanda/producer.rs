@@ -17,6 +17,7 @@ use super::client::{self, Quiet};
 use super::header_list::HeaderList;
 use super::polling::Polled;
 use super::raw::{Answered, Delivered, Message, Raw};
+use super::reader::Ended;
 use super::security::InForce;
 use crate::sink::SinkError;
 use crate::sink::flight::{Counters, Report, Snapshot, Submission, Tag, Window};
@@ -157,6 +158,7 @@ pub(super) struct Traffic {
     troubles: Troubles,
     ends: Arc<Ends>,
     security: InForce,
+    ended: Arc<Ended>,
     /// Rung when a producer complains about a connection: whoever has something to send is the first to know.
     hint: Arc<Notify>,
 }
@@ -172,6 +174,7 @@ impl Traffic {
             troubles: sink.troubles.clone(),
             ends: Arc::clone(&sink.ends),
             security: sink.security.clone(),
+            ended: Arc::clone(&sink.ended),
             hint: Arc::clone(&sink.hint),
         }
     }
@@ -409,6 +412,11 @@ impl Producer {
 impl Drop for Producer {
     fn drop(&mut self) {
         self.window.fail(SinkError::Reset);
+        // A purge waits for each of librdkafka's threads, which look once a second where they have no descriptors to be woken
+        // by: whoever lets go of many, a start that is ended, is not to wait for one after the other.
+        if let Some(client) = self.client.take() {
+            self.traffic.ended.end(client);
+        }
     }
 }
 

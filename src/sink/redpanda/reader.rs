@@ -28,7 +28,7 @@ const ASKING: Duration = Duration::from_secs(5);
 /// end is waited for, as often as there are partitions.
 const NOTHING_MORE: &str = "1";
 
-/// Clients that are done. Each looks every 100 ms whether it is to end, or has ended, which nobody is to wait for.
+/// Clients that are done. Each looks now and then whether it is to end, or has ended, which nobody is to wait for.
 #[derive(Debug, Default)]
 pub(super) struct Ended(Mutex<Vec<JoinHandle<()>>>);
 
