@@ -9,6 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
@@ -268,6 +269,16 @@ impl Future for Ticket {
             .poll(cx)
             .map(|r| r.unwrap_or(Err(SinkError::Reset)))
     }
+}
+
+/// How long what is handed over may wait for company, with so many shards: the fewer records each of them has at a time, the
+/// more threads are woken for each record, and the longer it pays to wait.
+pub(crate) fn company(shards: u32) -> Duration {
+    const LEAST: Duration = Duration::from_millis(5);
+    const MOST: Duration = Duration::from_millis(80);
+    // With so many each has its full rounds.
+    const FEW: u32 = 16;
+    (LEAST * shards / FEW).clamp(LEAST, MOST)
 }
 
 /// A shard's sink: takes batches in order, and settlements that say what is to be true together.

@@ -17,7 +17,7 @@ use super::super::supervisor::ChildScope;
 use super::Lane;
 use super::parking::{self, Waiting};
 use super::traces::Holding;
-use super::unsettled::{Bounds, Open, Unsaved};
+use super::unsettled::{Bounds, Open, Unsaved, age_now, patience};
 use super::work::Writes;
 use crate::change::{Progress, RecordBatch};
 use crate::checkpoint::Settlement;
@@ -133,6 +133,8 @@ pub(super) struct Delivery<'a> {
     recovering: Option<BoxFuture<'static, Recovery>>,
     /// When what is in flight was sent at once last, for nothing is coming that could join it.
     hastened: Option<Instant>,
+    /// When a batch was handed over last, and how old its changes were.
+    handed: (Instant, Duration),
     /// The sink was told what the settlement will say.
     foreseen: bool,
     /// What is in flight tries a topic, and is to be settled before anything else is taken.
@@ -172,6 +174,7 @@ impl<'a> Delivery<'a> {
             next: Next::Nothing,
             recovering: None,
             hastened: None,
+            handed: (Instant::now(), Duration::ZERO),
             foreseen: false,
             is_trial: false,
             in_flight: VecDeque::new(),
@@ -202,11 +205,12 @@ impl<'a> Delivery<'a> {
             self.lane.ledger.lock().say_again();
         }
         loop {
-            let (max, bounds, checkpoint_interval) = {
+            let (max, bounds, checkpoint_interval, patience) = {
                 let settings = live.borrow_and_update();
                 let max = settings.pipeline.max_in_flight.get() as usize;
                 let bounds = Bounds::of(&settings, self.settling.age, commits);
-                (max, bounds, settings.sink.checkpoint_interval)
+                let patience = patience(&settings, self.handed.1);
+                (max, bounds, settings.sink.checkpoint_interval, patience)
             };
             let (idle, settled) = {
                 let ledger = self.lane.ledger.lock();
@@ -234,15 +238,22 @@ impl<'a> Delivery<'a> {
                 continue;
             }
             let alone = (idle || closing) && !self.in_flight.is_empty();
-            if alone && self.hastened.is_none_or(|at| at.elapsed() >= HASTEN_AGAIN) {
-                self.hastened = Some(Instant::now());
+            // The first records of all are not kept from anybody.
+            let patient =
+                !closing && !self.is_trial && !self.next.wants_settled() && settled_at.is_some();
+            let patience = if patient { patience } else { Duration::ZERO };
+            let again_at = self.hastened.map(|at| at + HASTEN_AGAIN);
+            let mut hasten_at = alone.then(|| again_at.unwrap_or(self.handed.0 + patience));
+            if hasten_at.is_some_and(|at| at <= Instant::now()) {
+                let now = Instant::now();
+                self.hastened = Some(now);
+                hasten_at = Some(now + HASTEN_AGAIN);
                 if sink.is_atomic() && (closing || !self.foreseen) {
                     self.foreseen = true;
                     self.foresee(sink);
                 }
                 sink.hasten();
             }
-            let hasten_at = self.hastened.filter(|_| alone).map(|at| at + HASTEN_AGAIN);
             let nothing_open = self.in_flight.is_empty() && self.settling.since.is_none();
             if nothing_open {
                 self.is_trial = false;
@@ -387,6 +398,7 @@ impl<'a> Delivery<'a> {
             || !batch.rejected.is_empty()
             || !batch.source.undecodable.is_empty();
         self.settling.add(&batch, atomic && carries);
+        self.handed = (Instant::now(), age_now(&batch.source.positions));
         self.traced.handed(&batch);
         let mut handed = sink.hand(batch.clone(), fits, leave);
         let ticket = loop {

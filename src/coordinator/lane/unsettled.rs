@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use crate::change::{Position, RecordBatch};
 use crate::config::settings::Settings;
+use crate::sink::company;
 
 /// Bytes of a transaction; more would only make a longer one to repeat.
 const OPEN_BYTES: usize = 32 << 20;
@@ -53,6 +54,16 @@ impl Bounds {
     }
 }
 
+/// How long what was handed over waits for company when nothing more is on its way: no time at all, but of a backlog, of
+/// which more is to come in a moment. To have it sent wakes threads, and each shard's few records would be sent by
+/// themselves; the client sends them by itself after half of this.
+pub(super) fn patience(settings: &Settings, age: Duration) -> Duration {
+    match age > settings.source.safety_interval + KEEPS_UP {
+        true => company(settings.pipeline.shards.get()) * 2,
+        false => Duration::ZERO,
+    }
+}
+
 /// What of an atomic sink is handed over and not settled.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Open {
@@ -76,13 +87,18 @@ impl Open {
         }
         self.changes += batch.source.positions.len();
         self.bytes += batch.output.len() + batch.source.rows.as_bytes().len();
-        self.age = age(&batch.source.positions, SystemTime::now());
+        self.age = age_now(&batch.source.positions);
     }
 
     /// Whether it holds this many changes, or as many bytes as it may.
     pub(super) fn is_full(&self, changes: usize) -> bool {
         self.changes >= changes || self.bytes >= OPEN_BYTES
     }
+}
+
+/// How old the newest of these is now.
+pub(super) fn age_now(positions: &[Position]) -> Duration {
+    age(positions, SystemTime::now())
 }
 
 /// How old the newest of these is; zero, if none says when it was made.
@@ -171,6 +187,23 @@ mod tests {
         settings.sink.commit_interval = seconds(0.01);
         settings.source.safety_interval = seconds(30.0);
         assert_eq!(of(&settings, 31.0), (0.01, 1));
+    }
+
+    #[test]
+    fn only_a_backlog_waits_for_company_and_the_longer_the_more_shards_there_are() {
+        let mut settings = Settings::for_tests(Policies::default());
+        settings.source.safety_interval = Duration::from_secs(1);
+        let mut patience = |shards: u32, age| {
+            settings.pipeline.shards = shards.try_into().expect("not zero");
+            let patience = patience(&settings, Duration::from_secs_f64(age));
+            u64::try_from(patience.as_millis()).expect("short")
+        };
+        assert_eq!([0.0, 1.1, 3.0].map(|age| patience(256, age)), [0; 3]);
+        let shards = [1, 4, 16, 64, 256, 1_000];
+        assert_eq!(
+            shards.map(|n| patience(n, 60.0)),
+            [10, 10, 10, 40, 160, 160]
+        );
     }
 
     #[test]

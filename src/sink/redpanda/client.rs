@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::classify;
 use super::security::InForce;
-use crate::sink::SinkError;
+use crate::sink::{SinkError, company};
 
 /// Messages a producer holds at most: enough for several full requests to each broker, little enough that an
 /// outage costs no memory.
@@ -129,6 +129,8 @@ pub(super) fn producer(base: &ClientConfig, shards: u32) -> ClientConfig {
     let defaults = [
         ("queue.buffering.max.messages", &*QUEUE_MESSAGES.to_string()),
         ("queue.buffering.max.kbytes", &kbytes.to_string()),
+        // What nothing can join is sent at once all the same.
+        ("linger.ms", &company(shards).as_millis().to_string()),
         // As Java's producers do, so that topics written by both agree on where a key lives.
         ("partitioner", "murmur2_random"),
     ];

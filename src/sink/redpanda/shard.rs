@@ -103,10 +103,11 @@ impl ShardSink {
             Delivery::AtLeastOnce => Transaction::Never,
             Delivery::ExactlyOnce => Transaction::Unopened,
         };
+        let shards = sink.live.borrow().pipeline.shards.get();
         Ok(Self {
             producer: Producer::new(made, traffic)?,
             widest,
-            round: Round::new(Instant::now()),
+            round: Round::new(Instant::now(), shards),
             sending: Mutex::default(),
             sink,
             shard,

@@ -14,9 +14,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What comes within this time of a round's first records joins them: librdkafka's own `linger.ms`, before which none of
-/// them is sent unless the round is full.
-const GATHERING: Duration = Duration::from_millis(5);
+use crate::sink::company;
+
 /// Records of a full round …
 const FULL: usize = 1_000;
 /// … or bytes of their keys and values.
@@ -28,6 +27,9 @@ const FULL_WHEN_FAR: usize = 8 * FULL;
 /// The records that are under way.
 #[derive(Debug)]
 pub(super) struct Round {
+    /// What comes within this time of its first records joins them: librdkafka's own `linger.ms`, before which none of them
+    /// is sent unless it is full.
+    gathering: Duration,
     began: Instant,
     records: usize,
     bytes: usize,
@@ -39,8 +41,9 @@ pub(super) struct Round {
 
 impl Round {
     /// With nothing in it.
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, shards: u32) -> Self {
         Self {
+            gathering: company(shards),
             began: now,
             records: 0,
             bytes: 0,
@@ -51,7 +54,7 @@ impl Round {
 
     /// Whether what comes now may join it.
     pub(super) fn is_open(&self, now: Instant) -> bool {
-        self.sent.is_none() && now.saturating_duration_since(self.began) < GATHERING
+        self.sent.is_none() && now.saturating_duration_since(self.began) < self.gathering
     }
 
     /// The next one begins. `waited`: just now the last reports came in, or nobody waits for them any more.
@@ -91,7 +94,7 @@ mod tests {
     #[test]
     fn a_round_is_open_until_it_is_full_or_its_time_is_over() {
         let now = Instant::now();
-        let mut round = Round::new(now);
+        let mut round = Round::new(now, 4);
         assert!(round.is_open(now) && round.is_open(now + 4 * MS) && !round.is_open(now + 5 * MS));
         assert!(!round.add(FULL - 1, 100) && round.add(1, 100));
         assert!(round.close(now) && !round.close(now + MS) && !round.is_open(now));
@@ -103,7 +106,7 @@ mod tests {
     #[test]
     fn rounds_grow_while_brokers_are_far_and_shrink_when_they_are_near() {
         let mut now = Instant::now();
-        let mut round = Round::new(now);
+        let mut round = Round::new(now, 4);
         let mut full = |took: Duration, waited| {
             round.close(now);
             now += took;
