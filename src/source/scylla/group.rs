@@ -362,6 +362,9 @@ impl Group {
     /// Takes a page's rows into batches. On an error the rows before it are taken, and known to be.
     fn absorb_rows(&mut self, page: Page, out: &mut Batches) -> Result<Absorbed, SourceError> {
         let next = page.next.clone();
+        if let Some(window) = &mut self.window {
+            window.empty &= page.rows.rows_num() == 0;
+        }
         if let (Some(paging), Some((write, bytes))) = (&next, &mut self.held)
             && let Some(more) = goes_on(&page, *write)?
             && *bytes + more < MAX_WRITE
@@ -497,7 +500,8 @@ impl Group {
         }
         self.past.finished(&window.reading);
         self.tell(out);
-        self.span.finished(window.pages + 1, window.limited);
+        self.span
+            .finished(window.pages + 1, window.empty, window.limited);
         self.at.complete_until_us = to_us;
         // Positions of a checkpoint may be past this window: the earlier one was longer.
         self.at

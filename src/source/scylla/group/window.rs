@@ -22,6 +22,8 @@ pub(super) struct Window {
     pub(super) limited: bool,
     pub(super) paging: PagingState,
     pub(super) pages: u32,
+    /// No row was in it so far.
+    pub(super) empty: bool,
 }
 
 impl Window {
@@ -33,6 +35,7 @@ impl Window {
             limited,
             paging: PagingState::start(),
             pages: 0,
+            empty: true,
         }
     }
 }
