@@ -1318,6 +1318,70 @@ fn files_that_are_no_plugins_are_refused_with_what_they_are() {
         empty_component.to_string().contains("it exports nothing"),
         "{empty_component}"
     );
+
+    // Of another version of the contract.
+    let mut encoder = wit_component::ComponentEncoder::default();
+    let component = encoder.module(&real).unwrap().encode().unwrap();
+    let mut other = component.clone();
+    for at in 0..other.len() - 6 {
+        if &other[at..at + 6] == b"@0.1.0" {
+            other[at + 3] = b'9';
+        }
+    }
+    let other = refused("other", &other).to_string();
+    for part in [
+        "of another version of the contract, penstock:plugin/transform@0.9.0",
+        "`penstock plugin new --sdk-only .` in its project",
+    ] {
+        assert!(other.contains(part), "{other}");
+    }
+
+    // Of this one, with other functions.
+    let path = dir.path().join("functions");
+    std::fs::write(&path, of_other_functions()).unwrap();
+    let plugin = Plugin::load(&engine, &path).unwrap();
+    let settings = faulty("other").1;
+    let said = Prepared::new(&settings, plugin, &[])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.contains("a function of it takes or gives something else"),
+        "{said}"
+    );
+    assert!(!said.contains("trapped"), "{said}");
+}
+
+/// A plugin whose functions have the contract's names, and take and give nothing.
+fn of_other_functions() -> Vec<u8> {
+    use wasm_encoder::{
+        CodeSection, ExportKind, ExportSection, Function, FunctionSection, Module, TypeSection,
+    };
+    let (mut types, mut functions) = (TypeSection::new(), FunctionSection::new());
+    let (mut exports, mut code) = (ExportSection::new(), CodeSection::new());
+    types.ty().function([], []);
+    for (name, number) in ["configure", "open-table", "process"].into_iter().zip(0..) {
+        functions.function(0);
+        let name = format!("penstock:plugin/transform@0.1.0#{name}");
+        exports.export(&name, ExportKind::Func, number);
+        let mut body = Function::new([]);
+        body.instructions().end();
+        code.function(&body);
+    }
+    let mut module = Module::new();
+    module
+        .section(&types)
+        .section(&functions)
+        .section(&exports)
+        .section(&code);
+    let mut module = module.finish();
+    let wit = "package penstock:plugin@0.1.0;\ninterface transform { configure: func(); open-table: func(); process: func(); }\n\
+               world plugin { export transform; }\n";
+    let mut resolve = wit_parser::Resolve::default();
+    let package = resolve.push_str("other.wit", wit).unwrap();
+    let world = resolve.select_world(&[package], Some("plugin")).unwrap();
+    let encoding = wit_component::StringEncoding::UTF8;
+    wit_component::embed_component_metadata(&mut module, &resolve, world, encoding, false).unwrap();
+    module
 }
 
 /// Bytes that are nobody's: junk, junk behind the head of a module or of a component, and sections whose frames are right.

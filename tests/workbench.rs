@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use testkit::machine::free_port;
 use testkit::plugins;
 
+#[path = "workbench/sdk.rs"]
+mod sdk;
+
 /// A command of the docs, and what they show of its output.
 struct Step {
     command: String,
@@ -311,6 +314,24 @@ mod languages {
         let (code, text) = said(sh(&kept, &anew));
         assert_eq!(code, Some(0), "{text}");
         assert!(text.contains(passed), "{text}");
+        if language == "js" {
+            // The engine says of a source that it cannot read neither file nor line; that takes no package.
+            let (code, text) = said(sh(
+                &kept,
+                "cd unit/my-filter && echo 'out.forward(;' >> index.js && node penstock/build.mjs out.wasm",
+            ));
+            assert_eq!(code, Some(1), "{text}");
+            let source =
+                std::fs::read_to_string(kept.join("unit/my-filter/index.js")).expect("the source");
+            let place = format!(
+                "index.js:{}\nout.forward(;\n            ^",
+                source.lines().count()
+            );
+            for line in [place.as_str(), "SyntaxError"] {
+                assert!(text.contains(line), "not said: {line}\n{text}");
+            }
+            assert!(!text.contains("    at "), "{text}");
+        }
         // What the language's own packages are is fetched where that is asked for; then nothing may be missing.
         let fetched = std::env::var_os("PENSTOCK_TEST_FETCH").is_some();
         let fetch = match language {
@@ -338,7 +359,7 @@ mod languages {
         }
         let (code, text) = said(sh(&folder, "penstock plugin test contract.wasm"));
         assert_eq!(code, Some(0), "{text}");
-        assert!(text.contains("11 passed"), "{text}");
+        assert!(text.contains("12 passed"), "{text}");
         let (code, text) = said(sh(&folder, "penstock plugin inspect contract.wasm"));
         assert_eq!(code, Some(0), "{text}");
         for line in [
@@ -371,7 +392,7 @@ mod languages {
             assert_eq!(text.matches("\nbuilt ").count(), 2, "{text}");
             let (code, text) = said(sh(&folder, "penstock plugin test development.wasm"));
             assert_eq!(code, Some(0), "{text}");
-            assert!(text.contains("11 passed"), "{text}");
+            assert!(text.contains("12 passed"), "{text}");
             let (_, text) = said(sh(&folder, "penstock plugin inspect development.wasm"));
             assert!(text.contains("form     for development"), "{text}");
             contained(language, &folder.join("development.wasm"), place);

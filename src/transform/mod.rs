@@ -29,7 +29,6 @@ pub use about::{About, SettingAbout, SettingKind};
 pub use guest::{Code, Fault, Guest, Interest};
 pub use report::{Spent, StageReport};
 pub use tap::{Taken, TapFilter, Taps, TooManyTaps};
-pub(crate) use trace::exact;
 pub use trace::{Given, Passed, Plain, Step};
 pub use voice::{Urgency, Voice};
 pub use wasm::source::join as with_source;

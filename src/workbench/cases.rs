@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use penstock_conditions::exact;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::changes::{Tables, read_lines};
 use super::trial::{self, Scope, TrialError};
-use crate::transform::{Plugin, PluginError, exact};
+use crate::transform::{Plugin, PluginError};
 
 /// A file of cases, in TOML or JSON.
 #[derive(Debug, Deserialize)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use penstock_conditions::exact;
 use penstock_plugin_encoding::{
     ColumnKind, ColumnTag, CqlType, Mark, Operation, RowMeta, RowsBuilder, record_table, shape,
 };
@@ -11,7 +12,7 @@ use uuid::{NoContext, Timestamp, Uuid};
 
 use super::values;
 use crate::change::{Batch, Column, Position, StreamId, TableSchema};
-use crate::transform::{Given, Plain, exact};
+use crate::transform::{Given, Plain};
 
 /// When a change without a time was written: 2026-01-01T00:00:00Z.
 const EPOCH_US: i64 = 1_767_225_600_000_000;

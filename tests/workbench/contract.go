@@ -53,6 +53,8 @@ func (t *transform) Process(change *penstock.Change, out *penstock.Output) error
 		flag, _ := change.Text("flag")
 		out.Record(t.topic).Key([]byte(key)).ValueColumn(change, "payload").Header("n", []byte(n)).
 			Header("at", []byte(strconv.FormatInt(at, 10))).Header("flag", []byte(flag)).Header("op", []byte("insert"))
+	case "or null":
+		out.Record(t.topic).ValueColumnOrNull(change, "payload").Header("op", []byte(change.Operation().String()))
 	case "nulls":
 		out.Record(t.topic).Key(nil).Value(nil).Header("empty", []byte{})
 	case "images":

@@ -44,6 +44,7 @@ export const { transform, description } = plugin({
             };
             return out.record(topic, { key: change.get("key"), value: change.ref("payload"), headers });
           }
+          case "or null": return out.record(topic, { value: change.refOrNull("payload"), headers: { op: change.operation } });
           case "nulls": return out.record(topic, { headers: { empty: "" } });
           case "images": return out.record(topic, { value: `${change.preimage.get("n")} ${change.postimage.get("n")}` });
           case "values": {

@@ -65,6 +65,8 @@ class Contract:
                     "op": change.operation,
                 }
                 out.record(self.topic, key=change.get("key"), value=change.ref("payload"), headers=headers)
+            case "or null":
+                out.record(self.topic, value=change.ref_or_null("payload"), headers={"op": change.operation})
             case "nulls":
                 out.record(self.topic, headers={"empty": b""})
             case "images":

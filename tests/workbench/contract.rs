@@ -48,6 +48,11 @@ impl Transform for Contract {
                     .header("flag", &*change.text("flag")?)
                     .header("op", "insert");
             }
+            "or null" => {
+                let value = change.column_or_null("payload")?;
+                let op = change.operation().name();
+                out.record(&self.topic).value(value).header("op", op);
+            }
             "nulls" => {
                 out.record(&self.topic).header("empty", "");
             }

@@ -4,6 +4,7 @@
 //! An expression is looked at once: which names and which columns it speaks of, so that a change has nothing else of it
 //! turned into values. Its length, its depth and its loops are bounded, since the host runs it without a guest's limits.
 
+mod exact;
 mod syntax;
 mod values;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use cel::{Context, Env, Program, Value};
 use penstock_plugin_encoding::{CqlType, Rows};
 
+pub use exact::exact;
 pub use syntax::Malformed;
 use syntax::{Fields, Needs};
 
@@ -231,9 +233,12 @@ impl Record<'_> {
         add("topic", &|| self.topic.into());
         add("key", &|| text(self.key));
         add("value", &|| {
-            let json = self.value.map(serde_json::from_slice::<serde_json::Value>);
+            let json = self.value.and_then(|value| {
+                let text = exact(std::str::from_utf8(value).ok()?);
+                serde_json::from_str::<serde_json::Value>(&text).ok()
+            });
             match json {
-                Some(Ok(json)) => values::from_json(&json),
+                Some(json) => values::from_json(&json),
                 _ => text(self.value),
             }
         });

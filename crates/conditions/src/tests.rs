@@ -185,3 +185,46 @@ proptest! {
         }
     }
 }
+
+/// A number that 64 bits do not hold is the text of its digits: equal to none that is close to it, and less or greater than none.
+#[test]
+fn a_number_is_not_taken_for_one_that_is_close_to_it() {
+    let holds = |text: &str, value: &str| {
+        let condition = Condition::compile(text).map_err(|e| e.to_string())?;
+        let record = Record {
+            topic: "t",
+            key: None,
+            value: Some(value.as_bytes()),
+            headers: Vec::new(),
+        };
+        condition.holds(None, Some(&record))
+    };
+    let long = r#"{"n": 12345678901234567890123, "p": 10000000000000000.01, "all": [12345678901234567890123], "u": 18446744073709551615}"#;
+    for (text, expected) in [
+        ("value.n == '12345678901234567890123'", true),
+        ("value.n == '12345678901234567890124'", false),
+        ("value.n == 12345678901234567000000.0", false),
+        ("value.p == 10000000000000000.0", false),
+        ("value.p == '10000000000000000.01'", true),
+        ("'12345678901234567890123' in value.all", true),
+        ("value.u == 18446744073709551615u", true),
+        ("value.u == 18446744073709551614u", false),
+        ("value.u > 5", true),
+    ] {
+        assert_eq!(holds(text, long), Ok(expected), "{text}");
+    }
+    let refused = holds("value.n > 5", long).unwrap_err();
+    assert!(
+        refused.contains("'_>_' applied to '(string, int)'"),
+        "{refused}"
+    );
+    let small = r#"{"n": 5, "p": 12.50, "e": 1E3}"#;
+    for text in [
+        "value.n > 4",
+        "value.p == 12.5",
+        "value.p > 12",
+        "value.e == 1000",
+    ] {
+        assert_eq!(holds(text, small), Ok(true), "{text}");
+    }
+}

@@ -1,11 +1,14 @@
 //! CQL and JSON as values of CEL. A value has the type of its JSON form: whole numbers are `int`, so that they compare with
-//! what is written in an expression; timestamps and UUIDs are strings.
+//! what is written in an expression; timestamps and UUIDs are strings. So is a number that would lose digits as one of 64 bits:
+//! none is to be taken for another one that is close to it, and one that is compared with a number is refused.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use cel::Value;
 use penstock_plugin_encoding::{ColumnTag, CqlType, CqlValue};
+
+use crate::exact;
 
 /// Text as it is, other bytes as bytes.
 pub(crate) fn text(bytes: &[u8]) -> Value {
@@ -54,7 +57,7 @@ fn cql(value: CqlValue<'_>) -> Result<Value, String> {
         CqlValue::Int(n) => n.into(),
         other => {
             let json = other.to_json().map_err(|e| e.to_string())?;
-            from_json(&serde_json::from_str(&json).map_err(|e| e.to_string())?)
+            from_json(&serde_json::from_str(&exact(&json)).map_err(|e| e.to_string())?)
         }
     })
 }
@@ -64,10 +67,10 @@ pub(crate) fn from_json(json: &serde_json::Value) -> Value {
     match json {
         serde_json::Value::Null => Value::Null,
         serde_json::Value::Bool(b) => Value::Bool(*b),
-        serde_json::Value::Number(n) => match n.as_i64() {
-            Some(n) => Value::Int(n),
-            // One that is too great for a float is greater than all of them, not unequal to itself.
-            None => Value::Float(n.to_string().parse().unwrap_or(f64::NAN)),
+        serde_json::Value::Number(n) => match (n.as_i64(), n.as_u64()) {
+            (Some(n), _) => Value::Int(n),
+            (None, Some(n)) => Value::UInt(n),
+            (None, None) => Value::Float(n.to_string().parse().unwrap_or(f64::NAN)),
         },
         serde_json::Value::String(text) => text.as_str().into(),
         serde_json::Value::Array(all) => Value::List(Arc::new(all.iter().map(from_json).collect())),

@@ -15,6 +15,8 @@ struct CloudEvents {
     kind: Template,
     subject: Template,
     topic: Template,
+    /// The source differs from event to event, so it is looked at in each.
+    source_varies: bool,
     extensions: Vec<(String, Template)>,
     content_type: String,
     /// Of changes, where the settings say nothing.
@@ -72,7 +74,13 @@ impl Transform for CloudEvents {
                 bail!("setting `extensions`: {name:?} is an attribute of its own");
             }
         }
+        let source = settings.get("source").unwrap_or("/penstock");
+        let source_varies = source.contains('{');
+        if !source_varies && !is_uri_reference(source) {
+            bail!("setting `source` = {source:?}: {NO_URI}");
+        }
         Ok(Self {
+            source_varies,
             structured: settings.get("mode") == Some("structured"),
             id: template("id", RECORD_ID)?,
             source: template("source", "/penstock")?,
@@ -118,13 +126,22 @@ impl Transform for CloudEvents {
                 bail!("the attribute `{name}` is empty, and an event has to have it");
             }
         }
+        if self.source_varies
+            && let Some((_, source)) = attributes.iter().find(|(name, _)| *name == "source")
+            && !is_uri_reference(source)
+        {
+            bail!("the attribute `source` is {source:?}: {NO_URI}");
+        }
         attributes.retain(|(_, value)| !value.is_empty());
         let topic = match record {
             true => change.get::<&str>("topic")?.to_owned(),
             false => self.topic.fill(&event)?,
         };
         let written = event.put_key(out.record(&topic))?;
-        let mut written = if self.structured {
+        let mut written = if self.structured && record && change.find::<&[u8]>("value")?.is_none() {
+            // A compacted topic forgets a key by a record without a value, and by no event that says so.
+            written
+        } else if self.structured {
             let value = self.structured(&event, change, attributes)?;
             let kind = "application/cloudevents+json; charset=UTF-8";
             written.value(&value).header("content-type", kind)
@@ -192,6 +209,30 @@ impl CloudEvents {
     }
 }
 
+const NO_URI: &str = "no URI reference (RFC 3986): `/shop/orders` is one, `https://example.com/shop` another; what is no letter of theirs \
+                      is written %20";
+
+/// Whether a text is a URI reference by its letters, its percent signs and its scheme (RFC 3986, 4.1).
+fn is_uri_reference(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let letters = bytes.iter().enumerate().all(|(at, &b)| match b {
+        b'%' => {
+            let digits = bytes.get(at + 1..at + 3);
+            digits.is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit))
+        }
+        // Around an address of IPv6 alone.
+        b'[' | b']' => text.contains("//["),
+        b => b.is_ascii_alphanumeric() || b"-._~:/?#@!$&'()*+,;=".contains(&b),
+    });
+    let scheme = text.split_once(':').map(|(scheme, _)| scheme);
+    let scheme = scheme.filter(|scheme| !scheme.contains(['/', '?', '#']));
+    let good = |scheme: &str| {
+        let part = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+        scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.chars().all(part)
+    };
+    letters && scheme.is_none_or(good) && text.matches('#').count() <= 1
+}
+
 /// RFC 4648, with padding.
 fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -211,6 +252,28 @@ penstock_plugin::export_plugin!(CloudEvents);
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_source_is_a_uri_reference() {
+        for good in [
+            "/penstock",
+            "",
+            "shop",
+            "a/b:c",
+            "urn:shop:1",
+            "https://example.com/a?b=c#d",
+            "//[::1]/x",
+            "mailto:a@b",
+            "a%20b",
+        ] {
+            assert!(super::is_uri_reference(good), "{good}");
+        }
+        for bad in [
+            "a b", "1:x", ":x", "a%2", "a%zz", "ä", "a#b#c", "{x}", "a\"b", "[x]", "a\\b",
+        ] {
+            assert!(!super::is_uri_reference(bad), "{bad}");
+        }
+    }
+
     #[test]
     fn bytes_are_written_as_rfc_4648_has_them() {
         let vectors = [

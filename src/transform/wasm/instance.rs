@@ -13,7 +13,7 @@ use super::contract::exports::penstock::plugin::transform as guest;
 use super::contract::penstock::plugin::{host, types};
 use super::engine::TICK;
 use super::limits::Limiter;
-use super::plugin::{Plugin, PluginError};
+use super::plugin::{Plugin, PluginError, REBUILD};
 use crate::change::{ColumnKind, TableSchema};
 use crate::config::settings::Limits;
 use crate::transform::guest::{Code, Fault, Guest, Interest};
@@ -121,8 +121,15 @@ impl Instance {
         let mut store = Store::new(plugin.engine.wasmtime(), HostState::new(voice, limits));
         store.limiter(HostState::limiter);
         let instantiated = plugin.instantiate(&mut store, limits).map_err(start)?;
-        let guest = contract::Plugin::new(&mut store, &instantiated)
-            .map_err(|e| start(fault(&mut store, limits, &e)))?;
+        // Nothing of the guest runs: its functions are looked up.
+        let guest = contract::Plugin::new(&mut store, &instantiated).map_err(|e| {
+            let reason =
+                format!("a function of it takes or gives something else ({e:#}); {REBUILD}");
+            PluginError::World {
+                path: path(),
+                reason,
+            }
+        })?;
         let setting = |(key, value): (&String, &String)| guest::Setting {
             key: key.clone(),
             value: value.clone(),

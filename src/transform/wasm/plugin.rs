@@ -39,7 +39,7 @@ pub enum PluginError {
     },
     /// It is WebAssembly, but not of the contract.
     #[error(
-        "plugin {path} does not speak penstock:plugin@0.1.0 (plugins/wit/penstock.wit): {reason}",
+        "plugin {path} does not speak penstock:plugin@0.1.0: {reason}",
         path = .path.display()
     )]
     World {
@@ -78,6 +78,30 @@ pub enum PluginError {
         reason: String,
     },
 }
+
+/// What would make a plugin one of this contract.
+pub(super) const REBUILD: &str = "`penstock plugin new --sdk-only .` in its project writes this penstock's SDK, and `penstock plugin build` builds it anew";
+
+/// Why a component with these exports cannot be linked.
+fn lacking(exports: &[&str], error: &wasmtime::Error) -> String {
+    let ours = |name: &&&str| name.starts_with("penstock:plugin/transform@");
+    match exports.iter().find(ours) {
+        Some(&OURS) => format!("{error:#}; {REBUILD}"),
+        Some(other) => format!("it is of another version of the contract, {other}; {REBUILD}"),
+        None => {
+            let exports = match exports.is_empty() {
+                true => "nothing".to_owned(),
+                false => exports.join(", "),
+            };
+            format!(
+                "it exports {exports}, and not {OURS}; `penstock plugin new` writes a project that does"
+            )
+        }
+    }
+}
+
+/// The interface that a plugin has to have.
+const OURS: &str = "penstock:plugin/transform@0.1.0";
 
 /// What is in a plugin's file, or in the stock plugin that stands in its place.
 fn content(path: &Path) -> Result<Cow<'static, [u8]>, String> {
@@ -213,11 +237,7 @@ impl Plugin {
             .map_err(|e| {
                 let kind = component.component_type();
                 let exports: Vec<_> = kind.exports(engine.wasmtime()).map(|(n, _)| n).collect();
-                let exports = match exports.is_empty() {
-                    true => "nothing".to_owned(),
-                    false => exports.join(", "),
-                };
-                world(format!("{e:#}; it exports {exports}"))
+                world(lacking(&exports, &e))
             })?;
         Ok(Arc::new(Self {
             engine: engine.clone(),

@@ -282,7 +282,7 @@ func outcomes(out []byte, rows [][]cell) []Outcome {
 		switch some(1)[0] {
 		case 1:
 			return some(int(le32(some(4))))
-		case 2:
+		case 2, 3:
 			row := le32(some(4))
 			if cell := rows[row][le16(some(2))]; cell.tag == Value || cell.tag == Replaced {
 				return cell.bytes

@@ -94,13 +94,14 @@ func (o *Output) field(value []byte) {
 	o.buf = append(o.buf, value...)
 }
 
-func (o *Output) column(change *Change, name string) {
+// column names the bytes of a column: 2, and with 3 null where the change does not set it.
+func (o *Output) column(kind byte, change *Change, name string) {
 	index := change.table.Index(name)
 	if index < 0 {
 		o.fail(change.table.Keyspace + "." + change.table.Name + " has no column `" + name + "`")
 		index = 0
 	}
-	o.buf = append(o.buf, 2)
+	o.buf = append(o.buf, kind)
 	o.buf = append32(o.buf, uint32(change.index))
 	o.buf = append16(o.buf, uint16(index))
 }
@@ -124,7 +125,15 @@ func (r Record) Value(value []byte) Record {
 // KeyColumn sets the key to the bytes of a column, which nobody copies and which need not have been sent.
 func (r Record) KeyColumn(change *Change, name string) Record {
 	if r.part(0) {
-		r.out.column(change, name)
+		r.out.column(2, change, name)
+	}
+	return r
+}
+
+// KeyColumnOrNull likewise; the key is null where the change does not set the column.
+func (r Record) KeyColumnOrNull(change *Change, name string) Record {
+	if r.part(0) {
+		r.out.column(3, change, name)
 	}
 	return r
 }
@@ -132,7 +141,24 @@ func (r Record) KeyColumn(change *Change, name string) Record {
 // ValueColumn sets the value likewise.
 func (r Record) ValueColumn(change *Change, name string) Record {
 	if r.part(1) {
-		r.out.column(change, name)
+		r.out.column(2, change, name)
+	}
+	return r
+}
+
+// ValueColumnOrNull likewise; the value is null where the change does not set the column.
+func (r Record) ValueColumnOrNull(change *Change, name string) Record {
+	if r.part(1) {
+		r.out.column(3, change, name)
+	}
+	return r
+}
+
+// HeaderColumnOrNull adds a header of a column likewise.
+func (r Record) HeaderColumnOrNull(header string, change *Change, name string) Record {
+	if r.part(2) {
+		r.out.name(header)
+		r.out.column(3, change, name)
 	}
 	return r
 }

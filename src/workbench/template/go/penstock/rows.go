@@ -25,6 +25,37 @@ const (
 	PostImage                 Operation = 9
 )
 
+// String is the name that golden cases and the JSON of changes have for it.
+func (o Operation) String() string {
+	switch o {
+	case TTLPartitionDelete:
+		return "ttl-partition-delete"
+	case TTLRowDelete:
+		return "ttl-row-delete"
+	case PreImage:
+		return "preimage"
+	case Update:
+		return "update"
+	case Insert:
+		return "insert"
+	case RowDelete:
+		return "row-delete"
+	case PartitionDelete:
+		return "partition-delete"
+	case RangeDeleteStartInclusive:
+		return "range-delete-start-inclusive"
+	case RangeDeleteStartExclusive:
+		return "range-delete-start-exclusive"
+	case RangeDeleteEndInclusive:
+		return "range-delete-end-inclusive"
+	case RangeDeleteEndExclusive:
+		return "range-delete-end-exclusive"
+	case PostImage:
+		return "postimage"
+	}
+	return "unknown"
+}
+
 // Tag is what a change says of a column.
 type Tag uint8
 

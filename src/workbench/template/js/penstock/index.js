@@ -226,6 +226,10 @@ class Change {
     if (column === undefined) throw new Refused(`${this.table.keyspace}.${this.table.name} has no column \`${name}\``);
     return new Ref(this.row, column);
   }
+  /** Likewise, and null where the change does not set the column. */
+  refOrNull(name) {
+    return Object.assign(this.ref(name), { orNull: true });
+  }
 }
 
 /** A column of a row of the batch. */
@@ -279,7 +283,7 @@ class Output {
   field(value) {
     if (value === null || value === undefined) return this.u8(0);
     if (value instanceof Ref) {
-      this.u8(2);
+      this.u8(value.orNull ? 3 : 2);
       this.u32(value.row);
       return this.u16(value.column);
     }

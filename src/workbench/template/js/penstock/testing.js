@@ -163,7 +163,7 @@ function outcomes(out, rows) {
   const field = () => {
     const kind = uint(1);
     if (kind === 1) return shown(some(uint(4)));
-    if (kind !== 2) return null;
+    if (kind !== 2 && kind !== 3) return null;
     const { tag, bytes } = rows[uint(4)].cells[uint(2)];
     return tag === Tag.Value || tag === Tag.Replaced ? shown(bytes) : null;
   };

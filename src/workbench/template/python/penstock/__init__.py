@@ -278,6 +278,11 @@ class Change:
             raise Error(f"{self.table.keyspace}.{self.table.name} has no column `{name}`")
         return Ref(self.row, column)
 
+    def ref_or_null(self, name):
+        """Likewise, and null where the change does not set the column."""
+        ref = self.ref(name)
+        return Ref(ref.row, ref.column, True)
+
 
 class Rows:
     def __init__(self, batch):
@@ -329,6 +334,7 @@ class Ref:
 
     row: int
     column: int
+    or_null: bool = False  # Null where the change does not set it.
 
 
 def _name(text):
@@ -342,7 +348,7 @@ def _field(value):
     if value is None:
         return b"\0"
     if isinstance(value, Ref):
-        return struct.pack("<BIH", 2, value.row, value.column)
+        return struct.pack("<BIH", 3 if value.or_null else 2, value.row, value.column)
     if isinstance(value, str):
         value = value.encode()
     elif not isinstance(value, (bytes, bytearray, memoryview)):

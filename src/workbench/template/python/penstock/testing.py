@@ -157,7 +157,7 @@ def _outcomes(out, rows):
 
     def field():
         kind = take("B")
-        if kind == 2:
+        if kind in (2, 3):
             tag, value = rows[take("I")][take("H")]
             return None if tag in (NULL, UNCHANGED, REMOVED, MERGED) else value
         return some(take("I")) if kind == 1 else None
