@@ -578,15 +578,15 @@ async fn a_right_to_the_shards_that_is_refused_is_told_and_found_again_soon() {
     assert_eq!(complete_and_ordered(&world.seen(), &keys, 20), 0);
 }
 
-/// 200 a second of far more that are there, in stages of two shards: neither paid twice nor lost to waits of their
-/// own making. How exact it is is `policy::rate`'s to show, whose clock is its own; here it is counted at
-/// the far end, by the changes that are done.
+/// 60 a second, which a slow machine gets done too, of far more that are there, in stages of two shards: neither paid
+/// twice nor lost to waits of their own making. How exact it is is `policy::rate`'s to show, whose clock is its own;
+/// here it is counted at the far end, by the changes that are done.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_stage_lets_through_what_its_rate_limit_says() {
-    const RATE: f64 = 200.0;
+    const RATE: f64 = 60.0;
     let limited = async |stage: &str, table: &str| {
         // The sink stands still while it commits, for as long as the machine makes that take.
-        let burst = if stage == "sink" { 50 } else { 1 };
+        let burst = if stage == "sink" { 15 } else { 1 };
         let extra = format!(
             "[{table}.rate_limit]\nper_second = {RATE}\nburst = {burst}\n[dead_letter]\nmax = 100_000\n"
         );
@@ -611,20 +611,20 @@ async fn each_stage_lets_through_what_its_rate_limit_says() {
         .await;
         if stage == "dead_letter" {
             // Its limit makes no batches smaller, and they are counted whole.
-            world.set("pipeline.batch_size", 10);
+            world.set("pipeline.batch_size", 4);
             // Of a type that no topic can be named by: the router refuses each.
             let cql = "INSERT INTO ks.outbox (aggregate_id, event_id, aggregate_type, event_type) \
                        VALUES (uuid(), now(), 'no topic', 'order.created')";
-            for _ in 0..4_000 {
+            for _ in 0..2_000 {
                 world.session.query_unpaged(cql, ()).await.expect("written");
             }
         } else {
-            world.write(&keys(16), 0, 250).await;
+            world.write(&keys(16), 0, 125).await;
         }
         let running = world.start(1);
         let done = |m: &Metrics| m.sum("penstock_changes_done_total", &[]);
         running
-            .await_metrics("it flows", LONG, |m| done(m) >= 100.0)
+            .await_metrics("it flows", LONG, |m| done(m) >= 60.0)
             .await;
         // A span's ends may be a commit off each; a limit that is not obeyed, or paid twice, is far off in all of them.
         let mut rates = Vec::new();
