@@ -486,7 +486,6 @@ async fn it_can_be_watched_without_a_terminal_and_every_answer_can_be_json() {
         &["dead-letters", "purge"],
         &["config"],
         &["validate"],
-        &["test"],
     ];
     for answer in answers {
         let (code, said) = running.penstock(&[answer, &["-o", "json"][..]].concat());

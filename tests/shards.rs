@@ -267,7 +267,7 @@ async fn a_shard_that_is_opened_while_its_stage_is_given_up_on_waits_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn crashes_are_remembered_while_a_child_of_the_stage_is_left() {
+async fn crashes_are_remembered_whoever_of_the_stage_is_left() {
     let (_retune, mut supervisor) = supervisor(Strategy::OneForOne);
     let told = Arc::new(Semaphore::new(0));
     supervisor.start(crashes(sink(0), &told));
@@ -279,5 +279,7 @@ async fn crashes_are_remembered_while_a_child_of_the_stage_is_left() {
     supervisor.remove(|id| *id == sink(0)).await;
     assert_eq!(recent(&supervisor), 1);
     supervisor.remove(|id| id.stage == Stage::Sink).await;
+    assert_eq!(recent(&supervisor), 1, "for a stage that is made anew");
+    tokio::time::advance(Duration::from_hours(1)).await;
     assert_eq!(recent(&supervisor), 0);
 }
