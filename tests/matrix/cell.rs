@@ -474,9 +474,10 @@ impl Act<'_> {
     async fn during_drain(&mut self, load: &mut Load) -> Result<String> {
         self.flows(load).await?;
         let since = self.fail(load).await?;
+        // What arrives while the writer ends is no silence.
+        let stands = Stands::new(load, since);
         tokio::time::sleep(Duration::from_millis(300)).await;
         load.end().await;
-        let stands = Stands::new(load, since);
         let code = self.stop(Some((load, stands))).await?;
         ensure!(code == 0 || code == 75, "the drain ended with {code}");
         let mended = self.mend(load).await?;
