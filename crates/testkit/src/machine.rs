@@ -61,17 +61,25 @@ impl Span {
 }
 
 /// A port that nobody listens on, for who is told it and listens later: below those that connections and servers of other tests
-/// are given meanwhile.
+/// are given meanwhile, and no other process's until this one ends.
+///
+/// # Panics
+/// If nothing can be written below the folder for temporary files.
 pub fn free_port() -> u16 {
     const PORTS: (u16, u16) = (12_000, 20_000);
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Each process begins elsewhere.
     let begin = std::process::id().wrapping_mul(97);
+    let taken = std::env::temp_dir().join("penstock-test-ports");
+    std::fs::create_dir_all(&taken).expect("a folder for temporary files");
     loop {
         let n = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
         let offset = begin.wrapping_add(n) % u32::from(PORTS.1 - PORTS.0);
         let port = PORTS.0 + u16::try_from(offset).expect("it is less than their number");
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let lock = std::fs::File::create(taken.join(port.to_string())).expect("a file of a port");
+        if lock.try_lock().is_ok() && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            // Unlocked by the process's end.
+            std::mem::forget(lock);
             return port;
         }
     }
