@@ -802,10 +802,13 @@ fn stock_plugins_need_no_file() {
     }
 
     // And the pipeline that `penstock init` has in comments.
-    let (code, text) = said(
-        "rm pipeline.toml; penstock init && sed -i '/^# \\[\\[transform/,/^$/s/^# //' pipeline.toml && \
+    // At a port of its own: the docs' commands run beside it, and ask the demo at theirs.
+    let (code, text) = said(&format!(
+        "export PENSTOCK_ADMIN__LISTEN=127.0.0.1:{}; \
+         rm pipeline.toml; penstock init && sed -i '/^# \\[\\[transform/,/^$/s/^# //' pipeline.toml && \
          penstock demo --for 3s && penstock config | grep stock:",
-    );
+        free_port()
+    ));
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("first record "), "{text}");
     assert!(text.contains("\nevents.order"), "{text}");
