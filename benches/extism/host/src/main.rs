@@ -141,7 +141,7 @@ fn main() -> Result<(), extism::Error> {
     // What the SDK imports; nothing is logged here.
     let log = Function::new(
         "log",
-        [ValType::I32; 3],
+        [ValType::I32, ValType::I32, ValType::I32],
         [],
         UserData::new(()),
         |_, _, _, _: UserData<()>| Ok(()),
