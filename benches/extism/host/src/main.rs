@@ -147,7 +147,7 @@ fn main() -> Result<(), extism::Error> {
         |_, _, _, _: UserData<()>| Ok(()),
     );
     let log = log.with_namespace("penstock:plugin/host@0.1.0");
-    let mut plugin = Plugin::new(Manifest::new([Wasm::file(file)]), [log], true)?;
+    let mut plugin = Plugin::new(Manifest::new([Wasm::data(std::fs::read(file)?)]), [log], true)?;
     println!("| Extism | batch | median | best | most |");
     println!("|---|---|---|---|---|");
     for name in ["nothing", "same_bytes"] {
