@@ -37,11 +37,10 @@ impl Crash {
     /// Ends the process here if a test wants it.
     pub(crate) fn here(self) {
         // Benchmarks are built with fault points too, and come by here with each record.
-        static ARMED: LazyLock<bool> = LazyLock::new(|| {
-            let points = std::env::var("FAILPOINTS").unwrap_or_default();
-            points.contains("crash::")
-        });
-        if fail::has_failpoints() && *ARMED {
+        static POINTS: LazyLock<String> =
+            LazyLock::new(|| std::env::var("FAILPOINTS").unwrap_or_default());
+        let is_armed = || !POINTS.is_empty() && POINTS.contains(self.name());
+        if fail::has_failpoints() && is_armed() {
             fail::fail_point!(self.name(), |_| std::process::abort());
         }
     }
