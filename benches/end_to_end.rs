@@ -15,6 +15,9 @@
 //!   the folder that is given (a jar with what it depends on); without a folder it is left out. `peers` goes on with
 //!   few rows, and how soon each of them is there.
 //!
+//! Then Penstock's starts are told apart: of a pipeline that is new, of one whose plugins are yet to be compiled, of one that is
+//! started again.
+//!
 //! The broker is librdkafka's mock, or with `--kafka` a real Apache Kafka (Java and Maven are needed).
 //! A run's time is from the start of the process to the last record in the topic, as the broker counts them; of a
 //! transaction's, once it is committed. CPU and peak memory are the contestant's own (`/proc`, Linux). The stand-ins use
@@ -29,6 +32,8 @@ mod contestants;
 mod machine;
 #[path = "support/rig.rs"]
 mod rig;
+#[path = "support/starts.rs"]
+mod starts;
 #[path = "support/trickle.rs"]
 mod trickle;
 
@@ -257,10 +262,10 @@ fn compare(rules: &Rules<'_>, rounds: usize) -> Result<()> {
             rate / seed,
         );
     }
-    if rules.trickle {
-        trickle(rules, &broker, dir.path())?;
+    match rules.trickle {
+        true => trickle(rules, &broker, dir.path()),
+        false => starts::table(&broker, dir.path(), rounds),
     }
-    Ok(())
 }
 
 /// How soon a row is there when few are written. Those that read a log once have no part in it.

@@ -5,10 +5,11 @@
 //! Kafka (Java and Maven are needed; `--mock`: librdkafka's mock) run in processes of their own. Every row says when its
 //! write was sent, and which of its key's it is, so a line tells also what was lost, what came twice, and what came out of
 //! order. The writers are several, busy, and give their own timestamps, as the drivers of Java and Python do: that is what
-//! makes writes late.
+//! makes writes late. What is due of one moment they write in batches of a partition each.
 //!
-//! The *full rate* is found by letting the writers write as fast as they can for a while: the node, the writers, the
-//! broker, the reader and the program share the machine, so it is the machine's, not the program's.
+//! The *full rate* is found by letting the writers write as fast as they can for a while: it is what comes through while
+//! they do. The node, the writers, the broker, the reader and the program share the machine, so it is the machine's, not the
+//! program's.
 #![allow(missing_docs)]
 
 #[allow(dead_code)]
@@ -18,7 +19,7 @@ mod machine;
 #[path = "support/rig.rs"]
 mod rig;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
@@ -26,12 +27,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::Message;
 use rdkafka::message::Headers as _;
-use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use rig::{
-    Broker, INSERT, PAYLOAD, Process, VNODES, block_on, event_id, make_topic, own, penstock,
-    pipeline, scylla, serve_broker, stand_in, stay,
+    Broker, INSERT, PAYLOAD, Process, VNODES, block_on, event_id, own, penstock, pipeline, read,
+    scylla, serve_broker, stand_in, stay,
 };
 use scylla::client::session_builder::SessionBuilder;
 use scylla::policies::timestamp_generator::MonotonicTimestampGenerator;
@@ -47,6 +47,12 @@ const KEYS: u64 = 500;
 const WRITERS: usize = 4;
 /// A writer's rows of one moment.
 const TICK: Duration = Duration::from_millis(5);
+/// … of which so many are in a batch, all of one partition.
+const BATCH: u64 = 16;
+/// Batches of a writer that are under way at a time.
+const UNDER_WAY: usize = 32;
+/// Between looks at the processes.
+const LOOK: Duration = Duration::from_millis(20);
 /// What is not there by then is lost.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -102,31 +108,34 @@ async fn write(node: &str, writer: u64, rate: u64, time: Duration) -> Result<()>
         .await?;
     let session = Arc::new(session);
     let insert = session.prepare(INSERT).await?;
+    let mut keys = (writer * KEYS..(writer + 1) * KEYS).cycle();
+    let mut written: HashMap<u64, u64> = HashMap::new();
     let (mut row, mut under_way) = (0, JoinSet::new());
     let began = Instant::now();
     while began.elapsed() < time {
         let due = match rate {
-            0 => row + 64,
+            0 => row + BATCH,
             rate => (began.elapsed().as_secs_f64() * rate as f64) as u64,
         };
         while row < due {
-            let n = (due - row).min(16);
+            let n = (due - row).min(BATCH);
+            let key = keys.next().context("a key")?;
+            let nth = written.entry(key).or_default();
             let mut batch = Batch::new(BatchType::Unlogged);
             let mut values = Vec::new();
-            for i in row..row + n {
-                let key = writer * KEYS + i % KEYS;
+            for nth in *nth..*nth + n {
                 batch.append_statement(insert.clone());
                 let id = Uuid::from_u128(u128::from(key));
-                values.push((id, event_id(), payload(key, i / KEYS)));
+                values.push((id, event_id(), payload(key, nth)));
             }
-            row += n;
+            (row, *nth) = (row + n, *nth + n);
             let session = session.clone();
             under_way.spawn(async move { session.batch(&batch, values).await.map(drop) });
-        }
-        while under_way.len() >= 32
-            && let Some(done) = under_way.join_next().await
-        {
-            done??;
+            while under_way.len() >= UNDER_WAY
+                && let Some(done) = under_way.join_next().await
+            {
+                done??;
+            }
         }
         if rate > 0 {
             tokio::time::sleep(TICK).await;
@@ -156,10 +165,19 @@ struct Seen {
     repeated: u64,
     disordered: u64,
     late: u64,
-    first: Option<Instant>,
-    last: Option<Instant>,
     /// By key: those that have come.
-    keys: HashMap<u64, Vec<u64>>,
+    keys: HashMap<u64, Came>,
+    /// How many had come, and when, after the warm-up.
+    warm: Option<(u64, Instant)>,
+    /// … and when the writers ended.
+    over: Option<(u64, Instant)>,
+}
+
+/// What has come of a key.
+#[derive(Default)]
+struct Came {
+    last: Option<u64>,
+    all: HashSet<u64>,
 }
 
 impl Seen {
@@ -170,20 +188,24 @@ impl Seen {
         let mut next = || parts.next().context("a part")?.context("a number");
         let (at, key, nth) = (next()?, next()?, next()?);
         let came = self.keys.entry(key).or_default();
-        if came.contains(&nth) {
+        if !came.all.insert(nth) {
             self.repeated += 1;
             return Ok(());
         }
-        self.disordered += u64::from(came.last().is_some_and(|last| *last > nth));
-        came.push(nth);
+        self.disordered += u64::from(came.last.is_some_and(|last| last > nth));
+        came.last = Some(nth);
         self.rows += 1;
         self.late += u64::from(late);
-        self.last = Some(Instant::now());
-        self.first = self.first.or(self.last);
         if at >= warm_us {
             self.took.push(now.saturating_sub(at));
         }
         Ok(())
+    }
+
+    /// Rows a second that came through while the writers wrote.
+    fn rate(&self) -> Option<f64> {
+        let ((before, from), (after, until)) = self.warm.zip(self.over)?;
+        Some((after - before) as f64 / (until - from).as_secs_f64())
     }
 
     fn ms(&self, part: f64) -> f64 {
@@ -193,30 +215,13 @@ impl Seen {
     }
 }
 
-/// Runs one line: a new pipeline beside the node, which goes on from now.
-fn run(
-    case: &Case,
-    nth: usize,
-    node: &str,
-    broker: &Broker,
-    seconds: u64,
-    dir: &Path,
-) -> Result<(u64, Seen)> {
+/// Runs one line: a new pipeline, and a node of its own.
+fn run(case: &Case, nth: usize, broker: &Broker, seconds: u64, dir: &Path) -> Result<(u64, Seen)> {
+    let (_node, node) = stand_in(&["node"])?;
+    let node = node.as_str();
     let name = format!("latency{nth}");
     let topic = format!("{name}.order");
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &broker.address)
-        .set("isolation.level", "read_committed")
-        .set("group.id", "bench")
-        .set("fetch.wait.max.ms", "10")
-        .set("fetch.queue.backoff.ms", "1")
-        .create()?;
-    make_topic(broker, &consumer, &topic)?;
-    let mut all = TopicPartitionList::new();
-    for partition in 0..VNODES as i32 {
-        all.add_partition_offset(&topic, partition, Offset::Beginning)?;
-    }
-    consumer.assign(&all)?;
+    let consumer = read(broker, &topic)?;
     let config = pipeline(node, &broker.address, &name, case.delivery, "").replace(
         "[[transform]]",
         &format!("start_from = \"latest\"\n{}\n[[transform]]", case.source),
@@ -246,10 +251,12 @@ fn run(
             .spawn()?;
         writers.push(Process(child));
     }
+    let warm = Instant::now() + WARM;
     let warm_us = now_us() + WARM.as_micros() as u64;
     let mut seen = Seen::default();
     let mut written = None;
     let mut over: Option<Instant> = None;
+    let mut looked = Instant::now();
     loop {
         if let Some(message) = consumer.poll(Duration::from_millis(5)) {
             let message = message?;
@@ -258,14 +265,17 @@ fn run(
                 .headers()
                 .is_some_and(|headers| headers.iter().any(|h| is_late(h.key)));
             seen.take(message.payload().unwrap_or_default(), late, warm_us)?;
-        } else if let Some(status) = program.0.try_wait()? {
-            anyhow::bail!("it ended with {status}:\n{}", said());
-        } else if over.is_none() {
-            let mut ended = true;
-            for writer in &mut writers {
-                ended &= writer.0.try_wait()?.is_some();
+        }
+        let now = Instant::now();
+        if now - looked > LOOK {
+            looked = now;
+            if let Some(status) = program.0.try_wait()? {
+                anyhow::bail!("it ended with {status}:\n{}", said());
             }
-            if ended {
+            if now >= warm && seen.warm.is_none() {
+                seen.warm = Some((seen.rows, now));
+            }
+            if over.is_none() && all_ended(&mut writers)? {
                 let mut sum = 0;
                 for writer in &mut writers {
                     let mut line = String::new();
@@ -274,7 +284,8 @@ fn run(
                     sum += line.trim().parse::<u64>().context("a count")?;
                 }
                 written = Some(sum);
-                over = Some(Instant::now());
+                over = Some(now);
+                seen.over = Some((seen.rows, now));
             }
         }
         let done = written.is_some_and(|written| seen.rows >= written);
@@ -285,11 +296,19 @@ fn run(
     }
 }
 
+fn all_ended(processes: &mut [Process]) -> Result<bool> {
+    for process in processes {
+        if process.0.try_wait()?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn table(full: Option<u64>, seconds: u64, kafka: bool, short: bool) -> Result<()> {
     machine::print();
     let dir = tempfile::tempdir()?;
     let broker = Broker::start(kafka)?;
-    let (_node, node) = stand_in(&["node"])?;
     const FAST: &str = "safety_interval = \"0ms\"\npoll_interval = \"10ms\"";
     let case = |what: &str, delivery, source: &str, rate| Case {
         what: what.to_owned(),
@@ -300,7 +319,7 @@ fn table(full: Option<u64>, seconds: u64, kafka: bool, short: bool) -> Result<()
     let mut nth = 0;
     let mut measure = |case: Case, seconds| {
         nth += 1;
-        let (written, seen) = run(&case, nth, &node, &broker, seconds, dir.path())?;
+        let (written, seen) = run(&case, nth, &broker, seconds, dir.path())?;
         let million = |n: u64| n as f64 * 1e6 / seen.rows.max(1) as f64;
         println!(
             "| {} | {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {} | {} |",
@@ -335,8 +354,7 @@ fn table(full: Option<u64>, seconds: u64, kafka: bool, short: bool) -> Result<()
                 case("as fast as is taken", "exactly-once", FAST, 0),
                 seconds,
             )?;
-            let took = seen.last.zip(seen.first).map(|(last, first)| last - first);
-            (seen.rows as f64 / took.context("rows")?.as_secs_f64()) as u64
+            seen.rate().context("rows that came through")? as u64
         }
     };
     let rates: &[u64] = if short { &[100] } else { &[1, 50, 90] };

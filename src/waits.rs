@@ -15,6 +15,10 @@ use tokio::time::Instant;
 const TOLD_AFTER: Duration = Duration::from_millis(800);
 /// The same is said again no sooner: tries that follow each other are one wait to whoever reads the log.
 const TOLD_AGAIN: Duration = Duration::from_secs(10);
+/// … and to whoever watches health: where one was long enough to speak of, those that follow it within this time …
+const FOLLOWS: Duration = Duration::from_secs(1);
+/// … are part of it, until for so long none took half of what is spoken of.
+const CALM: Duration = Duration::from_secs(3);
 
 /// The waits of a stage.
 #[derive(Debug)]
@@ -29,6 +33,46 @@ struct Wait {
     /// When each of those who wait for it began.
     since: Vec<Instant>,
     told: Option<Instant>,
+    series: Option<Series>,
+}
+
+/// Waits for the same that follow each other, of which one was long enough to speak of.
+#[derive(Clone, Copy, Debug)]
+struct Series {
+    began: Instant,
+    /// The last that took its time ended.
+    slow: Instant,
+    /// The last of all ended.
+    ended: Instant,
+}
+
+impl Wait {
+    /// Since when there is something to speak of, if there is.
+    fn seen(&self, now: Instant) -> Option<Instant> {
+        let first = self.since.iter().min().copied();
+        let long = first.filter(|first| now.duration_since(*first) >= TOLD_AFTER);
+        let goes_on = |series: &Series| {
+            let follows = first.is_some() || now.duration_since(series.ended) < FOLLOWS;
+            follows && (long.is_some() || now.duration_since(series.slow) < CALM)
+        };
+        let series = self.series.filter(goes_on).map(|series| series.began);
+        series.or(long)
+    }
+
+    /// One that began then ends.
+    fn ends(&mut self, since: Instant, now: Instant) {
+        let seen = self.seen(now);
+        if let Some(at) = self.since.iter().position(|s| *s == since) {
+            self.since.swap_remove(at);
+        }
+        let is_slow = now.duration_since(since) >= TOLD_AFTER / 2;
+        let before = self.series.filter(|_| !is_slow);
+        self.series = seen.map(|began| Series {
+            began,
+            slow: before.map_or(now, |series| series.slow),
+            ended: now,
+        });
+    }
 }
 
 impl Waits {
@@ -74,12 +118,10 @@ impl Waits {
     pub fn longest(&self) -> Option<&'static str> {
         let now = Instant::now();
         let open = self.open.lock();
-        let first = |wait: &Wait| wait.since.iter().min().copied();
-        let late = open
+        let seen = open
             .iter()
-            .filter_map(|(what, wait)| Some((first(wait)?, *what)))
-            .filter(|(since, _)| now.duration_since(*since) >= TOLD_AFTER);
-        late.min().map(|(_, what)| what)
+            .filter_map(|(what, wait)| Some((wait.seen(now)?, *what)));
+        seen.min().map(|(_, what)| what)
     }
 }
 
@@ -112,9 +154,7 @@ impl Drop for Waiting<'_> {
         let now = Instant::now();
         let mut open = self.waits.open.lock();
         let wait = open.entry(self.what).or_default();
-        if let Some(at) = wait.since.iter().position(|since| *since == self.since) {
-            wait.since.swap_remove(at);
-        }
+        wait.ends(self.since, now);
         let took = now.duration_since(self.since);
         if took >= TOLD_AFTER && wait.since.is_empty() {
             let stage = &*self.waits.stage;
@@ -147,6 +187,8 @@ mod tests {
         tokio::join!(quicker, seen);
         assert!((&mut slow).now_or_never().is_none());
         drop(slow);
+        assert_eq!(waits.longest(), Some("a"), "another may follow");
+        tokio::time::advance(FOLLOWS).await;
         assert_eq!(waits.longest(), None);
     }
 
@@ -161,7 +203,46 @@ mod tests {
             }
         };
         tokio::join!(wait(3), wait(5), seen);
+        tokio::time::advance(FOLLOWS).await;
         assert_eq!(waits.longest(), None);
+    }
+
+    /// How often what is seen of these waits, one after the other, changes; and whether it is seen in the end.
+    async fn changes(waits: &Waits, ms: impl Iterator<Item = u64>) -> (u32, bool) {
+        let over = std::cell::Cell::new(false);
+        let working = async {
+            for ms in ms {
+                waits
+                    .during("a", tokio::time::sleep(Duration::from_millis(ms)))
+                    .await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            over.set(true);
+        };
+        let looking = async {
+            let (mut seen, mut changes) = (false, 0);
+            while !over.get() {
+                tokio::time::sleep(Duration::from_millis(7)).await;
+                let now = waits.longest().is_some();
+                changes += u32::from(now != seen);
+                seen = now;
+            }
+            (changes, seen)
+        };
+        tokio::join!(working, looking).1
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_that_follow_each_other_are_seen_as_one_and_until_they_are_short() {
+        let waits = Waits::new("sink".into());
+        let as_topics_are_made = (0..100).map(|n| [300, 1_100, 90, 820][n % 4]);
+        assert_eq!(changes(&waits, as_topics_are_made).await, (1, true));
+        let short = std::iter::repeat_n(100, 60);
+        assert_eq!(
+            changes(&waits, short).await,
+            (2, false),
+            "it is seen, then no more"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -259,3 +259,29 @@ async fn a_start_says_what_it_waits_for_whatever_the_database_does_not_answer() 
     valve.set(Flow::Open);
     running.await_line("all supervised stages started", LONG);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plugins_that_are_compiled_at_each_start_are_told_of_once() {
+    let world = World::new("").await;
+    // Nobody makes a folder below a file, whoever runs this.
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let file = file.path().to_str().expect("UTF-8");
+    let running = world.start_with(0, &[("XDG_CACHE_HOME", file)]);
+    running.await_line("all supervised stages started", LONG);
+    let text = running.text();
+    let told = text
+        .lines()
+        .filter(|l| l.contains("compiled plugins are not kept"));
+    let told: Vec<&str> = told.collect();
+    assert_eq!(told.len(), 1, "{text}");
+    assert!(
+        told[0].contains(file) && told[0].contains("XDG_CACHE_HOME"),
+        "{told:?}"
+    );
+    running.stop_cleanly();
+
+    let running = world.start(1);
+    running.await_line("all supervised stages started", LONG);
+    assert_eq!(running.count("compiled plugins are not kept"), 0);
+    running.stop_cleanly();
+}

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kafka_node::{Cluster, Spec};
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::mocking::MockCluster;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use scylla::statement::batch::{Batch, BatchType};
@@ -273,6 +273,24 @@ impl Broker {
             false => "librdkafka's mock broker".into(),
         }
     }
+}
+
+/// Makes a topic, and reads it as committed from its beginning: what comes is there at once.
+pub fn read(broker: &Broker, topic: &str) -> Result<BaseConsumer> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &broker.address)
+        .set("isolation.level", "read_committed")
+        .set("group.id", "bench")
+        .set("fetch.wait.max.ms", "10")
+        .set("fetch.queue.backoff.ms", "1")
+        .create()?;
+    make_topic(broker, &consumer, topic)?;
+    let mut all = TopicPartitionList::new();
+    for partition in 0..VNODES as i32 {
+        all.add_partition_offset(topic, partition, Offset::Beginning)?;
+    }
+    consumer.assign(&all)?;
+    Ok(consumer)
 }
 
 /// Makes a topic of [`VNODES`] partitions. The mock makes it on the first question about it.

@@ -10,14 +10,11 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
+use rdkafka::Message as _;
 use uuid::Uuid;
 
 use crate::contestants::BOUND;
-use crate::rig::{
-    Broker, INSERT, PAYLOAD, Process, VNODES, event_id, make_topic, session, stand_in,
-};
+use crate::rig::{Broker, INSERT, PAYLOAD, Process, event_id, read, session, stand_in};
 
 /// Rows a second.
 pub const RATE: u32 = 20;
@@ -52,19 +49,7 @@ pub fn run(
     command: impl FnOnce(&str) -> Result<Command>,
 ) -> Result<Took> {
     let (_node, node) = stand_in(&["scylla", "0"])?;
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &broker.address)
-        .set("isolation.level", "read_committed")
-        .set("group.id", "bench")
-        .set("fetch.wait.max.ms", "10")
-        .set("fetch.queue.backoff.ms", "1")
-        .create()?;
-    make_topic(broker, &consumer, topic)?;
-    let mut all = TopicPartitionList::new();
-    for partition in 0..VNODES as i32 {
-        all.add_partition_offset(topic, partition, Offset::Beginning)?;
-    }
-    consumer.assign(&all)?;
+    let consumer = read(broker, topic)?;
     let log = std::fs::File::create(dir.join("log"))?;
     let child = command(&node)?
         .stdout(log.try_clone()?)

@@ -21,6 +21,7 @@ mod reload;
 pub(super) mod source;
 mod supervision;
 mod tables;
+mod waits;
 mod world;
 
 use std::path::Path;

@@ -111,6 +111,10 @@ pub(super) fn base(
     let mut config = ClientConfig::new();
     config
         .set("client.id", client_id)
+        // A client that has no connection makes one no more often than every half of this (`rd_kafka_connect_any`), and to
+        // begin with it makes two: the brokers that it was told of are let go of for those that they name. With the default
+        // of 100 ms that is 50 ms a client, of which a start makes three one after the other.
+        .set("reconnect.backoff.ms", "20")
         // A broker that is back is noticed within half a second of its return.
         .set("reconnect.backoff.max.ms", "500")
         .set("socket.keepalive.enable", "true")

@@ -427,8 +427,11 @@ impl RedpandaSink {
         within: Duration,
     ) -> Result<(), SinkError> {
         let found = async {
-            self.topics.ensure_within(topic, settings, within).await?;
-            self.topics.check(topic, wanted, settings.create).await
+            let topics = &self.topics;
+            match topics.ensure_and_look(topic, settings, within).await? {
+                Some(found) => topics.mend(topic, &found, wanted, settings.create).await,
+                None => topics.check(topic, wanted, settings.create).await,
+            }
         };
         self.told(topic, found.await)
     }

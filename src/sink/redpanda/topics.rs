@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, ConfigResource, NewPartitions, NewTopic, TopicReplication,
+};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::{Metadata, MetadataTopic};
 use tokio::time::Instant;
@@ -178,8 +180,20 @@ impl Topics {
         settings: &Settings,
         within: Duration,
     ) -> Result<(), Refusal> {
+        self.ensure_and_look(topic, settings, within)
+            .await
+            .map(drop)
+    }
+
+    /// … and gives what it is set to, if that had to be asked.
+    pub(super) async fn ensure_and_look(
+        &self,
+        topic: &str,
+        settings: &Settings,
+        within: Duration,
+    ) -> Result<Option<ConfigResource>, Refusal> {
         if self.knows(topic) {
-            return Ok(());
+            return Ok(None);
         }
         let within = within.min(REQUEST);
         if !self.known.read().contains(topic) {
@@ -205,7 +219,7 @@ impl Topics {
                 .and_then(|f| number(f, "min.insync.replicas")),
         };
         self.used.write().insert(topic.into(), used);
-        Ok(())
+        Ok(found)
     }
 
     async fn make(

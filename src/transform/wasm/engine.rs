@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -29,12 +30,37 @@ pub enum EngineError {
     },
 }
 
+impl EngineError {
+    fn cache(path: &Path, reason: impl std::fmt::Display) -> Self {
+        Self::Cache {
+            path: path.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
 /// Compiles plugins and holds their instances' memory. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
     inner: wasmtime::Engine,
-    cache: Option<PathBuf>,
+    cache: Cache,
+    /// That compiled code is not kept was told.
+    told: Arc<AtomicBool>,
 }
+
+/// Where compiled code is kept.
+#[derive(Clone, Debug)]
+enum Cache {
+    /// Nowhere, and nobody asked for it.
+    Unwanted,
+    /// In this folder.
+    At(PathBuf),
+    /// Nowhere, for this reason.
+    Unusable(String),
+}
+
+/// What would have compiled code kept.
+const KEEP: &str = "have XDG_CACHE_HOME name a folder that this user may write to, and nobody else";
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -75,7 +101,10 @@ impl Engine {
     /// An engine for up to `instances` instances at a time (shards × transforms, and twice that while swapping).
     /// With `cache`, a directory that only this user may write to, compiled code is kept there.
     pub fn new(cache: Option<&Path>, instances: u32) -> Result<Self, EngineError> {
-        let cache = cache.map(prepare_cache).transpose()?;
+        let cache = match cache {
+            Some(path) => Cache::At(prepare_cache(path)?),
+            None => Cache::Unwanted,
+        };
         let mut config = Config::new();
         config.concurrency_support(false);
         config.epoch_interruption(true);
@@ -92,7 +121,11 @@ impl Engine {
                 wasmtime::Engine::new(&config).map_err(|e| EngineError::Start(format!("{e:#}")))?
             }
         };
-        Ok(Self { inner, cache })
+        Ok(Self {
+            inner,
+            cache,
+            told: Arc::default(),
+        })
     }
 
     /// Like [`new`](Self::new), with compiled code kept as the system has it for caches, where that can be: a plugin is
@@ -101,12 +134,27 @@ impl Engine {
     /// # Errors
     /// When this machine has no engine.
     pub fn caching(instances: u32) -> Result<Self, EngineError> {
-        match usual_cache() {
-            Some(cache) => Self::new(Some(&cache), instances).or_else(|error| {
-                tracing::debug!(%error, "plugins are compiled each time");
-                Self::new(None, instances)
-            }),
-            None => Self::new(None, instances),
+        let reason = match usual_cache() {
+            Some(cache) => match Self::new(Some(&cache), instances) {
+                Ok(engine) => return Ok(engine),
+                Err(error) => error.to_string(),
+            },
+            None => "neither XDG_CACHE_HOME nor HOME names a folder".to_owned(),
+        };
+        Ok(Self {
+            cache: Cache::Unusable(reason),
+            ..Self::new(None, instances)?
+        })
+    }
+
+    /// Says that compiled code is not kept, of however many plugins.
+    fn tell(&self, reason: &str) {
+        if !self.told.swap(true, Relaxed) {
+            tracing::warn!(
+                reason,
+                help = KEEP,
+                "compiled plugins are not kept: each start compiles them anew"
+            );
         }
     }
 
@@ -139,7 +187,10 @@ impl Engine {
         let mut config = DefaultHasher::new();
         self.inner.precompile_compatibility_hash().hash(&mut config);
         let name = format!("{}-{:016x}.bin", hex::encode(digest), config.finish());
-        Some(self.cache.as_ref()?.join(name))
+        match &self.cache {
+            Cache::At(cache) => Some(cache.join(name)),
+            Cache::Unwanted | Cache::Unusable(_) => None,
+        }
     }
 
     /// What was compiled of a plugin's file with this digest before, by whichever process.
@@ -161,11 +212,16 @@ impl Engine {
         component: &[u8],
     ) -> wasmtime::Result<Component> {
         let compiled = Component::from_binary(&self.inner, component)?;
-        if let Some(path) = self.path(digest) {
-            if let Err(error) = write_cached(&path, &compiled.serialize()?) {
-                tracing::warn!(path = %path.display(), %error, "plugin code was not cached");
-            }
-            self.cache.as_deref().map(prune);
+        if let Some(path) = self.path(digest)
+            && let Err(error) = write_cached(&path, &compiled.serialize()?)
+        {
+            let path = path.parent().unwrap_or(&path);
+            self.tell(&EngineError::cache(path, &error).to_string());
+        }
+        match &self.cache {
+            Cache::At(cache) => prune(cache),
+            Cache::Unusable(reason) => self.tell(reason),
+            Cache::Unwanted => {}
         }
         Ok(compiled)
     }
@@ -219,10 +275,7 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
 }
 
 fn prepare_cache(path: &Path) -> Result<PathBuf, EngineError> {
-    let bad = |reason: String| EngineError::Cache {
-        path: path.to_owned(),
-        reason,
-    };
+    let bad = |reason: String| EngineError::cache(path, reason);
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -296,6 +349,23 @@ mod tests {
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         let error = Engine::new(Some(dir.path()), 1).unwrap_err();
         assert!(matches!(error, EngineError::Cache { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_is_compiled_and_not_kept_is_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("plugins");
+        let engine = Engine::new(Some(&cache), 1).unwrap();
+        // An empty component.
+        let component = *b"\0asm\x0d\0\x01\0";
+        let compile = |digest: u8| {
+            let compiled = engine.compile(&[digest; 32], &component);
+            compiled.expect("it compiles, kept or not");
+            engine.told.load(Relaxed)
+        };
+        assert!(!compile(1), "it is kept");
+        std::fs::remove_dir_all(&cache).unwrap();
+        assert!(compile(2));
     }
 
     #[test]

@@ -57,9 +57,20 @@ impl Topics {
         wanted: &[Wanted],
         may_mend: bool,
     ) -> Result<(), Refusal> {
-        let Some(found) = self.describe(topic, DESCRIBE).await else {
-            return Ok(());
-        };
+        match self.describe(topic, DESCRIBE).await {
+            Some(found) => self.mend(topic, &found, wanted, may_mend).await,
+            None => Ok(()),
+        }
+    }
+
+    /// … as it was found.
+    pub(in crate::sink::redpanda) async fn mend(
+        &self,
+        topic: &str,
+        found: &ConfigResource,
+        wanted: &[Wanted],
+        may_mend: bool,
+    ) -> Result<(), Refusal> {
         let is = |name: &str| found.get(name).and_then(|e| e.value.as_deref());
         let wrong: Vec<_> = wanted
             .iter()
