@@ -53,6 +53,10 @@ const SDK: &[(&str, &str)] = &[
         include_str!("../../crates/plugin-sdk/src/testing.rs"),
     ),
     (
+        "crates/plugin-sdk/src/value.rs",
+        include_str!("../../crates/plugin-sdk/src/value.rs"),
+    ),
+    (
         "crates/plugin-encoding/Cargo.toml",
         include_str!("../../crates/plugin-encoding/Cargo.toml"),
     ),
@@ -71,6 +75,10 @@ const SDK: &[(&str, &str)] = &[
     (
         "crates/plugin-encoding/src/output.rs",
         include_str!("../../crates/plugin-encoding/src/output.rs"),
+    ),
+    (
+        "crates/plugin-encoding/src/output/reader.rs",
+        include_str!("../../crates/plugin-encoding/src/output/reader.rs"),
     ),
     (
         "crates/plugin-encoding/src/rows.rs",

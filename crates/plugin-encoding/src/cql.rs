@@ -303,11 +303,13 @@ impl fmt::Display for CqlType {
 
 impl CqlType {
     /// The type without `frozen<…>` around it.
+    #[inline]
     pub fn thawed(&self) -> &CqlType {
-        match self {
-            Self::Frozen(inner) => inner.thawed(),
-            other => other,
+        let mut thawed = self;
+        while let Self::Frozen(inner) = thawed {
+            thawed = inner;
         }
+        thawed
     }
 
     /// Whether the CDC log says of a column of this type which elements were added and removed.

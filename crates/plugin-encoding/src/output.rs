@@ -18,7 +18,7 @@
 //!            u8 1, u32 len, bytes
 //!            u8 2, u32 row, u16 column  the bytes of a column of the input, copied by nobody; it need not
 //!                                       have been sent, but must have a value (or null: a null field)
-//!            u8 3, u32 row, u16 column  the same; where the change does not set the column: null
+//!            u8 3, u32 row, u16 column  the same; where the change does not set the column: null (version 2)
 //! ```
 //!
 //! `source` is the index of a row of the input that is a change (no image, no range end, no context), and
@@ -26,10 +26,11 @@
 //! one; absent ones are null. An error entry takes back all that the change made. So does a retry entry, which is the
 //! last: what comes after it in the batch is not done, so that the order is kept and no change is seen twice.
 
-use std::fmt;
-use std::ops::Range;
+mod reader;
 
-use crate::bytes::{copy, same};
+use crate::bytes::{copy, hyphenated, same};
+
+pub use reader::{Entry, FieldSpan, InvalidOutput, OutputReader, Role};
 
 /// A field as its writer gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub enum Field<'a> {
     Null,
     /// These bytes.
     Bytes(&'a [u8]),
+    /// The text of this UUID, in lower case with hyphens.
+    Uuid(&'a [u8; 16]),
     /// The bytes of a column of the input; a null column is a null field.
     Column(ColumnRef),
     /// … so is one that the change does not set.
@@ -109,6 +112,17 @@ const KNOWN_HEADER: u8 = 3;
 
 /// Headers' names that have a number.
 const NAMES: usize = 1 << 16;
+
+/// What a part and its field begin with, in one: it is written in whole words so.
+#[inline]
+fn headed<const N: usize>(head: [u8; N], kind: u8, number: u32, column: u16) -> [u8; 16] {
+    let head = head
+        .iter()
+        .rev()
+        .fold(0, |word, byte| word << 8 | u128::from(*byte));
+    let field = u128::from(kind) | u128::from(number) << 8 | u128::from(column) << 40;
+    (head | field << (8 * N)).to_le_bytes()
+}
 
 /// Writes the output of one batch.
 #[derive(Debug, Default)]
@@ -242,21 +256,23 @@ impl OutputWriter {
             Field::Bytes(bytes) => {
                 let room = self.room(N + 5 + bytes.len());
                 let (start, rest) = room.split_at_mut(N + 5);
-                start[..N].copy_from_slice(&head);
-                start[N] = 1;
-                start[N + 1..].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+                start.copy_from_slice(&headed(head, 1, bytes.len() as u32, 0)[..N + 5]);
                 copy(rest, bytes);
             }
-            Field::Column(column) | Field::ColumnOrNull(column) => {
+            Field::Uuid(id) => {
+                let text = hyphenated(id);
+                let room = self.room(N + 5 + text.len());
+                let (start, rest) = room.split_at_mut(N + 5);
+                start.copy_from_slice(&headed(head, 1, text.len() as u32, 0)[..N + 5]);
+                rest.copy_from_slice(&text);
+            }
+            Field::Column(ColumnRef { row, column }) => {
                 let room = self.room(N + 7);
-                room[..N].copy_from_slice(&head);
-                room[N] = if matches!(field, Field::Column(_)) {
-                    2
-                } else {
-                    3
-                };
-                room[N + 1..N + 5].copy_from_slice(&column.row.to_le_bytes());
-                room[N + 5..].copy_from_slice(&column.column.to_le_bytes());
+                room.copy_from_slice(&headed(head, 2, row, column)[..N + 7]);
+            }
+            Field::ColumnOrNull(ColumnRef { row, column }) => {
+                let room = self.room(N + 7);
+                room.copy_from_slice(&headed(head, 3, row, column)[..N + 7]);
             }
         }
     }
@@ -283,16 +299,23 @@ impl OutputWriter {
     pub fn header(&mut self, name: &str, field: Field<'_>) {
         self.part();
         // Records mostly have the headers of the one before, in its order.
-        let number = match self.is_named(self.name, name) {
-            true => Some(self.name),
-            false => self.number(name),
-        };
-        match number {
-            Some(number) => {
-                self.name = number + 1;
-                let [a, b] = (number as u16).to_le_bytes();
-                self.field([KNOWN_HEADER, a, b], field);
-            }
+        match self.is_named(self.name, name) {
+            true => self.numbered_header(self.name, field),
+            false => self.other_header(name, field),
+        }
+    }
+
+    #[inline]
+    fn numbered_header(&mut self, number: usize, field: Field<'_>) {
+        self.name = number + 1;
+        let [a, b] = (number as u16).to_le_bytes();
+        self.field([KNOWN_HEADER, a, b], field);
+    }
+
+    #[inline(never)]
+    fn other_header(&mut self, name: &str, field: Field<'_>) {
+        match self.number(name) {
+            Some(number) => self.numbered_header(number, field),
             None => self.named_header(name, field),
         }
     }
@@ -384,253 +407,29 @@ impl OutputWriter {
     }
 }
 
-/// A field as its reader finds it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FieldSpan {
-    /// Null.
-    Null,
-    /// These bytes of the output.
-    Bytes(Range<u32>),
-    /// A column of the input. Whether it exists is for the host to check.
-    Column(ColumnRef),
-    /// … which is null where the change does not set it.
-    ColumnOrNull(ColumnRef),
-}
-
-/// One step of reading an output. The parts of a record follow it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Defines the next topic.
-    Topic(Range<u32>),
-    /// Starts a record; `topic` was defined before.
-    Record {
-        /// Row of the input.
-        source: u32,
-        /// Number of its topic.
-        topic: u16,
-    },
-    /// The key of the record.
-    Key(FieldSpan),
-    /// The value of the record.
-    Value(FieldSpan),
-    /// A header of the record; the name is UTF-8.
-    Header(Range<u32>, FieldSpan),
-    /// The change goes on unchanged.
-    Forward(u32),
-    /// The change is let go of.
-    Drop(u32),
-    /// The change is refused; the message is UTF-8.
-    Error(u32, Range<u32>),
-    /// The change, and all after it, is to be handed out again later; the message is UTF-8. The last event.
-    Retry(u32, Range<u32>),
-}
-
-/// The bytes are not an output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InvalidOutput {
-    /// The byte at which it was seen.
-    pub at: usize,
-    /// What is wrong.
-    pub what: &'static str,
-}
-
-impl fmt::Display for InvalidOutput {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "byte {}: {}", self.at, self.what)
-    }
-}
-
-impl std::error::Error for InvalidOutput {}
-
-/// Reads an output as a stream of [`Event`]s, checking every length against the bytes.
-#[derive(Debug)]
-pub struct OutputReader<'a> {
-    buf: &'a [u8],
-    at: usize,
-    entries: u32,
-    parts: u16,
-    topics: u32,
-    /// The numbered names of headers, which were looked at.
-    names: Vec<Range<u32>>,
-}
-
-impl<'a> OutputReader<'a> {
-    /// Starts reading.
-    pub fn new(buf: &'a [u8]) -> Result<Self, InvalidOutput> {
-        let mut reader = Self {
-            buf,
-            at: 0,
-            entries: 0,
-            parts: 0,
-            topics: 0,
-            names: Vec::new(),
-        };
-        if u32::try_from(buf.len()).is_err() {
-            return Err(reader.bad("more than 4 GiB"));
-        }
-        reader.entries = reader.u32()?;
-        Ok(reader)
-    }
-
-    /// The next event; `None` once all entries are read.
-    #[inline]
-    pub fn next_event(&mut self) -> Result<Option<Event>, InvalidOutput> {
-        if self.parts > 0 {
-            self.parts -= 1;
-            return self.read_part().map(Some);
-        }
-        if self.entries == 0 {
-            return if self.at == self.buf.len() {
-                Ok(None)
-            } else {
-                Err(self.bad("bytes after the last entry"))
-            };
-        }
-        self.entries -= 1;
-        let event = match self.u8()? {
-            TOPIC => {
-                let len = self.u16()?;
-                self.topics += 1;
-                Event::Topic(self.text(u32::from(len))?)
-            }
-            RECORD => {
-                let source = self.u32()?;
-                let topic = self.u16()?;
-                if u32::from(topic) >= self.topics {
-                    return Err(self.bad("a topic that was not defined before"));
-                }
-                self.parts = self.u16()?;
-                Event::Record { source, topic }
-            }
-            FORWARD => Event::Forward(self.u32()?),
-            DROP => Event::Drop(self.u32()?),
-            ERROR => {
-                let source = self.u32()?;
-                let len = self.u32()?;
-                Event::Error(source, self.text(len)?)
-            }
-            RETRY => {
-                let source = self.u32()?;
-                let len = self.u32()?;
-                let text = self.text(len)?;
-                if self.entries > 0 {
-                    return Err(self.bad("an entry after a retry, which is the last"));
-                }
-                Event::Retry(source, text)
-            }
-            _ => return Err(self.bad("unknown kind of entry")),
-        };
-        Ok(Some(event))
-    }
-
-    #[inline]
-    fn read_part(&mut self) -> Result<Event, InvalidOutput> {
-        Ok(match self.u8()? {
-            KEY => Event::Key(self.field()?),
-            VALUE => Event::Value(self.field()?),
-            KNOWN_HEADER => {
-                let number = self.u16()?;
-                let name = self.names.get(usize::from(number)).cloned();
-                let name =
-                    name.ok_or_else(|| self.bad("a header's name that did not stand before"))?;
-                Event::Header(name, self.field()?)
-            }
-            HEADER => {
-                let len = self.u16()?;
-                let name = self.text(u32::from(len))?;
-                if self.names.len() < NAMES {
-                    self.names.push(name.clone());
-                }
-                Event::Header(name, self.field()?)
-            }
-            _ => return Err(self.bad("unknown part of a record")),
-        })
-    }
-
-    #[inline]
-    fn field(&mut self) -> Result<FieldSpan, InvalidOutput> {
-        Ok(match self.u8()? {
-            0 => FieldSpan::Null,
-            1 => {
-                let len = self.u32()?;
-                FieldSpan::Bytes(self.span(len)?)
-            }
-            kind @ (2 | 3) => {
-                let column = ColumnRef {
-                    row: self.u32()?,
-                    column: self.u16()?,
-                };
-                match kind {
-                    2 => FieldSpan::Column(column),
-                    _ => FieldSpan::ColumnOrNull(column),
-                }
-            }
-            _ => return Err(self.bad("unknown kind of field")),
-        })
-    }
-
-    fn bad(&self, what: &'static str) -> InvalidOutput {
-        InvalidOutput { at: self.at, what }
-    }
-
-    #[inline]
-    fn span(&mut self, len: u32) -> Result<Range<u32>, InvalidOutput> {
-        let start = self.at as u32;
-        let end = start
-            .checked_add(len)
-            .filter(|&end| end as usize <= self.buf.len())
-            .ok_or_else(|| self.bad("a length beyond the end"))?;
-        self.at = end as usize;
-        Ok(start..end)
-    }
-
-    #[inline]
-    fn text(&mut self, len: u32) -> Result<Range<u32>, InvalidOutput> {
-        let span = self.span(len)?;
-        let bytes = &self.buf[span.start as usize..span.end as usize];
-        std::str::from_utf8(bytes).map_err(|_| self.bad("text that is not UTF-8"))?;
-        Ok(span)
-    }
-
-    #[inline]
-    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], InvalidOutput> {
-        let bytes = self
-            .buf
-            .get(self.at..self.at + N)
-            .ok_or_else(|| self.bad("truncated"))?;
-        self.at += N;
-        Ok(bytes.try_into().expect("N bytes"))
-    }
-
-    #[inline]
-    fn u8(&mut self) -> Result<u8, InvalidOutput> {
-        self.bytes::<1>().map(|[b]| b)
-    }
-
-    #[inline]
-    fn u16(&mut self) -> Result<u16, InvalidOutput> {
-        self.bytes().map(u16::from_le_bytes)
-    }
-
-    #[inline]
-    fn u32(&mut self) -> Result<u32, InvalidOutput> {
-        self.bytes().map(u32::from_le_bytes)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use proptest::prelude::*;
 
     use super::*;
 
-    fn read(buf: &[u8]) -> Result<Vec<Event>, InvalidOutput> {
+    /// Entries, each with its parts.
+    type Entries = Vec<(Entry, Vec<(Role, FieldSpan)>)>;
+
+    fn read(buf: &[u8]) -> Result<Entries, InvalidOutput> {
         let mut reader = OutputReader::new(buf)?;
-        let mut events = Vec::new();
-        while let Some(event) = reader.next_event()? {
-            events.push(event);
+        let mut entries = Vec::new();
+        while let Some(entry) = reader.next_entry()? {
+            let mut parts = Vec::new();
+            reader.parts(|role, field| {
+                parts.push((role, field));
+                Ok::<_, InvalidOutput>(())
+            })?;
+            entries.push((entry, parts));
         }
-        Ok(events)
+        Ok(entries)
     }
 
     fn sample() -> Vec<u8> {
@@ -660,21 +459,37 @@ mod tests {
                 .unwrap()
                 .to_owned()
         };
-        let events = read(&buf).unwrap();
-        let shown: Vec<String> = events
-            .iter()
-            .map(|e| match e {
-                Event::Topic(t) => format!("topic {}", text(t)),
-                Event::Record { source, topic } => format!("record {source} {topic}"),
-                Event::Key(FieldSpan::Bytes(b)) => format!("key {}", text(b)),
-                Event::Header(n, FieldSpan::Null) => format!("header {} null", text(n)),
-                Event::Value(FieldSpan::Column(c)) => format!("value {}.{}", c.row, c.column),
-                Event::Key(FieldSpan::ColumnOrNull(c)) => format!("key {}.{}?", c.row, c.column),
-                Event::Error(s, m) => format!("error {s} {}", text(m)),
-                Event::Retry(s, m) => format!("retry {s} {}", text(m)),
+        let mut shown: Vec<String> = Vec::new();
+        for (entry, parts) in read(&buf).unwrap() {
+            shown.push(match entry {
+                Entry::Topic(t) => format!("topic {}", text(&t)),
+                Entry::Record {
+                    source,
+                    topic,
+                    parts: n,
+                } => {
+                    assert_eq!(usize::from(n), parts.len());
+                    format!("record {source} {topic}")
+                }
+                Entry::Error(s, m) => format!("error {s} {}", text(&m)),
+                Entry::Retry(s, m) => format!("retry {s} {}", text(&m)),
                 other => format!("{other:?}"),
-            })
-            .collect();
+            });
+            for (role, field) in parts {
+                let role = match role {
+                    Role::Key => "key".to_owned(),
+                    Role::Value => "value".to_owned(),
+                    Role::Header(name) => format!("header {}", text(&name)),
+                };
+                let field = match field {
+                    FieldSpan::Null => "null".to_owned(),
+                    FieldSpan::Bytes(b) => text(&b),
+                    FieldSpan::Column(c) => format!("{}.{}", c.row, c.column),
+                    FieldSpan::ColumnOrNull(c) => format!("{}.{}?", c.row, c.column),
+                };
+                shown.push(format!("{role} {field}"));
+            }
+        }
         assert_eq!(
             shown,
             [
@@ -692,6 +507,18 @@ mod tests {
                 "retry 5 later"
             ]
         );
+    }
+
+    #[test]
+    fn parts_that_nobody_reads_are_passed_over() {
+        let buf = sample();
+        let mut reader = OutputReader::new(&buf).unwrap();
+        let mut entries = Vec::new();
+        while let Some(entry) = reader.next_entry().unwrap() {
+            entries.push(entry);
+        }
+        let all: Vec<_> = read(&buf).unwrap().into_iter().map(|(e, _)| e).collect();
+        assert_eq!(entries, all);
     }
 
     #[test]
@@ -722,8 +549,9 @@ mod tests {
         let names: Vec<&[u8]> = read(&buf)
             .unwrap()
             .iter()
-            .filter_map(|event| match event {
-                Event::Header(name, _) => Some(&buf[name.start as usize..name.end as usize]),
+            .flat_map(|(_, parts)| parts)
+            .filter_map(|(role, _)| match role {
+                Role::Header(name) => Some(&buf[name.start as usize..name.end as usize]),
                 _ => None,
             })
             .collect();
@@ -742,7 +570,8 @@ mod tests {
         w.header("h", Field::Null);
         w.header("h", Field::Null);
         let mut buf = w.finish();
-        assert_eq!(read(&buf).unwrap().len(), 4);
+        let entries = read(&buf).unwrap();
+        assert_eq!((entries.len(), entries[1].1.len()), (2, 2));
         // The last part: its role, the number, the field.
         let at = buf.len() - 3;
         buf[at] = 1;
@@ -768,9 +597,18 @@ mod tests {
             let mut buf = sample();
             let at = at % buf.len();
             buf[at] = to;
-            for event in read(&buf).into_iter().flatten() {
-                if let Event::Topic(s) | Event::Error(_, s) | Event::Value(FieldSpan::Bytes(s)) = event {
-                    prop_assert!(s.start <= s.end && s.end as usize <= buf.len());
+            let inside = |s: Range<u32>| s.start <= s.end && s.end as usize <= buf.len();
+            for (entry, parts) in read(&buf).into_iter().flatten() {
+                if let Entry::Topic(s) | Entry::Error(_, s) | Entry::Retry(_, s) = entry {
+                    prop_assert!(inside(s));
+                }
+                for (role, field) in parts {
+                    if let Role::Header(s) = role {
+                        prop_assert!(inside(s));
+                    }
+                    if let FieldSpan::Bytes(s) = field {
+                        prop_assert!(inside(s));
+                    }
                 }
             }
         }

@@ -625,6 +625,14 @@ impl<'a> Row<'a> {
         Some((tag, self.bytes.get(range)?))
     }
 
+    /// A column's tag; `None` past the last column.
+    #[inline]
+    pub fn tag(&self, index: usize) -> Option<ColumnTag> {
+        let ncols = self.columns();
+        let tag = self.bytes.get(HEADER + ncols * 4 + index)?;
+        (index < ncols).then_some(ColumnTag::from_u8(*tag)?)
+    }
+
     /// Where a column's bytes stand in [`Rows::as_bytes`].
     #[inline]
     pub fn column_span(&self, index: usize) -> Option<(ColumnTag, std::ops::Range<u32>)> {
@@ -642,10 +650,16 @@ impl<'a> Row<'a> {
             return None;
         }
         let data = HEADER + ncols * 5;
-        let end_at = |i: usize| le_u32(&self.bytes[HEADER + i * 4..]) as usize;
-        let start = if index == 0 { 0 } else { end_at(index - 1) };
-        let tag = ColumnTag::from_u8(self.bytes[HEADER + ncols * 4 + index])?;
-        Some((tag, data + start..data + end_at(index)))
+        // The end of the column before it stands before its own; before that of the first stands a link.
+        let ends = self.bytes.get(HEADER - 4 + index * 4..)?;
+        let ends = ends.first_chunk::<8>()?;
+        let start = match index {
+            0 => 0,
+            _ => le_u32(ends),
+        };
+        let range = data + start as usize..data + le_u32(&ends[4..]) as usize;
+        let tag = *self.bytes.get(HEADER + ncols * 4 + index)?;
+        Some((ColumnTag::from_u8(tag)?, range))
     }
 }
 
@@ -689,6 +703,7 @@ mod tests {
             Some((ColumnTag::Merged, &b"\x05\0\0\0addedgone"[..]))
         );
         assert_eq!(row.column(3), None);
+        assert_eq!((row.tag(2), row.tag(3)), (Some(ColumnTag::Merged), None));
         let (_, span) = row.column_span(0).unwrap();
         assert_eq!(
             &rows.as_bytes()[span.start as usize..span.end as usize],
@@ -790,6 +805,7 @@ mod tests {
                     for column in 0..=row.columns() {
                         row.column(column);
                         row.column_span(column);
+                        row.tag(column);
                     }
                 }
             }

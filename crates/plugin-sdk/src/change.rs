@@ -1,15 +1,11 @@
 //! A change, as a transform sees it.
 
-use std::borrow::Cow;
-use std::net::IpAddr;
-
-use penstock_plugin_encoding::bytes::hyphenated;
 use penstock_plugin_encoding::{
     ColumnRef, ColumnTag, CqlType, CqlValue, Field, Mark, Operation, Row, RowMeta, Rows,
 };
-use uuid::Uuid;
 
 use crate::table::{Column, Lookup};
+use crate::value::{FromCql, Text, Timestamp};
 use crate::{Error, Table};
 
 /// One row of a CDC log: a change, its image, or the end of its range.
@@ -36,7 +32,17 @@ pub struct Elements<'a> {
 impl<'a> Change<'a> {
     /// `None` if there is no such row, or if its table was never opened, which the host does not do.
     pub(crate) fn new(rows: &'a Rows, tables: &'a [Table], index: u32) -> Option<Self> {
-        let row = rows.get(index as usize)?;
+        Self::of_row(rows, tables, rows.get(index as usize)?, index)
+    }
+
+    /// Of the row at this index.
+    #[inline]
+    pub(crate) fn of_row(
+        rows: &'a Rows,
+        tables: &'a [Table],
+        row: Row<'a>,
+        index: u32,
+    ) -> Option<Self> {
         let id = row.table();
         Some(Self {
             rows,
@@ -47,6 +53,7 @@ impl<'a> Change<'a> {
         })
     }
 
+    #[inline]
     pub(crate) fn index(&self) -> u32 {
         self.index
     }
@@ -56,11 +63,13 @@ impl<'a> Change<'a> {
     }
 
     /// What was done.
+    #[inline]
     pub fn operation(&self) -> Operation {
         self.row.operation()
     }
 
     /// Its table.
+    #[inline]
     pub fn table(&self) -> &'a Table {
         self.table
     }
@@ -124,6 +133,7 @@ impl<'a> Change<'a> {
         (end.operation() != Operation::PostImage).then_some(end)
     }
 
+    #[cold]
     fn fail(&self, name: &str, what: impl std::fmt::Display) -> Error {
         let Table {
             keyspace,
@@ -133,26 +143,51 @@ impl<'a> Change<'a> {
         Error::new(format!("column `{name}` of {keyspace}.{table} {what}"))
     }
 
+    // What reads a column is inlined, and what says why it cannot be read is not: a call with so much to hand over and to
+    // give back takes a guest several times as long as what it is for.
+    #[inline(always)]
     fn column(&self, name: impl Lookup) -> Result<(&'a Column, ColumnTag, &'a [u8]), Error> {
-        let fail = |what: &str| self.fail(name.name(), what);
         let index = name.index(self.table);
-        let index = index.ok_or_else(|| fail("does not exist"))?;
-        self.column_at(index, name)
+        match index.and_then(|index| self.cell(index)) {
+            Some(cell) => Ok(cell),
+            None => Err(self.no_cell(index, name.name())),
+        }
     }
 
-    fn column_at(
-        &self,
-        index: u16,
-        name: impl Lookup,
-    ) -> Result<(&'a Column, ColumnTag, &'a [u8]), Error> {
-        let fail = |what: &str| self.fail(name.name(), what);
+    /// A column that was sent.
+    #[inline(always)]
+    fn cell(&self, index: u16) -> Option<(&'a Column, ColumnTag, &'a [u8])> {
+        let (tag, bytes) = self.row.column(usize::from(index))?;
+        let column = self.table.columns.get(usize::from(index))?;
+        (tag != ColumnTag::Unsent).then_some((column, tag, bytes))
+    }
+
+    /// Why there is none.
+    #[cold]
+    #[inline(never)]
+    fn no_cell(&self, index: Option<u16>, name: &str) -> Error {
+        let Some(index) = index else {
+            return self.fail(name, "does not exist");
+        };
         let index = usize::from(index);
-        let column = self.table.columns.get(index).zip(self.row.column(index));
-        match column.ok_or_else(|| fail("is not in this row"))? {
-            (_, (ColumnTag::Unsent, _)) => {
-                Err(fail("was not declared in the transform's interest"))
+        match self.table.columns.get(index).zip(self.row.column(index)) {
+            Some((_, (ColumnTag::Unsent, _))) => {
+                self.fail(name, "was not declared in the transform's interest")
             }
-            (column, (tag, bytes)) => Ok((column, tag, bytes)),
+            _ => self.fail(name, "is not in this row"),
+        }
+    }
+
+    /// Why a column has no value.
+    #[cold]
+    #[inline(never)]
+    fn no_value(&self, tag: ColumnTag, name: &str) -> Error {
+        match tag {
+            ColumnTag::Null => self.fail(name, "is null"),
+            ColumnTag::Merged | ColumnTag::Removed => {
+                self.fail(name, "lost elements: use `elements`")
+            }
+            _ => self.fail(name, "is not set"),
         }
     }
 
@@ -160,15 +195,12 @@ impl<'a> Change<'a> {
     ///
     /// # Errors
     /// The column does not exist, was not declared, has no value in this change, or is of another type.
+    #[inline]
     pub fn get<T: FromCql<'a>>(&self, name: impl Lookup) -> Result<T, Error> {
         let (column, tag, bytes) = self.column(name)?;
         match tag {
             ColumnTag::Value | ColumnTag::Replaced => self.decode(column, bytes),
-            ColumnTag::Null => Err(self.fail(name.name(), "is null")),
-            ColumnTag::Merged | ColumnTag::Removed => {
-                Err(self.fail(name.name(), "lost elements: use `elements`"))
-            }
-            ColumnTag::Unchanged | ColumnTag::Unsent => Err(self.fail(name.name(), "is not set")),
+            _ => Err(self.no_value(tag, name.name())),
         }
     }
 
@@ -176,11 +208,14 @@ impl<'a> Change<'a> {
     ///
     /// # Errors
     /// The column was not declared, or is of another type.
+    #[inline]
     pub fn find<T: FromCql<'a>>(&self, name: impl Lookup) -> Result<Option<T>, Error> {
         let Some(index) = name.index(self.table) else {
             return Ok(None);
         };
-        let (column, tag, bytes) = self.column_at(index, name)?;
+        let Some((column, tag, bytes)) = self.cell(index) else {
+            return Err(self.no_cell(Some(index), name.name()));
+        };
         match tag {
             ColumnTag::Value | ColumnTag::Replaced => self.decode(column, bytes).map(Some),
             _ => Ok(None),
@@ -192,13 +227,12 @@ impl<'a> Change<'a> {
     ///
     /// # Errors
     /// Those of `get`.
+    #[inline(always)]
     pub fn text_ref(&self, name: impl Lookup) -> Result<ColumnRef, Error> {
-        match self.find_text_ref(name)? {
+        let index = name.index(self.table);
+        match self.text_column(index) {
             Some(column) => Ok(column),
-            // This says why it has none.
-            None => self
-                .get::<&str>(name)
-                .and_then(|_| Err(self.fail(name.name(), "is not set"))),
+            None => Err(self.no_text(index, name.name())),
         }
     }
 
@@ -206,47 +240,82 @@ impl<'a> Change<'a> {
     ///
     /// # Errors
     /// The column was not declared, or is not text.
+    #[inline(always)]
     pub fn find_text_ref(&self, name: impl Lookup) -> Result<Option<ColumnRef>, Error> {
-        let Some(index) = name.index(self.table) else {
-            return Ok(None);
-        };
-        let (column, tag, _) = self.column_at(index, name)?;
-        match (tag, column.cql_type.thawed()) {
-            (ColumnTag::Value | ColumnTag::Replaced, CqlType::Text | CqlType::Ascii) => {
-                Ok(Some(ColumnRef {
-                    row: self.index,
-                    column: index,
-                }))
-            }
-            (ColumnTag::Value | ColumnTag::Replaced, other) => {
-                Err(self.fail(name.name(), format_args!("({other}): is not text")))
-            }
-            _ => Ok(None),
+        let index = name.index(self.table);
+        match self.text_column(index) {
+            None if self.lacks_text(index) => Ok(None),
+            None => Err(self.no_text(index, name.name())),
+            column => Ok(column),
         }
     }
 
+    /// A column of text that has a value.
+    #[inline(always)]
+    fn text_column(&self, index: Option<u16>) -> Option<ColumnRef> {
+        let column = self.table.columns.get(usize::from(index?))?;
+        let is_text = matches!(column.cql_type.thawed(), CqlType::Text | CqlType::Ascii);
+        let is_set = matches!(
+            self.tag(index),
+            Some(ColumnTag::Value | ColumnTag::Replaced)
+        );
+        (is_text && is_set).then_some(ColumnRef {
+            row: self.index,
+            column: index?,
+        })
+    }
+
+    /// Whether there is no such column, or it has no value.
+    #[inline(never)]
+    fn lacks_text(&self, index: Option<u16>) -> bool {
+        let unset = |tag| {
+            !matches!(
+                tag,
+                ColumnTag::Unsent | ColumnTag::Value | ColumnTag::Replaced
+            )
+        };
+        index.is_none() || self.tag(index).is_some_and(unset)
+    }
+
+    /// Why a column is no text that has a value.
+    #[cold]
+    #[inline(never)]
+    fn no_text(&self, index: Option<u16>, name: &str) -> Error {
+        match index.and_then(|index| self.cell(index)) {
+            None => self.no_cell(index, name),
+            Some((column, ColumnTag::Value | ColumnTag::Replaced, _)) => {
+                let cql_type = column.cql_type.thawed();
+                self.fail(name, format_args!("({cql_type}): is not text"))
+            }
+            Some((_, tag, _)) => self.no_value(tag, name),
+        }
+    }
+
+    #[inline]
     fn decode<T: FromCql<'a>>(&self, column: &'a Column, bytes: &'a [u8]) -> Result<T, Error> {
         T::from_cql(&column.cql_type, bytes)
             .map_err(|e| self.fail(&column.name, format_args!("({}): {e}", column.cql_type)))
     }
 
     /// The text form of a value of any type: text as it is, everything else as in JSON, without quotes.
+    #[inline(always)]
     pub fn text(&self, name: impl Lookup) -> Result<Text<'a>, Error> {
         let (column, tag, bytes) = self.column(name)?;
         let plain = matches!(tag, ColumnTag::Value | ColumnTag::Replaced);
         match (column.cql_type.thawed(), <&[u8; 16]>::try_from(bytes)) {
-            (CqlType::Uuid | CqlType::Timeuuid, Ok(id)) if plain => {
-                Ok(Text(TextForm::Uuid(hyphenated(id))))
-            }
-            (CqlType::Text | CqlType::Ascii, _) => {
-                Ok(Text(TextForm::Plain(Cow::Borrowed(self.get(name)?))))
-            }
-            _ => {
-                let json = self.json(name)?;
-                let text = json.trim_matches('"').to_owned();
-                Ok(Text(TextForm::Plain(Cow::Owned(text))))
-            }
+            (CqlType::Uuid | CqlType::Timeuuid, Ok(id)) if plain => Ok(Text::uuid(id)),
+            _ => self.other_text(name),
         }
+    }
+
+    #[inline(never)]
+    fn other_text(&self, name: impl Lookup) -> Result<Text<'a>, Error> {
+        let (column, ..) = self.column(name)?;
+        if matches!(column.cql_type.thawed(), CqlType::Text | CqlType::Ascii) {
+            return Ok(Text::plain(self.get::<&str>(name)?));
+        }
+        let json = self.json(name)?;
+        Ok(Text::plain(json.trim_matches('"').to_owned()))
     }
 
     /// The JSON form of a value of any type; see [`mod@penstock_plugin_encoding::cql`]. Of a non-frozen collection or UDT it is
@@ -365,19 +434,34 @@ impl<'a> Change<'a> {
     ///
     /// # Errors
     /// The column does not exist, or this change did not set it.
+    #[inline(always)]
     pub fn column_ref(&self, name: impl Lookup) -> Result<ColumnRef, Error> {
         let column = name.index(self.table);
-        let column = column.ok_or_else(|| self.fail(name.name(), "does not exist"))?;
-        match self.row.column(usize::from(column)) {
-            Some((ColumnTag::Unchanged, _)) => Err(self.fail(name.name(), "is not set")),
-            Some((ColumnTag::Merged | ColumnTag::Removed, _)) => {
-                Err(self.fail(name.name(), "lost elements: use `elements`"))
-            }
-            Some(_) => Ok(ColumnRef {
+        match (column, self.tag(column)) {
+            (
+                Some(column),
+                Some(ColumnTag::Unsent | ColumnTag::Null | ColumnTag::Value | ColumnTag::Replaced),
+            ) => Ok(ColumnRef {
                 row: self.index,
                 column,
             }),
-            None => Err(self.fail(name.name(), "is not in this row")),
+            _ => Err(self.no_ref(column, name.name())),
+        }
+    }
+
+    #[inline(always)]
+    fn tag(&self, column: Option<u16>) -> Option<ColumnTag> {
+        self.row.tag(usize::from(column?))
+    }
+
+    /// Why a column cannot be named.
+    #[cold]
+    #[inline(never)]
+    fn no_ref(&self, column: Option<u16>, name: &str) -> Error {
+        match (column, self.tag(column)) {
+            (None, _) => self.fail(name, "does not exist"),
+            (_, None) => self.fail(name, "is not in this row"),
+            (_, Some(tag)) => self.no_value(tag, name),
         }
     }
 
@@ -386,11 +470,19 @@ impl<'a> Change<'a> {
     ///
     /// # Errors
     /// The column does not exist, or lost elements.
+    #[inline(always)]
     pub fn column_or_null(&self, name: impl Lookup) -> Result<Field<'static>, Error> {
-        let at = name.index(self.table).map(usize::from);
-        match at.and_then(|at| self.row.column(at)) {
-            Some((ColumnTag::Unchanged, _)) => Ok(Field::Null),
-            _ => self.column_ref(name).map(Field::ColumnOrNull),
+        let column = name.index(self.table);
+        match (column, self.tag(column)) {
+            (_, Some(ColumnTag::Unchanged)) => Ok(Field::Null),
+            (
+                Some(column),
+                Some(ColumnTag::Unsent | ColumnTag::Null | ColumnTag::Value | ColumnTag::Replaced),
+            ) => Ok(Field::ColumnOrNull(ColumnRef {
+                row: self.index,
+                column,
+            })),
+            _ => Err(self.no_ref(column, name.name())),
         }
     }
 }
@@ -403,113 +495,4 @@ fn is_nothing(value: &CqlValue<'_>) -> bool {
         CqlValue::Udt(fields) => fields.iter().all(|(_, value)| *value == CqlValue::Null),
         _ => false,
     }
-}
-
-/// The text form of a value: a `str`, which takes no memory of its own for text and for UUIDs.
-#[derive(Clone, Debug)]
-pub struct Text<'a>(TextForm<'a>);
-
-#[derive(Clone, Debug)]
-enum TextForm<'a> {
-    Plain(Cow<'a, str>),
-    Uuid([u8; 36]),
-}
-
-impl std::ops::Deref for Text<'_> {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        match &self.0 {
-            TextForm::Plain(text) => text,
-            TextForm::Uuid(text) => std::str::from_utf8(text).unwrap_or_default(),
-        }
-    }
-}
-
-impl<'a> From<&'a Text<'_>> for Field<'a> {
-    fn from(text: &'a Text<'_>) -> Self {
-        match &text.0 {
-            TextForm::Plain(text) => text.as_bytes().into(),
-            TextForm::Uuid(text) => text.into(),
-        }
-    }
-}
-
-impl std::fmt::Display for Text<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self)
-    }
-}
-
-/// Milliseconds since the Unix epoch, as CQL's `timestamp`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Timestamp(pub i64);
-
-/// A type that a column can be read as.
-pub trait FromCql<'a>: Sized {
-    /// Reads the bytes of a value of this type.
-    fn from_cql(cql_type: &CqlType, bytes: &'a [u8]) -> Result<Self, Error>;
-}
-
-/// The bytes as they are, whatever the type.
-impl<'a> FromCql<'a> for &'a [u8] {
-    fn from_cql(_: &CqlType, bytes: &'a [u8]) -> Result<Self, Error> {
-        Ok(bytes)
-    }
-}
-
-impl<'a> FromCql<'a> for CqlValue<'a> {
-    fn from_cql(cql_type: &CqlType, bytes: &'a [u8]) -> Result<Self, Error> {
-        Ok(match cql_type {
-            CqlType::List(_) => CqlValue::decode(&cql_type.log_type(), bytes)?,
-            _ => CqlValue::decode(cql_type, bytes)?,
-        })
-    }
-}
-
-impl<'a> FromCql<'a> for &'a str {
-    fn from_cql(cql_type: &CqlType, bytes: &'a [u8]) -> Result<Self, Error> {
-        match cql_type.thawed() {
-            CqlType::Text | CqlType::Ascii => Ok(std::str::from_utf8(bytes)?),
-            _ => Err(Error::new("is not text")),
-        }
-    }
-}
-
-impl<'a> FromCql<'a> for Cow<'a, str> {
-    fn from_cql(cql_type: &CqlType, bytes: &'a [u8]) -> Result<Self, Error> {
-        <&str>::from_cql(cql_type, bytes).map(Cow::Borrowed)
-    }
-}
-
-impl FromCql<'_> for String {
-    fn from_cql(cql_type: &CqlType, bytes: &[u8]) -> Result<Self, Error> {
-        <&str>::from_cql(cql_type, bytes).map(str::to_owned)
-    }
-}
-
-macro_rules! scalar {
-    ($($type:ty, $what:literal: $($value:pat => $read:expr),+;)+) => {$(
-        impl FromCql<'_> for $type {
-            fn from_cql(cql_type: &CqlType, bytes: &[u8]) -> Result<Self, Error> {
-                match CqlValue::decode(cql_type, bytes)? {
-                    $($value => $read,)+
-                    _ => Err(Error::new(concat!("is not ", $what))),
-                }
-            }
-        }
-    )+};
-}
-
-scalar! {
-    bool, "a boolean": CqlValue::Boolean(b) => Ok(b);
-    i8, "an integer": CqlValue::Int(n) => Ok(n.try_into()?);
-    i16, "an integer": CqlValue::Int(n) => Ok(n.try_into()?);
-    i32, "an integer": CqlValue::Int(n) => Ok(n.try_into()?);
-    i64, "an integer": CqlValue::Int(n) => Ok(n);
-    f32, "a float": CqlValue::Float(x) => Ok(x);
-    f64, "a float": CqlValue::Double(x) => Ok(x), CqlValue::Float(x) => Ok(x.into());
-    Uuid, "a uuid": CqlValue::Uuid(id) => Ok(id);
-    IpAddr, "an address": CqlValue::Inet(ip) => Ok(ip);
-    Timestamp, "a timestamp": CqlValue::Timestamp(ms) => Ok(Timestamp(ms));
 }

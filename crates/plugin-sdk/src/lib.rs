@@ -45,11 +45,12 @@ mod output;
 mod settings;
 mod table;
 pub mod testing;
+mod value;
 
 use penstock_plugin_encoding::{OutputWriter, Rows};
 
 pub use about::{About, Setting};
-pub use change::{Change, Elements, FromCql, Text, Timestamp};
+pub use change::{Change, Elements};
 pub use log::{Level, write_log};
 pub use output::{Output, RecordOutput};
 pub use penstock_plugin_encoding as encoding;
@@ -59,6 +60,7 @@ pub use penstock_plugin_encoding::{
 pub use settings::Settings;
 pub use table::{Column, Handle, Interest, Lookup, Table};
 pub use uuid::Uuid;
+pub use value::{FromCql, Text, Timestamp};
 
 /// The raw contract, for a plugin that speaks it without this SDK's help.
 #[allow(missing_docs, unsafe_code, unreachable_pub, clippy::all)]
@@ -211,7 +213,7 @@ impl<T: Transform> Runtime<T> {
                 continue;
             }
             out.start(index);
-            let processed = match Change::new(&rows, &self.tables, index) {
+            let processed = match Change::of_row(&rows, &self.tables, row, index) {
                 Some(change) => self.transform.process(&change, &mut out),
                 None => Err(Error::new("its table was never opened")),
             };

@@ -21,7 +21,7 @@
 //! assert_eq!(records[0].value.as_deref(), Some(&b"Ada"[..]));
 //! ```
 
-use penstock_plugin_encoding::output::{Event, FieldSpan, OutputReader};
+use penstock_plugin_encoding::output::{Entry, FieldSpan, InvalidOutput, OutputReader, Role};
 use penstock_plugin_encoding::{ColumnTag, Operation, RowMeta, Rows, RowsBuilder, shape};
 
 use crate::table::Column;
@@ -292,23 +292,29 @@ fn read_outcome(output: &[u8], rows: &Rows, table: &Table) -> Outcome {
     let mut reader = OutputReader::new(output).expect("a well-formed output");
     let (mut topics, mut records) = (Vec::new(), Vec::<TestRecord>::new());
     let mut outcome = Outcome::Dropped;
-    while let Some(event) = reader.next_event().expect("a well-formed output") {
-        match event {
-            Event::Topic(name) => topics.push(text(name)),
-            Event::Record { topic, .. } => records.push(TestRecord {
-                topic: topics[usize::from(topic)].clone(),
-                ..TestRecord::default()
-            }),
-            Event::Key(key) => records.last_mut().expect("a record").key = field(key),
-            Event::Value(value) => records.last_mut().expect("a record").value = field(value),
-            Event::Header(name, value) => {
-                let header = (text(name), field(value));
-                records.last_mut().expect("a record").headers.push(header);
+    while let Some(entry) = reader.next_entry().expect("a well-formed output") {
+        match entry {
+            Entry::Topic(name) => topics.push(text(name)),
+            Entry::Record { topic, .. } => {
+                let mut record = TestRecord {
+                    topic: topics[usize::from(topic)].clone(),
+                    ..TestRecord::default()
+                };
+                let parts = reader.parts(|role, span| {
+                    match role {
+                        Role::Key => record.key = field(span),
+                        Role::Value => record.value = field(span),
+                        Role::Header(name) => record.headers.push((text(name), field(span))),
+                    }
+                    Ok::<_, InvalidOutput>(())
+                });
+                parts.expect("a well-formed output");
+                records.push(record);
             }
-            Event::Forward(_) => outcome = Outcome::Forwarded,
-            Event::Drop(_) => outcome = Outcome::Dropped,
-            Event::Error(_, message) => return Outcome::Refused(text(message)),
-            Event::Retry(_, message) => return Outcome::Retry(text(message)),
+            Entry::Forward(_) => outcome = Outcome::Forwarded,
+            Entry::Drop(_) => outcome = Outcome::Dropped,
+            Entry::Error(_, message) => return Outcome::Refused(text(message)),
+            Entry::Retry(_, message) => return Outcome::Retry(text(message)),
         }
     }
     if let Some(column) = no_value.get() {

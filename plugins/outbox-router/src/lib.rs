@@ -129,7 +129,7 @@ impl Transform for OutboxRouter {
         }
         let table = change.table().id;
         let route = self.routes.iter().find(|route| route.table == table);
-        let route = route.ok_or(Error::new("its table was never opened"))?;
+        let route = route.ok_or_else(|| Error::new("its table was never opened"))?;
         let Route { columns, .. } = route;
         let aggregate_type: &[u8] = change.get(&columns.aggregate_type)?;
         let routed = self.routed.as_ref();

@@ -2,13 +2,15 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use penstock_plugin_encoding::{Field, OutputWriter};
+use penstock_plugin_encoding::{ColumnRef, Field, OutputWriter};
 use proptest::prelude::*;
 use testkit::tally::Tally;
 
+use super::decode::{MAX_OUTPUT, MAX_PARTS, Malformed, SHARE};
 use super::*;
-use crate::change::{Batch, Position, StreamId};
+use crate::change::{Batch, Position, Slice, StreamId};
 use crate::config::settings::{Policies, Settings};
+use crate::transform::draft::Made;
 
 /// Two changes with an image between, then a record made of the first.
 fn draft() -> (Draft, Vec<Item>) {
