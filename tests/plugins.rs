@@ -1221,7 +1221,18 @@ fn a_plugin_that_fails_on_start_is_refused_with_its_reason() {
     );
     // Longer than a batch may take: a busy machine holds up more than the guest.
     assert!(refused("refuse", "loop").contains("deadline of 2s exceeded"));
-    assert!(refused("encoding", "7").contains("speaks encoding 7, this penstock 1"));
+    let newer = refused("encoding", "7");
+    assert!(
+        newer.contains("speaks encoding 7, this penstock 1 to 2: it is of a newer SDK"),
+        "{newer}"
+    );
+    let older = refused("encoding", "0");
+    assert!(
+        older.contains(
+            "speaks encoding 0, this penstock 1 to 2: it is of an SDK that is not read any more"
+        ),
+        "{older}"
+    );
 
     let mut small = transform("faults", OnError::DeadLetter, &[]);
     small.limits.memory = 64 << 10;

@@ -20,8 +20,19 @@ pub use rows::{
     ColumnKind, ColumnTag, Mark, Operation, Projection, Row, RowMeta, Rows, RowsBuilder,
 };
 
-/// The version of the encoding, as `info.encoding` of the contract names it.
-pub const ENCODING_VERSION: u16 = 1;
+/// The version of the encoding that this crate writes, as a plugin says it in `info.encoding` of the contract.
+///
+/// | version | what came with it |
+/// |---|---|
+/// | 1 | what [`rows`] and [`output`] say, but for the next line |
+/// | 2 | fields of kind 3 in an [`output`]: a column, or null where the change does not set it |
+///
+/// A new version only adds. So a host reads what [`OLDEST_VERSION`] and all after it write, up to its own, and refuses a
+/// plugin of another one when it loads it, by its words: what it does not know would be a lie in each batch.
+pub const ENCODING_VERSION: u16 = 2;
+
+/// The oldest version that is still read.
+pub const OLDEST_VERSION: u16 = 1;
 
 /// The pseudo-table in which a transform sees the records of the transform before it.
 pub mod record_table {

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use penstock_plugin::bindings::exports::penstock::plugin::transform::{
     Guest, Info, Interest, Setting, Table,
 };
-use penstock_plugin::encoding::{ColumnRef, Field, OutputWriter, Rows};
+use penstock_plugin::encoding::{ColumnRef, ENCODING_VERSION, Field, OutputWriter, Rows};
 
 /// What is handed its code.
 #[allow(unsafe_code)]
@@ -73,7 +73,7 @@ impl Guest for TestFaults {
         Ok(Info {
             name: "test-faults".to_owned(),
             version: "0.1.0".to_owned(),
-            encoding: get("encoding").map_or(1, |e| e.parse().unwrap_or(0)),
+            encoding: get("encoding").map_or(ENCODING_VERSION, |e| e.parse().unwrap_or(0)),
         })
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use penstock_plugin_encoding::{ENCODING_VERSION, Projection, record_table};
+use penstock_plugin_encoding::{ENCODING_VERSION, OLDEST_VERSION, Projection, record_table};
 use wasmtime::{Store, Trap};
 
 use super::contract;
@@ -145,11 +145,10 @@ impl Instance {
                 path: path(),
                 message: shortened(message),
             })?;
-        if info.encoding != ENCODING_VERSION {
+        if !(OLDEST_VERSION..=ENCODING_VERSION).contains(&info.encoding) {
             return Err(PluginError::Encoding {
                 path: path(),
                 found: info.encoding,
-                expected: ENCODING_VERSION,
             });
         }
         Ok(Self {

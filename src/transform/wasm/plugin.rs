@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use penstock_plugin_encoding::{ENCODING_VERSION, OLDEST_VERSION};
 use sha2::{Digest, Sha256};
 use wasmtime::Store;
 use wasmtime::component::{self, HasSelf, Linker};
@@ -48,9 +49,10 @@ pub enum PluginError {
         /// What is missing or different.
         reason: String,
     },
-    /// It speaks another version of the batches' encoding.
+    /// It speaks a version of the batches' encoding that this host does not.
     #[error(
-        "plugin {path} speaks encoding {found}, this penstock {expected}: rebuild it with its SDK",
+        "plugin {path} speaks encoding {found}, this penstock {OLDEST_VERSION} to {ENCODING_VERSION}: {}",
+        other_encoding(*found),
         path = .path.display()
     )]
     Encoding {
@@ -58,8 +60,6 @@ pub enum PluginError {
         path: PathBuf,
         /// The plugin's.
         found: u16,
-        /// Ours.
-        expected: u16,
     },
     /// `configure` refused the settings.
     #[error("plugin {path} refused its settings: {message}", path = .path.display())]
@@ -81,6 +81,16 @@ pub enum PluginError {
 
 /// What would make a plugin one of this contract.
 pub(super) const REBUILD: &str = "`penstock plugin new --sdk-only .` in its project writes this penstock's SDK, and `penstock plugin build` builds it anew";
+
+/// What helps a plugin of an encoding that is not ours.
+fn other_encoding(found: u16) -> String {
+    match found > ENCODING_VERSION {
+        true => format!(
+            "it is of a newer SDK, and a newer penstock would run it; {REBUILD}, as far as that SDK goes"
+        ),
+        false => format!("it is of an SDK that is not read any more; {REBUILD}"),
+    }
+}
 
 /// Why a component with these exports cannot be linked.
 fn lacking(exports: &[&str], error: &wasmtime::Error) -> String {

@@ -159,7 +159,7 @@ func exportConfigure(settings unsafe.Pointer, n uint32) unsafe.Pointer {
 	transform = made
 	putText(4, about.Name)
 	putText(12, about.Version)
-	put8(20, 1) // The version of the encoding.
+	put8(20, 2) // The version of the encoding.
 	return result()
 }
 

@@ -390,7 +390,7 @@ export function plugin({ name, version = "0.1.0", doc = "", settings = [], confi
       check(all);
       work = configure(all);
       tables = new Map();
-      return { name, version, encoding: 1 };
+      return { name, version, encoding: 2 };
     }),
     openTable: (wire) => answered(() => {
       const table = new Table(wire);

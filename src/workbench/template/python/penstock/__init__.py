@@ -405,7 +405,7 @@ def plugin(transform, name, version="0.1.0", doc="", settings=()):
                 state["transform"], state["tables"] = transform(given), {}
             except Exception as error:
                 raise Err(_said(error))
-            return types.Info(name, version, 1)
+            return types.Info(name, version, 2)
 
         def open_table(self, table):
             table = Table(table)
