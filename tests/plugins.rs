@@ -1226,6 +1226,10 @@ fn a_plugin_that_fails_on_start_is_refused_with_its_reason() {
         newer.contains("speaks encoding 7, this penstock 1 to 2: it is of a newer SDK"),
         "{newer}"
     );
+    // What an older SDK has built.
+    let mut first = hasty("faults").1;
+    first.settings.insert("encoding".into(), "1".into());
+    Prepared::new(&first, plugin.clone(), &[]).expect("an instance");
     let older = refused("encoding", "0");
     assert!(
         older.contains(

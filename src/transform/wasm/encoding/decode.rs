@@ -45,8 +45,9 @@ impl Sent {
         let kept = made.len();
         let parts = MAX_PARTS.saturating_sub(headers + topics + kept);
         let bytes = MAX_OUTPUT.saturating_sub(draft.batch.output.len());
-        // A header takes some thirty bytes of an output, with its part of the record; more of them make room as they come.
-        draft.batch.headers.reserve(output.len() / 32);
+        // Most have fewer, and take some thirty bytes each, with their part of a record; more make room as they come.
+        let likely = (output.len() / 32).min(items.len().saturating_mul(4));
+        draft.batch.headers.reserve(likely);
         let mut sink = Sink {
             sent: self,
             items,
