@@ -13,7 +13,7 @@ use super::{
     error::CqlError,
     names::is_system,
     schema::{Column, KeyspaceSchema, Schema, TableSchema, UserType},
-    select::Rows,
+    rows::Rows,
     storage::RingKey,
     token, types,
 };
@@ -99,7 +99,7 @@ pub(crate) fn describe(
                 columns.push(spec("range_ownership", ty));
                 row.push(Some(value));
             }
-            return Ok((columns, vec![row]));
+            return Ok((columns, [row].into_iter().collect()));
         }
         Described::Schema { full } => schema
             .keyspaces

@@ -13,7 +13,8 @@ use super::{
     filter, order,
     plan::{Condition, Context, ModifyPlan, Operand},
     schema::{ColumnKind, TableSchema},
-    select::{Partitions, Rows, key_ranges, partitions},
+    rows::Rows,
+    select::{Partitions, key_ranges, partitions},
     storage::{RingKey, RowView, TableData},
 };
 use crate::types::CqlType;

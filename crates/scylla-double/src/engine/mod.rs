@@ -22,6 +22,7 @@ pub(crate) mod order;
 mod paging;
 mod plan;
 mod restrict;
+mod rows;
 mod schema;
 mod select;
 mod storage;
@@ -51,6 +52,7 @@ pub use self::{
         PROTOCOL_ERROR, SERVER_ERROR, SYNTAX_ERROR, UNAUTHORIZED, UNAVAILABLE,
     },
     plan::BoundValue,
+    rows::Rows,
     schema::{
         CdcOptions, Column, ColumnKind, DroppedColumn, Images, KeyspaceSchema, MultiKind, Schema,
         TableOptions, TableSchema, UserType,
@@ -259,8 +261,8 @@ pub enum Outcome {
     Rows {
         /// The columns of the rows.
         columns: Vec<ColumnSpec>,
-        /// Serialised values.
-        rows: Vec<Vec<Option<Bytes>>>,
+        /// Their serialised values.
+        rows: Rows,
         /// Set when there are more rows.
         paging_state: Option<Bytes>,
     },
@@ -531,7 +533,7 @@ impl Engine {
                 if let Some(fields) = &plan.json {
                     rows = rows
                         .iter()
-                        .map(|row| json::row(fields, row))
+                        .map(|row| json::row(fields, &row))
                         .collect::<Result<_, _>>()?;
                 }
                 Ok(Outcome::Rows {

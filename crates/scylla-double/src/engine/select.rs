@@ -16,14 +16,12 @@ use super::{
         Aggregate, ClusteringPart, Context, Evaluated, Part, PartitionPart, Restrictions,
         SelectPlan, Selector, SliceBound, Values,
     },
+    rows::Rows,
     schema::{ColumnKind, TableSchema},
     storage::{RingKey, RowView, Stored, TableData},
     types,
 };
 use crate::types::CqlType;
-
-/// Rows of an answer.
-pub(crate) type Rows = Vec<Vec<Option<Bytes>>>;
 
 /// The most partitions one statement may name: `max-partition-key-restrictions-per-query`, as it is by default.
 const MAX_PARTITION_KEYS: usize = 100;
@@ -331,7 +329,7 @@ pub(crate) fn select(
         ),
         partition_limit,
         partition_remaining: partition_limit,
-        rows: Vec::new(),
+        rows: Rows::new(plan.selectors.len()),
         order: Vec::new(),
         groups: plan.aggregated.then(|| Groups::new(plan)),
         last: None,
@@ -565,8 +563,9 @@ impl Sink<'_> {
         } else {
             self.remaining -= 1;
         }
+        let (selectors, context) = (&self.plan.selectors, self.context);
         self.rows
-            .push(selected(&self.plan.selectors, &view, self.context)?);
+            .push(|out| put_selected(selectors, &view, context, out))?;
         self.ended_at(key, at);
         Ok(match self.remaining {
             0 => ControlFlow::Break(()),
@@ -594,7 +593,7 @@ impl Sink<'_> {
             return Ok((rows, None));
         }
         if self.plan.sorted {
-            let mut rows: Vec<_> = self.order.into_iter().zip(self.rows).collect();
+            let mut rows: Vec<_> = self.order.into_iter().zip(self.rows.iter()).collect();
             rows.sort_by(|a, b| a.0.cmp(&b.0));
             if self.plan.reversed {
                 rows.reverse();
@@ -607,19 +606,20 @@ impl Sink<'_> {
     }
 }
 
-fn selected(
+/// Appends what is selected of a row.
+fn put_selected(
     selectors: &[Selector],
     view: &RowView<'_>,
     context: &Context<'_>,
-) -> Result<Vec<Option<Bytes>>, CqlError> {
-    let mut row = Vec::with_capacity(selectors.len());
+    out: &mut Vec<u8>,
+) -> Result<(), CqlError> {
     for selector in selectors {
-        row.push(match selector {
-            Selector::Column(at) => view.value(&view.table.columns[*at]),
-            other => select_value(other, view, context)?,
-        });
+        match selector {
+            Selector::Column(at) => view.put(&view.table.columns[*at], out),
+            other => types::put_bytes(out, select_value(other, view, context)?.as_deref()),
+        }
     }
-    Ok(row)
+    Ok(())
 }
 
 fn select_value(
@@ -799,7 +799,7 @@ impl<'a> Groups<'a> {
 
     fn finish(self, _context: &Context<'_>) -> Result<Rows, CqlError> {
         let selectors = &self.plan.selectors;
-        let mut rows = Vec::with_capacity(self.groups.len());
+        let mut rows = Rows::new(selectors.len());
         for group in self.groups {
             let mut row = Vec::with_capacity(selectors.len());
             for (gathered, selector) in group.into_iter().zip(selectors) {
@@ -813,7 +813,7 @@ impl<'a> Groups<'a> {
                     (Gathered::Sum { sum, .. }, _) => Some(sum.total()),
                 });
             }
-            rows.push(row);
+            rows.push_values(&row);
         }
         Ok(rows)
     }

@@ -135,6 +135,25 @@ impl RowView<'_> {
         }
     }
 
+    /// Appends the serialised value of a column, with its length before it.
+    pub(crate) fn put(&self, column: &Column, out: &mut Vec<u8>) {
+        let key = |key: &[Bytes], out: &mut Vec<u8>| {
+            let component = key.get(column.position as usize);
+            types::put_bytes(out, component.map(|bytes| &bytes[..]));
+        };
+        match column.kind {
+            ColumnKind::PartitionKey => key(self.key, out),
+            ColumnKind::Clustering => key(self.row.map_or(&[], |row| &row.key), out),
+            ColumnKind::Static | ColumnKind::Regular => match self.cell(column) {
+                Some(CellData::Atomic(cell)) => {
+                    types::put_bytes(out, cell.get(self.now).map(|bytes| &bytes[..]));
+                }
+                Some(CellData::Multi(_)) => types::put_bytes(out, self.value(column).as_deref()),
+                None => types::put_bytes(out, None),
+            },
+        }
+    }
+
     /// The serialised value of a column.
     pub(crate) fn value(&self, column: &Column) -> Option<Bytes> {
         match column.kind {

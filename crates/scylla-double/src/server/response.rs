@@ -2,14 +2,12 @@
 
 use std::net::SocketAddr;
 
-use bytes::Bytes;
-
 use super::{
     frame::{self, Compression, HEADER, Opcode},
     wire::Write,
 };
 use crate::{
-    engine::{ChangeTarget, ColumnSpec, CqlError, ErrorDetail, SchemaChange},
+    engine::{ChangeTarget, ColumnSpec, CqlError, ErrorDetail, Rows, SchemaChange},
     types::CqlType,
 };
 
@@ -191,28 +189,16 @@ const NO_METADATA: i32 = 0x04;
 /// `RESULT` with rows: one buffer of the right size, each cell copied once.
 pub(crate) fn rows(
     columns: &[ColumnSpec],
-    rows: &[Vec<Option<Bytes>>],
+    rows: &Rows,
     paging_state: Option<&[u8]>,
     skip_metadata: bool,
 ) -> Draft {
-    let cells: usize = rows
-        .iter()
-        .flatten()
-        .map(|cell| 4 + cell.as_ref().map_or(0, Bytes::len))
-        .sum();
-    let mut out = draft(Opcode::Result, 64 + columns.len() * 64 + cells);
+    let cells = rows.cells();
+    let mut out = draft(Opcode::Result, 192 + columns.len() * 64 + cells.len());
     out.i32(ROWS);
     metadata(&mut out, columns, paging_state, skip_metadata);
     out.count(rows.len());
-    for cell in rows.iter().flatten() {
-        match cell {
-            None => out.extend_from_slice(&(-1_i32).to_be_bytes()),
-            Some(bytes) => {
-                out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
-                out.extend_from_slice(bytes);
-            }
-        }
-    }
+    out.extend_from_slice(cells);
     out
 }
 
@@ -439,6 +425,7 @@ fn type_option(out: &mut Vec<u8>, ty: &CqlType) {
 mod tests {
     //! Read back by `cassandra-protocol`, which shares no code with this one nor with the clients.
 
+    use bytes::Bytes;
     use cassandra_protocol::{
         compression::Compression as Theirs,
         frame::{
@@ -506,6 +493,7 @@ mod tests {
             vec![Some(Bytes::from_static(b"one")), None],
             vec![Some(Bytes::new()), Some(Bytes::from(vec![7; 2000]))],
         ];
+        let cells: Rows = cells.into_iter().collect();
         let ResResultBody::Rows(body) = result(rows(&columns, &cells, Some(b"next"), false)) else {
             panic!("not rows")
         };
@@ -553,7 +541,7 @@ mod tests {
             column("t", "a", CqlType::Int),
             column("u", "b", CqlType::Varint),
         ];
-        let ResResultBody::Rows(body) = result(rows(&columns, &[], None, true)) else {
+        let ResResultBody::Rows(body) = result(rows(&columns, &Rows::default(), None, true)) else {
             panic!("not rows")
         };
         assert_eq!(
@@ -564,7 +552,7 @@ mod tests {
             ),
             (2, 0, 0)
         );
-        let ResResultBody::Rows(body) = result(rows(&columns, &[], None, false)) else {
+        let ResResultBody::Rows(body) = result(rows(&columns, &Rows::default(), None, false)) else {
             panic!("not rows")
         };
         assert!(body.metadata.global_table_spec.is_none());

@@ -77,7 +77,7 @@ fn shown(ty: &CqlType, value: Option<&Bytes>) -> String {
 
 fn parts(outcome: Outcome) -> (Vec<ColumnSpec>, Vec<Vec<Option<Bytes>>>) {
     match outcome {
-        Outcome::Rows { columns, rows, .. } => (columns, rows),
+        Outcome::Rows { columns, rows, .. } => (columns, rows.iter().collect()),
         other => panic!("no rows: {other:?}"),
     }
 }
