@@ -20,7 +20,7 @@
 //!
 //! The broker is librdkafka's mock, or with `--kafka` a real Apache Kafka (Java and Maven are needed).
 //! A run's time is from the start of the process to the last record in the topic, as the broker counts them; of a
-//! transaction's, once it is committed. CPU and peak memory are the contestant's own (`/proc`, Linux). The stand-ins use
+//! transaction's, once it is committed. A real Kafka is warmed by rounds that do not count. CPU and peak memory are the contestant's own (`/proc`, Linux). The stand-ins use
 //! the same cores, so rates are of everything together; what counts is the ratios.
 #![allow(missing_docs)]
 
@@ -56,6 +56,8 @@ const ROUNDS: usize = 5;
 const SEED_BOUND: Duration = Duration::from_secs(15);
 /// How often the broker is asked.
 const LOOK: Duration = Duration::from_millis(10);
+/// Rounds of a bare loop before any that counts, on a real broker.
+const WARMING: usize = 3;
 
 const CONTESTANTS: [&str; 5] = ["bare", "bare-headers", "penstock", "penstock-once", "seed"];
 /// What comes after it is the folder with ScyllaDB's connector.
@@ -123,6 +125,35 @@ struct Run {
     seconds: f64,
     cpu: f64,
     peak: u64,
+    /// CPU seconds of what is beside it.
+    beside: Beside,
+}
+
+/// CPU seconds of processes that are no contestant's.
+#[derive(Clone, Copy, Debug)]
+struct Beside {
+    scylla: f64,
+    broker: f64,
+    /// This one, which looks at the topic's end.
+    looks: f64,
+}
+
+impl Beside {
+    fn now(scylla: u32, broker: &Broker) -> Result<Self> {
+        Ok(Self {
+            scylla: used(scylla)?.0,
+            broker: broker.cpu()?,
+            looks: used(std::process::id())?.0,
+        })
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            scylla: self.scylla - before.scylla,
+            broker: self.broker - before.broker,
+            looks: self.looks - before.looks,
+        }
+    }
 }
 
 impl Run {
@@ -141,14 +172,14 @@ fn topic(name: &str, prefix: &str) -> String {
 /// Runs a contestant until `rows` records are in its topic, or its bound is reached.
 fn run(
     name: &str,
-    node: &str,
+    (scylla, node): (u32, &str),
     broker: &Broker,
     rules: &Rules<'_>,
-    round: usize,
+    round: &str,
     dir: &Path,
 ) -> Result<Run> {
     let rows = rules.rows;
-    let prefix = format!("bench{round}-{name}");
+    let prefix = format!("{round}-{name}");
     let topic = topic(name, &prefix);
     let brokers = &broker.address;
     let mut command = match name {
@@ -165,6 +196,7 @@ fn run(
     // So that all begin alike, the topic is there.
     make_topic(broker, &consumer, &topic)?;
     let log = std::fs::File::create(dir.join("log"))?;
+    let before = Beside::now(scylla, broker)?;
     let began = Instant::now();
     let child = command
         .stdout(log.try_clone()?)
@@ -207,6 +239,7 @@ fn run(
         seconds,
         cpu,
         peak,
+        beside: Beside::now(scylla, broker)?.since(before),
     })
 }
 
@@ -216,19 +249,28 @@ fn compare(rules: &Rules<'_>, rounds: usize) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let broker = Broker::start(rules.kafka)?;
     let filling = Instant::now();
-    let (_scylla, node) = stand_in(&["scylla", &rows.to_string()])?;
+    let (scylla, node) = stand_in(&["scylla", &rows.to_string()])?;
     println!(
         "{rows} rows, 7 columns, {PAYLOAD} B of payload, {VNODES} stream groups, filled in {:.0} s; {}; {rounds} rounds, \
          medians (least to most)",
         filling.elapsed().as_secs_f64(),
         broker.name(),
     );
+    let nodes = (scylla.0.id(), node.as_str());
+    if rules.kafka {
+        // What comes first finds code that is yet to be compiled, the broker's above all.
+        for nth in 0..WARMING {
+            let round = format!("warm{nth}");
+            run("bare-headers", nodes, &broker, rules, &round, dir.path())?;
+        }
+    }
     let mut runs: Vec<Vec<Run>> = vec![Vec::new(); contestants.len()];
     for round in 0..rounds {
         for (runs, name) in runs.iter_mut().zip(contestants) {
             // The slow ones are not worth more than one round.
             if !["seed", "connect"].contains(name) || round == 0 {
-                runs.push(run(name, &node, &broker, rules, round, dir.path())?);
+                let round = format!("bench{round}");
+                runs.push(run(name, nodes, &broker, rules, &round, dir.path())?);
             }
         }
     }
@@ -262,9 +304,35 @@ fn compare(rules: &Rules<'_>, rounds: usize) -> Result<()> {
             rate / seed,
         );
     }
+    shares(contestants, &runs);
     match rules.trickle {
         true => trickle(rules, &broker, dir.path()),
         false => starts::table(&broker, dir.path(), rounds),
+    }
+}
+
+/// Where the time of all processors goes, for each record.
+fn shares(contestants: &[&str], runs: &[Vec<Run>]) {
+    println!(
+        "\n| µs a record | of all processors | contestant | ScyllaDB's stand-in | broker | looks at the topic's end | idle, or others' |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    let processors = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+    for (name, runs) in contestants.iter().zip(runs) {
+        let of = |part: &dyn Fn(&Run) -> f64| {
+            let each = runs.iter().map(|r| part(r) * 1e6 / r.records as f64);
+            machine::spread(each.collect()).0
+        };
+        let parts: [f64; 5] = [
+            of(&|r| processors * r.seconds),
+            of(&|r| r.cpu),
+            of(&|r| r.beside.scylla),
+            of(&|r| r.beside.broker),
+            of(&|r| r.beside.looks),
+        ];
+        let rest = parts[0] - parts[1..].iter().sum::<f64>();
+        let parts = parts.map(|part| format!("{part:.2}"));
+        println!("| {name} | {} | {rest:.2} |", parts.join(" | "));
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kafka_node::{Cluster, Spec};
+use kafka_node::{Cluster, Java, Spec};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -175,19 +175,22 @@ pub fn used(pid: u32) -> Result<(f64, u64)> {
     Ok((cpu / TICKS_PER_SECOND, peak.parse::<u64>()? * 1024))
 }
 
+/// How many records a topic of [`VNODES`] partitions has, by their ends. One request: who asks often asks beside a contestant.
 pub fn records(consumer: &BaseConsumer, topic: &str) -> u64 {
-    let second = Duration::from_secs(1);
-    let Ok(metadata) = consumer.fetch_metadata(Some(topic), second) else {
+    let mut ends = TopicPartitionList::with_capacity(VNODES as usize);
+    for partition in 0..VNODES as i32 {
+        // A time that means the end (`ListOffsets`, Kafka's protocol).
+        ends.add_partition_offset(topic, partition, Offset::End)
+            .ok();
+    }
+    let Ok(ends) = consumer.offsets_for_times(ends, Duration::from_secs(1)) else {
         return 0;
     };
-    let partitions = metadata
-        .topics()
-        .first()
-        .map_or(0, |t| t.partitions().len());
-    (0..partitions as i32)
-        .filter_map(|p| consumer.fetch_watermarks(topic, p, second).ok())
-        .map(|(_, high)| high.max(0) as u64)
-        .sum()
+    let end = |e: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match e.offset() {
+        Offset::Offset(end) => end.max(0) as u64,
+        _ => 0,
+    };
+    ends.elements().iter().map(end).sum()
 }
 
 /// The configuration of the real program on these two, `more` after its tables.
@@ -232,7 +235,7 @@ pub fn penstock(dir: &Path, config: &str) -> Result<Command> {
 pub struct Broker {
     pub address: String,
     kafka: Option<(Cluster, tempfile::TempDir)>,
-    _mock: Option<Process>,
+    mock: Option<Process>,
 }
 
 impl Broker {
@@ -243,7 +246,7 @@ impl Broker {
             return Ok(Self {
                 address,
                 kafka: None,
-                _mock: Some(mock),
+                mock: Some(mock),
             });
         }
         kafka_node::available()?;
@@ -251,19 +254,27 @@ impl Broker {
         std::fs::create_dir_all(&state)?;
         let dir = tempfile::tempdir()?;
         let spec = Spec {
-            ends_with_us: true,
+            heap: "1g".into(),
+            java: Java::Served,
             ..Spec::one(kafka_node::jars(&state)?, dir.path().to_owned())
         };
         let cluster = Cluster::start(&spec)?;
         Ok(Self {
             address: cluster.brokers(),
             kafka: Some((cluster, dir)),
-            _mock: None,
+            mock: None,
         })
     }
 
     pub fn is_real(&self) -> bool {
         self.kafka.is_some()
+    }
+
+    /// The CPU seconds that it has used.
+    pub fn cpu(&self) -> Result<f64> {
+        let kafka = self.kafka.as_ref().and_then(|(cluster, _)| cluster.pid(0));
+        let pid = kafka.or(self.mock.as_ref().map(|mock| mock.0.id()));
+        Ok(used(pid.context("it does not run")?)?.0)
     }
 
     /// For people.
@@ -306,6 +317,6 @@ pub fn make_topic(broker: &Broker, consumer: &BaseConsumer, topic: &str) -> Resu
             topic.map_err(|(topic, error)| anyhow::anyhow!("{topic}: {error}"))?;
         }
     }
-    records(consumer, topic);
+    consumer.fetch_metadata(Some(topic), Duration::from_secs(5))?;
     Ok(())
 }

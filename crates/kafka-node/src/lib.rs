@@ -141,6 +141,8 @@ pub struct Spec {
     pub port: Option<u16>,
     /// The heap of a node, as Java writes it: `512m`.
     pub heap: String,
+    /// How Java runs a node.
+    pub java: Java,
     /// How many relays each node has.
     pub relays: u16,
     /// More lines of `server.properties`; a later line wins over an earlier one.
@@ -166,7 +168,43 @@ pub struct Secure {
     pub users: Vec<(String, String)>,
 }
 
+/// How Java runs a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Java {
+    /// Up soon and small, for tests: code is compiled once and quickly, and one thread collects garbage.
+    #[default]
+    Small,
+    /// As Kafka's own `kafka-run-class.sh` has it: what runs often is compiled again, for a multiple of the speed. It takes a
+    /// hundred thousand records to be warm.
+    Served,
+}
+
+impl Java {
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Small => &["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"],
+            Self::Served => &[
+                "-server",
+                "-XX:+UseG1GC",
+                "-XX:MaxGCPauseMillis=20",
+                "-XX:InitiatingHeapOccupancyPercent=35",
+                "-XX:+ExplicitGCInvokesConcurrent",
+            ],
+        }
+    }
+}
+
 impl Spec {
+    fn java_options(&self) -> Vec<String> {
+        let heap = format!("-Xmx{}", self.heap);
+        let more = self
+            .java
+            .options()
+            .iter()
+            .map(|option| (*option).to_owned());
+        std::iter::once(heap).chain(more).collect()
+    }
+
     /// One node on a free port that ends with the value.
     pub fn one(jars: PathBuf, dir: PathBuf) -> Self {
         Self {
@@ -175,6 +213,7 @@ impl Spec {
             nodes: 1,
             port: None,
             heap: "512m".into(),
+            java: Java::Small,
             relays: 0,
             properties: Vec::new(),
             users: Vec::new(),
@@ -189,7 +228,7 @@ impl Spec {
 pub struct Cluster {
     dir: PathBuf,
     jars: PathBuf,
-    heap: String,
+    java: Vec<String>,
     nodes: Vec<Node>,
     ends_with_us: bool,
 }
@@ -307,7 +346,7 @@ impl Cluster {
         }
         let relays: Vec<String> = relays.iter().map(|nodes| nodes.join("+")).collect();
         fs::write(spec.dir.join("relays"), relays.join(","))?;
-        fs::write(spec.dir.join("heap"), &spec.heap)?;
+        fs::write(spec.dir.join("java"), spec.java_options().join("\n"))?;
         let jars = spec.jars.to_str().context("a path that is UTF-8")?;
         fs::write(spec.dir.join("jars"), jars)?;
         let plain: Vec<String> = plain.iter().map(u16::to_string).collect();
@@ -316,7 +355,7 @@ impl Cluster {
         let cluster = Self {
             dir: spec.dir.clone(),
             jars: spec.jars.clone(),
-            heap: spec.heap.clone(),
+            java: spec.java_options(),
             nodes: made,
             ends_with_us: spec.ends_with_us,
         };
@@ -347,7 +386,10 @@ impl Cluster {
         Ok(Some(Self {
             dir: dir.to_owned(),
             jars: fs::read_to_string(dir.join("jars"))?.into(),
-            heap: fs::read_to_string(dir.join("heap"))?,
+            java: fs::read_to_string(dir.join("java"))?
+                .lines()
+                .map(str::to_owned)
+                .collect(),
             nodes: ports
                 .split(',')
                 .enumerate()
@@ -499,8 +541,7 @@ impl Cluster {
             .append(true)
             .open(self.log(n))?;
         let mut java = Command::new("java");
-        java.arg(format!("-Xmx{}", self.heap))
-            .args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+        java.args(&self.java)
             .arg(format!(
                 "-Dlog4j2.configurationFile={}",
                 node.dir.join("log4j2.properties").display()

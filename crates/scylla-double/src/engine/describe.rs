@@ -12,8 +12,8 @@ use super::{
     cdc::{self, log_name},
     error::CqlError,
     names::is_system,
-    schema::{Column, KeyspaceSchema, Schema, TableSchema, UserType},
     rows::Rows,
+    schema::{Column, KeyspaceSchema, Schema, TableSchema, UserType},
     storage::RingKey,
     token, types,
 };

@@ -12,8 +12,8 @@ use super::{
     error::CqlError,
     filter, order,
     plan::{Condition, Context, ModifyPlan, Operand},
-    schema::{ColumnKind, TableSchema},
     rows::Rows,
+    schema::{ColumnKind, TableSchema},
     select::{Partitions, key_ranges, partitions},
     storage::{RingKey, RowView, TableData},
 };

@@ -552,7 +552,8 @@ mod tests {
             ),
             (2, 0, 0)
         );
-        let ResResultBody::Rows(body) = result(rows(&columns, &Rows::default(), None, false)) else {
+        let ResResultBody::Rows(body) = result(rows(&columns, &Rows::default(), None, false))
+        else {
             panic!("not rows")
         };
         assert!(body.metadata.global_table_spec.is_none());
