@@ -1,5 +1,5 @@
 //! What a change costs as everything around it grows: processor time and memory by streams, tables, shards, the size of
-//! rows, and rows of one write.
+//! rows, and rows of one write; and what a day's backlog takes.
 //!
 //! `cargo xtask bench scale [rounds] [name of a row …]`. Each line has the medians of so many rounds (3), and of the CPU the
 //! least and the most. A round is a stand-in of its own, filled before, and the real program with the router, delivering at
@@ -7,6 +7,9 @@
 //! the first line. CPU is the program's own, user and system, of the later two thirds of the records, when all shards are
 //! open and all groups are read; what its start and the first third took stands beside it. Lines of many streams or shards
 //! have more rows, so that each of those has a hundred at least: a read of ten rows costs what one of a thousand does.
+//!
+//! The second table is of a pipeline that starts a day behind: its rows have times of the last day, by timestamps that their
+//! writer gave, and nothing is written meanwhile. Its CPU, rate and reads are of all from its start on.
 #![allow(missing_docs)]
 
 #[allow(dead_code)]
@@ -16,15 +19,16 @@ mod machine;
 #[path = "support/rig.rs"]
 mod rig;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::BaseConsumer;
 use rig::{
-    Broker, Process, block_on, make_topic, penstock, pipeline, records, scylla, serve_broker,
+    Broker, Process, block_on, make_topic, penstock, pipeline, records, scylla_of, serve_broker,
     stand_in, stay, used,
 };
 
@@ -32,6 +36,9 @@ const ROUNDS: usize = 3;
 /// No line is waited for longer.
 const BOUND: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(10);
+const HOUR_US: u64 = 3_600_000_000;
+/// The log keeps what is younger than a day, so what is oldest is this old when it is written.
+const BACKLOG_US: u64 = 23 * HOUR_US + HOUR_US * 3 / 4;
 
 /// What a line is of.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +51,33 @@ struct Case {
     payload: usize,
     /// Rows of one partition in one write.
     together: u64,
+    written: Written,
+}
+
+/// When the rows of a line were written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Written {
+    Now,
+    /// Evenly over the day before.
+    Day,
+    /// In the first minute of the day before, one in the middle of it and its last.
+    ThreeMinutes,
+}
+
+impl Written {
+    /// The time of one of so many rows, µs since the epoch.
+    fn at(self, row: u64, rows: u64, now_us: u64) -> Option<i64> {
+        const MINUTE_US: u64 = 60_000_000;
+        let since = match self {
+            Self::Now => return None,
+            Self::Day => row * BACKLOG_US / rows,
+            Self::ThreeMinutes => {
+                let (minute, nth) = (3 * row / rows, 3 * row % rows);
+                minute * (BACKLOG_US - MINUTE_US) / 2 + nth * MINUTE_US / rows
+            }
+        };
+        i64::try_from(now_us - BACKLOG_US + since).ok()
+    }
 }
 
 const FIRST: Case = Case {
@@ -53,6 +87,7 @@ const FIRST: Case = Case {
     shards: 4,
     payload: 250,
     together: 1,
+    written: Written::Now,
 };
 
 /// Each line but the first: its name, and how it differs.
@@ -104,17 +139,43 @@ fn cases() -> Vec<(String, Case)> {
     all
 }
 
+/// Each line that starts a day behind.
+fn backlogs() -> Vec<(&'static str, Case)> {
+    let day = |written, vnodes| Case {
+        rows: 1_000_000,
+        vnodes,
+        written,
+        ..FIRST
+    };
+    vec![
+        ("a day, 16 streams", day(Written::Day, 16)),
+        ("a day, 256 streams", day(Written::Day, 256)),
+        ("a silent day, 16 streams", day(Written::ThreeMinutes, 16)),
+        ("a silent day, 256 streams", day(Written::ThreeMinutes, 256)),
+    ]
+}
+
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let role: Vec<&str> = args.iter().map(String::as_str).collect();
     match role[..] {
         ["role", "broker"] => serve_broker(),
-        ["role", "scylla", rows, vnodes, tables, payload, together] => block_on(serve(Case {
+        [
+            "role",
+            "scylla",
+            rows,
+            vnodes,
+            tables,
+            payload,
+            together,
+            written,
+        ] => block_on(serve(Case {
             rows: rows.parse()?,
             vnodes: vnodes.parse()?,
             tables: tables.parse()?,
             payload: payload.parse()?,
             together: together.parse()?,
+            written: Written::from_str(written, true).map_err(anyhow::Error::msg)?,
             ..FIRST
         })),
         _ => {
@@ -127,7 +188,10 @@ fn main() -> Result<()> {
                 .filter(|a| !a.starts_with('-') && a.parse::<usize>().is_err())
                 .collect();
             let rounds = rounds.unwrap_or(ROUNDS).max(1);
-            table(short, if short { 1 } else { rounds }, &asked)
+            let rounds = if short { 1 } else { rounds };
+            machine::print();
+            table(short, rounds, &asked)?;
+            backlog_table(short, rounds, &asked)
         }
     }
 }
@@ -140,7 +204,16 @@ fn table_name(table: u64) -> String {
 }
 
 async fn serve(case: Case) -> Result<()> {
-    let (node, session, first) = scylla(case.vnodes).await?;
+    let (node, session, first) = scylla_of(scylla_double::Options {
+        vnodes: case.vnodes,
+        // Older than anything that is written, or it would be refused.
+        first_generation_age: match case.written {
+            Written::Now => scylla_double::Options::default().first_generation_age,
+            _ => Duration::from_secs(48 * 3_600),
+        },
+        ..Default::default()
+    })
+    .await?;
     let address = node.addr().to_string();
     let mut inserts = vec![first];
     for table in 1..case.tables {
@@ -168,7 +241,9 @@ async fn serve(case: Case) -> Result<()> {
         let insert = &inserts[(batch % case.tables) as usize];
         (insert, key % rig::KEYS)
     };
-    rig::write(&session, case.rows, at_once, case.payload, place).await?;
+    let now_us = std::time::UNIX_EPOCH.elapsed()?.as_micros() as u64;
+    let at = |i| case.written.at(i, case.rows, now_us);
+    rig::write(&session, case.rows, at_once, case.payload, place, at).await?;
     tokio::task::spawn_blocking(move || stay(&address)).await??;
     drop(node);
     Ok(())
@@ -183,24 +258,41 @@ struct Cost {
     rate: f64,
 }
 
-fn run(case: Case, dir: &Path) -> Result<Cost> {
+/// A line's world, and the real program in it.
+struct World {
+    _scylla: Process,
+    _broker: Broker,
+    consumer: BaseConsumer,
+    program: Process,
+    log: PathBuf,
+    admin: u16,
+    began: Instant,
+}
+
+const TOPIC: &str = "scale.order";
+
+fn start(case: Case, dir: &Path) -> Result<World> {
     let numbers = [
         case.rows.to_string(),
         case.vnodes.to_string(),
         case.tables.to_string(),
         case.payload.to_string(),
         case.together.to_string(),
+        case.written
+            .to_possible_value()
+            .context("a value")?
+            .get_name()
+            .to_owned(),
     ];
     let mut role = vec!["scylla"];
     role.extend(numbers.iter().map(String::as_str));
-    let (_scylla, node) = stand_in(&role)?;
+    let (scylla, node) = stand_in(&role)?;
     let broker = Broker::start(false)?;
-    let topic = "scale.order";
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &broker.address)
         .set("group.id", "bench")
         .create()?;
-    make_topic(&broker, &consumer, topic)?;
+    make_topic(&broker, &consumer, TOPIC)?;
     let tables: Vec<String> = (0..case.tables)
         .map(|t| format!("{:?}", table_name(t)))
         .collect();
@@ -210,19 +302,67 @@ fn run(case: Case, dir: &Path) -> Result<Cost> {
             &format!("shards = {}", rig::VNODES),
             &format!("shards = {}", case.shards),
         );
-    let log = std::fs::File::create(dir.join("log"))?;
+    let admin = testkit::machine::free_port();
+    let config = match case.written {
+        Written::Now => config,
+        _ => config.replace(
+            "enabled = false",
+            &format!("listen = \"127.0.0.1:{admin}\""),
+        ),
+    };
+    let path = dir.join("log");
+    let log = std::fs::File::create(&path)?;
     let child = penstock(dir, &config)?
         .stdout(log.try_clone()?)
         .stderr(log)
         .stdin(Stdio::null())
         .spawn()?;
-    let mut process = Process(child);
-    let pid = process.0.id();
-    let began = Instant::now();
+    Ok(World {
+        _scylla: scylla,
+        _broker: broker,
+        consumer,
+        program: Process(child),
+        log: path,
+        admin,
+        began: Instant::now(),
+    })
+}
+
+impl World {
+    /// Waits a moment, and says how many of so many records are there.
+    fn look(&mut self, rows: u64) -> Result<u64> {
+        std::thread::sleep(LOOK);
+        let have = records(&self.consumer, TOPIC);
+        let said = || std::fs::read_to_string(&self.log).unwrap_or_default();
+        if let Some(status) = self.program.0.try_wait()? {
+            anyhow::bail!("it ended with {status}:\n{}", said());
+        }
+        ensure!(
+            have >= rows || self.began.elapsed() < BOUND,
+            "{have} of {rows} after {BOUND:?}:\n{}",
+            said()
+        );
+        Ok(have)
+    }
+
+    /// The program's metrics, by name.
+    fn metrics(&self) -> Result<impl Fn(&str) -> f64> {
+        let url = format!("http://127.0.0.1:{}/metrics", self.admin);
+        let asked = async { reqwest::get(url).await?.error_for_status()?.text().await };
+        let text = tokio::runtime::Runtime::new()?.block_on(asked)?;
+        Ok(move |name: &str| {
+            let of = |line: &str| line.strip_prefix(name)?.trim().parse().ok();
+            text.lines().find_map(of).unwrap_or(f64::NAN)
+        })
+    }
+}
+
+fn run(case: Case, dir: &Path) -> Result<Cost> {
+    let mut world = start(case, dir)?;
+    let (pid, began) = (world.program.0.id(), world.began);
     let mut first = None;
     loop {
-        std::thread::sleep(LOOK);
-        let have = records(&consumer, topic);
+        let have = world.look(case.rows)?;
         let now = (Instant::now(), used(pid)?.0, have);
         let begun = *first.get_or_insert(now);
         if begun.2 < case.rows / 3 {
@@ -244,21 +384,38 @@ fn run(case: Case, dir: &Path) -> Result<Cost> {
                 rate: changes / (now.0 - begun.0).as_secs_f64(),
             });
         }
-        let said = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
-        if let Some(status) = process.0.try_wait()? {
-            anyhow::bail!("it ended with {status}:\n{}", said());
-        }
-        ensure!(
-            began.elapsed() < BOUND,
-            "{have} of {} after {BOUND:?}:\n{}",
-            case.rows,
-            said()
-        );
     }
 }
 
+/// What a backlog took, from the start of the program on.
+struct CaughtUp {
+    seconds: f64,
+    cpu_us: f64,
+    peak: u64,
+    pages: f64,
+    looks: f64,
+    windows: f64,
+    late: f64,
+}
+
+fn catch_up(case: Case, dir: &Path) -> Result<CaughtUp> {
+    let mut world = start(case, dir)?;
+    while world.look(case.rows)? < case.rows {}
+    let seconds = world.began.elapsed().as_secs_f64();
+    let (cpu, peak) = used(world.program.0.id())?;
+    let metric = world.metrics()?;
+    Ok(CaughtUp {
+        seconds,
+        cpu_us: cpu * 1e6 / case.rows as f64,
+        peak,
+        pages: metric("penstock_source_pages_total"),
+        looks: metric("penstock_source_looks_total"),
+        windows: metric("penstock_source_windows_total"),
+        late: metric("penstock_source_late_changes_total"),
+    })
+}
+
 fn table(short: bool, rounds: usize, asked: &[&str]) -> Result<()> {
-    machine::print();
     let dir = tempfile::tempdir()?;
     println!(
         "first: {} rows of {} B, {} stream groups, {} table, {} shards, a row a write; {rounds} rounds\n",
@@ -289,6 +446,45 @@ fn table(short: bool, rounds: usize, asked: &[&str]) -> Result<()> {
             cpu_us / base,
             of(|c| c.before).0,
             of(|c| c.rate).0,
+            of(|c| c.peak as f64 / 1e6).0,
+        );
+        if short {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn backlog_table(short: bool, rounds: usize, asked: &[&str]) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    println!(
+        "\n{} B a row, {} shards, {} hours behind at the start; {rounds} rounds\n",
+        FIRST.payload,
+        FIRST.shards,
+        BACKLOG_US as f64 / HOUR_US as f64
+    );
+    println!(
+        "| | rows | changes/s | seconds | CPU µs a change | pages read | looks back | windows | late | peak MB |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    for (name, case) in backlogs() {
+        if !asked.is_empty() && !asked.contains(&name) {
+            continue;
+        }
+        let rows = if short { 200 } else { case.rows };
+        let round = |_| catch_up(Case { rows, ..case }, dir.path()).context(name);
+        let all = (0..rounds).map(round).collect::<Result<Vec<CaughtUp>>>()?;
+        let of =
+            |part: fn(&CaughtUp) -> f64| machine::spread(all.iter().map(part).collect::<Vec<_>>());
+        let (seconds, least, most) = of(|c| c.seconds);
+        println!(
+            "| {name} | {rows} | {:.0} | {seconds:.1} ({least:.1} to {most:.1}) | {:.2} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} |",
+            rows as f64 / seconds,
+            of(|c| c.cpu_us).0,
+            of(|c| c.pages).0,
+            of(|c| c.looks).0,
+            of(|c| c.windows).0,
+            of(|c| c.late).0,
             of(|c| c.peak as f64 / 1e6).0,
         );
         if short {

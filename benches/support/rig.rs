@@ -51,12 +51,19 @@ pub const INSERT: &str = "INSERT INTO ks.outbox (aggregate_id, event_id, aggrega
      traceparent) VALUES (?, ?, 'order', 'order.updated', ?, toTimestamp(now()), \
      '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01')";
 
-/// A node with the outbox table, empty.
+/// A node with so many stream groups and the outbox table, empty.
 pub async fn scylla(vnodes: u32) -> Result<(scylla_double::Node, Arc<Session>, PreparedStatement)> {
-    let options = scylla_double::Options {
+    scylla_of(scylla_double::Options {
         vnodes,
         ..Default::default()
-    };
+    })
+    .await
+}
+
+/// [`scylla`] with these options.
+pub async fn scylla_of(
+    options: scylla_double::Options,
+) -> Result<(scylla_double::Node, Arc<Session>, PreparedStatement)> {
     let node = scylla_double::Node::start(options).await?;
     let session = Arc::new(session(&node.addr().to_string()).await?);
     for cql in [
@@ -78,13 +85,15 @@ pub fn event_id() -> CqlTimeuuid {
 }
 
 /// Writes so many rows, so many at once in a batch, some batches side by side. `place` says of the row by this number
-/// which statement its batch is of, and which key it has.
+/// which statement its batch is of, and which key it has; `at`, when its batch is written, µs since the epoch, where
+/// that is not now.
 pub async fn write<'a>(
     session: &Arc<Session>,
     rows: u64,
     at_once: u64,
     payload: usize,
     place: impl Fn(u64) -> (&'a PreparedStatement, u64),
+    at: impl Fn(u64) -> Option<i64>,
 ) -> Result<()> {
     const BATCHES: usize = 16;
     let payload: Arc<str> = "x".repeat(payload).into();
@@ -93,6 +102,7 @@ pub async fn write<'a>(
     while written < rows {
         let n = at_once.min(rows - written);
         let mut batch = Batch::new(BatchType::Unlogged);
+        batch.set_timestamp(at(written));
         let mut values = Vec::new();
         for i in written..written + n {
             let (insert, key) = place(i);
@@ -119,7 +129,15 @@ pub async fn serve_scylla(rows: u64) -> Result<()> {
     let (node, session, insert) = scylla(VNODES).await?;
     let address = node.addr().to_string();
     // Different partitions in a batch: each row is a write of its own in the log.
-    write(&session, rows, 16, PAYLOAD, |i| (&insert, i % KEYS)).await?;
+    write(
+        &session,
+        rows,
+        16,
+        PAYLOAD,
+        |i| (&insert, i % KEYS),
+        |_| None,
+    )
+    .await?;
     tokio::task::spawn_blocking(move || stay(&address)).await??;
     drop(node);
     Ok(())

@@ -30,7 +30,7 @@ mod server;
 mod system;
 pub mod types;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -63,6 +63,9 @@ pub struct Options {
     /// Tablets, and so CDC streams, of a table in a keyspace with tablets, unless the keyspace's
     /// `initial` or the table's `min_tablet_count` says; at least 1.
     pub initial_tablets: u32,
+    /// How long before the start the first generation of vnode streams began: a write from before it is refused, as
+    /// ScyllaDB does. To have it older is to let a client write a log's past, by timestamps of its own.
+    pub first_generation_age: Duration,
     /// Bound on a request's body, bytes, before and after decompression.
     pub max_request_bytes: usize,
     /// Bound on connections at a time; more wait to be accepted.
@@ -84,6 +87,7 @@ impl Default for Options {
             shards_per_vnode: 2,
             tablets: true,
             initial_tablets: 4,
+            first_generation_age: engine::Options::default().first_generation_age,
             // A mutation is at most 16 MiB in ScyllaDB by default.
             max_request_bytes: 32 << 20,
             max_connections: 1024,
@@ -125,6 +129,7 @@ impl Node {
             shards_per_vnode: options.shards_per_vnode.max(1),
             tablets_by_default: options.tablets,
             initial_tablets: options.initial_tablets.max(1),
+            first_generation_age: options.first_generation_age,
             ..engine::Options::default()
         }));
         let identity = Identity {
