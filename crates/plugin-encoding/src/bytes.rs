@@ -69,10 +69,10 @@ fn same_in_pieces(a: &[u8], b: &[u8]) -> bool {
 pub fn hyphenated(id: &[u8; 16]) -> [u8; 36] {
     let [a, b, c, d] = digits(id).map(u64::from_le_bytes);
     // In whole words: what is written in pieces and then read across them waits until it is in memory.
-    let [low, mid] = [0x2d_0000_0000_2d, 0x2d00_0000_002d_0000];
+    let [low, mid] = [0x2d00_0000_002d, 0x2d00_0000_002d_0000];
     let words = [
         a,
-        low | b << 8 & 0x00_ffff_ffff_00 | b >> 32 << 48,
+        low | b << 8 & 0x00ff_ffff_ff00 | b >> 32 << 48,
         mid | b >> 48 | c << 32 >> 8,
         c >> 32 | d << 32,
     ];
