@@ -106,7 +106,8 @@ pub fn table(broker: &Broker, dir: &Path, rounds: usize) -> Result<()> {
             block_on(async {
                 let session = std::sync::Arc::new(session(&node).await?);
                 let insert = session.prepare(INSERT).await?;
-                write(&session, AGAIN, 16, PAYLOAD, |i| (&insert, i % KEYS)).await
+                let place = |i| (&insert, i % KEYS);
+                write(&session, AGAIN, 16, PAYLOAD, place, |_| None).await
             })?;
             rows += AGAIN;
             std::thread::sleep(SAFE);
