@@ -2,8 +2,8 @@
 //!
 //! - A request to join, or for an assignment, looks every 20 ms whether the group's round is done. A round that is done and
 //!   begins anew between two looks is missed: whoever asked waits for a round that waits for it, until the rebalance times
-//!   out. That meets members who join again at once (cooperative rebalances). So whoever goes on with a round waits until
-//!   the others have heard of it.
+//!   out. That meets members who join again at once (cooperative rebalances), and those of several that start together. So
+//!   whoever goes on with a round, or begins the next one, waits until the others have heard of it.
 //! - The generation is raised when a rebalance begins, where Kafka's is when it ends. So a member that commits before it
 //!   gives its partitions back, as it should, was told that its generation is over: what it had read was read again by
 //!   whoever got the partition. So its commit is given the group's generation.
@@ -26,7 +26,7 @@ use tokio::time::timeout;
 
 /// How long whoever goes on waits for who may not have heard. Those look every 20 ms, on threads of their own; a group
 /// in which somebody waits for something else is held up by this much.
-const PATIENCE: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Each member that leaves while the others join raises the generation once more: more at a time are not looked for.
 const LEFT_AT_ONCE: i32 = 16;
 /// Kafka's error codes.
@@ -44,15 +44,6 @@ pub(crate) struct Groups {
 pub(crate) enum Wait {
     Join,
     Sync,
-}
-
-impl Wait {
-    fn other(self) -> Self {
-        match self {
-            Self::Join => Self::Sync,
-            Self::Sync => Self::Join,
-        }
-    }
 }
 
 /// A request that is under way, until it is dropped.
@@ -77,7 +68,12 @@ impl Drop for Waiting {
 
 impl Groups {
     /// A request to join or for an assignment, as it was sent, without its length: returns when it may be passed on.
-    pub(crate) async fn turn(self: &Arc<Self>, wait: Wait, frame: Bytes) -> io::Result<Waiting> {
+    pub(crate) async fn turn(
+        self: &Arc<Self>,
+        engine: &Engine,
+        wait: Wait,
+        frame: Bytes,
+    ) -> io::Result<Waiting> {
         let group = match wait {
             Wait::Join => {
                 decode::<JoinGroupRequest>(frame, ApiKey::JoinGroup)?
@@ -90,11 +86,10 @@ impl Groups {
                     .group_id
             }
         };
-        let others = (wait.other(), group.clone());
         let heard = async {
             loop {
                 let answered = self.answered.notified();
-                if !self.waiting.lock().contains_key(&others) {
+                if !self.keeps(engine, wait, &group) {
                     return;
                 }
                 answered.await;
@@ -108,6 +103,19 @@ impl Groups {
             groups: self.clone(),
             key,
         })
+    }
+
+    /// Whether others have yet to hear of a round that such a request would go on from.
+    fn keeps(&self, engine: &Engine, wait: Wait, group: &GroupId) -> bool {
+        let is_waiting = |wait| self.waiting.lock().contains_key(&(wait, group.clone()));
+        // Who waits for an assignment has joined; who still waits for a round that is over has not heard so. While one is
+        // under way, it is this request that the others wait for.
+        match wait {
+            Wait::Join => {
+                is_waiting(Wait::Sync) || is_waiting(Wait::Join) && !rebalances(engine, group)
+            }
+            Wait::Sync => is_waiting(Wait::Join),
+        }
     }
 }
 

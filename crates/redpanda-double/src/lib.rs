@@ -265,10 +265,16 @@ async fn requests(
             let needs = match kind {
                 FETCH => Some(Needs::Fetch(Aborted::asked(frame.clone())?)),
                 JOIN_GROUP => Some(Needs::Heard {
-                    _until_answered: mends.groups.turn(Wait::Join, frame.clone()).await?,
+                    _until_answered: mends
+                        .groups
+                        .turn(&mends.engine, Wait::Join, frame.clone())
+                        .await?,
                 }),
                 SYNC_GROUP => Some(Needs::Heard {
-                    _until_answered: mends.groups.turn(Wait::Sync, frame.clone()).await?,
+                    _until_answered: mends
+                        .groups
+                        .turn(&mends.engine, Wait::Sync, frame.clone())
+                        .await?,
                 }),
                 _ => {
                     frame = groups::commit(&mends.engine, frame)?;
