@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -175,6 +176,45 @@ async fn members_that_join_again_at_once_wedge_nobody() {
     });
     all.await.expect("a round that nobody ends");
     broker.shutdown().await;
+}
+
+/// Each of several that start together joins, and joins again whenever another has come: also right after a round of which
+/// not all have heard.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_start_together_share_one_round() {
+    const MEMBERS: usize = 3;
+    for start in [0, 5, 10, 15] {
+        let broker = Broker::start(ANY).await.unwrap();
+        let rounds = Arc::new(Mutex::new([-1; MEMBERS]));
+        let mut members = tokio::task::JoinSet::new();
+        for nth in 0..MEMBERS {
+            let mut member = Member::connect(&broker).await;
+            let rounds = Arc::clone(&rounds);
+            members.spawn(async move {
+                let are_one = || {
+                    let rounds = rounds.lock().unwrap();
+                    rounds[0] >= 0 && rounds.iter().all(|round| *round == rounds[0])
+                };
+                // The first hears of the second within 5 ms; the third comes soon after that.
+                let after = [0, 30, 32 + start][nth];
+                tokio::time::sleep(Duration::from_millis(after)).await;
+                while !are_one() {
+                    if member.generation < 0 || member.heartbeat().await == REBALANCE_IN_PROGRESS {
+                        let joined = member.round().await;
+                        rounds.lock().unwrap()[nth] = joined.generation_id;
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            });
+        }
+        let all = timeout(SOON, async {
+            while let Some(member) = members.join_next().await {
+                member.unwrap();
+            }
+        });
+        all.await.expect("a round that nobody ends");
+        broker.shutdown().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
