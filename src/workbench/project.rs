@@ -363,16 +363,21 @@ mod tests {
     #[test]
     fn the_whole_sdk_travels() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for krate in ["plugin-sdk", "plugin-encoding"] {
-            let sources = root.join("crates").join(krate).join("src");
-            for entry in fs::read_dir(sources).unwrap() {
-                let name = entry.unwrap().file_name();
-                let path = format!("crates/{krate}/src/{}", name.to_string_lossy());
-                assert!(
-                    SDK.iter().any(|(p, _)| *p == path),
-                    "{path} is missing in SDK"
-                );
+        let mut left = vec![
+            root.join("crates/plugin-sdk/src"),
+            root.join("crates/plugin-encoding/src"),
+        ];
+        while let Some(path) = left.pop() {
+            if path.is_dir() {
+                left.extend(fs::read_dir(path).unwrap().map(|e| e.unwrap().path()));
+                continue;
             }
+            let path = path.strip_prefix(root).unwrap();
+            assert!(
+                SDK.iter().any(|(p, _)| Path::new(p) == path),
+                "{} is missing in SDK",
+                path.display()
+            );
         }
     }
 
