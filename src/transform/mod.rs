@@ -285,19 +285,21 @@ impl Chain {
                 }
             }
         }
-        rejected.sort_by_key(|r| r.source);
-        let rejections = |source: u32| rejected.binary_search_by_key(&source, |r| r.source).is_ok();
-        records.retain(|record| !rejections(record.source));
+        if !rejected.is_empty() {
+            rejected.sort_by_key(|r| r.source);
+            let is_rejected =
+                |source: u32| rejected.binary_search_by_key(&source, |r| r.source).is_ok();
+            records.retain(|record| !is_rejected(record.source));
+        }
         if let Some(taps) = taps {
             let items: Vec<Item> = records.iter().cloned().map(Item::Record).collect();
             taps.show("sink", &draft, &items, &mut self.renderer);
         }
-        let mut done: Vec<u32> = records.iter().map(|r| r.source).collect();
-        done.extend(rejected.iter().map(|r| r.source));
-        done.sort_unstable();
-        done.dedup();
+        // Both are in the order of the changes, and none is in both.
+        let done = records.chunk_by(|a, b| a.source == b.source).count()
+            + rejected.chunk_by(|a, b| a.source == b.source).count();
         let mut made = draft.batch;
-        made.dropped = (changes - done.len()) as u32;
+        made.dropped = (changes - done) as u32;
         made.records = records;
         made.rejected = rejected;
         Ok(made)

@@ -436,7 +436,7 @@ pub(super) fn headers_of(letter: &DeadLetter) -> HeaderList {
         (names::LAST_AT, last.as_bytes()),
         (names::PIPELINE, letter.pipeline.as_bytes()),
     ];
-    HeaderList::of(&all.map(|(name, value)| (name, Some(value))))
+    HeaderList::of(&all.map(|(name, value)| (name.as_bytes(), Some(value))))
 }
 
 fn read(message: &BorrowedMessage<'_>) -> Result<DeadLetter, String> {

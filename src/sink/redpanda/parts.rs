@@ -33,13 +33,13 @@ struct Pairs<'a> {
 impl<'a> Pairs<'a> {
     fn new() -> Self {
         Self {
-            few: [("", None); FEW],
+            few: [(b"", None); FEW],
             len: 0,
             many: Vec::new(),
         }
     }
 
-    fn push(&mut self, name: &'a str, value: Option<&'a [u8]>) {
+    fn push(&mut self, name: &'a [u8], value: Option<&'a [u8]>) {
         match self.few.get_mut(self.len) {
             Some(place) => *place = (name, value),
             None => {
@@ -106,23 +106,23 @@ impl Parts {
             )),
         };
         if let Some(text) = &text {
-            out.push(headers::POSITION, Some(text.as_bytes()));
+            out.push(headers::POSITION.as_bytes(), Some(text.as_bytes()));
         }
         if let Some(row) = batch.source.rows.get(source) {
             let table = row.table();
             if let Some((_, name)) = self.tables.iter().find(|(id, _)| *id == table) {
-                out.push(headers::TABLE, Some(name.as_bytes()));
+                out.push(headers::TABLE.as_bytes(), Some(name.as_bytes()));
             }
             if self.chosen.operation {
                 let operation = row.operation().name();
-                out.push(headers::OPERATION, Some(operation.as_bytes()));
+                out.push(headers::OPERATION.as_bytes(), Some(operation.as_bytes()));
             }
             // What a reader has to know of this very record is no choice.
             if row.is_marked(Mark::Late) {
-                out.push(headers::LATE, Some(b"true"));
+                out.push(headers::LATE.as_bytes(), Some(b"true"));
             }
             if let Some(missing) = headers::missing(&row) {
-                out.push(headers::MISSING, Some(missing.as_bytes()));
+                out.push(headers::MISSING.as_bytes(), Some(missing.as_bytes()));
             }
         }
         // Whoever reads the record goes on from its way to the brokers.
@@ -136,13 +136,13 @@ impl Parts {
         });
         let mut traced = false;
         for (name, value) in custom {
-            let Some(name) = batch.bytes(*name).and_then(|n| std::str::from_utf8(n).ok()) else {
+            let Some(name) = batch.bytes(*name) else {
                 continue;
             };
-            if headers::is_reserved(name.as_bytes()) {
+            if headers::is_reserved(name) {
                 continue;
             }
-            if name == headers::TRACEPARENT {
+            if name == headers::TRACEPARENT.as_bytes() {
                 traced = true;
                 if own.is_some() {
                     continue;
@@ -152,7 +152,7 @@ impl Parts {
         }
         let trace = own.or(trace.filter(|_| !traced));
         if let Some(trace) = &trace {
-            out.push(headers::TRACEPARENT, Some(trace));
+            out.push(headers::TRACEPARENT.as_bytes(), Some(trace));
         }
         HeaderList::of(out.all())
     }
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(size(None, None, &none), 61 + 1 + 3 + 1 + 1 + 1);
         let long = [0; 1000];
         assert_eq!(size(None, Some(&long), &none), 61 + 2 + 3 + 1 + 1002 + 1);
-        let one = HeaderList::of(&[("h", Some(b"vv"))]);
+        let one = HeaderList::of(&[(b"h", Some(b"vv"))]);
         assert_eq!(size(None, None, &one), 61 + 1 + 3 + 1 + 1 + 1 + 2 + 3);
     }
 }
