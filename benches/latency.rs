@@ -9,7 +9,8 @@
 //!
 //! The *full rate* is found by letting the writers write as fast as they can for a while: it is what comes through while
 //! they do. The node, the writers, the broker, the reader and the program share the machine, so it is the machine's, not the
-//! program's.
+//! program's. How idle the processors were while a line's rows were written stands beside it: where they were not, rows wait for
+//! a processor.
 #![allow(missing_docs)]
 
 #[allow(dead_code)]
@@ -168,9 +169,27 @@ struct Seen {
     /// By key: those that have come.
     keys: HashMap<u64, Came>,
     /// How many had come, and when, after the warm-up.
-    warm: Option<(u64, Instant)>,
+    warm: Option<Moment>,
     /// … and when the writers ended.
-    over: Option<(u64, Instant)>,
+    over: Option<Moment>,
+}
+
+#[derive(Clone, Copy)]
+struct Moment {
+    rows: u64,
+    at: Instant,
+    /// Seconds that the processors had stood idle by then, all together, where the system tells it.
+    idle: Option<f64>,
+}
+
+impl Moment {
+    fn now(rows: u64) -> Self {
+        Self {
+            rows,
+            at: Instant::now(),
+            idle: idle(),
+        }
+    }
 }
 
 /// What has come of a key.
@@ -204,8 +223,16 @@ impl Seen {
 
     /// Rows a second that came through while the writers wrote.
     fn rate(&self) -> Option<f64> {
-        let ((before, from), (after, until)) = self.warm.zip(self.over)?;
-        Some((after - before) as f64 / (until - from).as_secs_f64())
+        let (warm, over) = self.warm.zip(self.over)?;
+        Some((over.rows - warm.rows) as f64 / (over.at - warm.at).as_secs_f64())
+    }
+
+    /// The part of all processors' time, in percent, in which they stood idle meanwhile.
+    fn idle(&self) -> Option<f64> {
+        let (warm, over) = self.warm.zip(self.over)?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let all = (over.at - warm.at).as_secs_f64() * processors;
+        Some((over.idle? - warm.idle?) / all * 100.0)
     }
 
     fn ms(&self, part: f64) -> f64 {
@@ -273,7 +300,7 @@ fn run(case: &Case, nth: usize, broker: &Broker, seconds: u64, dir: &Path) -> Re
                 anyhow::bail!("it ended with {status}:\n{}", said());
             }
             if now >= warm && seen.warm.is_none() {
-                seen.warm = Some((seen.rows, now));
+                seen.warm = Some(Moment::now(seen.rows));
             }
             if over.is_none() && all_ended(&mut writers)? {
                 let mut sum = 0;
@@ -285,7 +312,7 @@ fn run(case: &Case, nth: usize, broker: &Broker, seconds: u64, dir: &Path) -> Re
                 }
                 written = Some(sum);
                 over = Some(now);
-                seen.over = Some((seen.rows, now));
+                seen.over = Some(Moment::now(seen.rows));
             }
         }
         let done = written.is_some_and(|written| seen.rows >= written);
@@ -294,6 +321,15 @@ fn run(case: &Case, nth: usize, broker: &Broker, seconds: u64, dir: &Path) -> Re
             return Ok((written.unwrap_or_default(), seen));
         }
     }
+}
+
+/// Seconds that the processors have stood idle since the system started, all together (`/proc/stat`, Linux, whose USER_HZ is
+/// 100).
+fn idle() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let all = stat.lines().next()?;
+    let ticks: f64 = all.split_whitespace().nth(4)?.parse().ok()?;
+    Some(ticks / 100.0)
 }
 
 fn all_ended(processes: &mut [Process]) -> Result<bool> {
@@ -322,7 +358,7 @@ fn table(full: Option<u64>, seconds: u64, kafka: bool, short: bool) -> Result<()
         let (written, seen) = run(&case, nth, &broker, seconds, dir.path())?;
         let million = |n: u64| n as f64 * 1e6 / seen.rows.max(1) as f64;
         println!(
-            "| {} | {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {} | {} |",
+            "| {} | {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {} | {} | {} |",
             case.what,
             case.delivery,
             case.rate,
@@ -334,6 +370,8 @@ fn table(full: Option<u64>, seconds: u64, kafka: bool, short: bool) -> Result<()
             million(seen.disordered),
             written.saturating_sub(seen.rows),
             seen.repeated,
+            seen.idle()
+                .map_or_else(String::new, |idle| format!("{idle:.0}")),
         );
         anyhow::Ok(seen)
     };
@@ -344,9 +382,9 @@ fn table(full: Option<u64>, seconds: u64, kafka: bool, short: bool) -> Result<()
         WARM.as_secs()
     );
     println!(
-        "| | delivery | rows/s asked | rows | p50 ms | p99 ms | p99.9 ms | late a million | out of order a million | lost | repeated |"
+        "| | delivery | rows/s asked | rows | p50 ms | p99 ms | p99.9 ms | late a million | out of order a million | lost | repeated | processors idle % |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     let full = match full {
         Some(full) => full,
         None => {

@@ -2,13 +2,14 @@
 //! beside a native function that makes what the router makes.
 //!
 //! `cargo xtask bench plugin [folder]`; with a folder, of the plugins that lie there (built by another SDK, say). Changes have 12 columns and 366 bytes. Each line has the median, the best and the most of
-//! 7 rounds, of this thread's time on a processor where the system tells it (Linux), so that what else the machine does
-//! does not count. A batch is a copy of one that is at hand, as is one that has just been read; what the copies take is
+//! 9 rounds, in which all lines take turns, of this thread's time on a processor where the system tells it (Linux), so that what
+//! else the machine does does not count, and what its neighbours do hits all alike; *× native* is of each round. A batch is a copy of one that is at hand, as is one that has just been read; what the copies take is
 //! measured by themselves and taken off.
 //!
 //! The parts are medians of batches, by the clock: *encode* puts together what the guest is sent, *decode* checks and
 //! takes what it gave. Of the call between, what a call of one change takes more than one change more of a larger batch
 //! is the *call* (in, out, the guest's allocations), the rest is the *guest*. What is left is the chain around it.
+//! The allocator is the program's.
 
 #[allow(dead_code)]
 #[path = "support/machine.rs"]
@@ -25,9 +26,13 @@ use penstock::transform::{Chain, Engine, Plugin, Prepared, Spent};
 use testkit::plugins;
 use testkit::transforms::{BatchBuilder, Cell, engine, settings, table, transform};
 
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Of a round: enough that the system's account of a thread's time, which is kept in milliseconds, can tell.
-const CHANGES: usize = 512 * 1024;
-const ROUNDS: usize = 7;
+const CHANGES: usize = 256 * 1024;
+const ROUNDS: usize = 9;
 
 fn outbox() -> Arc<TableSchema> {
     table(
@@ -82,41 +87,77 @@ fn now(start: Instant) -> u64 {
         .unwrap_or_else(|| start.elapsed().as_nanos() as u64)
 }
 
-/// Nanoseconds a change.
-struct Took {
-    /// Of each round, sorted.
-    rounds: Vec<f64>,
-    spent: Spent,
-}
-
-/// Rounds of batches of this size through `work`, less what the batches take.
-fn rounds(
-    size: usize,
-    rounds: usize,
-    changes: usize,
-    mut work: impl FnMut(Batch) -> usize,
-) -> Vec<f64> {
+/// What so many changes take, in nanoseconds of this thread a change, in batches that are copies of this one; less what the copies
+/// take.
+fn measure(batch: &Batch, changes: usize, mut work: impl FnMut(Batch) -> usize) -> f64 {
     let start = Instant::now();
-    let batch = batch(&outbox(), size);
+    let size = batch.rows.len();
     let batches = (changes / size).max(1);
-    let measure = |work: &mut dyn FnMut(Batch) -> usize| {
+    let run = |work: &mut dyn FnMut(Batch) -> usize| {
         let started = now(start);
         let made: usize = (0..batches).map(|_| work(black_box(batch.clone()))).sum();
         black_box(made);
         (now(start) - started) as f64 / (batches * size) as f64
     };
-    let mut took: Vec<f64> = (0..rounds)
-        .map(|_| {
-            let copies = measure(&mut |batch| batch.rows.len());
-            measure(&mut work) - copies
-        })
-        .collect();
-    took.sort_by(f64::total_cmp);
-    took
+    let copies = run(&mut |batch| batch.rows.len());
+    run(&mut work) - copies
 }
 
-/// Batches of this size through one plugin.
-fn plugin(engine: &Engine, case: &Case, size: usize, n: usize, changes: usize) -> Took {
+/// What makes records of batches of one size.
+struct Contestant {
+    name: &'static str,
+    batch: Batch,
+    /// `None`: the native function.
+    plugin: Option<(Chain, bool)>,
+    /// Nanoseconds a change, of each round.
+    rounds: Vec<f64>,
+    parts: [Vec<Duration>; 3],
+}
+
+impl Contestant {
+    fn new(name: &'static str, size: usize, plugin: Option<(Chain, bool)>) -> Self {
+        Self {
+            name,
+            batch: batch(&outbox(), size),
+            plugin,
+            rounds: Vec::new(),
+            parts: Default::default(),
+        }
+    }
+
+    /// Runs one round.
+    fn run(&mut self, changes: usize) {
+        let Some((chain, makes)) = &mut self.plugin else {
+            let native = |batch| black_box(native(batch)).records.len();
+            return self.rounds.push(measure(&self.batch, changes, native));
+        };
+        let parts = &mut self.parts;
+        self.rounds.push(measure(&self.batch, changes, |batch| {
+            let size = batch.rows.len();
+            let made = chain.process(batch).expect("processed");
+            assert_eq!(made.records.len(), if *makes { size } else { 0 });
+            let spent = chain.reports()[0].spent;
+            let all = [spent.encode, spent.call, spent.decode];
+            parts.iter_mut().zip(all).for_each(|(p, took)| p.push(took));
+            made.records.len()
+        }));
+    }
+
+    /// Medians of all batches.
+    fn spent(&self) -> Spent {
+        let [encode, call, decode] = self.parts.clone().map(|mut part| {
+            part.sort_unstable();
+            part[part.len() / 2]
+        });
+        Spent {
+            encode,
+            call,
+            decode,
+        }
+    }
+}
+
+fn chain(engine: &Engine, case: &Case) -> Chain {
     let transform = transform(case.package, OnError::DeadLetter, case.settings);
     let file = match std::env::args().skip(1).find(|a| !a.starts_with('-')) {
         Some(folder) => {
@@ -128,28 +169,7 @@ fn plugin(engine: &Engine, case: &Case, size: usize, n: usize, changes: usize) -
     let plugin = Plugin::load(engine, file).expect("the plugin");
     let prepared = Prepared::new(&transform, plugin, &[]).expect("an instance");
     let live = tokio::sync::watch::channel(Arc::new(self::settings(vec![transform])));
-    let mut chain = Chain::new(vec![prepared], live.1);
-    let mut parts: [Vec<Duration>; 3] = Default::default();
-    let rounds = rounds(size, n, changes, |batch| {
-        let made = chain.process(batch).expect("processed");
-        assert_eq!(made.records.len(), if case.makes { size } else { 0 });
-        let spent = chain.reports()[0].spent;
-        let all = [spent.encode, spent.call, spent.decode];
-        parts.iter_mut().zip(all).for_each(|(p, took)| p.push(took));
-        made.records.len()
-    });
-    let [encode, call, decode] = parts.map(|mut part| {
-        part.sort_unstable();
-        part[part.len() / 2]
-    });
-    Took {
-        rounds,
-        spent: Spent {
-            encode,
-            call,
-            decode,
-        },
-    }
+    Chain::new(vec![prepared], live.1)
 }
 
 /// What the router makes of an event, without a guest, a check or a setting.
@@ -223,22 +243,13 @@ fn main() {
             .map(|(_, b)| b.len())
             .sum::<usize>()
     });
-    println!("12 columns, {bytes} bytes a change; ns a change of {n} rounds\n");
-    println!("| | batch | median | best | most | encode | call | guest | decode | around |");
-    println!("|---|---|---|---|---|---|---|---|---|---|");
-    let line = |name: &str, size: usize, took: &[f64], parts: &str| {
-        let median = took[took.len() / 2];
-        let (best, most) = (took[0], took[took.len() - 1]);
-        println!("| {name} | {size} | {median:.0} | {best:.0} | {most:.0} | {parts} |");
-    };
-    let sizes = [1, 64, 512];
-    for size in sizes {
-        let took = rounds(size, n, changes, |batch| {
-            black_box(native(batch)).records.len()
-        });
-        line("native", size, &took, "| | | |");
-    }
-    for case in [
+    println!("12 columns, {bytes} bytes a change; ns a change of {n} rounds, in turns\n");
+    println!(
+        "| | batch | median | best | most | × native | encode | call | guest | decode | around |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
+    const SIZES: [usize; 3] = [1, 64, 512];
+    let cases = [
         Case {
             package: "outbox-router",
             settings: &[("topic_prefix", "events.")],
@@ -249,17 +260,52 @@ fn main() {
             settings: &[("drop", "OrderUpdated")],
             makes: false,
         },
-    ] {
-        let took = sizes.map(|size| plugin(&engine, &case, size, n, changes));
-        let call = |i: usize| took[i].spent.call.as_nanos() as f64;
-        let guest = (call(2) - call(0)) / (sizes[2] - sizes[0]) as f64;
-        for (size, took) in sizes.into_iter().zip(&took) {
-            let each = |part: Duration| part.as_nanos() as f64 / size as f64;
-            let (encode, decode) = (each(took.spent.encode), each(took.spent.decode));
-            let call = each(took.spent.call) - guest;
-            let around = took.rounds[took.rounds.len() / 2] - encode - call - guest - decode;
-            let parts = format!("{encode:.0} | {call:.0} | {guest:.0} | {decode:.0} | {around:.0}");
-            line(case.package, size, &took.rounds, &parts);
+    ];
+    let mut all: Vec<_> = SIZES
+        .map(|size| Contestant::new("native", size, None))
+        .into();
+    for case in &cases {
+        all.extend(SIZES.map(|size| {
+            let plugin = (chain(&engine, case), case.makes);
+            Contestant::new(case.package, size, Some(plugin))
+        }));
+    }
+    for _ in 0..n {
+        all.iter_mut().for_each(|one| one.run(changes));
+    }
+    let native: Vec<Vec<f64>> = all[..SIZES.len()]
+        .iter()
+        .map(|one| one.rounds.clone())
+        .collect();
+    for own in all.chunks(SIZES.len()) {
+        for (nth, (one, native)) in own.iter().zip(&native).enumerate() {
+            let (median, best, most) = machine::spread(one.rounds.clone());
+            // Of each round, so that what the machine did meanwhile cancels out.
+            let ratios = one.rounds.iter().zip(native).map(|(a, b)| a / b);
+            let (ratio, ..) = machine::spread(ratios.collect());
+            let parts = match one.plugin {
+                None => " | | | |".to_owned(),
+                Some(_) => parts(own, nth, median),
+            };
+            let (name, size) = (one.name, SIZES[nth]);
+            println!(
+                "| {name} | {size} | {median:.0} | {best:.0} | {most:.0} | {ratio:.1} | {parts} |"
+            );
         }
     }
+}
+
+/// The columns of parts of this one of a plugin's three sizes, whose median is this.
+fn parts(own: &[Contestant], nth: usize, median: f64) -> String {
+    let call = |one: &Contestant| one.spent().call.as_nanos() as f64;
+    let size = |one: &Contestant| one.batch.rows.len() as f64;
+    let (least, most) = (&own[0], &own[own.len() - 1]);
+    let guest = (call(most) - call(least)) / (size(most) - size(least));
+    let one = &own[nth];
+    let each = |part: Duration| part.as_nanos() as f64 / size(one);
+    let spent = one.spent();
+    let (encode, decode) = (each(spent.encode), each(spent.decode));
+    let call = each(spent.call) - guest;
+    let around = median - encode - call - guest - decode;
+    format!("{encode:.0} | {call:.0} | {guest:.0} | {decode:.0} | {around:.0}")
 }

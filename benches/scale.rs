@@ -33,6 +33,9 @@ use rig::{
 };
 
 const ROUNDS: usize = 3;
+/// Rows are older than `source.safety_interval` before the program starts: who follows what is just being written reads each
+/// group every `poll_interval` for what came meanwhile, which `idle` and `latency` are about.
+const SAFE: Duration = Duration::from_millis(1_200);
 /// No line is waited for longer.
 const BOUND: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(10);
@@ -287,6 +290,7 @@ fn start(case: Case, dir: &Path) -> Result<World> {
     let mut role = vec!["scylla"];
     role.extend(numbers.iter().map(String::as_str));
     let (scylla, node) = stand_in(&role)?;
+    std::thread::sleep(SAFE);
     let broker = Broker::start(false)?;
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &broker.address)

@@ -304,7 +304,7 @@ impl Broker {
     }
 }
 
-/// Makes a topic, and reads it as committed from its beginning: what comes is there at once.
+/// Makes a topic, and reads it as committed from its first record on: what comes is there at once.
 pub fn read(broker: &Broker, topic: &str) -> Result<BaseConsumer> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", &broker.address)
@@ -316,7 +316,8 @@ pub fn read(broker: &Broker, topic: &str) -> Result<BaseConsumer> {
     make_topic(broker, &consumer, topic)?;
     let mut all = TopicPartitionList::new();
     for partition in 0..VNODES as i32 {
-        all.add_partition_offset(topic, partition, Offset::Beginning)?;
+        // By number: who has to ask where the beginning is, of a topic that was just made, asks again after half a second.
+        all.add_partition_offset(topic, partition, Offset::Offset(0))?;
     }
     consumer.assign(&all)?;
     Ok(consumer)
