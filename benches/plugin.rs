@@ -31,7 +31,7 @@ use testkit::transforms::{BatchBuilder, Cell, engine, settings, table, transform
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Of a round: enough that the system's account of a thread's time, which is kept in milliseconds, can tell.
-const CHANGES: usize = 256 * 1024;
+const CHANGES: usize = 512 * 1024;
 const ROUNDS: usize = 9;
 
 fn outbox() -> Arc<TableSchema> {
