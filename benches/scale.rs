@@ -28,14 +28,11 @@ use clap::ValueEnum;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::BaseConsumer;
 use rig::{
-    Broker, Process, block_on, make_topic, penstock, pipeline, records, scylla_of, serve_broker,
-    stand_in, stay, used,
+    Broker, Process, SAFE, block_on, make_topic, penstock, pipeline, records, scylla_of,
+    serve_broker, stand_in, stay, used,
 };
 
 const ROUNDS: usize = 3;
-/// Rows are older than `source.safety_interval` before the program starts: who follows what is just being written reads each
-/// group every `poll_interval` for what came meanwhile, which `idle` and `latency` are about.
-const SAFE: Duration = Duration::from_millis(1_200);
 /// No line is waited for longer.
 const BOUND: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(10);
@@ -290,6 +287,8 @@ fn start(case: Case, dir: &Path) -> Result<World> {
     let mut role = vec!["scylla"];
     role.extend(numbers.iter().map(String::as_str));
     let (scylla, node) = stand_in(&role)?;
+    // Who follows what is just being written reads each group every `poll_interval` for what came meanwhile, which `idle` and
+    // `latency` are about.
     std::thread::sleep(SAFE);
     let broker = Broker::start(false)?;
     let consumer: BaseConsumer = ClientConfig::new()

@@ -24,6 +24,8 @@ use uuid::Uuid;
 /// Partitions of the outbox table.
 pub const KEYS: u64 = 10_000;
 pub const PAYLOAD: usize = 250;
+/// Rows that were written before it are older than the default of `source.safety_interval`.
+pub const SAFE: Duration = Duration::from_millis(1_200);
 /// Stream groups.
 pub const VNODES: u32 = 4;
 /// `/proc/PID/stat` counts in these (Linux: USER_HZ is 100).

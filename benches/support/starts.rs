@@ -12,16 +12,14 @@ use rdkafka::consumer::BaseConsumer;
 use crate::contestants::BOUND;
 use crate::machine::spread;
 use crate::rig::{
-    Broker, INSERT, KEYS, PAYLOAD, Process, block_on, penstock, pipeline, read, session, stand_in,
-    write,
+    Broker, INSERT, KEYS, PAYLOAD, Process, SAFE, block_on, penstock, pipeline, read, session,
+    stand_in, write,
 };
 
 /// Rows that wait for a pipeline which starts for the first time.
 const FIRST: u64 = 10_000;
 /// … and for one that is started again.
 const AGAIN: u64 = 1_000;
-/// They are older than `source.safety_interval` when it is started.
-const SAFE: Duration = Duration::from_millis(1_200);
 
 /// A start, and until when it is measured.
 struct Start<'a> {
