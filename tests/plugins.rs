@@ -1395,7 +1395,7 @@ fn of_other_functions() -> Vec<u8> {
     let package = resolve.push_str("other.wit", wit).unwrap();
     let world = resolve.select_world(&[package], Some("plugin")).unwrap();
     let encoding = wit_component::StringEncoding::UTF8;
-    wit_component::embed_component_metadata(&mut module, &resolve, world, encoding, false).unwrap();
+    wit_component::embed_component_metadata(&mut module, &resolve, world, encoding).unwrap();
     module
 }
 

@@ -6,8 +6,8 @@
 
 use wasm_encoder::{
     BlockType, CodeSection, ConstExpr, EntityType, ExportKind, ExportSection, Function,
-    FunctionSection, GlobalSection, GlobalType, ImportSection, MemArg, MemArgTarget, MemoryType,
-    Module, TypeSection, ValType,
+    FunctionSection, GlobalSection, GlobalType, ImportSection, MemArg, MemoryType, Module,
+    TypeSection, ValType,
 };
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
@@ -97,8 +97,8 @@ pub fn of_core_module(module: &[u8]) -> Result<Vec<u8>, String> {
         let mut resolve = Resolve::default();
         let package = resolve.push_str("penstock.wit", CONTRACT)?;
         let world = resolve.select_world(&[package], Some(world))?;
-        let (utf8, modern) = (StringEncoding::UTF8, false);
-        wit_component::embed_component_metadata(&mut module, &resolve, world, utf8, modern)?;
+        let utf8 = StringEncoding::UTF8;
+        wit_component::embed_component_metadata(&mut module, &resolve, world, utf8)?;
         Ok(module)
     };
     let module = embedded(module.to_vec(), "whole").map_err(said)?;
@@ -162,8 +162,7 @@ fn body(answer: Answer) -> Function {
     let at = |offset| MemArg {
         offset,
         align: 2,
-        target: MemArgTarget::Memory(0),
-        ordering: None,
+        memory_index: 0,
     };
     let locals = match answer {
         // The number of the piece, and how much there was.
@@ -194,8 +193,7 @@ fn body(answer: Answer) -> Function {
             .i64_store(MemArg {
                 offset: 0,
                 align: 3,
-                target: MemArgTarget::Memory(0),
-                ordering: None,
+                memory_index: 0,
             })
             .i32_const(0),
         // (where to, how many)
