@@ -128,6 +128,14 @@ pub(super) fn base(
     Ok(config)
 }
 
+/// What bounds the bytes of a record that a producer takes.
+pub(super) const LARGEST_MESSAGE: &str = "message.max.bytes";
+
+/// … which is so many, or librdkafka's own bound where nobody sets it.
+pub(super) fn largest_message(set: Option<&str>) -> usize {
+    set.and_then(|n| n.parse().ok()).unwrap_or(1_000_000)
+}
+
 /// A shard's producer.
 pub(super) fn producer(base: &ClientConfig, shards: u32) -> ClientConfig {
     let mut config = base.clone();

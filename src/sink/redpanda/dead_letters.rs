@@ -8,9 +8,9 @@ use parking_lot::Mutex;
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 
-use super::RedpandaSink;
 use super::header_list::HeaderList;
 use super::producer::{Outgoing, Producer, Traffic};
+use super::{RedpandaSink, client};
 use crate::change::Position;
 use crate::config::settings;
 use crate::dead_letter::flood::Flood;
@@ -30,8 +30,6 @@ const QUIET: Duration = Duration::from_secs(1);
 const ANSWERED: Duration = Duration::from_secs(3);
 /// Records that are no letters, of which more than these are not told.
 const MOST_FOREIGN: usize = 100;
-/// librdkafka's `message.max.bytes` where nobody sets it.
-const LARGEST_MESSAGE: usize = 1_000_000;
 
 /// Writes, lists and purges the dead letters of a pipeline.
 pub struct DeadLetters {
@@ -386,8 +384,8 @@ impl RedpandaSink {
     /// The largest message that a shard's producer makes.
     pub(super) fn largest_message(&self) -> usize {
         let live = self.live.borrow();
-        let set = live.sink.properties.get("message.max.bytes");
-        set.and_then(|n| n.parse().ok()).unwrap_or(LARGEST_MESSAGE)
+        let set = live.sink.properties.get(client::LARGEST_MESSAGE);
+        client::largest_message(set.map(String::as_str))
     }
 
     /// Makes sure that the topic is there, with room for any letter.

@@ -451,10 +451,8 @@ fn look_at_settings(
             format!("kafka-configs --alter --topic {name} --add-config unclean.leader.election.enable=false"),
         ));
     }
-    /// librdkafka's default of `message.max.bytes`.
-    const OURS: usize = 1_000_000;
-    let ours = settings.sink.properties.get("message.max.bytes");
-    let ours = ours.and_then(|n| n.parse().ok()).unwrap_or(OURS);
+    let ours = settings.sink.properties.get(client::LARGEST_MESSAGE);
+    let ours = client::largest_message(ours.map(String::as_str));
     if let Some(takes) = number(set, "max.message.bytes").filter(|takes| *takes < ours / 10) {
         into.push(Finding::warning(
             "size",

@@ -15,6 +15,7 @@ use super::RedpandaSink;
 use super::classify::{self, Refusal};
 use super::client::{self, Quiet};
 use super::header_list::HeaderList;
+use super::parts;
 use super::polling::Polled;
 use super::raw::{Answered, Delivered, Message, Raw};
 use super::reader::Ended;
@@ -285,6 +286,16 @@ impl Producer {
         }
         // librdkafka looked at this record alone, so what it refuses for its content is refused for good.
         let report = match classify::delivery(&error) {
+            // It says "Broker", which has not seen it.
+            Refusal::Content if classify::is_size(&error) => {
+                let headers = headers.unwrap_or_else(|| HeaderList::of(&[]));
+                let size = parts::size(out.key, out.value, &headers);
+                let name = client::LARGEST_MESSAGE;
+                let takes = client::largest_message(self.config.get(name));
+                Report::Poison(format!(
+                    "it has {size} bytes, and the client takes {takes} ({name} in sink.properties)"
+                ))
+            }
             Refusal::Content => Report::Poison(error.to_string()),
             Refusal::Other(class) => Report::Failed(SinkError::Delivery {
                 topic: topic.to_owned(),
