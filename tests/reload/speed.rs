@@ -125,6 +125,7 @@ async fn from_save_to_in_force() {
     let n: u32 = wanted.unwrap_or(SHORT);
     let world = World::new("").await;
     let (name, topic) = (world.name.clone(), world.topic());
+    let address = world.cluster.brokers.clone();
     let text = std::fs::read_to_string(world.config()).expect("pipeline.toml");
     let base: toml::Table = toml::from_str(&text).expect("TOML");
     let with = |path: &str, new: String| {
@@ -159,6 +160,15 @@ async fn from_save_to_in_force() {
             format!("{{ \"linger.ms\" = {} }}", 1 + i % 9),
         )
     };
+    // Other listeners, by their names, of the same cluster: another would be another's checkpoints.
+    let brokers = |i: u32| {
+        let port = address.rsplit(':').next().unwrap_or_default();
+        let all = [
+            format!("[\"localhost:{port}\"]"),
+            format!("[\"localhost:{port}\", \"{address}\"]"),
+        ];
+        with("sink.brokers", all[i as usize % 2].clone())
+    };
     let shards = |i: u32| with("pipeline.shards", (3 + i % 2).to_string());
     let edits = [
         Edit {
@@ -177,6 +187,12 @@ async fn from_save_to_in_force() {
             what: "producers",
             version: &producers,
             keeps_source: true,
+            keeps_sink: false,
+        },
+        Edit {
+            what: "brokers",
+            version: &brokers,
+            keeps_source: false,
             keeps_sink: false,
         },
         Edit {
