@@ -1335,7 +1335,7 @@ fn files_that_are_no_plugins_are_refused_with_what_they_are() {
     );
 
     // Of another version of the contract.
-    let mut encoder = wit_component::ComponentEncoder::default();
+    let encoder = wit_component::ComponentEncoder::default();
     let component = encoder.module(&real).unwrap().encode().unwrap();
     let mut other = component.clone();
     for at in 0..other.len() - 6 {
@@ -1420,7 +1420,7 @@ fn a_file_at_random_is_a_plugin_or_refused() {
     let files = asked("PENSTOCK_TEST_FUZZ", 10_000);
     let engine = engine();
     let module = std::fs::read(plugins::plugin("test-faults")).unwrap();
-    let mut encoder = wit_component::ComponentEncoder::default();
+    let encoder = wit_component::ComponentEncoder::default();
     let component = encoder.module(&module).unwrap().encode().unwrap();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = || {
@@ -1473,7 +1473,7 @@ fn a_file_at_random_is_a_plugin_or_refused() {
 fn a_component_is_taken_as_well_as_a_core_module() {
     let engine = engine();
     let module = std::fs::read(plugins::plugin("test-faults")).unwrap();
-    let mut encoder = wit_component::ComponentEncoder::default();
+    let encoder = wit_component::ComponentEncoder::default();
     let component = encoder.module(&module).unwrap().encode().unwrap();
     let plugin = Plugin::from_bytes(&engine, "component.wasm".into(), &component).unwrap();
     let prepared = Prepared::new(&faulty("faults").1, plugin, &[]).unwrap();
